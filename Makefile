@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/installed
+
+.PHONY: quickstart test lint clean
+
+# One environment for both commands: the chain's last step loads its result with transformers, as the tests do.
+$(STAMP): requirements.txt requirements-dev.txt
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
+	$(VENV)/bin/python -m pip check
+	touch $@
+
+quickstart: $(STAMP)
+	$(VENV)/bin/python quickstart.py
+
+test: $(STAMP) lint
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) out

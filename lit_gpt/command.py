@@ -1,0 +1,146 @@
+"""From a command line to one frozen dataclass of options, and from an error to one line and an exit code.
+
+Every script ends with `sys.exit(command.run(Options, main))`. Its options are the fields of a frozen dataclass, the
+string under each field is its help, and `__post_init__` raises `UserError` for values that cannot be. Nothing heavy is
+imported here, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
+
+OptionsT = TypeVar("OptionsT")
+
+
+class UserError(ValueError):
+    """The command line, the configuration or a path is wrong (exit code 2)."""
+
+    exit_code = USAGE
+
+
+class DataError(Exception):
+    """A file's content is corrupt, foreign or of another model (exit code 65)."""
+
+    exit_code = DATA
+
+
+class Interrupted(Exception):
+    """The work was stopped from outside and can be continued by the same command (exit code 75)."""
+
+    exit_code = INTERRUPTED
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raises one `UserError` that names all `problems`; returns if there are none."""
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def process_rank() -> int:
+    """This process's rank among all of the run, from what torchrun, Lightning or Slurm set; 0 when started alone."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_ID") and "LOCAL_RANK" not in os.environ:
+        return int(os.environ["SLURM_PROCID"])
+    return int(os.environ.get("NODE_RANK", 0)) * 1_000_000 + int(os.environ.get("LOCAL_RANK", 0))
+
+
+def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: Sequence[str] | None = None) -> int:
+    """Parses `argv` (default: `sys.argv[1:]`) into `options_class`, calls `main`, and returns the exit code.
+
+    A user's mistake, bad data or a failing disk is one line on stderr; a traceback means a bug (or `--debug true`).
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        main(parse(options_class, argv))
+    except (UserError, DataError, Interrupted) as e:
+        return _report(str(e), e.exit_code, argv)
+    except OSError as e:
+        where = f": {e.filename}" if e.filename else ""
+        return _report(f"{e.strerror or e}{where}", IO, argv)
+    except KeyboardInterrupt:
+        return _report("interrupted from the keyboard", INTERRUPTED, argv)
+    return OK
+
+
+def _report(message: str, exit_code: int, argv: Sequence[str]) -> int:
+    if "--debug" in argv:
+        traceback.print_exc()
+    rank = process_rank()
+    prefix = f"error (rank {rank}): " if rank else "error: "
+    print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
+    return exit_code
+
+
+def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
+    """Parses `argv` into `options_class`.
+
+    Options may be shortened to any unambiguous beginning (`--max` for `--max_batches`), as argparse allows. `--config
+    FILE.yaml` gives any option's value; what stands after it on the line wins.
+    """
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    description = (options_class.__doc__ or "").strip()
+    parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
+    parser.add_class_arguments(options_class, as_group=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
+    names = [field.name for field in fields(options_class)]
+    try:
+        namespace = parser.parse_args(_expand(argv, [*names, "config", "help", "print_config"]))
+    except ArgumentError as e:
+        raise UserError(_readable(str(e), options_class)) from None
+    return options_class(**{name: namespace[name] for name in names})
+
+
+def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Replaces each option by the one full name it is the beginning of."""
+    expanded = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and option[2:] not in names:
+            matches = [name for name in names if name.startswith(option[2:])]
+            if option != "--" and len(matches) > 1:
+                raise UserError(f"option {option} could be " + " or ".join(f"--{name}" for name in matches))
+            if option != "--" and matches:
+                option = "--" + matches[0]
+        expanded.append(option + equals + value)
+    return expanded
+
+
+def _readable(message: str, options_class: type) -> str:
+    """jsonargparse's message in the words of the command line."""
+    if "Unrecognized arguments:" in message:
+        unknown = message.split("Unrecognized arguments:")[1].split()[0]
+        return f"unknown option {unknown}; see --help"
+    if match := re.search(r'Key "([\w.]+)" is required', message):
+        return f"--{match[1]} is required; see --help"
+    if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
+        name, reason = match[1], match[2]
+        annotation = {field.name: str(field.type) for field in fields(options_class)}.get(name, "")
+        if choices := re.search(r"Literal\[(.*?)\]", annotation):
+            return f"--{name} must be one of {choices[1]}"
+        reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
+        return f"--{name}: {reason}"
+    return message
+
+
+def public_values(options: Any) -> dict[str, Any]:
+    """The options as plain YAML values: paths become strings, tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+    return {field.name: plain(getattr(options, field.name)) for field in fields(options)}

@@ -1,0 +1,1 @@
+"""A run: data, sample order, training state, checkpoints and metrics."""

@@ -1,0 +1,252 @@
+"""Shards and their manifest: the format between prepare_data.py and everything that reads training data.
+
+A data folder holds, for each dataset and split, `<dataset>-<split>-00000-of-00008.safetensors` files and one
+`manifest.json`, written last, so that its presence means the folder is complete. A shard holds
+
+- `tokens` [rows, window], in the smallest unsigned type that fits the vocabulary; zeros where a row is padded;
+- `segment_lengths` int32 [segments], the tokens of each piece of a document, row after row;
+- `segment_overlaps` int32 [segments], how many of a piece's first tokens are no prediction targets: 1 (the document's
+  first token, or the one token a continuation shares with the piece before it) or more (left context that fills what
+  would otherwise be padding);
+- `row_segments` int64 [rows + 1], where each row's segments begin in the two arrays above.
+
+In a row, pieces lie side by side from position 0; what they leave free at the end is padding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.command import DataError, UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a shard: `tokens` [window], and for each segment its length and its leading non-targets."""
+
+    tokens: np.ndarray
+    segment_lengths: np.ndarray
+    segment_overlaps: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard file: its name in the data folder, its rows, its size and its checksum."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """One dataset's train or test part, with the counts that must add up.
+
+    `targets == tokens - documents` and `rows * window == tokens + overlap + padding`: `tokens` counts every token of
+    the corpus once, begin- and end-of-text tokens included.
+    """
+
+    dataset: str
+    split: str
+    language: str
+    group: str
+    documents: int
+    turns: int
+    words: int
+    tokens: int
+    targets: int
+    rows: int
+    overlap: int
+    padding: int
+    skipped: dict[str, int]
+    sources: list[dict[str, Any]]
+    shards: list[Shard]
+
+    def __post_init__(self) -> None:
+        assert self.targets == self.tokens - self.documents, "a token of the corpus is not a target exactly once"
+        assert self.rows == sum(shard.rows for shard in self.shards)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DatasetSplit:
+        return cls(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data folder holds and how it was made. Mixture weights belong to the run, not here."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer (`Tokenizer.fingerprint`)."""
+    vocab_size: int
+    bos: bool
+    eos: bool
+    dtype: str
+    window: int
+    splits: list[DatasetSplit]
+    made_by: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def block_size(self) -> int:
+        """Positions a row takes in the model: one less than its tokens."""
+        return self.window - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that decides which tokens a sample number stands for."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    def select(self, split: str, language: str | None = None) -> list[DatasetSplit]:
+        """The datasets of `split` that have rows, in name order, of one language when it is given.
+
+        Raises:
+            UserError: if there are none.
+        """
+        chosen = [
+            entry
+            for entry in sorted(self.splits, key=lambda entry: entry.dataset)
+            if entry.split == split and entry.rows and (language is None or entry.language == language.lower())
+        ]
+        if not chosen:
+            of_language = f" of language '{language}'" if language else ""
+            has = sorted({f"{entry.dataset} ({entry.language}, {entry.split})" for entry in self.splits if entry.rows})
+            raise UserError(f"the data has no '{split}' rows{of_language}; it holds {', '.join(has) or 'nothing'}")
+        return chosen
+
+    def save(self, data_dir: Path) -> None:
+        write_atomically(data_dir / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, data_dir: Path) -> Manifest:
+        """Reads `data_dir/manifest.json`.
+
+        Raises:
+            UserError: if there is none.
+            DataError: if it cannot be read or is of another format version.
+        """
+        path = data_dir / MANIFEST
+        if not path.is_file():
+            raise UserError(f"{path} is missing: not a data folder, or its preparation did not end (prepare_data.py)")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format_version"] != FORMAT_VERSION:
+                raise DataError(f"{path} has format version {values['format_version']}, this program {FORMAT_VERSION}")
+            return cls(**{**values, "splits": [DatasetSplit.from_dict(entry) for entry in values["splits"]]})
+        except (ValueError, KeyError, TypeError) as e:
+            raise DataError(f"{path} is no manifest of this program ({e}); prepare the data again") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` beside `path`, syncs it to the disk and renames it: the old or the new file, never a part."""
+    staged = path.with_name(f".{path.name}.tmp")
+    with staged.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned type that holds every id below `vocab_size`."""
+    return np.min_scalar_type(vocab_size - 1)
+
+
+def shard_name(dataset: str, split: str, index: int, count: int) -> str:
+    """`FR/Theatre`, `train`, 0 of 8 → `FR--Theatre-train-00000-of-00008.safetensors`."""
+    return f"{dataset.replace('/', '--')}-{split}-{index:05d}-of-{count:05d}.safetensors"
+
+
+def write_shard(path: Path, rows: list[Row], window: int, dtype: np.dtype) -> Shard:
+    """Writes `rows` to `path` (staged, synced, renamed) and returns what the manifest says of it."""
+    from safetensors.numpy import save
+
+    lengths = [row.segment_lengths for row in rows]
+    overlaps = [row.segment_overlaps for row in rows]
+    content = save(
+        {
+            "tokens": np.stack([row.tokens for row in rows]) if rows else np.zeros((0, window), dtype),
+            "segment_lengths": np.concatenate([*lengths, np.zeros(0)]).astype(np.int32),
+            "segment_overlaps": np.concatenate([*overlaps, np.zeros(0)]).astype(np.int32),
+            "row_segments": np.cumsum([0, *map(len, lengths)], dtype=np.int64),
+        }
+    )
+    staged = path.with_name(f".{path.name}.tmp")
+    with staged.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)
+    return Shard(path.name, len(rows), len(content), hashlib.sha256(content).hexdigest())
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit]) -> None:
+    """Compares every shard of `entries` with the manifest: there, of the right size, of the right SHA-256.
+
+    Raises:
+        DataError: naming the first file that differs. (A flipped bit loads without any other error.)
+    """
+
+    def problem(shard: Shard) -> str | None:
+        path = data_dir / shard.file
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != shard.bytes:
+            return f"{path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}"
+        if file_sha256(path) != shard.sha256:
+            return f"{path} does not have the SHA-256 of the manifest: its content changed"
+        return None
+
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; 8 saturate a parallel file system
+        for found in pool.map(problem, [shard for entry in entries for shard in entry.shards]):
+            if found:
+                raise DataError(f"{found}; remove that file and run prepare_data.py again, which redoes what is missing")
+
+
+class RowReader:
+    """Reads single rows of one dataset's split from its memory-mapped shards."""
+
+    def __init__(self, data_dir: Path, entry: DatasetSplit) -> None:
+        self._paths = [data_dir / shard.file for shard in entry.shards]
+        self._starts = np.cumsum([0] + [shard.rows for shard in entry.shards])
+        self._open: dict[int, Any] = {}
+
+    def read(self, row: int) -> Row:
+        """The row numbered `row`, counting through all shards in order."""
+        from safetensors import safe_open
+
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if shard not in self._open:
+            file = safe_open(self._paths[shard], framework="np")
+            index = {name: file.get_tensor(name) for name in ("segment_lengths", "segment_overlaps", "row_segments")}
+            self._open[shard] = (file, file.get_slice("tokens"), index)
+        _, tokens, index = self._open[shard]
+        local = row - int(self._starts[shard])
+        first, last = index["row_segments"][local : local + 2]
+        segments = slice(first, last)
+        return Row(tokens[local], index["segment_lengths"][segments], index["segment_overlaps"][segments])
