@@ -13,9 +13,13 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
+
+FOLDERS = "folders"
+"""A field of this name, `list[Path]`, is given without an option's name: `script.py FOLDER FOLDER`."""
 
 OptionsT = TypeVar("OptionsT")
 
@@ -91,11 +95,16 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     description = (options_class.__doc__ or "").strip()
     parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
-    parser.add_class_arguments(options_class, as_group=False)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
+    # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
+    options_class.__init__.__annotations__ = {**get_type_hints(options_class), "return": type(None)}
     names = [field.name for field in fields(options_class)]
+    parser.add_class_arguments(options_class, as_group=False, skip={FOLDERS} & set(names))
+    if FOLDERS in names:
+        parser.add_argument(FOLDERS, nargs="+", type=Path, metavar="FOLDER", help="One or several of them.")
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
+    options = [name for name in names if name != FOLDERS]
     try:
-        namespace = parser.parse_args(_expand(argv, [*names, "config", "help", "print_config"]))
+        namespace = parser.parse_args(_expand(argv, [*options, "config", "help", "print_config"]))
     except ArgumentError as e:
         raise UserError(_readable(str(e), options_class)) from None
     return options_class(**{name: namespace[name] for name in names})
@@ -122,6 +131,8 @@ def _readable(message: str, options_class: type) -> str:
         unknown = message.split("Unrecognized arguments:")[1].split()[0]
         return f"unknown option {unknown}; see --help"
     if match := re.search(r'Key "([\w.]+)" is required', message):
+        if match[1] == FOLDERS:
+            return "no folder is given; see --help"
         return f"--{match[1]} is required; see --help"
     if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
         name, reason = match[1], match[2]
@@ -134,13 +145,15 @@ def _readable(message: str, options_class: type) -> str:
 
 
 def public_values(options: Any) -> dict[str, Any]:
-    """The options as plain YAML values: paths become strings, tuples lists."""
+    """The options as plain YAML values: paths become absolute strings, tuples lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         if isinstance(value, dict):
             return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, Path):
+            return str(value.absolute())
         return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
     return {field.name: plain(getattr(options, field.name)) for field in fields(options)}

@@ -1,0 +1,572 @@
+"""Continual pretraining: a data folder and a foundation model (or a model config) in, a run folder out.
+
+`main` checks everything that can be checked before a process is started, then launches; `fit` is the loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_gpt import command
+from lit_gpt.command import DataError, Interrupted, UserError
+
+if TYPE_CHECKING:
+    import torch
+    from lightning.fabric import Fabric
+    from litgpt.config import Config
+    from torch import nn
+    from torch.optim import Optimizer
+
+    from lit_gpt.lora import LoRASettings
+    from utils.checkpoint import Progress
+    from utils.data import Mixture
+    from utils.run_folder import CsvLog, RunLog
+    from utils.shards import DatasetSplit, Manifest
+    from utils.training import Schedule, StepResult
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Train a language model on prepared text: full or LoRA, from a foundation model or from scratch."""
+
+    data_dir: Path
+    """Folder of shards that prepare_data.py made."""
+    checkpoint_dir: Path
+    """Foundation model: a litgpt checkpoint directory. With --model_config only its tokenizer is used."""
+    out_dir: Path
+    """Run folder. If it holds the same run, training goes on from its newest valid checkpoint."""
+    model_config: Path | None = None
+    """Train from scratch: YAML file with litgpt's model fields; the vocabulary is the tokenizer's unless given."""
+    language: str | None = None
+    """Use only the datasets of this language (`fr`)."""
+    mixture: Path | None = None
+    """YAML file, dataset or group name → share of the samples. Default: by rows, each row once per epoch."""
+    devices: int | None = None
+    """Processes per node, one per GPU. Default: as Slurm's step has them, else all GPUs, else 1."""
+    num_nodes: int | None = None
+    """Nodes. Default: as Slurm's step has them, else 1."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "bf16-mixed"
+    """Weights and arithmetic: all fp32; fp32 weights and bf16 arithmetic; all bf16 (least memory)."""
+    batch_size: int = 16
+    """Samples per device per optimiser step."""
+    micro_batch_size: int = 1
+    """Samples per forward and backward pass; divides --batch_size."""
+    num_epochs: float = 1
+    """Passes over the data (as many samples as the datasets have rows)."""
+    max_steps: int | None = None
+    """Optimiser steps, instead of --num_epochs."""
+    max_checkpoints: int | None = None
+    """End the training after this many checkpoints."""
+    save_interval: int = 1800
+    """Seconds or steps between two checkpoints. The last step is always saved."""
+    eval_interval: int = 1800
+    """Seconds or steps between two validations. The start and the last step are always validated."""
+    interval_unit: Literal["time", "steps"] = "time"
+    """What --save_interval and --eval_interval count: seconds or optimiser steps."""
+    enable_validation: bool | None = None
+    """Validate on every dataset's test rows. Default: if there are any."""
+    eval_samples: int | None = None
+    """Validate on at most this many samples per dataset. Default: all."""
+    early_stopping: int | None = None
+    """Stop after this many validations without improvement."""
+    learning_rate: float = 1e-4
+    """Peak learning rate."""
+    min_learning_rate: float = 0.0
+    """Learning rate at the end of the cosine or linear schedule."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup_steps: int = 100
+    """Optimiser steps of linear warm-up."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's first moment decay."""
+    beta2: float = 0.95
+    """AdamW's second moment decay."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 for no clipping."""
+    use_lora: bool = False
+    """Train LoRA adapters instead of all weights."""
+    lora_r: int = 8
+    """Rank of the adapters."""
+    lora_alpha: int = 16
+    """Scale of the adapters: alpha / rank."""
+    lora_dropout: float = 0.05
+    """Dropout on the adapters' input."""
+    lora_query: bool = True
+    """Adapt the attention's query matrices."""
+    lora_key: bool = False
+    """Adapt the attention's key matrices."""
+    lora_value: bool = True
+    """Adapt the attention's value matrices."""
+    lora_projection: bool = False
+    """Adapt the attention's output matrices."""
+    lora_mlp: bool = False
+    """Adapt the feed-forward matrices."""
+    lora_head: bool = False
+    """Adapt the output head."""
+    mask_documents: bool = True
+    """A token attends only to its own document, and positions restart with it."""
+    max_nonfinite_steps: int = 5
+    """Stop after this many steps in a row whose loss or gradient is not finite; such steps are skipped and logged."""
+    verify_data: bool = True
+    """Compare every shard with the manifest's SHA-256 before training."""
+    resume: Literal["auto", "never"] = "auto"
+    """What to do when --out_dir holds this run: go on from its newest valid checkpoint, or refuse."""
+    seed: int = 1337
+    """Of the sample order, the random weights and dropout."""
+    try_small: bool = False
+    """A quick check of the whole command: 10 steps, validation on 8 samples per dataset."""
+    debug: bool = False
+    """Show tracebacks, and check every backward pass for the operation that made a NaN."""
+
+    def __post_init__(self) -> None:
+        positive = ("batch_size", "micro_batch_size", "num_epochs", "save_interval", "eval_interval", "learning_rate")
+        positive += ("devices", "num_nodes", "max_steps", "max_checkpoints", "eval_samples", "early_stopping", "lora_r")
+        positive += ("max_nonfinite_steps", "lora_alpha")
+        values = vars(self)
+        problems = [f"--{name} must be above 0" for name in positive if values[name] is not None and values[name] <= 0]
+        not_negative = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
+        problems += [f"--{name} must be at least 0" for name in not_negative if values[name] < 0]
+        in_unit = ("beta1", "beta2", "lora_dropout")
+        problems += [f"--{name} must be at least 0 and below 1" for name in in_unit if not 0 <= values[name] < 1]
+        adapted = ("query", "key", "value", "projection", "mlp", "head")
+        if self.use_lora and not any(values[f"lora_{name}"] for name in adapted):
+            problems.append("--use_lora true without any matrix to adapt (--lora_query, … --lora_head)")
+        if self.early_stopping and self.enable_validation is False:
+            problems.append("--early_stopping needs --enable_validation")
+        command.raise_problems(problems)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the run will do, settled before any process is started."""
+
+    manifest: Manifest
+    mixture: Mixture
+    validation: list[DatasetSplit]
+    config: Config
+    lora: LoRASettings | None
+    weights: dict[str, torch.Tensor] | None
+    processes: tuple[int, int]
+    schedule: Schedule
+    identity: dict[str, Any]
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.identity["samples_per_step"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the loop works with, on every process."""
+
+    options: PretrainOptions
+    plan: Plan
+    fabric: Fabric
+    model: nn.Module
+    optimizer: Optimizer
+    log: RunLog
+    metrics: CsvLog | None
+
+
+def main(options: PretrainOptions) -> None:
+    options = try_small(options) if options.try_small else options
+    plan = make_plan(options)
+    if options.verify_data and command.process_rank() == 0:
+        from utils.shards import verify_shards
+
+        verify_shards(options.data_dir, [*plan.mixture.entries, *plan.validation])
+
+    from utils.launch import launch
+
+    fabric = launch(*plan.processes, options.precision)
+    run, progress = set_up(fabric, options, plan)
+    fit(run, progress)
+
+
+def try_small(options: PretrainOptions) -> PretrainOptions:
+    """The same command over 10 steps."""
+    small = {"max_steps": 10, "warmup_steps": 2, "eval_samples": 8, "interval_unit": "steps"}
+    return dataclasses.replace(options, **small, eval_interval=5, save_interval=10)
+
+
+def make_plan(options: PretrainOptions) -> Plan:
+    """Reads and checks the data, the model and the run folder; the same on every process.
+
+    Raises:
+        UserError, DataError: for whatever would make the training fail or go wrong later.
+    """
+    from lit_gpt.foundation import config_values, read_config, read_weights, weights_fingerprint
+    from lit_gpt.lora import LoRASettings
+    from lit_gpt.tokenizer import Tokenizer
+    from utils.data import Mixture
+    from utils.launch import resolve_processes
+    from utils.shards import TRAIN, Manifest
+
+    manifest = Manifest.load(options.data_dir)
+    config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
+    check_data_fits(manifest, Tokenizer(options.checkpoint_dir), config, options)
+    mixture = Mixture.of(manifest.select(TRAIN, options.language), options.mixture)
+    processes = resolve_processes(options.devices, options.num_nodes)
+    samples_per_step = check_batch(options, processes, options.out_dir)
+    weights = None if options.model_config else read_weights(options.checkpoint_dir)
+    names = ("r", "alpha", "dropout", "query", "key", "value", "projection", "mlp", "head")
+    lora = LoRASettings(**{name: getattr(options, f"lora_{name}") for name in names}) if options.use_lora else None
+    identity = {
+        "model": config_values(config),
+        "lora": lora and dataclasses.asdict(lora),
+        "base": weights and weights_fingerprint(weights),
+        "data": manifest.fingerprint,
+        "mixture": {entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)},
+        "samples_per_step": samples_per_step,
+        "mask_documents": options.mask_documents,
+        "seed": options.seed,
+    }
+    check_out_dir(options, identity)
+    schedule = make_schedule(options, mixture, samples_per_step)
+    validation = choose_validation(options, manifest)
+    return Plan(manifest, mixture, validation, config, lora, weights, processes, schedule, identity)
+
+
+def check_data_fits(manifest: Manifest, tokenizer: Any, config: Config, options: PretrainOptions) -> None:
+    """Raises unless the shards were made with this tokenizer and fit this model's window and vocabulary."""
+    if tokenizer.fingerprint != manifest.tokenizer:
+        raise DataError(
+            f"the shards in {options.data_dir} were made with another tokenizer than the one in "
+            f"{options.checkpoint_dir}; prepare the data with --checkpoint_dir {options.checkpoint_dir}"
+        )
+    if manifest.block_size > config.block_size:
+        raise UserError(
+            f"the shards hold {manifest.block_size} positions a row, the model has {config.block_size}; "
+            f"prepare the data with --max_length {config.block_size} or less"
+        )
+    if manifest.vocab_size > config.padded_vocab_size:
+        raise UserError(
+            f"the tokenizer has {manifest.vocab_size} entries, the model's vocabulary {config.padded_vocab_size}"
+        )
+
+
+def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: Path) -> int:
+    """Samples per optimiser step over all processes.
+
+    Raises:
+        UserError: if micro-batches do not divide the batch, or a run begun with another number of samples per step
+            would go on.
+    """
+    from utils.run_folder import RUN, RunRecord
+
+    batch, micro = options.batch_size, options.micro_batch_size
+    if batch % micro:
+        divisors = [size for size in range(1, micro) if batch % size == 0]
+        raise UserError(
+            f"--batch_size {batch} is not a multiple of --micro_batch_size {micro}; "
+            f"take --micro_batch_size {max(divisors)}, or --batch_size {-(-batch // micro) * micro}"
+        )
+    world_size = processes[0] * processes[1]
+    if (out_dir / RUN).is_file():
+        begun = RunRecord.load(out_dir).identity.get("samples_per_step")
+        if isinstance(begun, int) and begun != batch * world_size:
+            advice = f"take --batch_size {begun // world_size}" if begun % world_size == 0 else "take as many as it divides by"
+            raise UserError(
+                f"{out_dir} was begun with {begun} samples per step, --batch_size {batch} on {world_size} processes "
+                f"makes {batch * world_size}; {advice}"
+            )
+    return batch * world_size
+
+
+def check_out_dir(options: PretrainOptions, identity: dict[str, Any]) -> None:
+    """Raises unless --out_dir is new, or holds this very run and may be continued."""
+    from utils.run_folder import RUN, RunRecord
+
+    if options.out_dir.exists() and not options.out_dir.is_dir():
+        raise UserError(f"--out_dir {options.out_dir} is a file")
+    if (options.out_dir / RUN).is_file():
+        if options.resume == "never":
+            raise UserError(f"{options.out_dir} holds a run and --resume is never; give another --out_dir")
+        RunRecord.load(options.out_dir).check_same_run(identity, options.out_dir)
+
+
+def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: int) -> Schedule:
+    from utils.training import Schedule
+
+    steps = options.max_steps or max(1, round(options.num_epochs * mixture.rows / samples_per_step))
+    return Schedule(options.lr_schedule, options.learning_rate, options.min_learning_rate, options.warmup_steps, steps)
+
+
+def choose_validation(options: PretrainOptions, manifest: Manifest) -> list[DatasetSplit]:
+    """The test rows to validate on; none when validation is off, or not asked for and there are none."""
+    from utils.shards import TEST
+
+    if options.enable_validation is False:
+        return []
+    try:
+        return manifest.select(TEST, options.language)
+    except UserError:
+        if options.enable_validation or options.early_stopping:
+            raise
+        return []
+
+
+def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, Progress]:
+    """Builds the model on every process, opens the run folder and loads the checkpoint to go on from."""
+    import torch
+
+    from lit_gpt.foundation import build_model
+    from utils.checkpoint import Progress, load_checkpoint
+    from utils.run_folder import LOG, METRIC_COLUMNS, METRICS, CsvLog, RunLog, drop_metrics_after
+    from utils.training import make_optimizer
+
+    torch.autograd.set_detect_anomaly(options.debug)
+    dtype = torch.bfloat16 if options.precision == "bf16-true" else torch.float32
+    model = fabric.setup(build_model(plan.config, plan.weights, plan.lora, options.seed, dtype))
+    betas = (options.beta1, options.beta2)
+    optimizer = fabric.setup_optimizers(make_optimizer(model, options.weight_decay, betas))
+    if fabric.is_global_zero:
+        options.out_dir.mkdir(parents=True, exist_ok=True)
+    log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
+    checkpoint = find_checkpoint(fabric, options.out_dir, log) if options.resume == "auto" else None
+    progress = Progress()
+    if checkpoint:
+        progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer)
+    metrics = None
+    if fabric.is_global_zero:
+        drop_metrics_after(options.out_dir, progress.step if checkpoint else -1)
+        metrics = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
+        record_start(options, plan, fabric.world_size, progress)
+        log.line(describe(options, plan, model, fabric.world_size))
+        if checkpoint:
+            log.line(f"going on from {checkpoint}")
+    return Run(options, plan, fabric, model, optimizer, log, metrics), progress
+
+
+def find_checkpoint(fabric: Fabric, out_dir: Path, log: RunLog) -> Path | None:
+    """The newest valid checkpoint, found by process 0; None for a new run.
+
+    Raises:
+        DataError: on every process, if there are checkpoints and none verifies.
+    """
+    from utils.checkpoint import newest_valid_checkpoint
+
+    found = newest_valid_checkpoint(out_dir) if fabric.is_global_zero else None
+    checkpoint, problems = fabric.broadcast(found)
+    for problem in problems:
+        log.line(f"checkpoint passed over: {problem}")
+    if problems and checkpoint is None:
+        raise DataError(f"no checkpoint of {out_dir} is valid ({problems[0]}); restore one, or give another --out_dir")
+    return checkpoint
+
+
+def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress: Progress) -> None:
+    """Writes run.yaml and model_config.yaml; what changed since the start before goes into its history."""
+    import platform
+
+    from lit_gpt.foundation import CONFIG
+    from utils.run_folder import RUN, RunRecord, software_versions, source_commit
+    from utils.shards import write_atomically
+
+    record = RunRecord(
+        identity=plan.identity,
+        options=command.public_values(options),
+        schedule={
+            "steps": plan.schedule.max_steps,
+            "samples_per_step": plan.samples_per_step,
+            "epochs": plan.schedule.max_steps * plan.samples_per_step / plan.mixture.rows,
+            "window": plan.manifest.window,
+        },
+        versions=software_versions(),
+        commit=source_commit(),
+        history=RunRecord.load(options.out_dir).history if (options.out_dir / RUN).is_file() else [],
+    )
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "processes": world_size,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "from_step": progress.step,
+    }
+    record.history.append(start)
+    record.save(options.out_dir)
+    import yaml
+
+    write_atomically(options.out_dir / CONFIG, yaml.safe_dump(plan.identity["model"], sort_keys=False))
+
+
+def describe(options: PretrainOptions, plan: Plan, model: nn.Module, world_size: int) -> str:
+    total = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    kind = "LoRA" if plan.lora else "full"
+    return (
+        f"{kind} training of {trained:,} of {total:,} parameters, {options.precision}, on {world_size} process(es): "
+        f"{plan.schedule.max_steps:,} steps of {plan.samples_per_step} samples from {len(plan.mixture.entries)} "
+        f"dataset(s), {plan.mixture.rows:,} rows an epoch; validation on {len(plan.validation)} dataset(s)"
+    )
+
+
+def fit(run: Run, progress: Progress) -> None:
+    """The training loop: fetch, step, log, validate, save, stop."""
+    from utils.data import TrainingData
+    from utils.training import Agenda
+
+    options, plan, fabric = run.options, run.plan, run.fabric
+    data = TrainingData(
+        options.data_dir, plan.mixture, options.seed, plan.samples_per_step, plan.manifest.window, options.mask_documents
+    )
+    micro_batches = data.steps(progress.step, fabric.global_rank, fabric.world_size, options.micro_batch_size)
+    agenda = Agenda(options.interval_unit, options.eval_interval if plan.validation else None, options.save_interval)
+    validated = saved = progress.step if progress.step else None
+    if plan.validation and progress.step == 0:
+        progress = validate_now(run, progress)
+        validated = 0
+
+    while (reason := stop_reason(run, progress)) is None:
+        began = time.monotonic()
+        batches = next(micro_batches)
+        result = train_step(run, progress, batches, data)
+        progress = advance(run, progress, result, time.monotonic() - began)
+        log_step(run, progress, result, time.monotonic() - began)
+
+        due = agenda.due(progress.step)
+        if due.validate:
+            progress = validate_now(run, progress)
+            validated = progress.step
+        if due.save or due.interrupted:
+            progress = save_now(run, progress)
+            saved = progress.step
+        if due.interrupted:
+            raise Interrupted(f"stopped by a signal after step {progress.step}, all of it saved; run the same command again")
+
+    if plan.validation and validated != progress.step:
+        progress = validate_now(run, progress)
+    if saved != progress.step:
+        progress = save_now(run, progress)
+    run.log.line(f"done: {reason}; loss and checkpoints in {options.out_dir}")
+
+
+def stop_reason(run: Run, progress: Progress) -> str | None:
+    """Why the training is over, None while it is not. A function of the counters alone, so a restart agrees with it."""
+    options = run.options
+    if progress.skipped_in_a_row >= options.max_nonfinite_steps:
+        raise UserError(
+            f"the loss was not finite in {progress.skipped_in_a_row} steps in a row, up to step {progress.step}; "
+            f"the samples are in training_log.out. Lower --learning_rate (now {options.learning_rate})"
+        )
+    if progress.step >= run.plan.schedule.max_steps:
+        return f"all {progress.step:,} steps are made"
+    if options.max_checkpoints and progress.checkpoints >= options.max_checkpoints:
+        return f"{progress.checkpoints} checkpoints are written (--max_checkpoints)"
+    if options.early_stopping and progress.validations_without_improvement >= options.early_stopping:
+        return f"{progress.validations_without_improvement} validations without improvement (--early_stopping)"
+    return None
+
+
+def train_step(run: Run, progress: Progress, batches: list[Any], data: Any) -> StepResult:
+    """One optimiser step at its learning rate; a step that is not finite is logged with its sample numbers."""
+    from utils.training import optimiser_step
+
+    for group in run.optimizer.param_groups:
+        group["lr"] = run.plan.schedule.learning_rate(progress.step)
+    samples = data.samples(progress.step, run.fabric.global_rank, run.fabric.world_size)
+    # any two samples of any two seeds below 2^20 get different generators
+    seeds = [run.options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in samples[:: run.options.micro_batch_size]]
+    result = optimiser_step(run.fabric, run.model, run.optimizer, batches, run.options.grad_clip, seeds)
+    if result.skipped:
+        first = progress.step * run.plan.samples_per_step
+        run.log.line(
+            f"step {progress.step + 1} skipped: loss {result.loss}, gradient norm {result.grad_norm}, "
+            f"samples {first} to {first + run.plan.samples_per_step - 1}"
+        )
+    return result
+
+
+def advance(run: Run, progress: Progress, result: StepResult, seconds: float) -> Progress:
+    return dataclasses.replace(
+        progress,
+        step=progress.step + 1,
+        samples=progress.samples + run.plan.samples_per_step,
+        tokens=progress.tokens + result.targets,
+        seconds=progress.seconds + seconds,
+        device_seconds=progress.device_seconds + seconds * run.fabric.world_size,
+        skipped_in_a_row=progress.skipped_in_a_row + 1 if result.skipped else 0,
+    )
+
+
+def log_step(run: Run, progress: Progress, result: StepResult, seconds: float) -> None:
+    if run.metrics is None:
+        return
+    learning_rate = run.optimizer.param_groups[0]["lr"]
+    row = {"split": "train", "loss": result.loss, "targets": result.targets, "learning_rate": learning_rate}
+    row |= {"grad_norm": result.grad_norm, "tokens_per_second": f"{result.targets / seconds:.0f}"}
+    run.metrics.write([place(progress) | row])
+    left = (run.plan.schedule.max_steps - progress.step) * progress.seconds / progress.step
+    run.log.progress(
+        f"step {progress.step:,}/{run.plan.schedule.max_steps:,}  loss {result.loss:.4f}  lr {learning_rate:.2e}  "
+        f"norm {result.grad_norm:.2f}  {result.targets / seconds:,.0f} tokens/s  {left / 60:,.0f} min left"
+    )
+
+
+def place(progress: Progress) -> dict[str, Any]:
+    """The columns that say where in the run a line was taken."""
+    times = {"seconds": f"{progress.seconds:.3f}", "device_seconds": f"{progress.device_seconds:.3f}"}
+    return {"step": progress.step, "samples": progress.samples, "tokens": progress.tokens, **times}
+
+
+def validate_now(run: Run, progress: Progress) -> Progress:
+    """Validates on every dataset, writes the losses down and counts validations without improvement."""
+    from utils.run_folder import ALL
+    from utils.training import validate
+
+    options, began = run.options, time.monotonic()
+    losses = validate(
+        run.fabric,
+        run.model,
+        options.data_dir,
+        run.plan.validation,
+        run.plan.manifest.window,
+        options.micro_batch_size,
+        options.eval_samples,
+        options.mask_documents,
+    )
+    seconds = time.monotonic() - began
+    better = progress.best_loss is None or losses[ALL].mean < progress.best_loss
+    progress = dataclasses.replace(
+        progress,
+        seconds=progress.seconds + seconds,
+        device_seconds=progress.device_seconds + seconds * run.fabric.world_size,
+        best_loss=losses[ALL].mean if better else progress.best_loss,
+        validations_without_improvement=0 if better else progress.validations_without_improvement + 1,
+    )
+    if run.metrics is not None:
+        run.metrics.write(
+            place(progress) | {"split": "valid", "dataset": name, "loss": loss.mean, "targets": loss.targets}
+            for name, loss in losses.items()
+        )
+    each = "  ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items() if name != ALL)
+    run.log.line(f"validation at step {progress.step:,}: {losses[ALL].mean:.4f}  ({each})")
+    return progress
+
+
+def save_now(run: Run, progress: Progress) -> Progress:
+    from lit_gpt.foundation import CONFIG
+    from lit_gpt.tokenizer import TOKENIZER_FILES
+    from utils.checkpoint import save_checkpoint
+    from utils.run_folder import RUN
+
+    if run.metrics is not None:
+        run.metrics.sync()
+    progress = dataclasses.replace(progress, checkpoints=progress.checkpoints + 1)
+    tokenizer_files = [run.options.checkpoint_dir / name for name in TOKENIZER_FILES]
+    companions = [run.options.out_dir / RUN, run.options.out_dir / CONFIG, *filter(Path.is_file, tokenizer_files)]
+    path = save_checkpoint(run.options.out_dir, run.model.module, run.optimizer.optimizer, progress, companions)
+    run.log.line(f"checkpoint {progress.checkpoints}: {path}")
+    return progress
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(PretrainOptions, main))

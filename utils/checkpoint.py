@@ -1,0 +1,254 @@
+"""Training checkpoints: written so that a killed process never leaves a partial one under a final name.
+
+`checkpoints/step-00001000/` holds the tensors (torch.distributed.checkpoint, one file per process), `state.json` (the
+counters), and copies of run.yaml, the model config and the tokenizer, so that it can be used alone. It is staged in
+`.step-00001000.partial` beside its target, synced, `SHA256SUMS` is written last (`sha256sum -c` reads it), and renamed.
+A flipped bit loads without an error in most files: only the checksums find it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
+
+from lit_gpt.command import DataError
+from utils.shards import file_sha256, write_atomically
+
+SUMS = "SHA256SUMS"
+STATE = "state.json"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The counters of a run: all that resuming needs besides the tensors.
+
+    Random numbers are a pure function of the seed and these, so there is no generator's state to keep.
+    """
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    """Prediction targets trained on."""
+    seconds: float = 0.0
+    """Wall-clock time of training and validation, all starts together."""
+    device_seconds: float = 0.0
+    checkpoints: int = 0
+    best_loss: float | None = None
+    validations_without_improvement: int = 0
+    skipped_in_a_row: int = 0
+    """Steps skipped for a non-finite loss since the last good one."""
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Progress:
+        try:
+            return cls(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as e:
+            raise DataError(f"{checkpoint / STATE} is not a checkpoint's state ({e})") from None
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """A run's complete checkpoints, oldest first."""
+    return sorted(path for path in (run_dir / CHECKPOINTS).glob("step-*") if (path / SUMS).is_file())
+
+
+def verify_checkpoint(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint (a missing file, a checksum that differs), None if nothing is."""
+    try:
+        lines = (checkpoint / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = [line.split("  ", 1) for line in lines]
+        if not sums or any(len(line) != 2 for line in sums):
+            return f"{checkpoint / SUMS} is damaged"
+    except (OSError, UnicodeDecodeError) as e:
+        return f"{checkpoint / SUMS} cannot be read ({e})"
+
+    def problem(expected: str, name: str) -> str | None:
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{path} is missing"
+        return None if file_sha256(path) == expected else f"{path} does not have its SHA-256"
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return next((found for found in pool.map(lambda line: problem(*line), sums) if found), None)
+
+
+def newest_valid_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with the newer ones."""
+    problems = []
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        if (found := verify_checkpoint(checkpoint)) is None:
+            return checkpoint, problems
+        problems.append(found)
+    return None, problems
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training changes, by name: with LoRA only the adapter's. They share the model's memory."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trained}
+
+
+def save_checkpoint(
+    run_dir: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, companions: Iterable[Path]
+) -> Path:
+    """Writes `checkpoints/step-…`; every process calls it. `companions` are files copied along by rank 0.
+
+    Raises:
+        OSError: on every process, if one of them could not write; nothing is left under the final name.
+    """
+    rank, distributed = (dist.get_rank(), True) if dist.is_initialized() else (0, False)
+    target = run_dir / CHECKPOINTS / checkpoint_name(progress.step)
+    staged = target.with_name(f".{target.name}.partial")
+    if rank == 0:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+    _barrier()
+    tensors = {"model": trained_tensors(model), "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
+    try:
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
+        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(staged), no_dist=not distributed)
+    except dcp.CheckpointException as e:
+        cause = next((error for error, _ in e.failures.values() if isinstance(error, OSError)), e)
+        raise cause from e
+    sums = _gather_sums(staged, f"__{rank}_*.distcp")
+    if rank == 0:
+        for companion in companions:
+            shutil.copy2(companion, staged / companion.name)
+        write_atomically(staged / STATE, json.dumps(asdict(progress), indent=1) + "\n")
+        own = [path for path in staged.iterdir() if path.suffix != ".distcp"]
+        sums |= {path.name: file_sha256(path) for path in own}
+        _sync(own)
+        write_atomically(staged / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+        _sync([staged])
+        shutil.rmtree(target, ignore_errors=True)  # only one that did not verify can be in the way
+        staged.rename(target)
+        _sync([target.parent])
+    _barrier()
+    return target
+
+
+def _gather_sums(folder: Path, pattern: str) -> dict[str, str]:
+    """SHA-256 of the files that each process wrote, of all processes together."""
+    mine = {path.name: file_sha256(path) for path in folder.glob(pattern)}
+    if not dist.is_initialized():
+        return mine
+    everyones: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return {name: digest for sums in everyones for name, digest in sums.items()}
+
+
+def _sync(paths: Iterable[Path]) -> None:
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
+    """Loads a checkpoint into a model and its optimiser, on any number of processes.
+
+    Raises:
+        DataError: if its tensors are not the model's.
+    """
+    optimizer_state = get_optimizer_state_dict(model, optimizer)
+    tensors = {"model": trained_tensors(model), "optimizer": optimizer_state["state"]}
+    reader = CheckpointReader(checkpoint)
+    _check_shapes(reader.read_metadata(), tensors["model"], checkpoint)
+    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    set_optimizer_state_dict(model, optimizer, optimizer_state)
+    return Progress.load(checkpoint)
+
+
+def _check_shapes(metadata: Metadata, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    saved = {
+        name.removeprefix("model."): list(entry.size)
+        for name, entry in metadata.state_dict_metadata.items()
+        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+    }
+    expected = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if saved != expected:
+        differing = min(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
+        raise DataError(
+            f"{checkpoint} is a checkpoint of another model: {differing} has shape {saved.get(differing, 'none')} there, "
+            f"{expected.get(differing, 'none')} here"
+        )
+
+
+def read_model_tensors(checkpoint: Path) -> dict[str, Tensor]:
+    """The model's tensors of a checkpoint (with LoRA only the adapter's), whole, on the CPU, in one process."""
+    reader = CheckpointReader(checkpoint)
+    tensors: dict[str, Tensor] = {
+        name.removeprefix("model."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in reader.read_metadata().state_dict_metadata.items()
+        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load({"model": tensors}, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds only the classes that a checkpoint's metadata is made of: unpickling anything could run foreign code."""
+
+    _ALLOWED = frozenset(
+        {
+            ("torch.distributed.checkpoint.metadata", "Metadata"),
+            ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+            ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+            ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch.serialization", "_get_layout"),
+            ("torch", "Size"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "WindowsPath"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) not in self._ALLOWED:
+            raise DataError(f"a checkpoint's .metadata asks for {module}.{name}, which is no part of the format")
+        return super().find_class(module, name)
+
+
+class CheckpointReader(dcp.FileSystemReader):
+    """torch's reader, with the pickled metadata restricted to its format's classes."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as e:
+            raise DataError(f"{path} is no checkpoint's metadata ({e})") from None
+        if not isinstance(metadata, Metadata):
+            raise DataError(f"{path} is no checkpoint's metadata")
+        return metadata
