@@ -273,7 +273,11 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: P
     if (out_dir / RUN).is_file():
         begun = RunRecord.load(out_dir).identity.get("samples_per_step")
         if isinstance(begun, int) and begun != batch * world_size:
-            advice = f"take --batch_size {begun // world_size}" if begun % world_size == 0 else "take as many as it divides by"
+            advice = (
+                f"take --batch_size {begun // world_size}"
+                if begun % world_size == 0
+                else "take as many as it divides by"
+            )
             raise UserError(
                 f"{out_dir} was begun with {begun} samples per step, --batch_size {batch} on {world_size} processes "
                 f"makes {batch * world_size}; {advice}"
@@ -416,7 +420,12 @@ def fit(run: Run, progress: Progress) -> None:
 
     options, plan, fabric = run.options, run.plan, run.fabric
     data = TrainingData(
-        options.data_dir, plan.mixture, options.seed, plan.samples_per_step, plan.manifest.window, options.mask_documents
+        options.data_dir,
+        plan.mixture,
+        options.seed,
+        plan.samples_per_step,
+        plan.manifest.window,
+        options.mask_documents,
     )
     micro_batches = data.steps(progress.step, fabric.global_rank, fabric.world_size, options.micro_batch_size)
     agenda = Agenda(options.interval_unit, options.eval_interval if plan.validation else None, options.save_interval)
@@ -440,7 +449,9 @@ def fit(run: Run, progress: Progress) -> None:
             progress = save_now(run, progress)
             saved = progress.step
         if due.interrupted:
-            raise Interrupted(f"stopped by a signal after step {progress.step}, all of it saved; run the same command again")
+            raise Interrupted(
+                f"stopped by a signal after step {progress.step}, all of it saved; run the same command again"
+            )
 
     if plan.validation and validated != progress.step:
         progress = validate_now(run, progress)
@@ -474,7 +485,9 @@ def train_step(run: Run, progress: Progress, batches: list[Any], data: Any) -> S
         group["lr"] = run.plan.schedule.learning_rate(progress.step)
     samples = data.samples(progress.step, run.fabric.global_rank, run.fabric.world_size)
     # any two samples of any two seeds below 2^20 get different generators
-    seeds = [run.options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in samples[:: run.options.micro_batch_size]]
+    seeds = [
+        run.options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in samples[:: run.options.micro_batch_size]
+    ]
     result = optimiser_step(run.fabric, run.model, run.optimizer, batches, run.options.grad_clip, seeds)
     if result.skipped:
         first = progress.step * run.plan.samples_per_step

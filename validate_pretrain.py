@@ -16,7 +16,6 @@ from lit_gpt.command import UserError
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from utils.run_folder import RunRecord
     from utils.shards import DatasetSplit, Manifest
 
 
@@ -115,9 +114,7 @@ def validate_checkpoint(
     model = fabric.setup(build_model(trained.config, trained.state_dict, None, 0, dtype))
     mask_documents = RunRecord.load(checkpoint).identity["mask_documents"]
     max_rows = options.max_batches and options.max_batches * options.batch_size
-    losses = validate(
-        fabric, model, data_dir, entries, manifest.window, options.batch_size, max_rows, mask_documents
-    )
+    losses = validate(fabric, model, data_dir, entries, manifest.window, options.batch_size, max_rows, mask_documents)
     if fabric.is_global_zero:
         append(options, checkpoint, manifest, losses)
 
@@ -132,7 +129,7 @@ def append(options: ValidateOptions, checkpoint: Path, manifest: Manifest, losse
     from utils.run_folder import ALL, PLACE_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog
 
     progress = asdict(Progress.load(checkpoint))
-    where = {column: progress[column] for column in PLACE_COLUMNS}
+    where = {column: round(progress[column], 3) for column in PLACE_COLUMNS}
     settings = settings_key(checkpoint.name, "", options, manifest)
     log = CsvLog(options.out_dir / VALIDATION, VALIDATION_COLUMNS)
     log.write(

@@ -35,7 +35,9 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
     """
     path = path / CONFIG if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)")
+        raise UserError(
+            f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)"
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if vocab_size is not None and not {"vocab_size", "padded_vocab_size"} & values.keys():
@@ -59,7 +61,9 @@ def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     """
     path = checkpoint_dir / WEIGHTS
     if not path.is_file():
-        raise UserError(f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)")
+        raise UserError(
+            f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)"
+        )
     try:
         weights = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError and others for one broken file
@@ -116,7 +120,9 @@ def _load(model: nn.Module, weights: Mapping[str, Tensor], config: Config) -> No
     try:
         missing, unexpected = model.load_state_dict(dict(weights), strict=False, assign=True)
     except RuntimeError as e:
-        raise DataError(f"the weights are not of the model '{config.name}': {str(e).splitlines()[-1].strip()}") from None
+        raise DataError(
+            f"the weights are not of the model '{config.name}': {str(e).splitlines()[-1].strip()}"
+        ) from None
     missing = [name for name in missing if not is_adapter(name)]
     if missing or unexpected:
         first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place"
@@ -155,7 +161,7 @@ def write_foundation(folder: Path, config: Config, weights: Mapping[str, Tensor]
     folder.mkdir(parents=True, exist_ok=True)
     for companion in companions:
         if companion.parent.resolve() != folder.resolve():
-            shutil.copy2(companion, folder / companion.name)
+            shutil.copyfile(companion, folder / companion.name)
     (folder / CONFIG).write_text(yaml.safe_dump(config_values(config), sort_keys=False), encoding="utf-8")
     staged = folder / f".{WEIGHTS}.tmp"
     try:

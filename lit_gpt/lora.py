@@ -75,7 +75,9 @@ def merge_adapter(
     if unused:
         raise DataError(f"{len(unused)} adapter tensors found no place in the model, such as {min(unused)}")
     if not changed:
-        raise DataError(f"the adapter changes none of its {len(layers)} matrices: it is untrained or its effect is lost")
+        raise DataError(
+            f"the adapter changes none of its {len(layers)} matrices: it is untrained or its effect is lost"
+        )
     return merged
 
 

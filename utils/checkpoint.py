@@ -13,7 +13,7 @@ import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,15 +125,14 @@ def save_checkpoint(
     _barrier()
     tensors = {"model": trained_tensors(model), "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
     try:
-        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # one process is meant
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(staged), no_dist=not distributed)
+        _quietly(dcp.save, tensors, storage_writer=dcp.FileSystemWriter(staged), no_dist=not distributed)
     except dcp.CheckpointException as e:
         cause = next((error for error, _ in e.failures.values() if isinstance(error, OSError)), e)
         raise cause from e
     sums = _gather_sums(staged, f"__{rank}_*.distcp")
     if rank == 0:
         for companion in companions:
-            shutil.copy2(companion, staged / companion.name)
+            shutil.copyfile(companion, staged / companion.name)
         write_atomically(staged / STATE, json.dumps(asdict(progress), indent=1) + "\n")
         own = [path for path in staged.iterdir() if path.suffix != ".distcp"]
         sums |= {path.name: file_sha256(path) for path in own}
@@ -164,6 +163,12 @@ def _sync(paths: Iterable[Path]) -> None:
         os.close(descriptor)
 
 
+def _quietly(function: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    with warnings.catch_warnings():  # without a process group torch warns that it takes one process: it is meant
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        function(*arguments, **options)
+
+
 def _barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -179,7 +184,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) ->
     tensors = {"model": trained_tensors(model), "optimizer": optimizer_state["state"]}
     reader = CheckpointReader(checkpoint)
     _check_shapes(reader.read_metadata(), tensors["model"], checkpoint)
-    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    _quietly(dcp.load, tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     set_optimizer_state_dict(model, optimizer, optimizer_state)
     return Progress.load(checkpoint)
 
@@ -194,8 +199,8 @@ def _check_shapes(metadata: Metadata, tensors: dict[str, Tensor], checkpoint: Pa
     if saved != expected:
         differing = min(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
         raise DataError(
-            f"{checkpoint} is a checkpoint of another model: {differing} has shape {saved.get(differing, 'none')} there, "
-            f"{expected.get(differing, 'none')} here"
+            f"{checkpoint} is a checkpoint of another model: {differing} has shape "
+            f"{saved.get(differing, 'none')} there, {expected.get(differing, 'none')} here"
         )
 
 
@@ -207,7 +212,7 @@ def read_model_tensors(checkpoint: Path) -> dict[str, Tensor]:
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load({"model": tensors}, storage_reader=reader, no_dist=True)
+    _quietly(dcp.load, {"model": tensors}, storage_reader=reader, no_dist=True)
     return tensors
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import platform
 import subprocess
@@ -77,8 +78,12 @@ class RunRecord:
         if "model" in differing or "lora" in differing:
             raise DataError(f"{out_dir} holds the run of another model; give another --out_dir")
         if differing:
-            changes = "; ".join(f"{key} was {_short(self.identity.get(key))}, now {_short(identity[key])}" for key in differing)
-            raise UserError(f"{out_dir} holds another run ({changes}); give another --out_dir, or the options it began with")
+            changes = "; ".join(
+                f"{key} was {_short(self.identity.get(key))}, now {_short(identity[key])}" for key in differing
+            )
+            raise UserError(
+                f"{out_dir} holds another run ({changes}); give another --out_dir, or the options it began with"
+            )
 
 
 def _short(value: Any) -> str:
@@ -132,8 +137,8 @@ class CsvLog:
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The complete lines of a CSV file; a torn last line, which a killed process leaves, is not among them."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    content = path.read_bytes() if path.is_file() else b""
+    return list(csv.DictReader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8"))))
 
 
 def drop_metrics_after(run_dir: Path, step: int) -> None:
@@ -150,15 +155,21 @@ def drop_metrics_after(run_dir: Path, step: int) -> None:
 
 
 def best_checkpoint(run_dir: Path, checkpoints: list[Path]) -> Path:
-    """Of a run's `checkpoints` (oldest first) the one with the lowest validation loss, the newest if none was validated.
+    """Of a run's `checkpoints` (oldest first) the one of the lowest validation loss, else the newest.
 
-    Losses come from metrics.csv and validation.csv, as far as they were measured at a checkpoint's step.
+    Losses are those of metrics.csv measured at a checkpoint's step; where there are none, those of validation.csv,
+    which may be over other data and so are never mixed with them.
     """
-    rows = [row for row in read_csv(run_dir / METRICS) if row["split"] == "valid"] + read_csv(run_dir / VALIDATION)
-    losses = {int(row["step"]): float(row["loss"]) for row in rows if row["dataset"] == ALL}
     steps = {int(path.name.removeprefix("step-")): path for path in checkpoints}
-    validated = [step for step in steps if step in losses]
-    return steps[min(validated, key=lambda step: (losses[step], step))] if validated else checkpoints[-1]
+    for rows in (read_csv(run_dir / METRICS), read_csv(run_dir / VALIDATION)):
+        losses = {
+            int(row["step"]): float(row["loss"])
+            for row in rows
+            if row["dataset"] == ALL and int(row["step"]) in steps and math.isfinite(float(row["loss"]))
+        }
+        if losses:
+            return steps[min(losses, key=lambda step: (losses[step], step))]
+    return checkpoints[-1]
 
 
 class RunLog:

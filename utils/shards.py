@@ -225,7 +225,9 @@ def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit]) -> None:
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; 8 saturate a parallel file system
         for found in pool.map(problem, [shard for entry in entries for shard in entry.shards]):
             if found:
-                raise DataError(f"{found}; remove that file and run prepare_data.py again, which redoes what is missing")
+                raise DataError(
+                    f"{found}; remove that file and run prepare_data.py again, which redoes what is missing"
+                )
 
 
 class RowReader:

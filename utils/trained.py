@@ -87,9 +87,7 @@ def load_trained(input_path: Path, checkpoint_dir: Path | None = None) -> Traine
 
 def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:
     if foundation is None:
-        raise UserError(
-            f"{source} is an adapter on random weights, which are not kept; train it on a foundation model"
-        )
+        raise UserError(f"{source} is an adapter on random weights, which are not kept; train it on a foundation model")
     if not foundation.is_dir():
         raise UserError(f"the foundation model {foundation} is not there; give its place by --checkpoint_dir")
     weights = read_weights(foundation)

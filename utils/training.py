@@ -75,7 +75,12 @@ class StepResult(NamedTuple):
 
 
 def optimiser_step(
-    fabric: Fabric, model: nn.Module, optimizer: Optimizer, batches: Sequence[Batch], grad_clip: float, seeds: Sequence[int]
+    fabric: Fabric,
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Sequence[Batch],
+    grad_clip: float,
+    seeds: Sequence[int],
 ) -> StepResult:
     """One step over this process's micro-batches.
 

@@ -1,0 +1,415 @@
+"""Training's result → a Hugging Face folder, compared with ours before it gets its name.
+
+1. The trained weights, LoRA merged in, get Hugging Face's names and go into safetensors, sharded.
+2. config.json, the tokenizer, a model card, an endpoint handler and the training's provenance come beside them.
+3. A fresh process loads the folder with transformers; its logits and token ids must be ours (`--verify`).
+4. Only then is the folder renamed to --output_dir, and uploaded if --repo_id is given.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_gpt import command
+from lit_gpt.command import DataError, UserError, raise_problems
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.trained import TrainedModel
+
+HF_FILES = Path(__file__).resolve().parent / "hf_files"
+PROVENANCE = "training_provenance.json"
+LITGPT_FILES = ("lit_model.pth", "model_config.yaml")
+"""May lie in the same folder (the merged model), but do not belong on the Hub."""
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert a trained model to a Hugging Face folder, check it, and upload it if asked to."""
+
+    input_path: Path
+    """Run folder (its best checkpoint, else its newest), training checkpoint, or lit_model.pth."""
+    output_dir: Path
+    """Folder to make. It may hold an earlier conversion, which is replaced, or a merged lit_model.pth, which stays."""
+    checkpoint_dir: Path | None = None
+    """Foundation model. Default: the one in the run's run.yaml."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Type of the weights. Default: as trained."""
+    max_shard_size: str = "5GB"
+    """Largest size of one weights file."""
+    verify: Literal["logits", "tensors", "none"] = "logits"
+    """logits: transformers, in a fresh process, computes what litgpt does (needs the model in memory in float32).
+    tensors: the files hold what was to be written, bit for bit."""
+    repo_id: str | None = None
+    """Upload the folder to this repository of the Hugging Face Hub, as ORG/NAME."""
+    private: bool = True
+    """Whether the repository is private, if it has to be made."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not parse_size(self.max_shard_size):
+            problems.append(f"--max_shard_size must be a size like 5GB, not '{self.max_shard_size}'")
+        if self.repo_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id):
+            problems.append(f"--repo_id must be ORG/NAME, not '{self.repo_id}'")
+        raise_problems(problems)
+
+
+def main(options: ConvertOptions) -> None:
+    from lit_gpt.hf_logits import require_transformers
+    from utils.trained import load_trained
+
+    check_output_dir(options.output_dir)
+    if options.verify == "logits":
+        require_transformers()
+    trained = load_trained(options.input_path, options.checkpoint_dir)
+    stage = options.output_dir.with_name(f".{options.output_dir.name}.tmp")
+    shutil.rmtree(stage, ignore_errors=True)  # what a killed conversion left
+    stage.mkdir(parents=True)
+    try:
+        write_folder(stage, trained, options)
+        publish(stage, options.output_dir)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    report(options.output_dir)
+    if options.repo_id:
+        from lit_gpt.hub import upload
+
+        address = upload(options.output_dir, options.repo_id, options.private, ignore=(*LITGPT_FILES, "*.gguf"))
+        print(f"uploaded to {address}")
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raises a UserError if `folder` holds something that the conversion would overwrite without being asked to."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file")
+    if not folder.is_dir() or not any(folder.iterdir()) or (folder / PROVENANCE).is_file():
+        return
+    foreign_weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if foreign_weights or not (folder / "lit_model.pth").is_file():
+        raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
+
+
+def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) -> None:
+    """Fills `stage` and compares it with `trained`.
+
+    Raises:
+        DataError: if the folder does not hold the same model.
+    """
+    import torch
+
+    from lit_gpt.hf_logits import PROBE_TEXT
+    from lit_gpt.hf_tokenizer import export_tokenizer
+    from lit_gpt.tokenizer import Tokenizer
+
+    if options.dtype:
+        dtype = getattr(torch, options.dtype)
+        state_dict = {name: tensor.to(dtype) for name, tensor in trained.state_dict.items()}
+    else:
+        state_dict = trained.state_dict
+    tokenizer = Tokenizer(trained.tokenizer_dir)
+    hf = make_config(trained, state_dict, tokenizer)
+    write_json(stage / "config.json", hf)
+    write_json(stage / "generation_config.json", generation_config(trained, tokenizer))
+    write_weights(stage, trained, state_dict, hf, parse_size(options.max_shard_size))
+    if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
+        print(f"warning: {warning}")
+    for name in ("handler.py", "requirements.txt"):
+        shutil.copyfile(HF_FILES / name, stage / name)
+    checks = {"logits": verify_logits, "tensors": verify_tensors, "none": lambda *_: "not verified"}
+    checked = checks[options.verify](stage, trained, state_dict, hf, tokenizer)
+    print(checked)
+    provenance = {**publishable(trained.provenance), "conversion": conversion_record(hf, checked)}
+    write_json(stage / PROVENANCE, provenance)
+    (stage / "README.md").write_text(model_card(trained, hf, provenance, options), encoding="utf-8")
+
+
+# ------------------------------------------------------------------------------------------------ what the folder holds
+
+
+def make_config(trained: TrainedModel, state_dict: dict[str, torch.Tensor], tokenizer: Any) -> dict[str, Any]:
+    """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
+    from lit_gpt.hf import config_to_hf, is_tied, read_hf_config, settle_config
+
+    dtype = str(state_dict["transformer.wte.weight"].dtype).removeprefix("torch.")
+    if trained.foundation_dir and (trained.foundation_dir / "config.json").is_file():
+        hf, changes = settle_config(read_hf_config(trained.foundation_dir), trained.config, state_dict, dtype)
+        for change in changes:
+            print(f"config.json: {change}")
+        return hf
+    return config_to_hf(trained.config, tokenizer.bos_id, tokenizer.eos_id, dtype, is_tied(state_dict))
+
+
+def generation_config(trained: TrainedModel, tokenizer: Any) -> dict[str, Any]:
+    """generation_config.json: the foundation's, or the ids that begin and end a text."""
+    from lit_gpt.hf import read_json
+
+    for folder in (trained.foundation_dir, trained.tokenizer_dir):
+        if folder and (folder / "generation_config.json").is_file():
+            return read_json(folder / "generation_config.json")
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    return {name: index for name, index in ids.items() if index is not None}
+
+
+def write_weights(
+    stage: Path, trained: TrainedModel, state_dict: dict[str, torch.Tensor], hf: dict[str, Any], max_bytes: int
+) -> None:
+    """model.safetensors; several files of at most `max_bytes` and their index where one would be larger."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    from lit_gpt.hf import tensors_to_hf
+
+    shards = list(split_shards(tensors_to_hf(state_dict, trained.config, hf), max_bytes))
+    weight_map, total = {}, 0
+    for index, shard in enumerate(shards, start=1):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        try:
+            save_file({key: tensor.contiguous() for key, tensor in shard.items()}, stage / name, {"format": "pt"})
+        except SafetensorError as e:
+            raise OSError(f"{stage / name} cannot be written: {e}") from None
+        weight_map |= dict.fromkeys(shard, name)
+        total += sum(tensor.nbytes for tensor in shard.values())
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(stage / "model.safetensors.index.json", index)
+
+
+def split_shards(tensors: Iterator[tuple[str, torch.Tensor]], max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Groups of tensors in order, each of at most `max_bytes` but for a single tensor that is larger."""
+    shard: dict[str, torch.Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > max_bytes:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '5GB' or '500MiB'; 0 if it is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.strip().upper())
+    return int(float(match[1]) * _UNITS[match[2]]) if match else 0
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+# --------------------------------------------------------------------------------------------------------- verification
+
+
+def verify_logits(
+    stage: Path, trained: TrainedModel, state_dict: dict[str, torch.Tensor], hf: dict[str, Any], tokenizer: Any
+) -> str:
+    """Compares logits and token ids with what transformers computes from `stage` in a fresh process; says the result.
+
+    Raises:
+        DataError: if they differ.
+    """
+    from lit_gpt.hf_logits import (
+        PROBE_TEXT,
+        TOLERANCE,
+        ask_transformers,
+        largest_difference,
+        litgpt_logits,
+        probe_sequences,
+    )
+
+    sequences = probe_sequences(trained.config.padded_vocab_size, trained.config.block_size)
+    ours = litgpt_logits(trained.config, state_dict, sequences)
+    text = PROBE_TEXT if (stage / "tokenizer.json").is_file() else None
+    answer = ask_transformers(stage, sequences, text)
+    difference, relative = largest_difference(ours, answer.logits)
+    figures = f"largest difference of logits {difference:.2g}, relative to max(1, largest logit) {relative:.2g}"
+    if not relative <= TOLERANCE:  # a NaN is no agreement
+        raise DataError(f"transformers computes another model from the converted files: {figures}, allowed {TOLERANCE}")
+    ids = tokenizer.encode(PROBE_TEXT)
+    other_start = (answer.starts_with == tokenizer.bos_id) != tokenizer.adds_bos
+    if answer.ids is not None and (answer.ids != ids or other_start):
+        raise DataError("transformers' AutoTokenizer gives other token ids than the model was trained with")
+    tokens = sum(map(len, sequences))
+    equal_ids = "" if answer.ids is None else f"; {len(ids)} token ids equal"
+    return f"verified: {figures}, on {tokens} tokens in float32{equal_ids}"
+
+
+def verify_tensors(
+    stage: Path, trained: TrainedModel, state_dict: dict[str, torch.Tensor], hf: dict[str, Any], tokenizer: Any
+) -> str:
+    """Reads the weights files again and compares every tensor bit for bit with what was to be written; says the result.
+
+    Raises:
+        DataError: naming a tensor that differs.
+    """
+    import torch
+
+    from lit_gpt.hf import TensorFiles, tensors_to_hf
+
+    files = TensorFiles(stage)
+    names = set()
+    for name, tensor in tensors_to_hf(state_dict, trained.config, hf):
+        names.add(name)
+        if name not in files.names:
+            raise DataError(f"{name} was not written")
+        written = files.read(name, tuple(tensor.shape))
+        same_bits = torch.equal(written.view(torch.uint8), tensor.contiguous().view(torch.uint8))
+        if written.dtype != tensor.dtype or not same_bits:
+            raise DataError(f"{name} was not written as it is")
+    if left_over := files.names - names:
+        raise DataError(f"the files hold tensors that were not to be written: {', '.join(sorted(left_over))}")
+    return f"verified: {len(names)} tensors read back, equal bit for bit"
+
+
+# ---------------------------------------------------------------------------------------------- provenance and the card
+
+
+def publishable(value: Any) -> Any:
+    """`value` without what names a machine or its folders: the last part of absolute paths, no host names."""
+    if isinstance(value, dict):
+        return {key: publishable(item) for key, item in value.items() if key not in ("host", "hostname")}
+    if isinstance(value, list):
+        return [publishable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+
+
+def conversion_record(hf: dict[str, Any], checked: str) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    versions = {name: version(name) for name in ("torch", "litgpt", "safetensors")}
+    return {"time": when, "architecture": hf["architectures"][0], "verification": checked, "versions": versions}
+
+
+def model_card(trained: TrainedModel, hf: dict[str, Any], provenance: dict[str, Any], options: ConvertOptions) -> str:
+    """README.md, from hf_files/README.md; lines without a known value are left out, and so are empty sections."""
+    import yaml
+
+    name = options.repo_id or options.output_dir.name
+    training = trained.provenance.get("options") or {}
+    base, licence = foundation_facts(trained.foundation_dir) if trained.provenance else (None, None)
+    front = {
+        "license": licence,
+        "language": training.get("language"),
+        "base_model": base if base and "/" in base else None,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["continual-pretraining" if base else "pretraining"],
+    }
+    front = {key: value for key, value in front.items() if value is not None}
+    loss = provenance.get("validation_loss")
+    values = {
+        "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
+        "name": name.rpartition("/")[2],
+        "model_id": name,
+        "base_model": f"[{base}](https://huggingface.co/{base})" if base and "/" in base else base,
+        "architecture": hf["architectures"][0],
+        "parameters": f"{sum(t.numel() for t in trained.state_dict.values()):,}",
+        "context": f"{trained.config.block_size:,}",
+        "dtype": hf["torch_dtype"],
+        "step": _number(provenance.get("step")),
+        "tokens": _number(provenance.get("tokens")),
+        "validation_loss": f"{loss:.4f}" if isinstance(loss, float) else None,
+        "data_fingerprint": provenance.get("data"),
+        "datasets": _table(provenance.get("validation_losses"), "Dataset", "Validation loss"),
+        "options": _table(publishable(training), "Option", "Value"),
+        "verification": provenance["conversion"]["verification"],
+    }
+    return fill_card((HF_FILES / "README.md").read_text(encoding="utf-8"), values)
+
+
+def foundation_facts(foundation_dir: Path | None) -> tuple[str | None, str | None]:
+    """The foundation's name, ORG/NAME where its folder is as download.py makes it, and its licence as its card says."""
+    import yaml
+
+    if foundation_dir is None:
+        return None, None
+    folder = foundation_dir.resolve()
+    name = f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == "checkpoints" else folder.name
+    card = folder / "README.md"
+    match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL) if card.is_file() else None
+    try:
+        front = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError:
+        front = {}
+    return name, front.get("license") if isinstance(front, dict) else None
+
+
+def fill_card(template: str, values: dict[str, Any]) -> str:
+    """Puts `values` in place of `$name`; lines that lack a value go, and then headings with nothing under them."""
+    known = {name: str(value) for name, value in values.items() if value not in (None, "")}
+    placeholder = re.compile(r"\$(\w+)")
+    lines = [line for line in template.splitlines() if all(name in known for name in placeholder.findall(line))]
+    text = placeholder.sub(lambda match: known[match[1]], "\n".join(lines))
+    blocks = re.split(r"(?m)^(?=## )", text)
+    blocks = [block for block in blocks if not block.startswith("## ") or block.partition("\n")[2].strip()]
+    return re.sub(r"\n{3,}", "\n\n", "".join(blocks)).rstrip() + "\n"
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _table(values: dict[str, Any] | None, *titles: str) -> str | None:
+    """A Markdown table of two columns."""
+    rows = {name: value for name, value in (values or {}).items() if value is not None}
+    if not rows:
+        return None
+    lines = [f"| {titles[0]} | {titles[1]} |", "|---|---|"]
+    cells = (
+        (name, f"{value:.4f}" if isinstance(value, float) and titles[1] != "Value" else value)
+        for name, value in rows.items()
+    )
+    return "\n".join(lines + [f"| {name} | {str(value).replace('|', '/')} |" for name, value in cells])
+
+
+# ----------------------------------------------------------------------------------------------------------- publishing
+
+
+def publish(stage: Path, folder: Path) -> None:
+    """Renames `stage` to `folder`, in place of an earlier conversion; what else lies in that folder stays."""
+    for path in stage.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if not folder.is_dir():
+        stage.rename(folder)
+        return
+    replaced = []
+    for path in folder.iterdir():
+        if (stage / path.name).exists() or re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name):
+            replaced.append(path.name)
+        elif path.is_dir():
+            shutil.copytree(path, stage / path.name, copy_function=os.link)
+        else:
+            os.link(path, stage / path.name)
+    if replaced:
+        print(f"replaced: {', '.join(sorted(replaced))}")
+    old = folder.with_name(f".{folder.name}.old")
+    folder.rename(old)
+    stage.rename(folder)
+    shutil.rmtree(old)
+
+
+def report(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            print(f"{path.stat().st_size / 1e6:12,.3f} MB  {path.name}")
+    print(f"wrote {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(ConvertOptions, main))

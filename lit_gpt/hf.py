@@ -1,0 +1,507 @@
+"""Hugging Face checkpoints ⇄ litgpt: the configuration and the weights, chosen by architecture, never by model name.
+
+An architecture is one entry of `ARCHITECTURES`: how its config.json reads as a litgpt `Config`, and which of its
+tensors make up which of ours. That one list of tensors serves both directions, so what is read can be written back bit
+for bit, and in both directions every tensor has to be accounted for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+
+from lit_gpt.command import DataError, UserError
+
+# How the four kinds of weight files begin, best first: an index of several files, or one file.
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+# Buffers that older checkpoints carry along; every implementation computes them from the configuration.
+_COMPUTED = ("rotary_emb.inv_freq",)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of litgpt and the Hugging Face tensors it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: dict[str, int]
+    """Names and rows of the tensors that make it up, one under the other. Empty: there is none, it counts as zeros."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Hugging Face model class."""
+
+    defaults: dict[str, Any]
+    """What the class assumes where config.json is silent."""
+    config: Callable[[dict[str, Any]], Config]
+    weights: Callable[[Config, dict[str, Any]], list[Weight]]
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
+    """The config.json of `checkpoint_dir`, of a supported architecture, completed by what its class assumes.
+
+    Raises:
+        UserError: if there is none, or its architecture is not supported.
+        DataError: if it cannot be read.
+    """
+    path = checkpoint_dir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: not a Hugging Face checkpoint (lit_gpt/scripts/download.py fetches one)")
+    hf = read_json(path)
+    return {**architecture_of(hf).defaults, **hf}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; a DataError naming the file if it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} does not hold a JSON object")
+    return values
+
+
+def architecture_of(hf: Mapping[str, Any]) -> Architecture:
+    """The entry of `ARCHITECTURES` that a config.json names; a UserError listing the supported ones if it is none."""
+    names = hf.get("architectures") or []
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    raise UserError(
+        f"architecture {', '.join(names) or '(none)'} is not supported; supported: {', '.join(ARCHITECTURES)}"
+    )
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> Config:
+    """The litgpt configuration of a config.json.
+
+    Raises:
+        UserError: for an architecture, an activation, a position scaling or a quantisation that is not supported.
+        DataError: for a config.json without a size that the model cannot do without.
+    """
+    architecture = architecture_of(hf)
+    if hf.get("quantization_config"):
+        raise UserError("the checkpoint is quantised; continual pretraining starts from the unquantised model")
+    try:
+        return architecture.config({**architecture.defaults, **hf})
+    except KeyError as e:
+        raise DataError(f"config.json has no {e}") from None
+
+
+def _llama_config(hf: dict[str, Any]) -> Config:
+    if hf["hidden_act"] != "silu":
+        raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
+    heads = hf["num_attention_heads"]
+    base, adjustments = _rope_from_hf(hf)
+    # litgpt's blocks see all earlier positions: up to the sliding window that is the same thing, beyond it it is not
+    window = hf.get("sliding_window") or hf["max_position_embeddings"]
+    return Config(
+        # litgpt looks for family names in `name` ("Gemma" changes its norm), so a directory's name must not get here
+        name=hf.get("model_type", ""),
+        block_size=min(hf["max_position_embeddings"], window),
+        n_layer=hf["num_hidden_layers"],
+        n_embd=hf["hidden_size"],
+        n_head=heads,
+        n_query_groups=hf["num_key_value_heads"] or heads,
+        head_size=hf.get("head_dim") or hf["hidden_size"] // heads,
+        vocab_size=hf["vocab_size"],
+        padded_vocab_size=hf["vocab_size"],
+        norm_class_name="RMSNorm",
+        norm_eps=hf["rms_norm_eps"],
+        parallel_residual=False,
+        bias=hf["attention_bias"] or hf["mlp_bias"],
+        mlp_class_name="LLaMAMLP",
+        intermediate_size=hf["intermediate_size"],
+        rotary_percentage=1.0,
+        rope_base=base,
+        rope_adjustments=adjustments,
+    )
+
+
+def _rope_from_hf(hf: Mapping[str, Any]) -> tuple[int | float, dict[str, Any] | None]:
+    """litgpt's `rope_base` and `rope_adjustments`. transformers 5 keeps in `rope_parameters` what 4 had in two keys."""
+    scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
+    base = scaling.get("rope_theta", hf.get("rope_theta", 10000))
+    base = int(base) if float(base).is_integer() else base
+    if hf.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UserError("partial_rotary_factor is not supported for this architecture")
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return base, None
+    if kind == "linear":
+        return base, {"factor": scaling["factor"]}
+    if kind == "llama3":
+        adjustments = {name: scaling[name] for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        return base, {**adjustments, "original_max_seq_len": scaling["original_max_position_embeddings"]}
+    raise UserError(f"rope scaling {kind!r} is not supported, only 'linear' and 'llama3'")
+
+
+# litgpt's options that have no counterpart in Llama's architecture, with the one value that they may have
+_LLAMA_FIXED: dict[str, Any] = {
+    "norm_class_name": "RMSNorm",
+    "mlp_class_name": "LLaMAMLP",
+    "parallel_residual": False,
+    "shared_attention_norm": False,
+    "norm_qk": False,
+    "norm_1": True,
+    "norm_2": True,
+    "post_attention_norm": False,
+    "post_mlp_norm": False,
+    "rotary_percentage": 1.0,
+    "rope_condense_ratio": 1,
+    "rope_interleave": False,
+    "rope_local_base_freq": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_size": None,
+    "latent_attention": None,
+    "scale_embeddings": False,
+    "lm_head_bias": False,
+    "n_expert": 0,
+}
+
+
+def config_to_hf(
+    config: Config, bos_id: int | None, eos_id: int | None, dtype: str, tied: bool = False
+) -> dict[str, Any]:
+    """The config.json of a model trained from scratch, as a Llama. `dtype` is torch's name of it ('bfloat16').
+
+    Written in the keys of transformers 4, which 5 and llama.cpp's converter read as well.
+
+    Raises:
+        UserError: naming the options of `config` that Llama's architecture does not have.
+    """
+    problems = [
+        f"{name} is {getattr(config, name)!r}, not {value!r}"
+        for name, value in _LLAMA_FIXED.items()
+        if getattr(config, name) != value
+    ]
+    if "Gemma" in config.name:
+        problems.append(f"name is {config.name!r}, which makes litgpt use Gemma's norm")
+    if problems:
+        raise UserError(f"the model does not fit Hugging Face's LlamaForCausalLM: {', '.join(problems)}")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": dtype,
+        "vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_query_groups,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.block_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": float(config.rope_base),
+        "rope_scaling": _rope_to_hf(config.rope_adjustments),
+        "attention_bias": config.bias or config.attn_bias,
+        "mlp_bias": config.bias,
+        "tie_word_embeddings": tied,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+    }
+
+
+def _rope_to_hf(adjustments: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    names = set(adjustments or {})
+    if not names:
+        return None
+    if names == {"factor"}:
+        return {"rope_type": "linear", "factor": float(adjustments["factor"])}
+    if names == {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
+        scaling = {name: float(adjustments[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        original = adjustments["original_max_seq_len"]
+        return {"rope_type": "llama3", **scaling, "original_max_position_embeddings": original}
+    raise UserError(f"rope_adjustments {adjustments} fit neither 'linear' nor 'llama3' scaling")
+
+
+_SAME_IN_BOTH = (
+    "n_layer",
+    "n_embd",
+    "n_head",
+    "n_query_groups",
+    "head_size",
+    "intermediate_size",
+    "padded_vocab_size",
+    "norm_eps",
+    "rope_base",
+    "rope_adjustments",
+)
+
+
+def settle_config(
+    hf: Mapping[str, Any], config: Config, state_dict: Mapping[str, torch.Tensor], dtype: str
+) -> tuple[dict[str, Any], list[str]]:
+    """`hf`, the foundation's config.json, made true of the trained weights; and what had to change, in words.
+
+    Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
+    where Hugging Face's architecture had none (its one `bias` covers attention and MLP).
+    """
+    settled = {**architecture_of(hf).defaults, **hf, "torch_dtype": dtype}
+    settled.pop("dtype", None)  # transformers 5's name for torch_dtype
+    settled.pop("transformers_version", None)
+    changes = []
+    if settled["tie_word_embeddings"] and not is_tied(state_dict):
+        settled["tie_word_embeddings"] = False
+        changes.append("the output layer is no longer tied to the embeddings")
+    for option, layer in (("attention_bias", ".attn."), ("mlp_bias", ".mlp.")):
+        moved = any(t.any() for name, t in state_dict.items() if layer in name and name.endswith(".bias"))
+        if moved and not settled[option]:
+            settled[option] = True
+            changes.append(f"training moved biases the foundation does not have: {option} is now true")
+    expected = config_from_hf(settled)
+    for name in _SAME_IN_BOTH:
+        if getattr(expected, name) != getattr(config, name):
+            reason = f"{name} is {getattr(config, name)}, in the foundation's config.json {getattr(expected, name)}"
+            raise DataError(f"the trained model and its foundation differ: {reason}")
+    return settled, changes
+
+
+def is_tied(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the output layer equals the token embeddings bit for bit."""
+    head, embeddings = state_dict["lm_head.weight"], state_dict["transformer.wte.weight"]
+    return head is embeddings or (head.dtype == embeddings.dtype and torch.equal(head, embeddings))
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+
+def _llama_weights(config: Config, hf: dict[str, Any]) -> list[Weight]:
+    n_embd, size = config.n_embd, config.intermediate_size
+    q_rows, kv_rows = config.n_head * config.head_size, config.n_query_groups * config.head_size
+    vocabulary = (config.padded_vocab_size, n_embd)
+
+    def single(name: str, hf_name: str, *shape: int) -> Weight:
+        return Weight(name, shape, {hf_name: shape[0]})
+
+    weights = [single("transformer.wte.weight", "model.embed_tokens.weight", *vocabulary)]
+    for layer in range(config.n_layer):
+        ours, theirs = f"transformer.h.{layer}", f"model.layers.{layer}"
+        attention = f"{theirs}.self_attn"
+        qkv = {f"{attention}.q_proj": q_rows, f"{attention}.k_proj": kv_rows, f"{attention}.v_proj": kv_rows}
+        linear = [
+            ("attn.qkv", qkv, n_embd, hf["attention_bias"]),
+            ("attn.proj", {f"{attention}.o_proj": n_embd}, q_rows, hf["attention_bias"]),
+            ("mlp.fc_1", {f"{theirs}.mlp.gate_proj": size}, n_embd, hf["mlp_bias"]),
+            ("mlp.fc_2", {f"{theirs}.mlp.up_proj": size}, n_embd, hf["mlp_bias"]),
+            ("mlp.proj", {f"{theirs}.mlp.down_proj": n_embd}, size, hf["mlp_bias"]),
+        ]
+        weights.append(single(f"{ours}.norm_1.weight", f"{theirs}.input_layernorm.weight", n_embd))
+        weights.append(single(f"{ours}.norm_2.weight", f"{theirs}.post_attention_layernorm.weight", n_embd))
+        for name, parts, columns, has_bias in linear:
+            rows = sum(parts.values())
+            weight_parts = {f"{part}.weight": count for part, count in parts.items()}
+            weights.append(Weight(f"{ours}.{name}.weight", (rows, columns), weight_parts))
+            if config.bias or (config.attn_bias and name == "attn.qkv"):
+                bias_parts = {f"{part}.bias": count for part, count in parts.items()} if has_bias else {}
+                weights.append(Weight(f"{ours}.{name}.bias", (rows,), bias_parts))
+    weights.append(single("transformer.ln_f.weight", "model.norm.weight", n_embd))
+    head = "model.embed_tokens.weight" if hf["tie_word_embeddings"] else "lm_head.weight"
+    weights.append(single("lm_head.weight", head, *vocabulary))
+    return weights
+
+
+_LLAMA_DEFAULTS = {
+    "hidden_act": "silu",
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+_MISTRAL_DEFAULTS = {
+    **_LLAMA_DEFAULTS,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture(_LLAMA_DEFAULTS, _llama_config, _llama_weights),
+    "MistralForCausalLM": Architecture(_MISTRAL_DEFAULTS, _llama_config, _llama_weights),
+}
+
+
+def weights_of(config: Config, hf: Mapping[str, Any]) -> list[Weight]:
+    """All tensors of the model, in litgpt's names and in Hugging Face's."""
+    architecture = architecture_of(hf)
+    return architecture.weights(config, {**architecture.defaults, **hf})
+
+
+def tensors_from_hf(
+    checkpoint_dir: Path, config: Config, hf: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """litgpt's tensors, one after the other, read from the weight files of `checkpoint_dir`; `dtype` None keeps theirs.
+
+    Raises:
+        UserError: if there are no weight files.
+        DataError: if a file is missing or damaged, or a tensor is missing, left over or of another shape.
+    """
+    files = TensorFiles(checkpoint_dir)
+    weights = weights_of(config, hf)
+    needed = {part for weight in weights for part in weight.parts}
+    _complain_of_names("missing from the weight files", needed - files.names)
+    spare = {"lm_head.weight"} if architecture_of(hf) and hf.get("tie_word_embeddings") else set()
+    left_over = {name for name in files.names - needed - spare if not name.endswith(_COMPUTED)}
+    _complain_of_names("in the weight files, but not in this architecture", left_over)
+    for weight in weights:
+        parts = [files.read(name, (rows, *weight.shape[1:])) for name, rows in weight.parts.items()]
+        if not parts:
+            parts = [torch.zeros(weight.shape, dtype=files.dtype)]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        yield weight.name, tensor if dtype is None else tensor.to(dtype)
+
+
+def tensors_to_hf(
+    state_dict: Mapping[str, torch.Tensor], config: Config, hf: Mapping[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Hugging Face's tensors, as views of litgpt's.
+
+    Raises:
+        DataError: if one of ours is missing, left over, of another shape, or has no place where it matters.
+    """
+    weights = weights_of(config, hf)
+    names = {weight.name for weight in weights}
+    _complain_of_names("missing from the trained model", names - state_dict.keys())
+    _complain_of_names("in the trained model, but not in its configuration", state_dict.keys() - names)
+    written: set[str] = set()
+    for weight in weights:
+        tensor = state_dict[weight.name]
+        if tuple(tensor.shape) != weight.shape:
+            raise DataError(f"{weight.name} has shape {tuple(tensor.shape)}, its configuration says {weight.shape}")
+        if not weight.parts and tensor.any():
+            raise DataError(f"{weight.name} is not zero, and Hugging Face's architecture has no place for it")
+        parts = tensor.split(list(weight.parts.values())) if weight.parts else ()
+        for name, part in zip(weight.parts, parts, strict=True):
+            if name not in written:  # the output layer of tied embeddings
+                written.add(name)
+                yield name, part
+
+
+def write_lit_model(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
+    """Writes a plain state dict that `torch.load` can map, a tensor at a time; returns the number of parameters.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    from litgpt.utils import incremental_save
+
+    parameters, stored = 0, {}
+    try:
+        with incremental_save(path) as file:
+            for name, tensor in tensors:
+                parameters += tensor.numel()
+                # a storage is written whole, and two tensors that shared one would also do so when trained
+                stored[name] = file.store_early(tensor.clone())
+            file.save(stored)
+    except RuntimeError as e:
+        if "PytorchStreamWriter" in str(e) or "PyTorchFileWriter" in str(e) or "unexpected pos" in str(e):
+            raise OSError(f"{path} cannot be written; is the disk full?") from None
+        raise
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    return parameters
+
+
+def _complain_of_names(what: str, names: set[str]) -> None:
+    if names:
+        some = ", ".join(sorted(names)[:4])
+        raise DataError(f"{len(names)} tensors are {what}: {some}{', …' if len(names) > 4 else ''}")
+
+
+class TensorFiles:
+    """The weight files of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
+
+    Tensors are memory-mapped, so that only what is being read has to fit in memory.
+
+    Raises:
+        UserError: if `checkpoint_dir` has none.
+        DataError: naming the file, if one is missing or damaged.
+    """
+
+    def __init__(self, checkpoint_dir: Path) -> None:
+        found = next((name for name in WEIGHT_FILES if (checkpoint_dir / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{checkpoint_dir} has no weights: none of {', '.join(WEIGHT_FILES)}")
+        self._open_files: dict[Path, Mapping[str, Any]] = {}
+        path = checkpoint_dir / found
+        if path.suffix != ".json":
+            self._where = dict.fromkeys(self._open(path).keys(), path)
+        else:
+            weight_map = read_json(path).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise DataError(f"{path} has no weight_map")
+            self._where = {name: checkpoint_dir / file for name, file in weight_map.items()}
+            if absent := sorted({file.name for file in self._where.values() if not file.is_file()}):
+                raise DataError(f"{path} names files that are not there: {', '.join(absent)}; download them again")
+        self.names = set(self._where)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of the first tensor."""
+        return self.read(next(iter(self._where))).dtype
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """The tensor `name`; a DataError if its shape is not the one given."""
+        path = self._where[name]
+        try:
+            opened = self._open(path)
+            tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
+        except DataError:
+            raise
+        except Exception as e:
+            raise DataError(f"{path} does not give {name}: {e}") from None
+        if shape is not None and tuple(tensor.shape) != shape:
+            raise DataError(f"{name} in {path} has shape {tuple(tensor.shape)}, config.json says {shape}")
+        return tensor
+
+    def _open(self, path: Path) -> Any:
+        """The file's tensors by name: an open safetensors file, or a dictionary."""
+        if path not in self._open_files:
+            try:
+                self._open_files[path] = _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
+            except (
+                Exception
+            ) as e:  # safetensors and torch raise many kinds; all mean that the content is not as it should be
+                raise DataError(f"{path} cannot be read ({_first_line(e)}); download it again") from None
+        return self._open_files[path]
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import safe_open
+
+    return safe_open(path, framework="pt")
+
+
+def _open_bin(path: Path) -> dict[str, torch.Tensor]:
+    import zipfile
+
+    # files older than torch 1.6 are no zip archives and cannot be mapped
+    return torch.load(path, mmap=zipfile.is_zipfile(path), weights_only=True, map_location="cpu")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]

@@ -1,0 +1,76 @@
+"""Tiny random models made by transformers, and a tiny SentencePiece tokenizer, as inputs of the conversion tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+TEXT = [
+    "[speaker001:] Bonjour, ça va ?",
+    "[speaker002:] Très bien, merci ! Et toi ?",
+    "Il était une fois, dans un village au bord de la mer, une petite fille qui parlait aux oiseaux.",
+    "The quick brown fox jumps over the lazy dog, and the dog does not care about it at all.",
+] * 8
+
+VOCABULARY = 420
+
+
+def make_hf(folder: Path, architecture: str = "Llama", config: dict[str, Any] | None = None, **save: Any):
+    """Saves a random model of that family in `folder` and returns it, in float32 unless `save` names a dtype."""
+    import torch
+    import transformers
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 56,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+    }
+    torch.manual_seed(0)
+    config_class = getattr(transformers, f"{architecture}Config")
+    model = getattr(transformers, f"{architecture}ForCausalLM")(config_class(**{**sizes, **(config or {})}))
+    for name, parameter in model.named_parameters():
+        # large enough that attention is not flat: a wrong head order or position must change the logits
+        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
+    model.tie_weights()
+    model = model.to(save.pop("dtype", torch.float32)).eval()
+    model.save_pretrained(folder, **save)
+    return model
+
+
+def make_tokenizer(folder: Path, **settings: Any) -> None:
+    """Trains a SentencePiece model on `TEXT` and writes its files into `folder`."""
+    import sentencepiece
+
+    defaults = {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    }
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=VOCABULARY,
+        character_coverage=1.0,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **{**defaults, **settings},
+    )
+    (folder / "tokenizer.vocab").unlink()
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def make_litgpt(folder: Path, architecture: str = "Llama", config: dict[str, Any] | None = None, **save: Any):
+    """A Hugging Face folder with its tokenizer, converted in place; returns transformers' model."""
+    from lit_gpt.scripts.convert_hf_checkpoint import Options, main
+
+    model = make_hf(folder, architecture, config, **save)
+    make_tokenizer(folder)
+    main(Options(checkpoint_dir=folder))
+    return model

@@ -1,0 +1,131 @@
+"""Batches against a token-by-token twin, mixtures, and the split of a step over processes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gpt.command import UserError
+from lit_gpt.model import IGNORE
+from tests.conftest import random_rows
+from utils.data import Mixture, TrainingData, collate, validation_batches
+from utils.shards import TEST, TRAIN, DatasetSplit, Manifest
+
+WINDOW = 33
+
+
+def test_collate_equals_a_token_by_token_twin() -> None:
+    rows = random_rows(20, WINDOW, 100)
+    batch = collate(rows, WINDOW)
+    for index, row in enumerate(rows):
+        place, expected = 0, [IGNORE] * WINDOW
+        owner = [-1] * WINDOW
+        for number, (length, overlap) in enumerate(zip(row.segment_lengths, row.segment_overlaps, strict=True)):
+            for offset in range(length):
+                owner[place + offset] = number
+                if offset >= overlap:
+                    expected[place + offset] = int(row.tokens[place + offset])
+            place += length
+        assert batch.input_ids[index].tolist() == row.tokens[:-1].tolist()
+        assert batch.targets[index].tolist() == expected[1:]
+        assert batch.segments[index].tolist() == owner[:-1]
+
+
+def test_a_target_is_always_the_next_token_of_the_same_document() -> None:
+    batch = collate(random_rows(20, WINDOW, 100, seed=1), WINDOW)
+    has_target = batch.targets[:, :-1] != IGNORE
+    assert torch.equal(batch.targets[:, :-1][has_target], batch.input_ids[:, 1:][has_target])
+    assert (batch.segments[:, 1:] == batch.segments[:, :-1])[has_target].all()
+
+
+def test_without_document_masks_targets_stay_and_segments_go() -> None:
+    rows = random_rows(5, WINDOW, 100)
+    masked, unmasked = collate(rows, WINDOW), collate(rows, WINDOW, mask_documents=False)
+    assert torch.equal(masked.targets, unmasked.targets)
+    assert not unmasked.segments.any()
+
+
+def test_an_empty_row_has_no_targets() -> None:
+    assert collate([None], WINDOW).target_count == 0
+
+
+def entry(name: str, rows: int, group: str) -> DatasetSplit:
+    counts = dict.fromkeys(("documents", "turns", "words", "tokens", "targets", "overlap", "padding"), 0)
+    result = DatasetSplit(name, TRAIN, "fr", group, rows=0, skipped={}, sources=[], shards=[], **counts)
+    object.__setattr__(result, "rows", rows)
+    return result
+
+
+ENTRIES = [entry("FR/A", 10, "FR/G"), entry("FR/B", 30, "FR/G"), entry("FR/C", 60, "FR/C")]
+
+
+def test_mixture_by_rows_and_by_file(tmp_path: Path) -> None:
+    assert Mixture.of(ENTRIES, None).weights == (1, 3, 6)
+    shares = tmp_path / "mixture.yaml"
+    shares.write_text("FR/G: 0.7\nFR/C: 0.3\n")
+    mixture = Mixture.of(ENTRIES, shares)
+    total = sum(mixture.weights)
+    assert [Fraction(weight, total) for weight in mixture.weights] == [
+        Fraction(7, 40),
+        Fraction(21, 40),
+        Fraction(3, 10),
+    ]
+    shares.write_text("FR/A: 2\nFR/C: 0\n")
+    assert [chosen.dataset for chosen in Mixture.of(ENTRIES, shares).entries] == ["FR/A"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("FR/X: 1", "FR/X"),
+        ("FR/A: -1", "at least 0"),
+        ("FR/A: .nan", "at least 0"),
+        ("FR/A: true", "must be a number"),
+        ("FR/A: 0", "no dataset"),
+        ("- FR/A", "must map"),
+        ("a: [", "not valid YAML"),
+        ("FR/A: 1\nFR/G: 1", "twice"),
+    ],
+)
+def test_a_wrong_mixture_is_one_clear_error(text: str, message: str, tmp_path: Path) -> None:
+    shares = tmp_path / "mixture.yaml"
+    shares.write_text(text)
+    with pytest.raises(UserError, match=message):
+        Mixture.of(ENTRIES, shares)
+
+
+def test_any_number_of_processes_sees_the_same_samples(data_dir: Path) -> None:
+    manifest = Manifest.load(data_dir)
+    mixture = Mixture.of(manifest.select(TRAIN), None)
+    data = TrainingData(data_dir, mixture, seed=3, samples_per_step=12, window=manifest.window, mask_documents=True)
+    for step in (0, 5, 10**9):
+        alone = torch.cat([batch.input_ids for batch in data.step(step, 0, 1, 12)])
+        for world_size in (2, 3, 4):
+            parts = [b.input_ids for rank in range(world_size) for b in data.step(step, rank, world_size, 3)]
+            assert torch.equal(torch.cat(parts), alone)
+    ahead = data.steps(5, 0, 1, 12)
+    assert torch.equal(next(ahead)[0].input_ids, data.step(5, 0, 1, 12)[0].input_ids)
+    assert torch.equal(next(ahead)[0].input_ids, data.step(6, 0, 1, 12)[0].input_ids)
+
+
+def test_an_epoch_holds_every_target_of_the_corpus_once(data_dir: Path) -> None:
+    manifest = Manifest.load(data_dir)
+    entries = manifest.select(TRAIN)
+    mixture = Mixture.of(entries, None)
+    data = TrainingData(data_dir, mixture, 3, mixture.rows, manifest.window, mask_documents=True)
+    assert sum(b.target_count for b in data.step(0, 0, 1, 16)) == sum(entry.targets for entry in entries)
+
+
+def test_validation_rows_come_once_whatever_the_processes(data_dir: Path) -> None:
+    manifest = Manifest.load(data_dir)
+    for chosen in manifest.select(TEST):
+        for world_size, micro in ((1, 4), (2, 3), (3, 5)):
+            parts = [
+                list(validation_batches(data_dir, chosen, manifest.window, rank, world_size, micro, None, True))
+                for rank in range(world_size)
+            ]
+            assert len({len(batches) for batches in parts}) == 1, "FSDP wants as many passes everywhere"
+            assert sum(b.target_count for batches in parts for b in batches) == chosen.targets

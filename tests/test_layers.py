@@ -1,0 +1,277 @@
+"""The architecture, held by syntax trees: who imports whom, what runs on import, how long and deep functions are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
+UTILS_COMMANDS = ("utils/merge_lora.py", "utils/hf_upload_model.py", "utils/quantize_gguf.py")
+PROCESSES = ("lit_gpt/hf_logits.py",)  # started by a script with `python -m`: a check that needs a fresh process
+JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
+MAX_LINES, MAX_NESTING, MAX_HELP_SECONDS = 60, 4, 1.5
+# What a constant may be made with: pure, and quick.
+CONSTRUCTORS = {"Path", "Path(__file__).resolve", "TypeVar", "dict", "frozenset", "re.compile", "set", "tuple"}
+BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def find_modules() -> list[str]:
+    """All of the program's Python files, relative to the repository; tests and benchmarks are not among them."""
+    folders = (path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
+    nested = (path for name in folders if name not in ("tests", "benchmarks") for path in (ROOT / name).rglob("*.py"))
+    return sorted(str(path.relative_to(ROOT)) for path in (*ROOT.glob("*.py"), *nested))
+
+
+MODULES = find_modules()
+SCRIPTS = [
+    module
+    for module in MODULES
+    if "/" not in module
+    or module in UTILS_COMMANDS
+    or (str(Path(module).parent) in SCRIPT_FOLDERS and Path(module).name != "__init__.py")
+]
+
+
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def parse(path: str) -> ast.Module:
+    return ast.parse((ROOT / path).read_text(encoding="utf-8"), path)
+
+
+def imported(tree: ast.Module, package: str) -> set[str]:
+    """Every module that is imported anywhere in `tree`, and every name imported from one, which may be a module."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def imports_of(path: str) -> set[str]:
+    return imported(parse(path), module_name(str(Path(path).parent)))
+
+
+def is_name(node: ast.expr, *names: str) -> bool:
+    return ast.unparse(node) in names
+
+
+def is_main_guard(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def runs_on_import(node: ast.stmt) -> bool:
+    """Whether a module's statement does more than define something."""
+    if isinstance(node, (ast.Import, ast.ImportFrom, ast.ClassDef, *FUNCTIONS)) or is_main_guard(node):
+        return False
+    if isinstance(node, ast.If) and is_name(node.test, "TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        return any(runs_on_import(inner) for inner in (*node.body, *node.orelse))
+    if isinstance(node, ast.Expr):
+        return not isinstance(node.value, ast.Constant)
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        calls = [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        return not all(isinstance(target, (ast.Name, ast.Tuple)) for target in targets) or any(
+            not is_name(call.func, *CONSTRUCTORS) for call in calls
+        )
+    return True
+
+
+def functions_of(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, FUNCTIONS))
+
+
+def nesting(node: ast.AST) -> int:
+    """How many blocks lie in one another below `node`. An elif is as deep as its if; inner functions are apart."""
+    deepest = 0
+    for field, value in ast.iter_fields(node):
+        children = [child for child in (value if isinstance(value, list) else [value]) if isinstance(child, ast.AST)]
+        is_elif = (
+            isinstance(node, ast.If) and field == "orelse" and len(children) == 1 and isinstance(children[0], ast.If)
+        )
+        for child in children:
+            if not isinstance(child, (*FUNCTIONS, ast.ClassDef, ast.Lambda)):
+                deepest = max(deepest, nesting(child) + (isinstance(child, BLOCKS) and not is_elif))
+    return deepest
+
+
+def unannotated(tree: ast.AST) -> list[str]:
+    """Public functions and methods that leave an argument or their result without a type."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            found += [f"{node.name}.{name}" for name in unannotated(node)]
+        is_public = isinstance(node, FUNCTIONS) and (not node.name.startswith("_") or node.name == "__init__")
+        if not is_public:
+            continue
+        arguments = node.args
+        named = [*arguments.posonlyargs, *arguments.args]
+        is_static = any(is_name(decorator, "staticmethod") for decorator in node.decorator_list)
+        named = named[1:] if isinstance(tree, ast.ClassDef) and not is_static else named
+        everything = [*named, *arguments.kwonlyargs, *filter(None, (arguments.vararg, arguments.kwarg))]
+        if node.returns is None or any(argument.annotation is None for argument in everything):
+            found.append(node.name)
+    return found
+
+
+# Layers
+
+
+def test_there_are_modules_to_look_at():
+    assert {"lit_gpt/command.py", "utils/shards.py", "utils/sample_order.py"} <= set(MODULES)
+    assert "plot_convergence_curves.py" in SCRIPTS
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_scripts_never_import_each_other(path):
+    others = {module_name(script) for script in SCRIPTS} - {module_name(path)}
+    assert imports_of(path) & others == set()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.startswith("lit_gpt/")])
+def test_the_model_knows_nothing_of_runs_and_scripts(path):
+    above = {"utils"} | {module_name(script) for script in SCRIPTS if "/" not in script}
+    assert {name for name in imports_of(path) if name.split(".")[0] in above} == set()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.startswith("utils/")])
+def test_utils_knows_nothing_of_scripts(path):
+    scripts = {module_name(script) for script in SCRIPTS} - {module_name(path)}
+    assert imports_of(path) & scripts == set()
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.startswith(("lit_gpt/", "utils/"))])
+def test_only_scripts_can_be_run(path):
+    assert path in (*SCRIPTS, *PROCESSES) or not any(is_main_guard(node) for node in parse(path).body)
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_scripts_can_be_run_and_run_nothing_on_import(path):
+    body = parse(path).body
+    assert [f"line {node.lineno}" for node in body if runs_on_import(node)] == []
+    assert is_main_guard(body[-1])
+
+
+def test_there_is_no_junk_drawer():
+    assert [path for path in MODULES if Path(path).name in JUNK_DRAWERS] == []
+
+
+# Style
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_functions_are_short_flat_and_annotated(path):
+    tree = parse(path)
+    problems = [f"{name} lacks annotations" for name in unannotated(tree)]
+    for function in functions_of(tree):
+        lines, depth = function.end_lineno - function.lineno + 1, nesting(function)
+        if lines > MAX_LINES:
+            problems.append(f"{function.name} has {lines} lines")
+        if depth > MAX_NESTING:
+            problems.append(f"{function.name} is nested {depth} deep")
+    assert problems == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS)
+def test_help_answers_at_once(path):
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        best = min(best, time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        assert "usage:" in done.stdout
+        if best < MAX_HELP_SECONDS:
+            return
+    pytest.fail(f"--help took {best:.1f} s, at most {MAX_HELP_SECONDS} s are allowed")
+
+
+# The rules themselves
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import a.b", {"a.b"}),
+        ("from a import b", {"a", "a.b"}),
+        ("def f():\n    from utils.data import x", {"utils.data", "utils.data.x"}),
+        ("from . import b", {"package.inner", "package.inner.b"}),
+        ("from ..other import b", {"package.other", "package.other.b"}),
+    ],
+)
+def test_imports_are_found(source, found):
+    assert imported(ast.parse(source), "package.inner") == found
+
+
+@pytest.mark.parametrize(
+    ("source", "runs"),
+    [
+        ("import sys", False),
+        ('"""text"""', False),
+        ("X = 3", False),
+        ("X: int = 3 + 4", False),
+        ("T = TypeVar('T')", False),
+        ("if TYPE_CHECKING:\n    import a", False),
+        ("if __name__ == '__main__':\n    main()", False),
+        ("@dataclass(frozen=True)\nclass A:\n    x: int = field(default=3)", False),
+        ("print(3)", True),
+        ("X = Path(__file__).resolve().parent / 'x'", False),
+        ("X = load()", True),
+        ("X = [load() for _ in 'ab']", True),
+        ("sys.path[0] = '.'", True),
+        ("torch.manual = 3", True),
+        ("for i in range(3):\n    pass", True),
+        ("if sys.argv:\n    import a", True),
+        ("if TYPE_CHECKING:\n    main()", True),
+        ("with open('a') as f:\n    pass", True),
+    ],
+)
+def test_what_runs_on_import_is_found(source, runs):
+    assert runs_on_import(ast.parse(source).body[0]) == runs
+
+
+@pytest.mark.parametrize(
+    ("source", "depth"),
+    [
+        ("def f():\n return 1", 0),
+        ("def f():\n for i in x:\n  if i:\n   pass", 2),
+        ("def f():\n if a:\n  pass\n elif b:\n  pass\n elif c:\n  pass", 1),
+        ("def f():\n if a:\n  pass\n else:\n  if b:\n   pass\n  x = 1", 2),
+        ("def f():\n with a:\n  def g():\n   for i in x:\n    pass", 1),
+        ("def f():\n try:\n  pass\n except E:\n  while 1:\n   pass", 2),
+        ("def f():\n match x:\n  case 1:\n   if y:\n    pass", 2),
+    ],
+)
+def test_nesting_is_measured(source, depth):
+    assert nesting(ast.parse(source).body[0]) == depth
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("def f(a: int) -> int: ...", []),
+        ("def f(a) -> int: ...", ["f"]),
+        ("def f(a: int): ...", ["f"]),
+        ("def f(*a, **b: int) -> int: ...", ["f"]),
+        ("def _f(a): ...", []),
+        ("class A:\n def f(self, a: int) -> int: ...\n def g(self, a): ...", ["A.g"]),
+        ("class A:\n @staticmethod\n def f(a) -> int: ...", ["A.f"]),
+        ("class A:\n def __init__(self, a) -> None: ...", ["A.__init__"]),
+        ("class _A:\n def f(self, a): ...", []),
+    ],
+)
+def test_missing_annotations_are_found(source, names):
+    assert unannotated(ast.parse(source)) == names

@@ -1,0 +1,190 @@
+"""The optimiser step against a brute-force twin, schedules, intervals, and the ways a training ends."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import litgpt.lora
+import litgpt.model
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lit_gpt.lora import merge_adapter
+from tests.conftest import ROOT, TOKENIZER, assert_error, random_rows, run
+from tests.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
+from utils.training import Agenda, Schedule
+
+SPLITS = [("full", 1, "12,4,1"), ("full", 2, "6,1"), ("full", 3, "2"), ("full", 4, "3"), ("lora", 1, "4"), ("lora", 2, "3")]
+
+
+def brute_force(lora: bool) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradient in float64 with litgpt's own model: each document alone, one after the other."""
+    ours = make_model(lora)
+    twin = (litgpt.lora.GPT(LORA.extend(CONFIG)) if lora else litgpt.model.GPT(CONFIG)).double()
+    twin.load_state_dict(ours.state_dict())
+    losses, targets = [], 0
+    for row in random_rows(SAMPLES, WINDOW, VOCABULARY):
+        place = 0
+        for length, overlap in zip(row.segment_lengths, row.segment_overlaps, strict=True):
+            ids = torch.from_numpy(row.tokens[place : place + length].astype("int64"))
+            place += length
+            if length > overlap:
+                logits = twin(ids[None, :-1])[0, overlap - 1 :]
+                losses.append(F.cross_entropy(logits, ids[overlap:], reduction="sum"))
+                targets += length - overlap
+    loss = torch.stack(losses).sum() / targets
+    names = [name for name, parameter in ours.named_parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(loss, [dict(twin.named_parameters())[name] for name in names])
+    return loss.item(), dict(zip(names, gradients, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "devices", "micro_batch_sizes"), SPLITS)
+def test_gradient_is_that_of_the_whole_step(kind: str, devices: int, micro_batch_sizes: str, tmp_path: Path) -> None:
+    loss, gradients = brute_force(kind == "lora")
+    norm = math.sqrt(sum((gradient**2).sum().item() for gradient in gradients.values()))
+    output = tmp_path / "gradients.pt"
+    worker = [sys.executable, "-m", "tests.gradient_worker", str(devices), micro_batch_sizes, kind, str(output)]
+    subprocess.run(worker, check=True, cwd=ROOT, timeout=120, capture_output=True)
+    for result in torch.load(output, weights_only=True):
+        assert result["loss"] == pytest.approx(loss, rel=1e-6)
+        assert result["norm"] == pytest.approx(norm, rel=1e-5)
+        assert result["gradient"].keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(result["gradient"][name], gradient, atol=1e-6, rtol=0)
+
+
+def test_merged_adapter_gives_the_unmerged_models_logits() -> None:
+    ours = make_model(lora=True)
+    state = ours.state_dict()
+    base = {name.replace(".linear.", "."): tensor for name, tensor in state.items() if "lora_" not in name}
+    adapter = {name: tensor for name, tensor in state.items() if "lora_" in name}
+    merged = litgpt.model.GPT(CONFIG)
+    merged.load_state_dict(merge_adapter(base, adapter, CONFIG, LORA))
+    ids = torch.randint(0, VOCABULARY, (2, 40))
+    torch.testing.assert_close(merged(ids), ours(ids), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_schedules_warm_up_and_come_down(kind: str) -> None:
+    schedule = Schedule(kind, peak=2.0, minimum=0.5, warmup_steps=10, max_steps=110)
+    rates = [schedule.learning_rate(step) for step in range(111)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9] == rates[10] == 2.0
+    expected = {"cosine": 0.5 + 1.5 * (1 + math.cos(math.pi * 0.25)) / 2, "linear": 1.625, "constant": 2.0}
+    assert rates[35] == pytest.approx(expected[kind])
+    assert rates[110] == pytest.approx(2.0 if kind == "constant" else 0.5)
+    assert all(later <= earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_warm_up_longer_than_the_training_only_rises() -> None:
+    rates = [Schedule("cosine", 1.0, 0.0, 100, 10).learning_rate(step) for step in range(10)]
+    assert rates == sorted(rates) and rates[-1] == pytest.approx(0.1)
+
+
+def test_agenda_counts_steps_or_seconds_and_hears_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        agenda = Agenda("steps", 2, 3)
+        assert [(due.validate, due.save) for due in map(agenda.due, range(1, 7))] == [
+            (False, False),
+            (True, False),
+            (False, True),
+            (True, False),
+            (False, False),
+            (True, True),
+        ]
+        clock = iter([0.0, *range(5, 100, 5)])
+        monkeypatch.setattr("utils.training.time.monotonic", lambda: next(clock))
+        agenda = Agenda("time", None, 12)
+        assert [agenda.due(step).save for step in range(1, 7)] == [False, False, True, False, False, True]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert agenda.due(7).interrupted
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def rows_of(run_dir: Path, split: str) -> list[dict[str, str]]:
+    with (run_dir / "metrics.csv").open() as file:
+        return [row for row in csv.DictReader(file) if row["split"] == split]
+
+
+def test_the_loss_falls_and_every_dataset_is_validated(trained_run: Path) -> None:
+    valid = rows_of(trained_run, "valid")
+    datasets = {row["dataset"] for row in valid}
+    assert len(datasets) >= 4 and "all" in datasets
+    assert {int(row["step"]) for row in valid} == {0, 4, 8, 12}
+    for step in (0, 12):
+        at = {row["dataset"]: row for row in valid if int(row["step"]) == step}
+        whole = sum(float(row["loss"]) * int(row["targets"]) for name, row in at.items() if name != "all")
+        assert float(at["all"]["loss"]) == pytest.approx(whole / int(at["all"]["targets"]))
+    losses = [float(row["loss"]) for row in valid if row["dataset"] == "all"]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_training_ends_by_checkpoints_or_by_early_stopping(pretrain_arguments: list[object], tmp_path: Path) -> None:
+    arguments = [*pretrain_arguments, "--batch_size", 4, "--micro_batch_size", 4]
+    run("pretrain.py", *arguments, "--out_dir", tmp_path / "a", "--max_checkpoints", 2)
+    assert len(list((tmp_path / "a" / "checkpoints").glob("step-*"))) == 2
+    assert len(rows_of(tmp_path / "a", "train")) == 6
+    # a learning rate of almost nothing cannot improve the validation loss by more than rounding
+    still = [*arguments, "--learning_rate", 1e-30, "--eval_interval", 2, "--out_dir", tmp_path / "b"]
+    run("pretrain.py", *still, "--early_stopping", 2)
+    assert len(rows_of(tmp_path / "b", "train")) == 4
+    again = run("pretrain.py", *still, "--early_stopping", 2)
+    assert "validations without improvement" in again.stdout
+    assert len(rows_of(tmp_path / "b", "train")) == 4
+
+
+def test_a_loss_that_is_not_finite_is_skipped_logged_and_stops(
+    pretrain_arguments: list[object], foundation: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in foundation.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes())
+    weights = torch.load(broken / "lit_model.pth", weights_only=True)
+    weights["transformer.ln_f.weight"][0] = float("nan")
+    torch.save(weights, broken / "lit_model.pth")
+    arguments = dict(zip(pretrain_arguments[::2], pretrain_arguments[1::2], strict=True))
+    del arguments["--model_config"]
+    arguments |= {"--checkpoint_dir": broken, "--enable_validation": "false", "--max_nonfinite_steps": 3}
+    flat = [word for pair in arguments.items() for word in pair]
+    done = run("pretrain.py", *flat, "--out_dir", tmp_path / "run", check=False)
+    assert_error(done, 2, "not finite in 3 steps", "--learning_rate")
+    log = (tmp_path / "run" / "training_log.out").read_text()
+    assert "step 1 skipped: loss nan" in log and "samples 0 to 15" in log and "samples 32 to 47" in log
+    assert not list((tmp_path / "run").glob("checkpoints/step-*"))
+
+
+def test_try_small_is_a_quick_check(pretrain_arguments: list[object], tmp_path: Path) -> None:
+    run("pretrain.py", *pretrain_arguments, "--out_dir", tmp_path, "--try_small", "true", "--batch_size", 2)
+    assert len(rows_of(tmp_path, "train")) == 10
+
+
+def test_the_original_command_lines_parse() -> None:
+    """The README's of the scripts this program succeeds, a backslash at the end included."""
+    from lit_gpt import command
+    from pretrain import PretrainOptions
+    from validate_pretrain import ValidateOptions
+
+    line = """--data_dir $DATA_DIR --checkpoint_dir $FOUNDATION_MODEL_DIR --out_dir $TRAINING_DIR --devices 8
+    --language fr --precision bf16-true --micro_batch_size 12 --batch_size 16 --num_epochs 1000 --max_checkpoints 20
+    --save_interval 1800 --eval_interval 1800 --enable_validation true --early_stopping 2"""
+    options = command.parse(PretrainOptions, line.split())
+    assert (options.devices, options.precision, options.interval_unit) == (8, "bf16-true", "time")
+    assert (options.enable_validation, options.early_stopping, options.save_interval) == (True, 2, 1800)
+    line = "--out_dir $TRAINING_DIR --language fr --max 40 --batch_size 8"
+    assert command.parse(ValidateOptions, line.split()).max_batches == 40
+    with_lora = "--use_lora true --lora_r 8 --lora_alpha 16 --lora_dropout 0.05 --lora_query true --lora_key false"
+    with_lora += " --lora_value true --lora_projection false --lora_mlp false --lora_head false --seed 1 --debug true"
+    with_lora += " --num_nodes 2 --weight_decay 0.01 --grad_clip 1 --warmup_steps 10 --interval_unit time"
+    with_lora += f" --data_dir a --checkpoint_dir {TOKENIZER} --out_dir b --learning_rate 1e-4 --try_small false"
+    assert command.parse(PretrainOptions, with_lora.split()).use_lora
