@@ -145,7 +145,6 @@ SCRATCH = {
     [
         {},
         {"bias": True},
-        {"attn_bias": True},
         {"head_size": 16, "norm_eps": 1e-3},
         {"rope_adjustments": {"factor": 2.0}},
         {
@@ -278,7 +277,10 @@ def test_bin_file_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architectures": ["BloomForCausalLM"]}, "BloomForCausalLM is not supported; supported: LlamaForCausalLM, Mistral"),
+        (
+            {"architectures": ["BloomForCausalLM"]},
+            "BloomForCausalLM is not supported; supported: LlamaForCausalLM, Mistral",
+        ),
         ({"architectures": None}, "supported: LlamaForCausalLM"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope scaling 'yarn'"),

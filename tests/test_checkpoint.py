@@ -1,0 +1,160 @@
+"""Checkpoints that were damaged, cut off or made to do harm."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gpt.command import DataError
+from lit_gpt.foundation import build_model
+from tests.gradient_worker import CONFIG
+from utils import checkpoint as checkpoints
+from utils.checkpoint import (
+    Progress,
+    list_checkpoints,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    read_model_tensors,
+    save_checkpoint,
+    trained_tensors,
+    verify_checkpoint,
+)
+from utils.training import make_optimizer
+
+
+def model_and_optimizer(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    model = build_model(CONFIG, None, None, seed, torch.float32)
+    return model, make_optimizer(model, 0.1, (0.9, 0.95))
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for step in range(steps):
+        torch.manual_seed(step)
+        ids = torch.randint(0, 97, (2, 20))
+        model(ids, targets=ids).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    model, optimizer = model_and_optimizer(1)
+    train(model, optimizer, 2)
+    companion = tmp_path / "run.yaml"
+    companion.write_text("x: 1\n")
+    for step in (2, 4):
+        save_checkpoint(tmp_path, model, optimizer, Progress(step=step, tokens=7, best_loss=1.5), [companion])
+    return tmp_path
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    model, optimizer = model_and_optimizer(1)
+    train(model, optimizer, 3)
+    path = save_checkpoint(tmp_path, model, optimizer, Progress(step=3, samples=9), [])
+    resumed, its_optimizer = model_and_optimizer(2)
+    assert load_checkpoint(path, resumed, its_optimizer) == Progress(step=3, samples=9)
+    train(model, optimizer, 3)
+    train(resumed, its_optimizer, 3)
+    whole, parts = model.state_dict(), resumed.state_dict()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_what_is_read_is_what_was_trained(saved: Path) -> None:
+    model, optimizer = model_and_optimizer(1)
+    train(model, optimizer, 2)
+    read = read_model_tensors(list_checkpoints(saved)[0])
+    assert read.keys() == trained_tensors(model).keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in trained_tensors(model).items())
+
+
+def test_any_flipped_bit_is_found_and_the_one_before_is_taken(saved: Path) -> None:
+    first, second = list_checkpoints(saved)
+    rng = random.Random(0)
+    for path in sorted(second.iterdir()):
+        content = bytearray(path.read_bytes())
+        flipped = bytearray(content)
+        flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        newest, problems = newest_valid_checkpoint(saved)
+        assert newest == first and len(problems) == 1, path.name
+        path.write_bytes(content)
+    assert newest_valid_checkpoint(saved) == (second, [])
+
+
+def test_missing_and_truncated_files_are_found(saved: Path) -> None:
+    second = list_checkpoints(saved)[1]
+    (second / "state.json").write_text((second / "state.json").read_text()[:-5])
+    assert "state.json" in verify_checkpoint(second)
+    (second / "run.yaml").unlink()
+    assert "run.yaml is missing" in verify_checkpoint(second)
+
+
+def test_a_partial_checkpoint_is_never_taken(saved: Path) -> None:
+    first, second = list_checkpoints(saved)
+    second.rename(second.with_name(f".{second.name}.partial"))
+    assert newest_valid_checkpoint(saved)[0] == first
+    model, optimizer = model_and_optimizer(1)
+    assert save_checkpoint(saved, model, optimizer, Progress(step=4), []) == second
+    assert not list((saved / "checkpoints").glob(".*"))
+
+
+def test_a_full_disk_leaves_nothing_under_the_final_name(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(path: Path) -> str:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoints, "file_sha256", no_space)
+    model, optimizer = model_and_optimizer(1)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(saved, model, optimizer, Progress(step=6), [])
+    assert [path.name for path in list_checkpoints(saved)] == ["step-00000002", "step-00000004"]
+
+
+def test_a_write_error_inside_torch_is_an_os_error(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*arguments: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", no_space)
+    model, optimizer = model_and_optimizer(1)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(saved, model, optimizer, Progress(step=6), [])
+
+
+def test_another_models_checkpoint_is_refused(saved: Path) -> None:
+    import dataclasses
+
+    other = build_model(dataclasses.replace(CONFIG, n_layer=3), None, None, 1, torch.float32)
+    with pytest.raises(DataError, match="another model"):
+        load_checkpoint(list_checkpoints(saved)[0], other, make_optimizer(other, 0.1, (0.9, 0.95)))
+
+
+class Harm:
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch harmed",)
+
+
+def test_pickled_code_in_a_checkpoint_is_not_run(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = list_checkpoints(saved)[0]
+    for content in (pickle.dumps(Harm()), b"", b"\x80\x04}.", os.urandom(100)):
+        (path / ".metadata").write_bytes(content)
+        with pytest.raises(DataError, match="metadata"):
+            read_model_tensors(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_counters_of_another_version_are_refused(saved: Path) -> None:
+    path = list_checkpoints(saved)[0]
+    (path / "state.json").write_text(json.dumps({"steps": 1}))
+    with pytest.raises(DataError, match=r"state\.json"):
+        Progress.load(path)
+    shutil.rmtree(path)
+    assert len(list_checkpoints(saved)) == 1

@@ -1,0 +1,128 @@
+"""Runs that are killed and started again by the same command."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import assert_error, command_line, run
+
+
+def losses(run_dir: Path) -> list[tuple[str, ...]]:
+    """What metrics.csv says of the losses, as it is written there."""
+    columns = ("step", "samples", "tokens", "split", "dataset", "loss", "targets", "learning_rate", "grad_norm")
+    with (run_dir / "metrics.csv").open() as file:
+        return [tuple(row[column] for column in columns) for row in csv.DictReader(file)]
+
+
+def steps_made(run_dir: Path) -> int:
+    path = run_dir / "metrics.csv"
+    return path.read_text().count(",train,") if path.is_file() else 0
+
+
+def start_and_signal(arguments: list[object], run_dir: Path, after: int, number: int) -> int:
+    """Starts a training, sends a signal to all its processes once `after` steps are made; its exit code."""
+    process = subprocess.Popen(
+        command_line("pretrain.py", *arguments, "--out_dir", run_dir),
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 240
+    while steps_made(run_dir) < after and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    return process.wait(timeout=120)
+
+
+def batch(devices: int, samples: int = 12) -> list[object]:
+    return ["--devices", devices, "--batch_size", samples // devices, "--micro_batch_size", 3]
+
+
+@pytest.mark.parametrize(("devices", "kind"), [(1, "full"), (2, "full"), (1, "lora"), (2, "lora")])
+def test_a_killed_run_gives_the_losses_of_one_never_killed(
+    devices: int, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    arguments = request.getfixturevalue("pretrain_arguments" if kind == "full" else "lora_arguments")
+    arguments = [*arguments, *batch(devices)]
+    run("pretrain.py", *arguments, "--out_dir", tmp_path / "whole")
+    rng = random.Random(devices)
+    for earliest in (1, 5):
+        after = earliest + rng.randrange(4)
+        assert start_and_signal(arguments, tmp_path / "killed", after, signal.SIGKILL) == -signal.SIGKILL
+    run("pretrain.py", *arguments, "--out_dir", tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert len([row for row in losses(tmp_path / "whole") if row[3] == "train"]) == 12
+
+
+def test_other_numbers_of_processes_go_on_with_the_same_samples(
+    pretrain_arguments: list[object], tmp_path: Path
+) -> None:
+    run("pretrain.py", *pretrain_arguments, *batch(1), "--out_dir", tmp_path / "whole")
+    for devices, after in ((4, 3), (2, 7)):
+        arguments = [*pretrain_arguments, *batch(devices)]
+        assert start_and_signal(arguments, tmp_path / "changed", after, signal.SIGTERM) == 75
+    run("pretrain.py", *pretrain_arguments, *batch(3), "--out_dir", tmp_path / "changed")
+    whole, changed = losses(tmp_path / "whole"), losses(tmp_path / "changed")
+    assert len(whole) == len(changed)
+    for row, expected in zip(changed, whole, strict=True):
+        assert row[:5] == expected[:5] and row[6] == expected[6], "another step, sample, dataset or target count"
+        assert float(row[5]) == pytest.approx(float(expected[5]), rel=1e-6)
+
+
+def test_a_signal_saves_and_loses_no_step(pretrain_arguments: list[object], tmp_path: Path) -> None:
+    arguments = [*pretrain_arguments, *batch(1), "--save_interval", 1000]
+    assert start_and_signal(arguments, tmp_path, 2, signal.SIGTERM) == 75
+    made = steps_made(tmp_path)
+    assert (tmp_path / "checkpoints" / f"step-{made:08d}").is_dir()
+    again = run("pretrain.py", *arguments, "--out_dir", tmp_path)
+    assert f"going on from {tmp_path}/checkpoints/step-{made:08d}" in again.stdout
+    assert steps_made(tmp_path) == 12
+
+
+def test_a_finished_run_is_left_as_it_is(trained_run: Path, pretrain_arguments: list[object]) -> None:
+    before = losses(trained_run)
+    done = run(
+        "pretrain.py", *pretrain_arguments, "--batch_size", 8, "--micro_batch_size", 4, "--out_dir", trained_run
+    )
+    assert "all 12 steps are made" in done.stdout
+    assert losses(trained_run) == before
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(pretrain_arguments: list[object], tmp_path: Path) -> None:
+    arguments = [*pretrain_arguments, *batch(1), "--out_dir", tmp_path]
+    run("pretrain.py", *arguments)
+    whole = losses(tmp_path)
+    folders = sorted((tmp_path / "checkpoints").iterdir())
+    shard = next(folders[-1].glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x00")
+    again = run("pretrain.py", *arguments)
+    assert "checkpoint passed over" in again.stdout and f"going on from {folders[-2]}" in again.stdout
+    assert losses(tmp_path) == whole
+    for folder in folders:
+        (folder / "state.json").write_text("{}")
+    assert_error(run("pretrain.py", *arguments, check=False), 65, "no checkpoint", "valid")
+
+
+def test_another_run_in_the_folder_is_refused(
+    trained_run: Path, pretrain_arguments: list[object], tmp_path: Path
+) -> None:
+    from tests.conftest import TINY_MODEL
+
+    batch_8 = ["--batch_size", 8, "--micro_batch_size", 4]
+    same = [*pretrain_arguments, *batch_8, "--out_dir", trained_run]
+    assert_error(run("pretrain.py", *same, "--seed", 7, check=False), 2, "seed was 1337, now 7")
+    assert_error(run("pretrain.py", *same, "--resume", "never", check=False), 2, "--resume is never")
+    other_batch = run("pretrain.py", *same, "--batch_size", 16, check=False)
+    assert_error(other_batch, 2, "begun with 8 samples per step", "--batch_size 8")
+    larger = tmp_path / "larger.yaml"
+    larger.write_text(TINY_MODEL.replace("n_layer: 2", "n_layer: 3"))
+    assert_error(run("pretrain.py", *same, "--model_config", larger, check=False), 65, "another model")
