@@ -12,7 +12,8 @@ $(STAMP): requirements.txt requirements-dev.txt
 	touch $@
 
 quickstart: $(STAMP)
-	$(VENV)/bin/python quickstart.py
+	rm -rf out/quickstart
+	$(VENV)/bin/python data/sample/quickstart.py
 
 test: $(STAMP) lint
 	$(VENV)/bin/python -m pytest

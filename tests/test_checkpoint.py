@@ -139,9 +139,7 @@ class Harm:
         return os.system, ("touch harmed",)
 
 
-def test_pickled_code_in_a_checkpoint_is_not_run(
-    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pickled_code_in_a_checkpoint_is_not_run(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = list_checkpoints(saved)[0]
     for content in (pickle.dumps(Harm()), b"", b"\x80\x04}.", os.urandom(100)):

@@ -11,7 +11,7 @@ from litgpt.config import Config
 from lit_gpt.command import UserError
 from lit_gpt.foundation import build_model, weights_fingerprint
 from lit_gpt.lora import LoRASettings, is_adapter
-from lit_gpt.model import IGNORE, GPT, LoRAGPT, segment_mask, segment_positions, summed_cross_entropy
+from lit_gpt.model import GPT, IGNORE, LoRAGPT, segment_mask, segment_positions, summed_cross_entropy
 from tests.conftest import TINY_MODEL
 
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97)

@@ -90,9 +90,7 @@ def test_a_signal_saves_and_loses_no_step(pretrain_arguments: list[object], tmp_
 
 def test_a_finished_run_is_left_as_it_is(trained_run: Path, pretrain_arguments: list[object]) -> None:
     before = losses(trained_run)
-    done = run(
-        "pretrain.py", *pretrain_arguments, "--batch_size", 8, "--micro_batch_size", 4, "--out_dir", trained_run
-    )
+    done = run("pretrain.py", *pretrain_arguments, "--batch_size", 8, "--micro_batch_size", 4, "--out_dir", trained_run)
     assert "all 12 steps are made" in done.stdout
     assert losses(trained_run) == before
 

@@ -1,0 +1,140 @@
+"""Paths to trained models, merging, offline validation."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import litgpt.lora
+import pytest
+import torch
+
+from lit_gpt.command import DataError, UserError
+from lit_gpt.foundation import WEIGHTS, build_model, read_config, read_weights, write_foundation
+from lit_gpt.lora import LoRASettings, merge_adapter
+from tests.conftest import assert_error, run
+from utils.checkpoint import list_checkpoints, read_model_tensors
+from utils.run_folder import RunRecord
+from utils.trained import find_input, load_trained
+
+
+def test_a_path_stands_for_the_best_checkpoint_else_the_newest(trained_run: Path, tmp_path: Path) -> None:
+    checkpoints = list_checkpoints(trained_run)
+    rows = list(csv.DictReader((trained_run / "metrics.csv").open()))
+    validated = {int(row["step"]): float(row["loss"]) for row in rows if row["dataset"] == "all"}
+    best = min(
+        (path for path in checkpoints if int(path.name[5:]) in validated), key=lambda p: validated[int(p.name[5:])]
+    )
+    assert find_input(trained_run) == best
+    assert find_input(checkpoints[0]) == checkpoints[0]
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    (copy / "metrics.csv").unlink()
+    assert find_input(copy).name == checkpoints[-1].name
+    with pytest.raises(UserError, match="neither"):
+        find_input(tmp_path)
+
+
+def test_merged_equals_unmerged(lora_run: Path, foundation: Path) -> None:
+    checkpoint = find_input(lora_run)
+    trained = load_trained(checkpoint)
+    settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])
+    unmerged = litgpt.lora.GPT(settings.extend(trained.config)).eval()
+    unmerged.load_state_dict(read_weights(foundation), strict=False)
+    result = unmerged.load_state_dict(read_model_tensors(checkpoint), strict=False)
+    assert not result.unexpected_keys
+    merged = build_model(trained.config, trained.state_dict, None, 0, torch.float32)
+    ids = torch.randint(0, trained.config.vocab_size, (3, 60))
+    torch.testing.assert_close(merged(ids), unmerged(ids), atol=1e-5, rtol=0)
+    assert trained.provenance["step"] == int(checkpoint.name[5:]) and trained.provenance["validation_loss"] > 0
+
+
+def test_merge_lora_makes_a_directory_that_litgpt_runs(lora_run: Path, tmp_path: Path) -> None:
+    save_path = tmp_path / "merged" / WEIGHTS
+    run("utils/merge_lora.py", "--lora_path", lora_run, "--save_path", save_path)
+    merged, trained = read_weights(save_path.parent), load_trained(lora_run)
+    assert all(torch.equal(merged[name], tensor) for name, tensor in trained.state_dict.items())
+    litgpt_command = [str(Path(sys.executable).with_name("litgpt")), "generate", str(save_path.parent)]
+    done = subprocess.run(
+        [*litgpt_command, "--prompt", "[speaker001:] Good", "--max_new_tokens", "5", "--num_samples", "1"],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0 and "[speaker001:] Good" in done.stdout, done.stdout + done.stderr
+    again = run("utils/merge_lora.py", "--lora_path", lora_run, "--save_path", save_path, check=False)
+    assert_error(again, 2, "exists already")
+
+
+def test_a_merge_of_nothing_is_an_error(lora_run: Path, trained_run: Path, foundation: Path, tmp_path: Path) -> None:
+    config, base = read_config(foundation), read_weights(foundation)
+    settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])
+    adapter = read_model_tensors(find_input(lora_run))
+    untrained = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in adapter.items()}
+    with pytest.raises(DataError, match="changes none"):
+        merge_adapter(base, untrained, config, settings)
+    with pytest.raises(DataError, match="found no place"):
+        merge_adapter(base, {**adapter, "transformer.h.9.attn.qkv.lora_A": adapter["lm_head.lora_A"]}, config, settings)
+    with pytest.raises(DataError, match="lacks"):
+        merge_adapter(base, {k: v for k, v in adapter.items() if k != "lm_head.lora_A"}, config, settings)
+    with pytest.raises(DataError, match="shape"):
+        merge_adapter(base, {**adapter, "lm_head.lora_A": adapter["lm_head.lora_A"][:1]}, config, settings)
+    done = run("utils/merge_lora.py", "--lora_path", trained_run, "--save_path", tmp_path / "merged", check=False)
+    assert_error(done, 2, "nothing to merge")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_merge_into_another_model_is_an_error(lora_run: Path, foundation: Path, tmp_path: Path) -> None:
+    other = build_model(read_config(foundation), None, None, 99, torch.float32)
+    write_foundation(tmp_path / "other", read_config(foundation), other.state_dict(), [])
+    merge = ("utils/merge_lora.py", "--lora_path", lora_run, "--save_path", tmp_path / "merged")
+    done = run(*merge, "--checkpoint_dir", tmp_path / "other", check=False)
+    assert_error(done, 65, "not the model")
+    done = run(*merge, "--checkpoint_dir", tmp_path / "absent", check=False)
+    assert_error(done, 2, "absent")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_offline_validation_measures_each_checkpoint_once(
+    trained_run: Path, other_data_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    run("validate_pretrain.py", "--out_dir", copy, "--batch_size", 8, "--precision", "32-true", "--devices", 2)
+    first = (copy / "validation.csv").read_text()
+    rows = list(csv.DictReader(first.splitlines()))
+    datasets = {row["dataset"] for row in rows}
+    assert len(rows) == len(list_checkpoints(copy)) * len(datasets) and "all" in datasets
+    done = run("validate_pretrain.py", "--out_dir", copy, "--batch_size", 8, "--precision", "32-true")
+    assert done.stdout.count("done before") == len(list_checkpoints(copy))
+    assert (copy / "validation.csv").read_text() == first
+    shutil.rmtree(list_checkpoints(copy)[0])
+    run("validate_pretrain.py", "--out_dir", copy, "--max", 1, "--batch_size", 8)
+    assert (copy / "validation.csv").read_text().startswith(first)
+    online = [row for row in csv.DictReader((copy / "metrics.csv").open()) if row["dataset"] == "all"]
+    last = {row["dataset"]: float(row["loss"]) for row in csv.DictReader((copy / "validation.csv").open())}
+    assert last["all"] == pytest.approx(float(online[-1]["loss"]), abs=0.1), "8 samples a dataset, on- and offline"
+
+
+def test_offline_validation_is_exact(trained_run: Path, data_dir: Path, tmp_path: Path) -> None:
+    """The same samples as in training give the same loss, from the checkpoint alone."""
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    run("validate_pretrain.py", "--out_dir", copy, "--max", 2, "--batch_size", 4)
+    offline = {
+        (row["step"], row["dataset"]): float(row["loss"]) for row in csv.DictReader((copy / "validation.csv").open())
+    }
+    online = [row for row in csv.DictReader((copy / "metrics.csv").open()) if row["split"] == "valid"]
+    compared = [row for row in online if (row["step"], row["dataset"]) in offline]
+    assert len(compared) >= 4
+    for row in compared:
+        assert offline[row["step"], row["dataset"]] == pytest.approx(float(row["loss"]), rel=1e-6)
+
+
+def test_offline_validation_refuses_what_it_cannot_measure(trained_run: Path, data_dir: Path, tmp_path: Path) -> None:
+    assert_error(run("validate_pretrain.py", "--out_dir", tmp_path, check=False), 2, "run.yaml is missing")
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    assert_error(run("validate_pretrain.py", "--out_dir", copy, "--language", "xx", check=False), 2, "'xx'")
+    shard = next((list_checkpoints(copy)[0]).glob("*.distcp"))
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    assert_error(run("validate_pretrain.py", "--out_dir", copy, check=False), 65, shard.name)
