@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/installed
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint slurm-dev clean
 
 # One environment for both commands: the chain's last step loads its result with transformers, as the tests do.
 $(STAMP): requirements.txt requirements-dev.txt
@@ -16,11 +16,17 @@ quickstart: $(STAMP)
 	$(VENV)/bin/python data/sample/quickstart.py
 
 test: $(STAMP) lint
+	tests/slurm/install.sh
 	$(VENV)/bin/python -m pytest
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# Two Slurm nodes on this machine, to try sbatch on; stays until Ctrl-C.
+slurm-dev: $(STAMP)
+	tests/slurm/install.sh
+	$(VENV)/bin/python -m tests.slurm.cluster
 
 clean:
 	rm -rf $(VENV) out

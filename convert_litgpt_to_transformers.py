@@ -72,23 +72,25 @@ def main(options: ConvertOptions) -> None:
     from lit_gpt.hf_logits import require_transformers
     from utils.trained import load_trained
 
-    check_output_dir(options.output_dir)
+    output_dir = options.output_dir.resolve()
+    recover(output_dir)
+    check_output_dir(output_dir)
     if options.verify == "logits":
         require_transformers()
     trained = load_trained(options.input_path, options.checkpoint_dir)
-    stage = options.output_dir.with_name(f".{options.output_dir.name}.tmp")
+    stage = output_dir.with_name(f".{output_dir.name}.tmp")
     shutil.rmtree(stage, ignore_errors=True)  # what a killed conversion left
     stage.mkdir(parents=True)
     try:
         write_folder(stage, trained, options)
-        publish(stage, options.output_dir)
+        publish(stage, output_dir)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    report(options.output_dir)
+    report(output_dir)
     if options.repo_id:
         from lit_gpt.hub import upload
 
-        address = upload(options.output_dir, options.repo_id, options.private, ignore=(*LITGPT_FILES, "*.gguf"))
+        address = upload(output_dir, options.repo_id, options.private, ignore=(*LITGPT_FILES, "*.gguf"))
         print(f"uploaded to {address}")
 
 
@@ -299,7 +301,7 @@ def model_card(trained: TrainedModel, hf: dict[str, Any], provenance: dict[str, 
     """README.md, from hf_files/README.md; lines without a known value are left out, and so are empty sections."""
     import yaml
 
-    name = options.repo_id or options.output_dir.name
+    name = options.repo_id or options.output_dir.resolve().name
     training = trained.provenance.get("options") or {}
     base, licence = foundation_facts(trained.foundation_dir) if trained.provenance else (None, None)
     front = {
@@ -396,12 +398,28 @@ def publish(stage: Path, folder: Path) -> None:
             shutil.copytree(path, stage / path.name, copy_function=os.link)
         else:
             os.link(path, stage / path.name)
+    if (stage / "lit_model.pth").is_file():
+        print("kept: lit_model.pth, as it was before this conversion")
     if replaced:
         print(f"replaced: {', '.join(sorted(replaced))}")
-    old = folder.with_name(f".{folder.name}.old")
+    old = replaced_folder(folder)
     folder.rename(old)
     stage.rename(folder)
     shutil.rmtree(old)
+
+
+def replaced_folder(folder: Path) -> Path:
+    """Where `folder` lies between the moment it is replaced and its removal."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def recover(folder: Path) -> None:
+    """Finishes what a process killed in `publish` left: the replaced folder goes back, or away if it was replaced."""
+    old = replaced_folder(folder)
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+    elif old.is_dir():
+        shutil.rmtree(old)
 
 
 def report(folder: Path) -> None:

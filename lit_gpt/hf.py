@@ -178,6 +178,7 @@ _LLAMA_FIXED: dict[str, Any] = {
     "scale_embeddings": False,
     "lm_head_bias": False,
     "n_expert": 0,
+    "attn_bias": False,  # biases of queries, keys and values without one of the output
 }
 
 
@@ -216,7 +217,7 @@ def config_to_hf(
         "rms_norm_eps": config.norm_eps,
         "rope_theta": float(config.rope_base),
         "rope_scaling": _rope_to_hf(config.rope_adjustments),
-        "attention_bias": config.bias or config.attn_bias,
+        "attention_bias": config.bias,
         "mlp_bias": config.bias,
         "tie_word_embeddings": tied,
         "bos_token_id": bos_id,
@@ -314,7 +315,7 @@ def _llama_weights(config: Config, hf: dict[str, Any]) -> list[Weight]:
             rows = sum(parts.values())
             weight_parts = {f"{part}.weight": count for part, count in parts.items()}
             weights.append(Weight(f"{ours}.{name}.weight", (rows, columns), weight_parts))
-            if config.bias or (config.attn_bias and name == "attn.qkv"):
+            if config.bias:
                 bias_parts = {f"{part}.bias": count for part, count in parts.items()} if has_bias else {}
                 weights.append(Weight(f"{ours}.{name}.bias", (rows,), bias_parts))
     weights.append(single("transformer.ln_f.weight", "model.norm.weight", n_embd))

@@ -82,7 +82,7 @@ def ask_transformers(folder: Path, sequences: list[list[int]], text: str | None)
         request, answer = Path(scratch) / "request.json", Path(scratch) / "answer.npz"
         request.write_text(json.dumps({"sequences": sequences, "text": text}))
         command = [sys.executable, "-m", "lit_gpt.hf_logits", str(folder.resolve()), str(request), str(answer)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

@@ -35,8 +35,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> Any | None:
 
     None for a kind of SentencePiece model that has no counterpart.
 
-    It begins a text with BOS, when asked to add special tokens, where `tokenizer.adds_bos`. One difference is Hugging
-    Face's convention and remains: a control token's name in the text (`</s>`) becomes that token.
+    It begins a text with BOS, when asked to add special tokens, where `tokenizer.adds_bos`. Two differences remain: by
+    Hugging Face's convention a control token's name in the text (`</s>`) becomes that token, and where SentencePiece
+    normalises, characters of 6 bytes and more that are made of several (half-width ｶﾞ) are not put together.
 
     Raises:
         DataError: if the tokenizer.model cannot be read.
@@ -66,7 +67,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> Any | None:
         [AddedToken(p.text, special=p.type != _USER_DEFINED, normalized=False) for p in added],
     )
     if tokenizer.adds_bos:
-        result.post_processor = _bos_first(pieces[tokenizer.bos_id].text, tokenizer.bos_id)
+        result.post_processor = _begin_with(pieces[tokenizer.bos_id].text, tokenizer.bos_id, True)
     return result
 
 
@@ -174,8 +175,8 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
         from tokenizers import Tokenizer as HFTokenizer
 
         made = HFTokenizer.from_file(str(path))
-        if made.encode("a").ids[:1] != [source.bos_id] and source.adds_bos:
-            made.post_processor = _bos_first(source.vocabulary[source.bos_id], source.bos_id)
+        if (made.encode("a").ids[:1] == [source.bos_id]) != source.adds_bos:
+            made.post_processor = _begin_with(source.vocabulary[source.bos_id], source.bos_id, source.adds_bos)
             made.save(str(path))
     else:
         made = tokenizer_json(source)
@@ -183,6 +184,7 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
             return "no tokenizer.json gives the ids of this tokenizer.model: transformers will need protobuf to read it"
         made.save(str(path))
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    config.pop("auto_map", None)  # code of the foundation's repository
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": source.adds_bos}
     for kind, index in (("bos", source.bos_id), ("eos", source.eos_id)):
         if index is not None:
@@ -191,7 +193,9 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
     return None
 
 
-def _bos_first(token: str, index: int) -> Any:
+def _begin_with(token: str, index: int, wanted: bool) -> Any:
+    """The post-processor that begins a text with `token`, or adds no tokens at all."""
     from tokenizers import processors
 
-    return processors.TemplateProcessing(f"{token} $A", f"{token} $A $B", [(token, index)])
+    begin = f"{token} " if wanted else ""
+    return processors.TemplateProcessing(f"{begin}$A", f"{begin}$A $B", [(token, index)])

@@ -78,9 +78,7 @@ class TextModel:
             UserError: if `ids` are empty or leave no room in the context.
         """
         if not ids:
-            raise UserError(
-                "nothing to continue: the prompt is empty, and the model has no begin-of-text token"
-            )
+            raise UserError("nothing to continue: the prompt is empty, and the model has no begin-of-text token")
         if len(ids) >= self.config.block_size:
             raise UserError(f"the prompt has {len(ids)} tokens, the model's context {self.config.block_size}")
         limit = min(len(ids) + max_new_tokens, self.config.block_size)

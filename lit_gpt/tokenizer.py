@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,9 @@ class Tokenizer:
                 from tokenizers import Tokenizer as HFTokenizer
 
                 self._hf = HFTokenizer.from_file(str(json_path))
-                self.vocab_size = self._hf.get_vocab_size(with_added_tokens=True)
+                self._hf.no_padding()  # some files ask for either; both would change a document without a word
+                self._hf.no_truncation()
+                self.vocab_size = 1 + max(self._hf.get_vocab(with_added_tokens=True).values())  # ids may leave gaps
             elif model_path.is_file():
                 from sentencepiece import SentencePieceProcessor
 
@@ -57,7 +60,9 @@ class Tokenizer:
             raise
         except Exception as e:  # the tokenizers library raises bare Exception, SentencePiece RuntimeError
             raise DataError(f"the tokenizer of {self.directory} cannot be read: {e}") from e
-        self._configs = [_read_json(self.directory / name) for name in ("tokenizer_config.json", "generation_config.json")]
+        self._configs = [
+            _read_json(self.directory / name) for name in ("tokenizer_config.json", "generation_config.json")
+        ]
         self.bos_id, self.eos_id = self._special_id("bos"), self._special_id("eos")
         self.adds_bos = self._adds_bos()
 
@@ -93,10 +98,11 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without begin or end tokens."""
+        """Token ids of each text, without begin or end tokens; on one thread if TOKENIZERS_PARALLELISM is false."""
         if self._hf is not None:
             return [encoding.ids for encoding in self._hf.encode_batch_fast(texts, add_special_tokens=False)]
-        return self._sentencepiece.encode(texts)
+        threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0") else -1
+        return self._sentencepiece.encode(texts, num_threads=threads)
 
     def decode(self, ids: list[int]) -> str:
         """The text of `ids`; begin, end and other special tokens are left out."""
@@ -109,7 +115,7 @@ class Tokenizer:
         """The vocabulary entries in the order of their ids."""
         if self._hf is not None:
             by_id = {index: token for token, index in self._hf.get_vocab(with_added_tokens=True).items()}
-            return [by_id.get(index, "") for index in range(max(by_id) + 1)]
+            return [by_id.get(index, "") for index in range(self.vocab_size)]
         return [self._sentencepiece.id_to_piece(index) for index in range(self.vocab_size)]
 
     @cached_property

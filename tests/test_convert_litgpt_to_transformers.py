@@ -239,6 +239,17 @@ def test_earlier_conversion_is_replaced_and_other_files_stay(foundation, tmp_pat
     assert not list(tmp_path.glob(".*"))
 
 
+def test_folder_replaced_by_a_killed_process_comes_back(foundation, tmp_path):
+    folder = make_scratch(tmp_path / "merged")
+    folder.rename(tmp_path / ".merged.old")  # killed between its two renames
+    (tmp_path / ".merged.tmp").mkdir()
+    main(ConvertOptions(folder, folder, verify="none"))
+    assert (folder / "lit_model.pth").is_file() and (folder / "model.safetensors").is_file()
+    (tmp_path / ".merged.old").mkdir()  # killed before the removal
+    main(ConvertOptions(folder, folder, verify="none"))
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+
+
 def test_upload_leaves_litgpt_files_out(foundation, tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr("lit_gpt.hub.upload", lambda *a, **k: calls.append((a, k)) or "https://hub/commit")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -19,18 +20,44 @@ def resolve_processes(devices: int | None, num_nodes: int | None) -> tuple[int, 
     """Processes per node and nodes: as given, else as Slurm's step has them, else all GPUs, else one process.
 
     Raises:
-        UserError: if more processes per node are asked for than there are GPUs.
+        UserError: if Slurm's step has other numbers than those given, or a node has fewer GPUs than processes.
     """
     import torch
 
-    nodes = num_nodes or int(os.environ.get("SLURM_STEP_NUM_NODES", 1))
     gpus = torch.cuda.device_count()
-    if devices is None:
-        tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
-        devices = int(tasks) // nodes if tasks else max(1, gpus)
+    if step := slurm_step():
+        for option, given, has in (("--devices", devices, step[0]), ("--num_nodes", num_nodes, step[1])):
+            if given not in (None, has):
+                raise UserError(
+                    f"{option} {given}, but Slurm started {step[0]} task(s) on each of {step[1]} node(s); leave it out,"
+                    " or change sbatch's --ntasks-per-node and --nodes"
+                )
+        devices, nodes = step
+    else:
+        devices, nodes = devices or max(1, gpus), num_nodes or 1
     if 0 < gpus < devices:
         raise UserError(f"--devices {devices}, but this machine has {gpus} GPUs")
     return devices, nodes
+
+
+def slurm_step() -> tuple[int, int] | None:
+    """Tasks per node and nodes of the Slurm step that this process is a task of.
+
+    None outside of one, and where Fabric does not look at Slurm: in an interactive shell (it goes by the job's name)
+    and under torchrun.
+
+    Raises:
+        UserError: if some nodes have more tasks than others.
+    """
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if "SLURM_STEP_NUM_TASKS" not in os.environ or interactive or "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    per_node = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # such as 4(x2), or 2,1
+    if not (even := re.fullmatch(r"(\d+)(\(x\d+\))?", per_node)):
+        raise UserError(f"Slurm started different numbers of tasks on the nodes ({per_node}); use --ntasks-per-node")
+    # Fabric refuses a step of several tasks without this, which a plain `srun --ntasks` does not set.
+    os.environ.setdefault("SLURM_NTASKS_PER_NODE", even[1])
+    return int(even[1]), int(os.environ["SLURM_STEP_NUM_NODES"])
 
 
 def launch(devices: int, num_nodes: int, precision: str) -> Fabric:

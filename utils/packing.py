@@ -10,7 +10,7 @@
    repeated tokens being no targets. What no continued piece can fill is padding.
 
 A turn is only cut if it is longer than a window. Every token but each document's first is a target exactly once.
-Measured on French plays and Shakespeare, window 2049: whole documents best-fit leave 2.8 % padding, this at most 0.1 %.
+Measured on French plays and Shakespeare, window 2049: whole documents best-fit leave 2.8 % padding, this leaves 0.06 %.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class _Cutter:
         ends = np.cumsum(lengths)
         self._cuts = np.union1d(np.append(turns, 0), ends)
         self._window = window
-        self._shortest = min(SHORTEST_PIECE, window // 2)
+        self._shortest = min(SHORTEST_PIECE, window // 8)
         self._documents = documents[::-1].tolist()  # those not yet in the working set, the next one last
         self._firsts, self._ends = ends - lengths, ends
         self._open = np.zeros(0, dtype=np.int64)  # the working set
@@ -166,31 +166,33 @@ class _Cutter:
 
     def take(self, hole: int) -> Piece | None:
         """The longest piece that fits into `hole`, or None; it counts as placed."""
-        ends = self._ends[self._open]
-        limits = np.minimum(self._starts + hole, ends)
-        below = np.searchsorted(self._cuts, limits, side="right") - 1
-        cuts = self._cuts[below]
-        sizes = cuts - self._starts
-        begun = self._starts > self._firsts[self._open]
-        if hole>2*self._shortest:
-            inexact = ~begun & (sizes < hole) & (sizes>hole-self._shortest) & (cuts<ends)
-            limits = np.where(inexact, limits - self._shortest, limits)
-            below = np.searchsorted(self._cuts, limits, side="right") - 1
-            cuts = self._cuts[below]
-            sizes = cuts - self._starts
+        starts, ends, shortest = self._starts, self._ends[self._open], self._shortest
+        begun = starts > self._firsts[self._open]
+        at = self._last_cut(starts + hole, ends)
+        if hole > 2 * shortest and len(begun) > 1:
+            # a first piece cannot be extended to the left: rather than a small hole, it leaves one for another piece
+            inexact = ~begun & (self._cuts[at] < np.minimum(starts + hole, ends))
+            smaller = self._last_cut(starts + hole - shortest, ends)
+            at = np.where(inexact & (self._cuts[smaller] - starts >= shortest), smaller, at)
+        cuts = self._cuts[at]
+        sizes = cuts - starts
+        sizes[(sizes < (shortest if hole < self._window else 2)) & (cuts < ends)] = 0
         # the last document that is begun must not end before the others do: the last row's hole needs it (step 4)
-        last_begun = begun & (begun.sum() == 1) & (len(begun) > 1)
-        shortest = 2 if hole == self._window else self._shortest
-        sizes[(sizes < shortest) & (cuts < ends) | last_begun & (cuts == ends)] = 0
+        if begun.sum() == 1 and len(begun) > 1:
+            sizes[begun & (cuts == ends)] = 0
         best = int(sizes.argmax())
-        if 2 * sizes[best] < hole and hole >= self._shortest:
+        if 2 * sizes[best] < hole and hole >= shortest:
             # no turn ends in the hole's second half: go on with a turn that is longer than the window, if there is one
-            following = self._cuts[np.minimum(below + 1, len(self._cuts) - 1)]
-            endless = (cuts < ends) & (following - np.maximum(self._starts, cuts - 1) > self._window)
+            following = self._cuts[np.minimum(at + 1, len(self._cuts) - 1)]
+            endless = (cuts < ends) & (following - np.maximum(starts, cuts - 1) > self._window)
             if endless.any():
                 best = int(endless.argmax())
                 sizes[best] = hole
         return self._place(best, int(sizes[best])) if sizes[best] > 0 else None
+
+    def _last_cut(self, limits: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Index of the last permitted cut at or before each limit and end of a document."""
+        return np.searchsorted(self._cuts, np.minimum(limits, ends), side="right") - 1
 
     def _place(self, slot: int, size: int) -> Piece:
         document = int(self._open[slot])

@@ -127,8 +127,11 @@ class Manifest:
             raise UserError(f"the data has no '{split}' rows{of_language}; it holds {', '.join(has) or 'nothing'}")
         return chosen
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
     def save(self, data_dir: Path) -> None:
-        write_atomically(data_dir / MANIFEST, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        write_atomically(data_dir / MANIFEST, self.to_json())
 
     @classmethod
     def load(cls, data_dir: Path) -> Manifest:
@@ -150,14 +153,22 @@ class Manifest:
             raise DataError(f"{path} is no manifest of this program ({e}); prepare the data again") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` beside `path`, syncs it to the disk and renames it: the old or the new file, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `content` beside `path`, syncs it to the disk and renames it: the old or the new file, never a part.
+
+    Raises:
+        OSError: naming `path`, for instance when the disk is full; what was written of it is removed.
+    """
     staged = path.with_name(f".{path.name}.tmp")
-    with staged.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    try:
+        with staged.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except OSError as e:
+        staged.unlink(missing_ok=True)
+        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -184,12 +195,7 @@ def write_shard(path: Path, rows: list[Row], window: int, dtype: np.dtype) -> Sh
             "row_segments": np.cumsum([0, *map(len, lengths)], dtype=np.int64),
         }
     )
-    staged = path.with_name(f".{path.name}.tmp")
-    with staged.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    staged.replace(path)
+    write_atomically(path, content)
     return Shard(path.name, len(rows), len(content), hashlib.sha256(content).hexdigest())
 
 

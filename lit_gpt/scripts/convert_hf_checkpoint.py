@@ -16,6 +16,8 @@ class Options:
     """Folder with config.json and the weights, as lit_gpt/scripts/download.py makes it."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the weights in lit_model.pth. Default: as in the files."""
+    debug: bool = False
+    """Show tracebacks."""
 
 
 def main(options: Options) -> None:

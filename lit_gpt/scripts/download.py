@@ -37,6 +37,8 @@ class Options:
     """Where models are kept; this one comes into the folder ORG/NAME in it."""
     revision: str | None = None
     """Branch, tag or commit. Default: the main branch."""
+    debug: bool = False
+    """Show tracebacks."""
 
     def __post_init__(self) -> None:
         from lit_gpt.command import UserError
