@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/installed
+# Threads that spin while they wait slow a small machine down many times as soon as something else runs on it.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: quickstart test lint slurm-dev clean
 

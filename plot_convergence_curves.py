@@ -152,9 +152,9 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder / METRICS} has no line yet: nothing to draw")
     train = make_curves([row for row in rows if row["split"] == "train"]).get("", make_curve([]))
     valid = make_curves([row for row in rows if row["split"] == "valid"])
-    later = _read_rows(folder / VALIDATION, "max_batches", "data")
+    later = _read_rows(folder / VALIDATION, "max_samples", "data")
     # Losses on other rows do not belong to the same curve: of several such validations the newest is drawn.
-    offline = make_curves([row for row in later if all(row[key] == later[-1][key] for key in ("max_batches", "data"))])
+    offline = make_curves([row for row in later if all(row[key] == later[-1][key] for key in ("max_samples", "data"))])
     return Run(_label(folder), train, valid, offline, find_best(folder, valid, offline))
 
 

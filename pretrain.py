@@ -322,7 +322,7 @@ def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, P
     """Builds the model on every process, opens the run folder and loads the checkpoint to go on from."""
     import torch
 
-    from lit_gpt.foundation import build_model
+    from lit_gpt.foundation import build_model, refresh_rotary_tables
     from utils.checkpoint import Progress, load_checkpoint
     from utils.run_folder import LOG, METRIC_COLUMNS, METRICS, CsvLog, RunLog, drop_metrics_after
     from utils.training import make_optimizer
@@ -330,6 +330,7 @@ def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, P
     torch.autograd.set_detect_anomaly(options.debug)
     dtype = torch.bfloat16 if options.precision == "bf16-true" else torch.float32
     model = fabric.setup(build_model(plan.config, plan.weights, plan.lora, options.seed, dtype))
+    refresh_rotary_tables(model.module, fabric.device)
     betas = (options.beta1, options.beta2)
     optimizer = fabric.setup_optimizers(make_optimizer(model, options.weight_decay, betas))
     if fabric.is_global_zero:

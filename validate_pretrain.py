@@ -97,7 +97,7 @@ def validate_checkpoint(
     """Measures what validation.csv lacks of one checkpoint, and appends it."""
     import torch
 
-    from lit_gpt.foundation import build_model
+    from lit_gpt.foundation import build_model, refresh_rotary_tables
     from utils.run_folder import ALL, VALIDATION, RunRecord, read_csv
     from utils.trained import load_trained
     from utils.training import validate
@@ -112,6 +112,7 @@ def validate_checkpoint(
     trained = load_trained(checkpoint, options.checkpoint_dir)
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     model = fabric.setup(build_model(trained.config, trained.state_dict, None, 0, dtype))
+    refresh_rotary_tables(model.module, fabric.device)
     mask_documents = RunRecord.load(checkpoint).identity["mask_documents"]
     max_rows = options.max_batches and options.max_batches * options.batch_size
     losses = validate(fabric, model, data_dir, entries, manifest.window, options.batch_size, max_rows, mask_documents)

@@ -112,8 +112,14 @@ def build_model(
             module.lora_A = nn.Parameter(torch.empty(module.lora_A.shape))
             module.lora_B = nn.Parameter(torch.empty(module.lora_B.shape))
             module.reset_parameters()
-    model.cos, model.sin = model.rope_cache(device=torch.device("cpu"))
-    return model.to(dtype)
+    model = model.to(dtype)
+    refresh_rotary_tables(model, torch.device("cpu"))
+    return model
+
+
+def refresh_rotary_tables(model: nn.Module, device: torch.device) -> None:
+    """Computes the model's cosines and sines anew, in fp32: in bf16 they would blur positions beyond 256."""
+    model.cos, model.sin = model.rope_cache(device=device)
 
 
 def _load(model: nn.Module, weights: Mapping[str, Tensor], config: Config) -> None:

@@ -22,7 +22,7 @@ from plot_convergence_curves import PlotOptions, main
 METRICS = (
     "step,samples,tokens,seconds,device_seconds,split,dataset,loss,targets,learning_rate,grad_norm,tokens_per_second"
 )
-VALIDATION = "checkpoint,step,samples,tokens,seconds,device_seconds,dataset,loss,targets,max_batches,data"
+VALIDATION = "checkpoint,step,samples,tokens,seconds,device_seconds,dataset,loss,targets,max_samples,data"
 UNITS = {"batches": 1, "sequences": 4, "tokens": 2000, "hours": 1.5 / 3600, "device_hours": 3 / 3600}
 
 

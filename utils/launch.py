@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
     from lightning.fabric.strategies import ModelParallelStrategy
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # which rank is which is in the run's own log
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # having Slurm installed is no mistake
     on_gpu = torch.cuda.is_available()
     strategy = "auto"
     if devices * num_nodes > 1:
