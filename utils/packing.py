@@ -147,7 +147,7 @@ class _Cutter:
         ends = np.cumsum(lengths)
         self._cuts = np.union1d(np.append(turns, 0), ends)
         self._window = window
-        self._shortest = min(SHORTEST_PIECE, window // 8)
+        self._shortest = max(2, min(SHORTEST_PIECE, window // 8))  # one token predicts nothing
         self._documents = documents[::-1].tolist()  # those not yet in the working set, the next one last
         self._firsts, self._ends = ends - lengths, ends
         self._open = np.zeros(0, dtype=np.int64)  # the working set
