@@ -43,6 +43,7 @@ from utils.shards import (
 PACKING_VERSION = 1  # another one makes every split be done again
 SHARD_BYTES = 256 * 2**20
 PARTS = "parts"
+PART_FILE = re.compile(r"\.?.+-(train|test)\.json(\.tmp)?")
 SHARD_FILE = re.compile(r"\.?.+-(train|test)-\d{5}-of-\d{5}\.safetensors(\.tmp)?")
 
 
@@ -147,6 +148,7 @@ def make_recipe(options: PrepareOptions) -> Recipe:
 
     Raises:
         UserError: if the options ask for what the tokenizer or the model does not have.
+        DataError: if a configuration names a token outside of the vocabulary.
     """
     tokenizer = Tokenizer(options.checkpoint_dir)
     bos = tokenizer.adds_bos if options.add_bos is None else options.add_bos
@@ -155,6 +157,9 @@ def make_recipe(options: PrepareOptions) -> Recipe:
     command.raise_problems(
         [f"--add_{kind}: the tokenizer has no such token" for kind, add, token in wanted if add and token is None]
     )
+    for kind, add, token in wanted:
+        if add and token >= tokenizer.vocab_size:
+            raise DataError(f"--add_{kind}: token {token} is not in the tokenizer's {tokenizer.vocab_size} entries")
     max_length = options.max_length or read_context(options.checkpoint_dir)
     policy = (bos, eos, options.padding, options.multiple_of, options.on_bad_input)
     return Recipe(tokenizer.fingerprint, tokenizer.vocab_size, max_length + 1, *policy)
@@ -382,7 +387,8 @@ def find_stale(data_dir: Path, entries: list[DatasetSplit], jobs: list[Job]) -> 
     """Shards and parts of splits that are gone or were made anew with another number of shards."""
     current = {data_dir / shard.file for entry in entries for shard in entry.shards} | {job.part_path for job in jobs}
     shards = [path for path in data_dir.iterdir() if SHARD_FILE.fullmatch(path.name)]
-    return sorted({*shards, *(data_dir / PARTS).iterdir()} - current)
+    parts = [path for path in (data_dir / PARTS).iterdir() if PART_FILE.fullmatch(path.name)]
+    return sorted({*shards, *parts} - current)
 
 
 class Progress:

@@ -76,12 +76,19 @@ def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: S
 
 
 def _report(message: str, exit_code: int, argv: Sequence[str]) -> int:
-    if "--debug" in argv:
+    if _wants_traceback(argv):
         traceback.print_exc()
     rank = process_rank()
     prefix = f"error (rank {rank}): " if rank else "error: "
     print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code
+
+
+def _wants_traceback(argv: Sequence[str]) -> bool:
+    """Whether the line says `--debug true`; looked up here, for errors in the line itself too."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    given = [value for option, value in zip(words, words[1:], strict=False) if option == "--debug"]
+    return bool(given) and given[-1].lower() in ("true", "yes", "1")
 
 
 def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
@@ -130,6 +137,8 @@ def _readable(message: str, options_class: type) -> str:
     if "Unrecognized arguments:" in message:
         unknown = message.split("Unrecognized arguments:")[1].split()[0]
         return f"unknown option {unknown}; see --help"
+    if match := re.search(r"Key '([\w.]+)' is not expected", message):
+        return f"unknown option {match[1]} in --config; see --help"
     if match := re.search(r'Key "([\w.]+)" is required', message):
         if match[1] == FOLDERS:
             return "no folder is given; see --help"
@@ -140,6 +149,8 @@ def _readable(message: str, options_class: type) -> str:
         if choices := re.search(r"Literal\[(.*?)\]", annotation):
             return f"--{name} must be one of {choices[1]}"
         reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
+        if kinds := re.search(r"Subtypes: \[(.*?)\].*Given value: (.*)", reason, flags=re.DOTALL):
+            reason = f"Expected one of {kinds[1].replace('NoneType', 'null')}. Got value: {kinds[2]}"
         return f"--{name}: {reason}"
     return message
 

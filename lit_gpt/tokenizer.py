@@ -72,7 +72,7 @@ class Tokenizer:
         if token is not None and (found := self.token_id(token)) is not None:
             return found
         found = self._configs[1].get(f"{kind}_token_id")
-        found = found[0] if isinstance(found, list) else found
+        found = next(iter(found), None) if isinstance(found, list) else found
         if found is None and self._sentencepiece is not None:
             found = getattr(self._sentencepiece, f"{kind}_id")()
             found = None if found < 0 else found
@@ -138,6 +138,9 @@ class Tokenizer:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as e:
         raise DataError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no JSON object")
+    return values

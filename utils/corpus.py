@@ -92,11 +92,11 @@ def find_sources(source_path: Path) -> list[Source]:
             sources.append(Source(dataset, SPLIT_OF_FILE[name], path, path.relative_to(source_path).as_posix()))
     if not sources:
         raise DataError(f"{source_path} holds no conversation: no folder in it has a full.txt, train.txt or test.txt")
-    by_prefix: dict[str, str] = {}
+    by_prefix: dict[str, Source] = {}
     for source in sources:
-        other = by_prefix.setdefault(shard_name(source.dataset, source.split, 0, 1), source.dataset)
-        if other != source.dataset:
-            raise DataError(f"datasets {other} and {source.dataset} would have the same shard names; rename one")
+        other = by_prefix.setdefault(shard_name(source.dataset, source.split, 0, 1), source)
+        if other is not source:
+            raise DataError(f"{other.path} and {source.path} would have the same shard names; rename a folder")
     return sorted(sources, key=lambda source: (source.dataset, source.split != TRAIN))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
@@ -70,7 +71,8 @@ def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import ModelParallelStrategy
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # which rank is which is in the run's own log
+    for name in ("lightning.fabric", "lightning.pytorch"):  # the run's own log says how many processes there are
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "The `srun` command is available")  # having Slurm installed is no mistake
     on_gpu = torch.cuda.is_available()
     strategy = "auto"
@@ -90,6 +92,8 @@ def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
         precision=precision,
     )
     fabric.launch()
+    if torch.distributed.is_initialized():
+        atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort the interpreter's exit
     return fabric
 
 

@@ -198,6 +198,7 @@ class _Cutter:
         document = int(self._open[slot])
         first = int(self._firsts[document])
         start = int(self._starts[slot]) - first
+        assert size > 1 or start + size == self._ends[document] - first, "a piece that gets nowhere"
         self._starts[slot] += size - 1
         if start + size == self._ends[document] - first:
             self._open, self._starts = np.delete(self._open, slot), np.delete(self._starts, slot)

@@ -149,7 +149,7 @@ class Manifest:
             if values["format_version"] != FORMAT_VERSION:
                 raise DataError(f"{path} has format version {values['format_version']}, this program {FORMAT_VERSION}")
             return cls(**{**values, "splits": [DatasetSplit.from_dict(entry) for entry in values["splits"]]})
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, AssertionError) as e:
             raise DataError(f"{path} is no manifest of this program ({e}); prepare the data again") from None
 
 
