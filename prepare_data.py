@@ -126,6 +126,7 @@ class Job:
 
 
 def main(options: PrepareOptions) -> None:
+    require_folder(options.destination_path)
     sources = corpus.find_sources(options.source_path)
     recipe = make_recipe(options)
     groups = read_groups(options.group_datasets_by_genre)
@@ -135,12 +136,17 @@ def main(options: PrepareOptions) -> None:
     for source in kept:
         print(f"{source.dataset} {source.split}: kept", flush=True)
     to_do = [job for job in jobs if job.source not in kept]
-    make_folder(options.destination_path)
+    (options.destination_path / PARTS).mkdir(parents=True, exist_ok=True)
     if to_do:
         (options.destination_path / MANIFEST).unlink(missing_ok=True)
     made = dict(prepare_all(to_do, options))
     entries = [{**kept, **made}[job.source] for job in jobs]
     publish(entries, jobs, recipe, options)
+
+
+def require_folder(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--destination_path: {path} is not a directory")
 
 
 def make_recipe(options: PrepareOptions) -> Recipe:
@@ -243,12 +249,6 @@ def read_part(job: Job) -> DatasetSplit | None:
     except (FileNotFoundError, ValueError, KeyError, TypeError, AssertionError, DataError):
         return None
     return replace(entry, group=job.group)
-
-
-def make_folder(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise UserError(f"--destination_path: {path} is not a directory")
-    (path / PARTS).mkdir(parents=True, exist_ok=True)
 
 
 def prepare_all(jobs: list[Job], options: PrepareOptions) -> Iterator[tuple[Source, DatasetSplit]]:
@@ -374,7 +374,7 @@ def publish(entries: list[DatasetSplit], jobs: list[Job], recipe: Recipe, option
     )
     stale = find_stale(data_dir, entries, jobs)
     path = data_dir / MANIFEST
-    if stale or not path.is_file() or path.read_text(encoding="utf-8") != manifest.to_json():
+    if stale or not path.is_file() or path.read_bytes() != manifest.to_json().encode():
         path.unlink(missing_ok=True)
         for file in stale:
             file.unlink()

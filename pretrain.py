@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from utils.data import Mixture
     from utils.run_folder import CsvLog, RunLog
     from utils.shards import DatasetSplit, Manifest
-    from utils.training import Schedule, StepResult
+    from utils.training import Due, Schedule, StepResult
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class PretrainOptions:
     seed: int = 1337
     """Of the sample order, the random weights and dropout."""
     try_small: bool = False
-    """A quick check of the whole command: 10 steps, validation on 8 samples per dataset."""
+    """A quick check of the whole command: 10 steps, validation on 8 samples per dataset, in OUT_DIR-small."""
     debug: bool = False
     """Show tracebacks, and check every backward pass for the operation that made a NaN."""
 
@@ -141,6 +142,8 @@ class PretrainOptions:
             problems.append("--use_lora true without any matrix to adapt (--lora_query, … --lora_head)")
         if self.early_stopping and self.enable_validation is False:
             problems.append("--early_stopping needs --enable_validation")
+        if self.use_lora and self.model_config:
+            problems.append("--use_lora needs a foundation model: random weights (--model_config) are not kept")
         command.raise_problems(problems)
 
 
@@ -179,22 +182,29 @@ class Run:
 def main(options: PretrainOptions) -> None:
     options = try_small(options) if options.try_small else options
     plan = make_plan(options)
-    if options.verify_data and command.process_rank() == 0:
-        from utils.shards import verify_shards
-
-        verify_shards(options.data_dir, [*plan.mixture.entries, *plan.validation])
 
     from utils.launch import launch
 
     fabric = launch(*plan.processes, options.precision)
+    if options.verify_data:
+        verify_data(fabric, options.data_dir, [*plan.mixture.entries, *plan.validation])
     run, progress = set_up(fabric, options, plan)
     fit(run, progress)
 
 
 def try_small(options: PretrainOptions) -> PretrainOptions:
-    """The same command over 10 steps."""
-    small = {"max_steps": 10, "warmup_steps": 2, "eval_samples": 8, "interval_unit": "steps"}
+    """The same command over 10 steps, in a run folder of its own: a real run must not go on from it."""
+    out_dir = options.out_dir.with_name(options.out_dir.name + "-small")
+    small = {"max_steps": 10, "warmup_steps": 2, "eval_samples": 8, "interval_unit": "steps", "out_dir": out_dir}
     return dataclasses.replace(options, **small, eval_interval=5, save_interval=10)
+
+
+def verify_data(fabric: Fabric, data_dir: Path, entries: list[DatasetSplit]) -> None:
+    """Compares the shards with the manifest, each process its part; raises a DataError on all if one differs."""
+    from utils.processes import together
+    from utils.shards import verify_shards
+
+    together(lambda: verify_shards(data_dir, entries, fabric.global_rank, fabric.world_size))
 
 
 def make_plan(options: PretrainOptions) -> Plan:
@@ -223,7 +233,7 @@ def make_plan(options: PretrainOptions) -> Plan:
         "model": config_values(config),
         "lora": lora and dataclasses.asdict(lora),
         "base": weights and weights_fingerprint(weights),
-        "data": manifest.fingerprint,
+        "data": manifest.fingerprint(mixture.entries),
         "mixture": {entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)},
         "samples_per_step": samples_per_step,
         "mask_documents": options.mask_documents,
@@ -324,6 +334,7 @@ def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, P
 
     from lit_gpt.foundation import build_model, refresh_rotary_tables
     from utils.checkpoint import Progress, load_checkpoint
+    from utils.processes import on_rank_zero
     from utils.run_folder import LOG, METRIC_COLUMNS, METRICS, CsvLog, RunLog, drop_metrics_after
     from utils.training import make_optimizer
 
@@ -333,34 +344,35 @@ def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, P
     refresh_rotary_tables(model.module, fabric.device)
     betas = (options.beta1, options.beta2)
     optimizer = fabric.setup_optimizers(make_optimizer(model, options.weight_decay, betas))
-    if fabric.is_global_zero:
-        options.out_dir.mkdir(parents=True, exist_ok=True)
+    on_rank_zero(lambda: options.out_dir.mkdir(parents=True, exist_ok=True))
     log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
-    checkpoint = find_checkpoint(fabric, options.out_dir, log) if options.resume == "auto" else None
+    checkpoint = find_checkpoint(options.out_dir, log) if options.resume == "auto" else None
     progress = Progress()
     if checkpoint:
         progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer)
+        progress = dataclasses.replace(progress, skipped_in_a_row=0)  # a restart is meant to be another try
     metrics = None
     if fabric.is_global_zero:
         drop_metrics_after(options.out_dir, progress.step if checkpoint else -1)
         metrics = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
-        record_start(options, plan, fabric.world_size, progress)
+        for change in record_start(options, plan, fabric.world_size, progress):
+            log.line(f"changed since the last start: {change}")
         log.line(describe(options, plan, model, fabric.world_size))
         if checkpoint:
             log.line(f"going on from {checkpoint}")
     return Run(options, plan, fabric, model, optimizer, log, metrics), progress
 
 
-def find_checkpoint(fabric: Fabric, out_dir: Path, log: RunLog) -> Path | None:
+def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
     """The newest valid checkpoint, found by process 0; None for a new run.
 
     Raises:
         DataError: on every process, if there are checkpoints and none verifies.
     """
     from utils.checkpoint import newest_valid_checkpoint
+    from utils.processes import on_rank_zero
 
-    found = newest_valid_checkpoint(out_dir) if fabric.is_global_zero else None
-    checkpoint, problems = fabric.broadcast(found)
+    checkpoint, problems = on_rank_zero(lambda: newest_valid_checkpoint(out_dir))
     for problem in problems:
         log.line(f"checkpoint passed over: {problem}")
     if problems and checkpoint is None:
@@ -368,17 +380,22 @@ def find_checkpoint(fabric: Fabric, out_dir: Path, log: RunLog) -> Path | None:
     return checkpoint
 
 
-def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress: Progress) -> None:
-    """Writes run.yaml and model_config.yaml; what changed since the start before goes into its history."""
+def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress: Progress) -> list[str]:
+    """Writes run.yaml and model_config.yaml; says which options changed since the start before, as the history does."""
     import platform
+
+    import yaml
 
     from lit_gpt.foundation import CONFIG
     from utils.run_folder import RUN, RunRecord, software_versions, source_commit
     from utils.shards import write_atomically
 
+    before = RunRecord.load(options.out_dir) if (options.out_dir / RUN).is_file() else None
+    now = command.public_values(options)
+    changed = {key: value for key, value in (before.options if before else now).items() if now.get(key) != value}
     record = RunRecord(
         identity=plan.identity,
-        options=command.public_values(options),
+        options=now,
         schedule={
             "steps": plan.schedule.max_steps,
             "samples_per_step": plan.samples_per_step,
@@ -387,7 +404,7 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
         },
         versions=software_versions(),
         commit=source_commit(),
-        history=RunRecord.load(options.out_dir).history if (options.out_dir / RUN).is_file() else [],
+        history=before.history if before else [],
     )
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -395,12 +412,13 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
         "processes": world_size,
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
         "from_step": progress.step,
+        "commit": record.commit,
+        "changed_from": changed,
     }
     record.history.append(start)
     record.save(options.out_dir)
-    import yaml
-
     write_atomically(options.out_dir / CONFIG, yaml.safe_dump(plan.identity["model"], sort_keys=False))
+    return [f"--{key} {value} → {now.get(key)}" for key, value in changed.items()]
 
 
 def describe(options: PretrainOptions, plan: Plan, model: nn.Module, world_size: int) -> str:
@@ -429,11 +447,9 @@ def fit(run: Run, progress: Progress) -> None:
         options.mask_documents,
     )
     micro_batches = data.steps(progress.step, fabric.global_rank, fabric.world_size, options.micro_batch_size)
-    agenda = Agenda(options.interval_unit, options.eval_interval if plan.validation else None, options.save_interval)
-    validated = saved = progress.step if progress.step else None
     if plan.validation and progress.step == 0:
         progress = validate_now(run, progress)
-        validated = 0
+    agenda = Agenda(options.interval_unit, options.eval_interval if plan.validation else None, options.save_interval)
 
     while (reason := stop_reason(run, progress)) is None:
         began = time.monotonic()
@@ -443,21 +459,16 @@ def fit(run: Run, progress: Progress) -> None:
         log_step(run, progress, result, time.monotonic() - began)
 
         due = agenda.due(progress.step)
-        if due.validate:
+        if plan.validation and (due.validate or is_last_step(run, progress, due)):
             progress = validate_now(run, progress)
-            validated = progress.step
-        if due.save or due.interrupted:
-            progress = save_now(run, progress)
-            saved = progress.step
+        if due.save or due.interrupted or stop_reason(run, progress):
+            progress = save_now(run, progress, scheduled=due.save)
+        agenda.done(due)
         if due.interrupted:
             raise Interrupted(
                 f"stopped by a signal after step {progress.step}, all of it saved; run the same command again"
             )
 
-    if plan.validation and validated != progress.step:
-        progress = validate_now(run, progress)
-    if saved != progress.step:
-        progress = save_now(run, progress)
     run.log.line(f"done: {reason}; loss and checkpoints in {options.out_dir}")
 
 
@@ -476,6 +487,12 @@ def stop_reason(run: Run, progress: Progress) -> str | None:
     if options.early_stopping and progress.validations_without_improvement >= options.early_stopping:
         return f"{progress.validations_without_improvement} validations without improvement (--early_stopping)"
     return None
+
+
+def is_last_step(run: Run, progress: Progress, due: Due) -> bool:
+    """Whether the training ends here for certain, so that its last validation comes before its last checkpoint."""
+    last_checkpoint = due.save and progress.checkpoints + 1 == run.options.max_checkpoints
+    return last_checkpoint or progress.step >= run.plan.schedule.max_steps
 
 
 def train_step(run: Run, progress: Progress, batches: list[Any], data: Any) -> StepResult:
@@ -548,12 +565,13 @@ def validate_now(run: Run, progress: Progress) -> Progress:
         options.mask_documents,
     )
     seconds = time.monotonic() - began
-    better = progress.best_loss is None or losses[ALL].mean < progress.best_loss
+    best = progress.best_loss
+    better = best is None or not math.isfinite(best) or losses[ALL].mean < progress.best_loss
     progress = dataclasses.replace(
         progress,
         seconds=progress.seconds + seconds,
         device_seconds=progress.device_seconds + seconds * run.fabric.world_size,
-        best_loss=losses[ALL].mean if better else progress.best_loss,
+        best_loss=losses[ALL].mean if better else best,
         validations_without_improvement=0 if better else progress.validations_without_improvement + 1,
     )
     if run.metrics is not None:
@@ -566,7 +584,8 @@ def validate_now(run: Run, progress: Progress) -> Progress:
     return progress
 
 
-def save_now(run: Run, progress: Progress) -> Progress:
+def save_now(run: Run, progress: Progress, scheduled: bool) -> Progress:
+    """Writes a checkpoint; --max_checkpoints counts the scheduled ones, not those that an interruption makes."""
     from lit_gpt.foundation import CONFIG
     from lit_gpt.tokenizer import TOKENIZER_FILES
     from utils.checkpoint import save_checkpoint
@@ -574,11 +593,11 @@ def save_now(run: Run, progress: Progress) -> Progress:
 
     if run.metrics is not None:
         run.metrics.sync()
-    progress = dataclasses.replace(progress, checkpoints=progress.checkpoints + 1)
+    progress = dataclasses.replace(progress, checkpoints=progress.checkpoints + scheduled)
     tokenizer_files = [run.options.checkpoint_dir / name for name in TOKENIZER_FILES]
     companions = [run.options.out_dir / RUN, run.options.out_dir / CONFIG, *filter(Path.is_file, tokenizer_files)]
     path = save_checkpoint(run.options.out_dir, run.model.module, run.optimizer.optimizer, progress, companions)
-    run.log.line(f"checkpoint {progress.checkpoints}: {path}")
+    run.log.line(f"checkpoint: {path}")
     return progress
 
 

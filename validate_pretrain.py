@@ -8,15 +8,16 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from lit_gpt import command
-from lit_gpt.command import UserError
+from lit_gpt.command import DataError, UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from utils.shards import DatasetSplit, Manifest
+    from utils.training import Loss
 
 
 @dataclass(frozen=True)
@@ -52,31 +53,52 @@ class ValidateOptions:
         command.raise_problems([f"--{name} must be above 0" for name in names if (values[name] or 1) <= 0])
 
 
+@dataclass(frozen=True)
+class Task:
+    """What is measured, and where it is written."""
+
+    options: ValidateOptions
+    fabric: Fabric
+    data_dir: Path
+    manifest: Manifest
+    entries: list[DatasetSplit]
+    precision: str
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The columns that say under which settings a loss was measured: only equal ones may be compared."""
+        samples = (self.options.max_batches or 0) * self.options.batch_size
+        data = self.manifest.fingerprint(self.entries)[:12]
+        return {"max_samples": str(samples or ""), "precision": self.precision, "data": data}
+
+
 def main(options: ValidateOptions) -> None:
     from utils.checkpoint import list_checkpoints
     from utils.launch import launch, resolve_processes
+    from utils.processes import on_rank_zero, together
     from utils.run_folder import RunRecord
     from utils.shards import TEST, Manifest, verify_shards
 
     record = RunRecord.load(options.out_dir)
     data_dir = options.data_dir or Path(record.options["data_dir"])
     manifest = Manifest.load(data_dir)
-    check_tokenizer(manifest, options.out_dir, data_dir)
     entries = manifest.select(TEST, options.language)
-    if options.verify_data and command.process_rank() == 0:
-        verify_shards(data_dir, entries)
+    check_tokenizer(manifest, options.out_dir, data_dir)
     precision = options.precision or record.options["precision"]
     fabric = launch(*resolve_processes(options.devices, options.num_nodes), precision)
-    checkpoints = fabric.broadcast(list_checkpoints(options.out_dir))
+    if options.verify_data:
+        together(lambda: verify_shards(data_dir, entries, fabric.global_rank, fabric.world_size))
+    task = Task(options, fabric, data_dir, manifest, entries, precision)
+    checkpoints = on_rank_zero(lambda: list_checkpoints(options.out_dir))
     if not checkpoints:
         raise UserError(f"the run in {options.out_dir} has no complete checkpoint yet")
-    for checkpoint in checkpoints:
-        validate_checkpoint(fabric, options, checkpoint, data_dir, manifest, entries, precision)
+    damaged = [checkpoint for checkpoint in checkpoints if not validate_checkpoint(task, checkpoint)]
+    if damaged:
+        raise DataError(f"{len(damaged)} of {len(checkpoints)} checkpoints are damaged, the first {damaged[0]}")
 
 
 def check_tokenizer(manifest: Manifest, run_dir: Path, data_dir: Path) -> None:
     """Raises unless the shards were made with the tokenizer of the run's newest checkpoint."""
-    from lit_gpt.command import DataError
     from lit_gpt.tokenizer import Tokenizer
     from utils.checkpoint import list_checkpoints
 
@@ -85,62 +107,58 @@ def check_tokenizer(manifest: Manifest, run_dir: Path, data_dir: Path) -> None:
         raise DataError(f"the shards in {data_dir} were made with another tokenizer than the run in {run_dir}")
 
 
-def validate_checkpoint(
-    fabric: Fabric,
-    options: ValidateOptions,
-    checkpoint: Path,
-    data_dir: Path,
-    manifest: Manifest,
-    entries: list[DatasetSplit],
-    precision: str,
-) -> None:
-    """Measures what validation.csv lacks of one checkpoint, and appends it."""
+def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
+    """Measures one checkpoint, unless it was done before, and appends its losses; False if it is damaged."""
     import torch
 
     from lit_gpt.foundation import build_model, refresh_rotary_tables
-    from utils.run_folder import ALL, VALIDATION, RunRecord, read_csv
+    from utils.checkpoint import verify_checkpoint
+    from utils.processes import on_rank_zero
+    from utils.run_folder import VALIDATION, RunRecord, read_csv
     from utils.trained import load_trained
     from utils.training import validate
 
-    done = fabric.broadcast(read_csv(options.out_dir / VALIDATION))
-    names = [*(entry.dataset for entry in entries), ALL]
-    wanted = {settings_key(checkpoint.name, name, options, manifest) for name in names}
-    if wanted <= {(row["checkpoint"], row["dataset"], row["max_samples"], row["data"]) for row in done}:
-        if fabric.is_global_zero:
-            print(f"{checkpoint.name}: done before")
-        return
-    trained = load_trained(checkpoint, options.checkpoint_dir)
-    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    options, fabric = task.options, task.fabric
+    done = on_rank_zero(lambda: read_csv(options.out_dir / VALIDATION))
+    if any(row.items() >= {"checkpoint": checkpoint.name, **task.settings}.items() for row in done):
+        say(task, f"{checkpoint.name}: done before")
+        return True
+    if problem := on_rank_zero(lambda: verify_checkpoint(checkpoint)):
+        say(task, f"{checkpoint.name}: passed over, {problem}")
+        return False
+    trained = load_trained(checkpoint, options.checkpoint_dir, verify=False)
+    dtype = torch.bfloat16 if task.precision == "bf16-true" else torch.float32
     model = fabric.setup(build_model(trained.config, trained.state_dict, None, 0, dtype))
     refresh_rotary_tables(model.module, fabric.device)
     mask_documents = RunRecord.load(checkpoint).identity["mask_documents"]
     max_rows = options.max_batches and options.max_batches * options.batch_size
-    losses = validate(fabric, model, data_dir, entries, manifest.window, options.batch_size, max_rows, mask_documents)
-    if fabric.is_global_zero:
-        append(options, checkpoint, manifest, losses)
+    losses = validate(
+        fabric, model, task.data_dir, task.entries, task.manifest.window, options.batch_size, max_rows, mask_documents
+    )
+    on_rank_zero(lambda: append(task, checkpoint, losses))
+    return True
 
 
-def settings_key(checkpoint: str, dataset: str, options: ValidateOptions, manifest: Manifest) -> tuple[str, ...]:
-    """What makes two measurements the same one."""
-    return checkpoint, dataset, str((options.max_batches or 0) * options.batch_size or ""), manifest.fingerprint[:12]
-
-
-def append(options: ValidateOptions, checkpoint: Path, manifest: Manifest, losses: dict[str, Any]) -> None:
+def append(task: Task, checkpoint: Path, losses: dict[str, Loss]) -> None:
     from utils.checkpoint import Progress
     from utils.run_folder import ALL, PLACE_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog
 
     progress = asdict(Progress.load(checkpoint))
     where = {column: round(progress[column], 3) for column in PLACE_COLUMNS}
-    settings = settings_key(checkpoint.name, "", options, manifest)
-    log = CsvLog(options.out_dir / VALIDATION, VALIDATION_COLUMNS)
+    log = CsvLog(task.options.out_dir / VALIDATION, VALIDATION_COLUMNS)
     log.write(
         {"checkpoint": checkpoint.name, **where, "dataset": name, "loss": loss.mean, "targets": loss.targets}
-        | {"max_samples": settings[2], "data": settings[3]}
+        | task.settings
         for name, loss in losses.items()
     )
     log.close()
     each = "  ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items() if name != ALL)
-    print(f"{checkpoint.name}: {losses[ALL].mean:.4f}  ({each})", flush=True)
+    say(task, f"{checkpoint.name}: {losses[ALL].mean:.4f}  ({each})")
+
+
+def say(task: Task, text: str) -> None:
+    if task.fabric.is_global_zero:
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ imported here, so `--help` answers at once.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -66,19 +67,21 @@ def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: S
     try:
         main(parse(options_class, argv))
     except (UserError, DataError, Interrupted) as e:
-        return _report(str(e), e.exit_code, argv)
+        return _report(e, str(e), e.exit_code, argv)
     except OSError as e:
         where = f": {e.filename}" if e.filename else ""
-        return _report(f"{e.strerror or e}{where}", IO, argv)
-    except KeyboardInterrupt:
-        return _report("interrupted from the keyboard", INTERRUPTED, argv)
+        return _report(e, f"{e.strerror or e}{where}", IO, argv)
+    except KeyboardInterrupt as e:
+        return _report(e, "interrupted from the keyboard", INTERRUPTED, argv)
     return OK
 
 
-def _report(message: str, exit_code: int, argv: Sequence[str]) -> int:
+def _report(error: BaseException, message: str, exit_code: int, argv: Sequence[str]) -> int:
     if _wants_traceback(argv):
         traceback.print_exc()
     rank = process_rank()
+    if rank and getattr(error, "on_every_process", False):
+        return exit_code  # process 0 says it for all
     prefix = f"error (rank {rank}): " if rank else "error: "
     print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code
@@ -87,7 +90,7 @@ def _report(message: str, exit_code: int, argv: Sequence[str]) -> int:
 def _wants_traceback(argv: Sequence[str]) -> bool:
     """Whether the line says `--debug true`; looked up here, for errors in the line itself too."""
     words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    given = [value for option, value in zip(words, words[1:], strict=False) if option == "--debug"]
+    given = [value for option, value in itertools.pairwise(words) if option == "--debug"]
     return bool(given) and given[-1].lower() in ("true", "yes", "1")
 
 
@@ -114,6 +117,8 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
         namespace = parser.parse_args(_expand(argv, [*options, "config", "help", "print_config"]))
     except ArgumentError as e:
         raise UserError(_readable(str(e), options_class)) from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"--config: the file is not UTF-8 text: {e}") from None
     return options_class(**{name: namespace[name] for name in names})
 
 
@@ -153,6 +158,16 @@ def _readable(message: str, options_class: type) -> str:
             reason = f"Expected one of {kinds[1].replace('NoneType', 'null')}. Got value: {kinds[2]}"
         return f"--{name}: {reason}"
     return message
+
+
+def as_os_error(error: BaseException | None, path: Path) -> OSError | None:
+    """The OSError behind an error of torch's writers, which hide it in a message or context; None if none is."""
+    while error is not None and not isinstance(error, OSError):
+        if match := re.match(r"\[Errno (\d+)\]", str(error)):
+            number = int(match[1])
+            return OSError(number, os.strerror(number), str(path))
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def public_values(options: Any) -> dict[str, Any]:

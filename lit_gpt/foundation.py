@@ -15,7 +15,7 @@ import yaml
 from litgpt.config import Config
 from torch import Tensor, nn
 
-from lit_gpt.command import DataError, UserError
+from lit_gpt.command import DataError, UserError, as_os_error
 from lit_gpt.lora import LoRASettings, is_adapter
 from lit_gpt.model import GPT, LoRAGPT
 
@@ -175,7 +175,7 @@ def write_foundation(folder: Path, config: Config, weights: Mapping[str, Tensor]
             torch.save(dict(weights), file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
+    except (OSError, RuntimeError) as e:
         staged.unlink(missing_ok=True)
-        raise
+        raise as_os_error(e, staged) or e from e
     return staged.rename(folder / WEIGHTS)

@@ -49,13 +49,16 @@ def segment_mask(segments: Tensor) -> Tensor:
     return same.tril().unsqueeze(1)
 
 
-def summed_cross_entropy(lm_head: nn.Module, hidden: Tensor, targets: Tensor, final: Any = None) -> Tensor:
+def summed_cross_entropy(
+    lm_head: nn.Module, hidden: Tensor, targets: Tensor, vocabulary: int, final: Any = None
+) -> Tensor:
     """Cross-entropy summed over all positions that have a target, in fp32.
 
     Args:
         lm_head: from hidden states to logits.
         hidden: [B, T, C].
         targets: [B, T] int64, `IGNORE` where there is nothing to predict.
+        vocabulary: logits per position, which decides how many positions make a chunk.
         final: applied to the logits (soft-capping), if any.
 
     Returns:
@@ -68,7 +71,6 @@ def summed_cross_entropy(lm_head: nn.Module, hidden: Tensor, targets: Tensor, fi
         return F.cross_entropy(logits, chunk_targets, ignore_index=IGNORE, reduction="sum")
 
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
-    vocabulary = next(lm_head.parameters()).size(0)
     positions = max(1, _LOGITS_PER_CHUNK // vocabulary)
     if hidden.size(0) <= positions:
         return chunk_loss(hidden, targets)
@@ -100,6 +102,11 @@ class DocumentAttention(nn.Module):
         q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in parts)
         n = config.rope_n_elem
         q, k = (torch.cat((apply_rope(t[..., :n], cos, sin), t[..., n:]), dim=-1) for t in (q, k))
+        grouped = config.n_head != config.n_query_groups
+        if grouped and mask is not None and q.is_cuda:
+            # of the kernels that take a mask, the memory-efficient one takes no groups, and the other makes all scores
+            k, v = (t.repeat_interleave(config.n_head // config.n_query_groups, dim=1) for t in (k, v))
+            grouped = False
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -107,7 +114,7 @@ class DocumentAttention(nn.Module):
             attn_mask=mask,
             is_causal=mask is None,
             scale=(config.attention_scores_scalar or size) ** -0.5 * self.mscale**2,
-            enable_gqa=config.n_head != config.n_query_groups,
+            enable_gqa=grouped,
         )
         return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -161,7 +168,7 @@ class DocumentGPT(nn.Module):
         capping = self.config.final_logit_softcapping
         final = partial(do_softcapping, thresh=capping) if capping is not None else None
         if targets is not None:
-            return summed_cross_entropy(self.lm_head, hidden, targets, final)
+            return summed_cross_entropy(self.lm_head, hidden, targets, self.config.padded_vocab_size, final)
         logits = self.lm_head(hidden)
         return final(logits) if final is not None else logits
 

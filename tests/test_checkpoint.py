@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(saved: Path, monkeypatc
 
 def test_a_write_error_inside_torch_is_an_os_error(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*arguments: object, **options: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise RuntimeError("[Errno 28] No space left on device")  # as torch's writer reports it
 
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", no_space)
     model, optimizer = model_and_optimizer(1)

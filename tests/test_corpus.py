@@ -1,228 +1,254 @@
-"""Finding datasets, reading documents with exact byte offsets, and tokenising them in any number of processes."""
+"""Datasets of a folder tree, documents of a file, tokens of documents."""
 
 from __future__ import annotations
 
 import os
-import signal
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.command import DataError, UserError
 from lit_gpt.tokenizer import Tokenizer
 from tests.conftest import TOKENIZER
 from utils import corpus
+from utils.corpus import BadDocument, Encoder, EncoderPool, find_sources, join_chunks, read_documents
+
+SEED_TEXT = "[speaker001:] Bonjour, ça va ?\n[speaker002:] Très bien, merci."
 
 
-def write(folder, files):
-    for name, content in files.items():
+def write(folder: Path, *names: str, content: bytes | str = SEED_TEXT) -> None:
+    """Makes the files `names` below `folder`."""
+    for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return folder
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def fail(error):
-    raise error
+def found(folder: Path) -> list[tuple[str, str, str]]:
+    return [(source.dataset, source.split, source.name) for source in find_sources(folder)]
 
 
-def documents_of(folder, content, on_bad=fail):
-    write(folder, {"full.txt": content})
-    return list(corpus.read_documents(folder / "full.txt", on_bad))
+def documents_of(path: Path) -> tuple[list[str], list[str]]:
+    """The good documents and what is said of the bad ones."""
+    errors: list[BadDocument] = []
+    return list(read_documents(path, errors.append)), [str(error) for error in errors]
 
 
-# Datasets
+# --- datasets
 
 
-def test_a_dataset_is_a_folder_with_one_of_three_files(tmp_path):
-    files = ("FR/A/train.txt", "FR/A/test.txt", "FR/B/full.txt", "EN/C/D/test.txt", "other/notes.txt", "FR/E/train.TXT")
-    found = corpus.find_sources(write(tmp_path, dict.fromkeys(files, "text")))
-    assert [(source.dataset, source.split, source.name) for source in found] == [
-        ("EN/C/D", "test", "EN/C/D/test.txt"),
-        ("FR/A", "train", "FR/A/train.txt"),
-        ("FR/A", "test", "FR/A/test.txt"),
-        ("FR/B", "train", "FR/B/full.txt"),
+def test_datasets_are_the_folders_with_corpus_files(tmp_path):
+    write(tmp_path, "FR/Theatre/test.txt", "FR/Theatre/train.txt", "FR/Debats/A/full.txt", "EN/Talk/test.txt")
+    write(tmp_path, "FR/README.txt", "notes.md", "FR/Theatre/raw/page.txt")
+    assert found(tmp_path) == [
+        ("EN/Talk", "test", "EN/Talk/test.txt"),
+        ("FR/Debats/A", "train", "FR/Debats/A/full.txt"),
+        ("FR/Theatre", "train", "FR/Theatre/train.txt"),
+        ("FR/Theatre", "test", "FR/Theatre/test.txt"),
     ]
 
 
 def test_the_source_itself_may_be_a_dataset(tmp_path, monkeypatch):
-    write(tmp_path, {"Theatre/train.txt": "text"})
-    monkeypatch.chdir(tmp_path / "Theatre")
-    for path in (tmp_path / "Theatre", tmp_path / "Theatre" / "." / "..", corpus.Path(".")):
-        assert corpus.find_sources(path)[0].dataset == "Theatre"
+    write(tmp_path, "Plays/full.txt", "Plays/Inner/full.txt")
+    expected = [("Inner", "train", "Inner/full.txt"), ("Plays", "train", "full.txt")]
+    assert found(tmp_path / "Plays") == expected
+    monkeypatch.chdir(tmp_path / "Plays")
+    assert found(Path()) == expected
+
+
+def test_linked_folders_are_followed_once(tmp_path):
+    write(tmp_path, "elsewhere/A/full.txt")
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/FR").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/A/loop").symlink_to(tmp_path / "source")
+    assert found(tmp_path / "source") == [("FR/A", "train", "FR/A/full.txt")]
 
 
 @pytest.mark.parametrize(
-    ("dataset", "language"),
-    [("FR/A", "fr"), ("eng/A", "eng"), ("F1/A", ""), ("Plays/A", ""), ("É/A", ""), ("br", "br")],
+    "names",
+    [("FR--X/full.txt", "FR/X/train.txt"), ("train.txt", "corpus/train.txt"), ("A--B/C/full.txt", "A/B--C/full.txt")],
 )
-def test_the_language_is_the_first_part_of_the_name(dataset, language, tmp_path):
-    assert corpus.Source(dataset, "train", tmp_path, "").language == language
+def test_datasets_with_the_same_shard_names_are_refused(tmp_path, names):
+    write(tmp_path / "corpus", *names)
+    with pytest.raises(DataError, match="same shard names") as error:
+        find_sources(tmp_path / "corpus")
+    for name in names:
+        assert str(tmp_path / "corpus" / name) in str(error.value)
 
 
-@pytest.mark.parametrize("other", ["train.txt", "test.txt"])
-def test_full_beside_another_file_is_an_error_that_names_it(tmp_path, other):
-    write(tmp_path, {"FR/A/full.txt": "x", f"FR/A/{other}": "x"})
-    with pytest.raises(DataError, match=rf"FR/A has full.txt and {other}"):
-        corpus.find_sources(tmp_path)
+def test_one_name_for_train_and_another_for_test_do_not_collide(tmp_path):
+    write(tmp_path, "FR--X/train.txt", "FR/X/test.txt")
+    assert len(find_sources(tmp_path)) == 2
 
 
-def test_names_that_make_the_same_shards_are_an_error(tmp_path):
-    write(tmp_path, {"FR/X/train.txt": "x", "FR--X/train.txt": "x"})
-    with pytest.raises(DataError, match="FR--X and FR/X|FR/X and FR--X"):
-        corpus.find_sources(tmp_path)
+def test_sources_that_cannot_be_used(tmp_path):
+    with pytest.raises(UserError, match="not a directory"):
+        find_sources(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no conversation"):
+        find_sources(tmp_path)
+    write(tmp_path, "A/full.txt", "A/test.txt")
+    with pytest.raises(DataError, match=r"full\.txt and test\.txt"):
+        find_sources(tmp_path)
 
 
-def test_a_source_that_is_missing_or_holds_nothing(tmp_path):
-    with pytest.raises(UserError, match="is not a directory"):
-        corpus.find_sources(tmp_path / "missing")
-    with pytest.raises(DataError, match="holds no conversation"):
-        corpus.find_sources(write(tmp_path, {"FR/A/notes.txt": "x"}))
+def test_language_is_the_first_part_of_the_name(tmp_path):
+    write(tmp_path, *(f"{name}/full.txt" for name in ("FR/Theatre", "en/Talk", "FR", "Plays/FR", "CLAIRE/FR", "fra/A")))
+    languages = {source.dataset: source.language for source in find_sources(tmp_path)}
+    assert languages == {
+        "FR/Theatre": "fr", "en/Talk": "en", "FR": "fr", "Plays/FR": "", "CLAIRE/FR": "", "fra/A": "fra"
+    }  # fmt: skip
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
-    write(tmp_path, {"corpus/FR/A/train.txt": "x", "elsewhere/train.txt": "y"})
-    (tmp_path / "corpus" / "FR" / "B").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "corpus" / "FR" / "A" / "up").symlink_to(tmp_path / "corpus")
-    assert [source.dataset for source in corpus.find_sources(tmp_path / "corpus")] == ["FR/A", "FR/B"]
-
-
-# Documents
+# --- documents
 
 
 @pytest.mark.parametrize(
     ("content", "documents"),
     [
-        ("[A:] one\n[B:] two\n\n[A:] three\n", ["[A:] one\n[B:] two", "[A:] three"]),
-        (b"[A:] one\r\n[B:] two\r\n\r\n[A:] three\r\n", ["[A:] one\n[B:] two", "[A:] three"]),
-        (b"one\rtwo\r\rthree\r", ["one\ntwo", "three"]),
+        (b"", []),
+        (b"\n \n\t\n", []),
+        (b"one", ["one"]),
+        (b"one\ntwo\n\nthree\n", ["one\ntwo", "three"]),
+        (b"\n\n  one  \n   \n\n\ntwo\n\n", ["one", "two"]),
+        (b"one\r\ntwo\r\n\r\nthree\r\n", ["one\ntwo", "three"]),
+        (b"one\rtwo\r\rthree", ["one\ntwo", "three"]),
         (b"\xef\xbb\xbfone\n\ntwo", ["one", "two"]),
-        (b"\xef\xbb\xbf\r\n\r\none", ["one"]),
-        ("one\n \t \ntwo\n\u00a0\u3000\nthree", ["one", "two", "three"]),
-        ("\n\n  one \n  two  \n\n\n\n", ["one \n  two"]),
-        ("one", ["one"]),
-        ("", []),
-        (" \n\r\n\t", []),
-        ("a\u2028b\x0bc\x85d", ["a\u2028b\x0bc\x85d"]),
+        (b"\xef\xbb\xbf\r\none", ["one"]),
+        (b"\xef\xbb\xbf", []),
+        ("un\n\u00a0\u2003\ndeux".encode(), ["un", "deux"]),
+        ("un\u2028deux\x0btrois".encode(), ["un\u2028deux\x0btrois"]),
     ],
 )
 def test_documents_stand_between_blank_lines(tmp_path, content, documents):
-    assert documents_of(tmp_path, content) == documents
+    path = tmp_path / "full.txt"
+    path.write_bytes(content)
+    assert documents_of(path) == (documents, [])
 
 
-@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize(
-    ("bad", "inside", "words"), [(b"\xff", 0, "UTF-8"), (b"\xe9t\xe9", 0, "UTF-8"), (b"\0", 0, "NUL")]
-)
-def test_a_bad_byte_is_named_by_its_offset_in_the_file(tmp_path, ending, mark, bad, inside, words):
-    good = "[A:] élan vital 🙂\n[B:] oui\n\n\n".replace("\n", ending).encode()
-    content = mark + good + b"  " + "déjà ".encode() + bad + b" rest" + good + good
-    offset = len(mark + good + b"  " + "déjà ".encode()) + inside
-    with pytest.raises(corpus.BadDocument, match=rf"full\.txt: .*{words}.* at byte offset {offset}$"):
-        documents_of(tmp_path, content)
-    errors = []
-    kept = documents_of(tmp_path, content, errors.append)
-    assert len(errors) == 1 and str(errors[0]).endswith(f"offset {offset}")
-    assert kept == ["[A:] élan vital 🙂\n[B:] oui"] * 2
+PARTS = ["un", " deux ", "é", "🙂", "[A:] x", "\n", "\n\n", "\r\n", "\r\n\r\n", "\r", " \n\n", "\t"]
+BAD_PARTS = [b"\x00", b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80"]
+FILES = st.lists(st.sampled_from([part.encode() for part in PARTS] + BAD_PARTS), max_size=30).map(b"".join)
 
 
-@pytest.mark.parametrize(
-    ("content", "offset"), [(b"ab\0c\xff", 2), (b"ab\xffc\0", 2), (b"\0", 0), (b"x\n\n\xc3", 3), (b"\xff\n\n", 0)]
-)
-def test_the_first_bad_byte_of_a_document_counts(tmp_path, content, offset):
-    with pytest.raises(corpus.BadDocument, match=f"offset {offset}$"):
-        documents_of(tmp_path, content)
+def documents_by_force(content: bytes) -> tuple[list[str], list[int]]:
+    """The good documents, and the offset of the first bad byte of each other one."""
+    good, bad = [], []
+    start = 3 if content.startswith(b"\xef\xbb\xbf") else 0
+    # every byte that is no ASCII space is content here
+    for match in re.finditer(rb"(?:[^\r\n]*[^\r\n\t ][^\r\n]*(?:\r\n|\r|\n|\Z))+", content[start:]):
+        block, begin = match[0], start + match.start()
+        for index in range(1, len(block) + 1):
+            try:
+                block[:index].decode()
+                broken = False
+            except UnicodeDecodeError as e:
+                broken = e.reason != "unexpected end of data" or index == len(block)
+                at = e.start
+            if block[index - 1] == 0 or broken:
+                bad.append(begin + (at if broken else index - 1))
+                break
+        else:
+            good.append("\n".join(re.split("\r\n|\r|\n", block.decode())).strip())
+    return good, bad
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=40) | st.text("a \n\r\t[:]é\ufeff", max_size=40).map(str.encode))
-@example(b"\r\n\n\ra")
-def test_reading_equals_reading_all_at_once(tmp_path_factory, content):
-    """The twin: the whole file decoded, its line ends made equal, and cut at blank lines."""
-    try:
-        text = content.removeprefix(b"\xef\xbb\xbf").decode()
-        expected = None if "\0" in text else []
-    except UnicodeDecodeError:
-        expected = None
-    folder = tmp_path_factory.mktemp("twin")
-    if expected is None:
-        with pytest.raises(corpus.BadDocument):
-            documents_of(folder, content)
-        return
-    block = []
-    for line in [*text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), ""]:
-        if line.strip():
-            block.append(line)
-        elif block:
-            expected.append("\n".join(block).strip())
-            block = []
-    assert documents_of(folder, content) == expected
+@settings(max_examples=300, deadline=None)
+@given(content=FILES, mark=st.booleans())
+def test_documents_and_offsets_by_brute_force(tmp_path_factory, content, mark):
+    path = tmp_path_factory.getbasetemp() / "brute.txt"
+    content = b"\xef\xbb\xbf" * mark + content
+    path.write_bytes(content)
+    documents, errors = documents_of(path)
+    expected, offsets = documents_by_force(content)
+    assert documents == expected
+    assert [int(error.rsplit(" ", 1)[1]) for error in errors] == offsets
+    assert all(error.startswith(f"{path}: ") for error in errors)
 
 
-# Tokens
+def test_what_is_wrong_is_named(tmp_path):
+    path = tmp_path / "full.txt"
+    path.write_bytes(b"un\n\nde\x00ux\n\ntr\xffois\n\nfin")
+    said = [f"{path}: a NUL character at byte offset 6", f"{path}: no valid UTF-8 at byte offset 13"]
+    assert documents_of(path) == (["un", "fin"], said)
+
+    def stop(error: BadDocument) -> None:
+        raise error
+
+    documents = read_documents(path, stop)
+    assert next(documents) == "un"
+    with pytest.raises(BadDocument, match="offset 6"):
+        next(documents)
 
 
-TEXTS = ["[A:] Bonjour.\n[B:] Oui [rire] ?\nencore\n[speaker001:] Non", "une ligne", "[A:] x\n\n"]
+# --- tokens
 
 
-def test_encoded_documents_lie_side_by_side_with_their_turns():
-    tokenizer = Tokenizer(TOKENIZER)
-    encoded = corpus.Encoder(TOKENIZER, bos=True, eos=True)(TEXTS[:2])
-    ids = [[tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id] for text in TEXTS[:2]]
-    assert encoded.tokens.tolist() == ids[0] + ids[1]
+def random_documents(count: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    words = ["bonjour", "le", "marché,", "été", "12", "🙂", "oui!", "[rire]", "x" * 20]
+    documents = []
+    for _ in range(count):
+        turns = [
+            f"[speaker{turn % 3}:] " + " ".join(rng.choice(words, rng.integers(1, 12)))
+            for turn in range(rng.integers(1, 9))
+        ]
+        documents.append("\n".join(turns))
+    return documents
+
+
+@pytest.mark.parametrize(("bos", "eos"), [(True, True), (False, True), (True, False), (False, False)])
+def test_encoder_against_the_plain_tokenizer(bos, eos):
+    tokenizer, texts = Tokenizer(TOKENIZER), random_documents(20)
+    encoded = Encoder(TOKENIZER, bos, eos)(texts)
+    expected = [[tokenizer.bos_id] * bos + tokenizer.encode(text) + [tokenizer.eos_id] * eos for text in texts]
+    documents = np.split(encoded.tokens, np.cumsum(encoded.lengths)[:-1])
+    assert [document.tolist() for document in documents] == expected
     assert encoded.tokens.dtype == np.uint16
-    assert encoded.lengths.tolist() == [len(ids[0]), len(ids[1])]
-    assert (encoded.turn_count, encoded.words, encoded.empty) == (3, 10, 0)
-    lines = np.split(encoded.tokens, encoded.turns)
-    assert tokenizer.decode(lines[1].tolist()).strip() == "[B:] Oui [rire] ?"
-    assert len(lines) == 4  # a document's first token is no boundary
+    assert (encoded.words, encoded.characters) == (sum(len(text.split()) for text in texts), sum(map(len, texts)))
+    assert encoded.turn_count == sum(text.count("\n[speaker") + 1 for text in texts)
+    assert encoded.empty == 0
 
 
-@pytest.mark.parametrize(("bos", "eos"), [(False, False), (True, False), (False, True)])
-def test_begin_and_end_tokens_are_added_as_asked(bos, eos):
+def test_turns_are_where_lines_begin():
+    texts = random_documents(20, seed=1)
+    encoded = Encoder(TOKENIZER, True, True)(texts)
     tokenizer = Tokenizer(TOKENIZER)
-    encoded = corpus.Encoder(TOKENIZER, bos, eos)(["texte"])
-    expected = [tokenizer.bos_id] * bos + tokenizer.encode("texte") + [tokenizer.eos_id] * eos
-    assert encoded.tokens.tolist() == expected
+    assert len(encoded.turns) == sum(text.count("\n") for text in texts)
+    ends = np.cumsum(encoded.lengths)
+    for turn in encoded.turns:
+        end = ends[np.searchsorted(ends, turn, side="right")]
+        assert tokenizer.decode(encoded.tokens[turn:end].tolist()).lstrip().startswith("[speaker")
 
 
-def test_a_document_without_tokens_is_counted(monkeypatch):
-    monkeypatch.setattr(
-        Tokenizer, "encode_batch", lambda self, texts: [[5, 6] if "a" in text else [] for text in texts]
-    )
-    encoded = corpus.Encoder(TOKENIZER, bos=True, eos=True)(["a a", "b"])
-    assert (encoded.empty, encoded.words, len(encoded.lengths)) == (1, 2, 1)
+def test_only_names_in_brackets_at_a_line_begin_count_as_turns():
+    text = "[A:] un\n[Mme de B.:] deux [C:] trois\n[rire] oui\n [D:] non\n[:] non\n[speaker001:]"
+    assert Encoder(TOKENIZER, False, False)([text]).turn_count == 3
 
 
-def test_chunks_joined_equal_one_chunk(monkeypatch):
-    encoder = corpus.Encoder(TOKENIZER, bos=True, eos=True)
-    one = encoder(TEXTS)
-    joined = corpus.join_chunks([encoder([text]) for text in TEXTS], one.tokens.dtype)
-    for left, right in zip(one, joined, strict=True):
-        assert np.array_equal(left, right)
-    empty = corpus.join_chunks([], np.dtype("uint16"))
-    assert (len(empty.tokens), empty.tokens.dtype, empty.words) == (0, np.uint16, 0)
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_several_processes_give_the_same_in_the_same_order(monkeypatch, count):
+    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 500)
+    documents, results = random_documents(count), []
+    for workers in (1, 2) if count else (1,):
+        with EncoderPool(TOKENIZER, True, True, workers) as pool:
+            results.append(join_chunks(list(pool.encode(documents)), np.dtype(np.uint16)))
+    whole = Encoder(TOKENIZER, True, True)(documents)
+    for result in results:
+        for name in ("tokens", "lengths", "turns"):
+            assert np.array_equal(getattr(result, name), getattr(whole, name)), name
+            assert getattr(result, name).dtype == getattr(whole, name).dtype
+        assert result[3:] == whole[3:]
 
 
-def test_several_processes_give_the_same_in_the_same_order(monkeypatch):
-    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 300)
-    texts = [f"[A:] Bonjour {number}.\n[B:] Oui {'x' * (number % 7 * 40)}" for number in range(60)]
-    found = []
-    for workers in (1, 2):
-        with corpus.EncoderPool(TOKENIZER, True, True, workers) as pool:
-            found.append(corpus.join_chunks(list(pool.encode(iter(texts))), np.dtype("uint16")))
-    for left, right in zip(*found, strict=True):
-        assert np.array_equal(left, right)
+def _die(_: list[str]) -> None:
+    os._exit(9)
 
 
-def test_a_killed_worker_process_is_an_error_that_says_so(monkeypatch):
-    monkeypatch.setattr(corpus, "CHUNK_CHARACTERS", 1)
-    with corpus.EncoderPool(TOKENIZER, True, True, 2) as pool:
-        encoded = pool.encode("texte" for _ in range(1000))
-        next(encoded)
-        os.kill(next(iter(pool._pool._processes)), signal.SIGKILL)
-        with pytest.raises(OSError, match="num_workers"):
-            list(encoded)
+def test_a_killed_process_is_an_error_of_the_machine(monkeypatch):
+    monkeypatch.setattr(corpus, "_encode_in_worker", _die)
+    with EncoderPool(TOKENIZER, True, True, 2) as pool, pytest.raises(OSError, match="fewer --num_workers"):
+        list(pool.encode(random_documents(3)))

@@ -45,7 +45,7 @@ def test_without_document_masks_targets_stay_and_segments_go() -> None:
     rows = random_rows(5, WINDOW, 100)
     masked, unmasked = collate(rows, WINDOW), collate(rows, WINDOW, mask_documents=False)
     assert torch.equal(masked.targets, unmasked.targets)
-    assert not unmasked.segments.any()
+    assert unmasked.segments is None
 
 
 def test_an_empty_row_has_no_targets() -> None:

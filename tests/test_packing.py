@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 
@@ -60,7 +61,7 @@ def assert_conserved(rows, lengths, window):
     # what is not a target is the repeated end of the piece before
     for found, length in zip(pieces_of(rows, len(lengths)), lengths, strict=True):
         assert (found[0].start, found[0].overlap, found[-1].end) == (0, 1, length)
-        for before, piece in zip(found[:-1], found[1:], strict=True):
+        for before, piece in itertools.pairwise(found):
             assert piece.start + piece.overlap == before.end
 
 
@@ -147,6 +148,15 @@ def test_a_hole_is_filled_by_a_long_document_cut_at_a_turn():
     assert_cut_at_turns(rows, lengths, turns, 100)
     assert rows[0] == [Piece(0, 0, 70, 1), Piece(1, 0, 30, 1)]
     assert padding_of(rows, 100) == 0
+
+
+def test_rows_that_are_half_empty_are_dissolved():
+    lengths = np.full(40, 600)  # whole documents would leave 40 % of each row
+    rows = pack(lengths, random_turns(lengths, 10, 0), 1000)
+    assert_conserved(rows, lengths, 1000)
+    assert len(rows) == 25  # 24,000 tokens, 1,000 a row, and the tokens that cuts repeat
+    whole = [found for found in pieces_of(rows, 40) if len(found) == 1]
+    assert len(whole) >= 23
 
 
 def test_a_turn_longer_than_the_window_is_cut_where_the_row_ends():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY_MODEL, assert_error, run
+from tests.conftest import SAMPLE, TINY_MODEL, assert_error, run
 
 
 @pytest.fixture
@@ -48,10 +48,9 @@ def test_a_wrong_tokenizer(arguments: list[object], tmp_path: Path) -> None:
 
     other = tmp_path / "tokenizer"
     other.mkdir()
-    text = tmp_path / "text.txt"
-    text.write_text("Un autre vocabulaire pour la même langue.\n" * 50)
+    text = SAMPLE / "english" / "EN" / "Office" / "train.txt"
     sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(other / "tokenizer"), vocab_size=300, byte_fallback=True, minloglevel=2
+        input=str(text), model_prefix=str(other / "tokenizer"), vocab_size=500, byte_fallback=True, minloglevel=2
     )
     expect(tmp_path, [*arguments, "--checkpoint_dir", other], 65, "another tokenizer", "--checkpoint_dir")
 

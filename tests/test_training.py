@@ -107,10 +107,18 @@ def test_agenda_counts_steps_or_seconds_and_hears_signals(monkeypatch: pytest.Mo
             (False, False),
             (True, True),
         ]
-        clock = iter([0.0, *range(5, 100, 5)])
-        monkeypatch.setattr("utils.training.time.monotonic", lambda: next(clock))
+        clock = [0.0]
+        monkeypatch.setattr("utils.training.time.monotonic", lambda: clock[0])
+
+        def wait_and_do(agenda: Agenda, step: int) -> bool:
+            clock[0] += 5
+            due = agenda.due(step)
+            clock[0] += 100 if due.save else 0  # saving takes longer than the interval
+            agenda.done(due)
+            return due.save
+
         agenda = Agenda("time", None, 12)
-        assert [agenda.due(step).save for step in range(1, 7)] == [False, False, True, False, False, True]
+        assert [wait_and_do(agenda, step) for step in range(1, 7)] == [False, False, True, False, False, True]
         os.kill(os.getpid(), signal.SIGUSR1)
         assert agenda.due(7).interrupted
     finally:
@@ -172,8 +180,9 @@ def test_a_loss_that_is_not_finite_is_skipped_logged_and_stops(
 
 
 def test_try_small_is_a_quick_check(pretrain_arguments: list[object], tmp_path: Path) -> None:
-    run("pretrain.py", *pretrain_arguments, "--out_dir", tmp_path, "--try_small", "true", "--batch_size", 2)
-    assert len(rows_of(tmp_path, "train")) == 10
+    run("pretrain.py", *pretrain_arguments, "--out_dir", tmp_path / "run", "--try_small", "true", "--batch_size", 2)
+    assert len(rows_of(tmp_path / "run-small", "train")) == 10
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_original_command_lines_parse() -> None:

@@ -27,7 +27,8 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
-from lit_gpt.command import DataError
+from lit_gpt.command import DataError, as_os_error
+from utils.processes import on_rank_zero, rank, together
 from utils.shards import file_sha256, write_atomically
 
 SUMS = "SHA256SUMS"
@@ -84,9 +85,10 @@ def verify_checkpoint(checkpoint: Path) -> str | None:
 
     def problem(expected: str, name: str) -> str | None:
         path = checkpoint / name
-        if not path.is_file():
-            return f"{path} is missing"
-        return None if file_sha256(path) == expected else f"{path} does not have its SHA-256"
+        try:
+            return None if file_sha256(path) == expected else f"{path} does not have its SHA-256"
+        except OSError as e:
+            return f"{path} is missing" if isinstance(e, FileNotFoundError) else f"{path} cannot be read ({e})"
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         return next((found for found in pool.map(lambda line: problem(*line), sums) if found), None)
@@ -116,44 +118,41 @@ def save_checkpoint(
     Raises:
         OSError: on every process, if one of them could not write; nothing is left under the final name.
     """
-    rank, distributed = (dist.get_rank(), True) if dist.is_initialized() else (0, False)
     target = run_dir / CHECKPOINTS / checkpoint_name(progress.step)
     staged = target.with_name(f".{target.name}.partial")
-    if rank == 0:
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-    _barrier()
+    on_rank_zero(lambda: _begin(staged))
     tensors = {"model": trained_tensors(model), "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
     try:
-        _quietly(dcp.save, tensors, storage_writer=dcp.FileSystemWriter(staged), no_dist=not distributed)
+        _quietly(dcp.save, tensors, storage_writer=dcp.FileSystemWriter(staged), no_dist=not dist.is_initialized())
     except dcp.CheckpointException as e:
-        cause = next((error for error, _ in e.failures.values() if isinstance(error, OSError)), e)
-        raise cause from e
-    sums = _gather_sums(staged, f"__{rank}_*.distcp")
-    if rank == 0:
-        for companion in companions:
-            shutil.copyfile(companion, staged / companion.name)
-        write_atomically(staged / STATE, json.dumps(asdict(progress), indent=1) + "\n")
-        own = [path for path in staged.iterdir() if path.suffix != ".distcp"]
-        sums |= {path.name: file_sha256(path) for path in own}
-        _sync(own)
-        write_atomically(staged / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
-        _sync([staged])
-        shutil.rmtree(target, ignore_errors=True)  # only one that did not verify can be in the way
-        staged.rename(target)
-        _sync([target.parent])
-    _barrier()
+        raise next((found for error, _ in e.failures.values() if (found := as_os_error(error, staged))), e) from e
+    pattern = f"__{rank()}_*.distcp"
+    everyones = together(lambda: {path.name: file_sha256(path) for path in staged.glob(pattern)})
+    sums = {name: digest for own in everyones for name, digest in own.items()}
+    on_rank_zero(lambda: _publish(staged, target, sums, progress, companions))
     return target
 
 
-def _gather_sums(folder: Path, pattern: str) -> dict[str, str]:
-    """SHA-256 of the files that each process wrote, of all processes together."""
-    mine = {path.name: file_sha256(path) for path in folder.glob(pattern)}
-    if not dist.is_initialized():
-        return mine
-    everyones: list[dict[str, str]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    return {name: digest for sums in everyones for name, digest in sums.items()}
+def _begin(staged: Path) -> None:
+    """Makes an empty staging folder, and removes what killed or failed saves left: each is as large as a checkpoint."""
+    for abandoned in staged.parent.glob(".step-*.partial"):
+        shutil.rmtree(abandoned)
+    staged.mkdir(parents=True)
+
+
+def _publish(staged: Path, target: Path, sums: dict[str, str], progress: Progress, companions: Iterable[Path]) -> None:
+    """Adds everything but the tensors, whose checksums are `sums`, and gives the folder its name."""
+    for companion in companions:
+        shutil.copyfile(companion, staged / companion.name)
+    write_atomically(staged / STATE, json.dumps(asdict(progress), indent=1) + "\n")
+    own = [path for path in staged.iterdir() if path.suffix != ".distcp"]
+    sums = sums | {path.name: file_sha256(path) for path in own}
+    _sync(own)
+    write_atomically(staged / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    _sync([staged])
+    shutil.rmtree(target, ignore_errors=True)  # only one that did not verify can be in the way
+    staged.rename(target)
+    _sync([target.parent])
 
 
 def _sync(paths: Iterable[Path]) -> None:
@@ -167,11 +166,6 @@ def _quietly(function: Callable[..., None], *arguments: Any, **options: Any) -> 
     with warnings.catch_warnings():  # without a process group torch warns that it takes one process: it is meant
         warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
         function(*arguments, **options)
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> Progress:

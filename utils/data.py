@@ -29,11 +29,14 @@ from utils.shards import DatasetSplit, Row, RowReader
 
 
 class Batch(NamedTuple):
-    """A micro-batch: [B, T] int64 each. `targets` is `IGNORE` where there is nothing to predict."""
+    """A micro-batch: [B, T] int64 each. `targets` is `IGNORE` where there is nothing to predict.
+
+    `segments` says which document a token belongs to; None where documents are not kept apart.
+    """
 
     input_ids: Tensor
     targets: Tensor
-    segments: Tensor
+    segments: Tensor | None
 
     @property
     def target_count(self) -> int:
@@ -41,14 +44,15 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         if device.type == "cuda":
-            return Batch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in self))
+            moved = (t if t is None else t.pin_memory().to(device, non_blocking=True) for t in self)
+            return Batch(*moved)
         return self
 
 
 def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
     """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target.
 
-    A segment's leading `segment_overlaps` tokens are no targets. Without `mask_documents` a row is one segment.
+    A segment's leading `segment_overlaps` tokens are no targets.
     """
     tokens = np.zeros((len(rows), window), np.int64)
     segments = np.full((len(rows), window), -1, np.int64)
@@ -62,11 +66,10 @@ def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True
         segments[index, :used] = np.repeat(np.arange(len(lengths)), lengths)
         offsets = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         is_target[index, :used] = offsets >= np.repeat(row.segment_overlaps, lengths)
-    if not mask_documents:
-        segments[:] = 0
     targets = np.where(is_target, tokens, IGNORE)
     parts = (tokens[:, :-1], targets[:, 1:], segments[:, :-1])
-    return Batch(*(torch.from_numpy(np.ascontiguousarray(part)) for part in parts))
+    input_ids, targets, segments = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
+    return Batch(input_ids, targets, segments if mask_documents else None)
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Mixture:
 
 
 def _read_shares(path: Path) -> dict[str, Fraction]:
+    if not path.is_file():
+        raise UserError(f"--mixture {path} does not exist")
     try:
         named = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as e:

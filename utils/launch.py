@@ -14,6 +14,7 @@ from lit_gpt.command import UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import ClusterEnvironment
     from torch import nn
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -27,7 +28,10 @@ def resolve_processes(devices: int | None, num_nodes: int | None) -> tuple[int, 
     import torch
 
     gpus = torch.cuda.device_count()
-    if step := slurm_step():
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    elif step := slurm_step():
         for option, given, has in (("--devices", devices, step[0]), ("--num_nodes", num_nodes, step[1])):
             if given not in (None, has):
                 raise UserError(
@@ -45,14 +49,14 @@ def resolve_processes(devices: int | None, num_nodes: int | None) -> tuple[int, 
 def slurm_step() -> tuple[int, int] | None:
     """Tasks per node and nodes of the Slurm step that this process is a task of.
 
-    None outside of one, and where Fabric does not look at Slurm: in an interactive shell (it goes by the job's name)
-    and under torchrun.
+    None outside of one, in an interactive shell, which is itself a step of one task, and under torchrun.
 
     Raises:
         UserError: if some nodes have more tasks than others.
     """
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_STEP_NUM_TASKS" not in os.environ or interactive or "TORCHELASTIC_RUN_ID" in os.environ:
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") and tasks == "1"
+    if tasks is None or interactive or "TORCHELASTIC_RUN_ID" in os.environ:
         return None
     per_node = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # such as 4(x2), or 2,1
     if not (even := re.fullmatch(r"(\d+)(\(x\d+\))?", per_node)):
@@ -90,11 +94,21 @@ def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
         num_nodes=num_nodes,
         strategy=strategy,
         precision=precision,
+        plugins=[environment()],
     )
     fabric.launch()
     if torch.distributed.is_initialized():
         atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort the interpreter's exit
     return fabric
+
+
+def environment() -> ClusterEnvironment:
+    """Who starts the processes: torchrun, Slurm's step, or Fabric, which left alone takes any Slurm job for a step."""
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
+
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if slurm_step() else LightningEnvironment()
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -177,9 +177,6 @@ class _Cutter:
         cuts = self._cuts[at]
         sizes = cuts - starts
         sizes[(sizes < (shortest if hole < self._window else 2)) & (cuts < ends)] = 0
-        # the last document that is begun must not end before the others do: the last row's hole needs it (step 4)
-        if begun.sum() == 1 and len(begun) > 1:
-            sizes[begun & (cuts == ends)] = 0
         best = int(sizes.argmax())
         if 2 * sizes[best] < hole and hole >= shortest:
             # no turn ends in the hole's second half: go on with a turn that is longer than the window, if there is one

@@ -32,7 +32,7 @@ ALL = "all"
 PLACE_COLUMNS = ("step", "samples", "tokens", "seconds", "device_seconds")
 LOSS_COLUMNS = ("dataset", "loss", "targets")
 METRIC_COLUMNS = (*PLACE_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", "tokens_per_second")
-VALIDATION_COLUMNS = ("checkpoint", *PLACE_COLUMNS, *LOSS_COLUMNS, "max_samples", "data")
+VALIDATION_COLUMNS = ("checkpoint", *PLACE_COLUMNS, *LOSS_COLUMNS, "max_samples", "precision", "data")
 
 PACKAGES = ("torch", "lightning", "litgpt", "numpy", "safetensors", "sentencepiece", "tokenizers")
 
@@ -114,7 +114,10 @@ class CsvLog:
     """An append-only CSV file whose lines are on their way to the disk as soon as they are written."""
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
-        is_new = not path.is_file() or path.stat().st_size == 0
+        content = path.read_bytes() if path.is_file() else b""
+        if content and not content.endswith(b"\n"):
+            os.truncate(path, content.rfind(b"\n") + 1)  # what a killed process began
+        is_new = b"\n" not in content
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         if is_new:
@@ -136,9 +139,10 @@ class CsvLog:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The complete lines of a CSV file; a torn last line, which a killed process leaves, is not among them."""
+    """The complete lines of a CSV file; what a killed process or node left of others is not among them."""
     content = path.read_bytes() if path.is_file() else b""
-    return list(csv.DictReader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8"))))
+    lines = content[: content.rfind(b"\n") + 1].replace(b"\0", b"").decode("utf-8", errors="replace")
+    return [row for row in csv.DictReader(io.StringIO(lines)) if None not in row.values() and None not in row]
 
 
 def drop_metrics_after(run_dir: Path, step: int) -> None:
@@ -165,7 +169,10 @@ def best_checkpoint(run_dir: Path, checkpoints: list[Path]) -> Path:
         losses = {
             int(row["step"]): float(row["loss"])
             for row in rows
-            if row["dataset"] == ALL and int(row["step"]) in steps and math.isfinite(float(row["loss"]))
+            if row.get("data") == rows[-1].get("data")
+            and row["dataset"] == ALL
+            and int(row["step"]) in steps
+            and math.isfinite(float(row["loss"]))
         }
         if losses:
             return steps[min(losses, key=lambda step: (losses[step], step))]

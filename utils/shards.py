@@ -105,10 +105,10 @@ class Manifest:
         """Positions a row takes in the model: one less than its tokens."""
         return self.window - 1
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 over everything that decides which tokens a sample number stands for."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+    def fingerprint(self, entries: Iterable[DatasetSplit]) -> str:
+        """SHA-256 over the tokenizer and the rows of `entries`: what decides which tokens a sample stands for."""
+        rows = [(entry.dataset, entry.split, [shard.sha256 for shard in entry.shards]) for entry in entries]
+        return hashlib.sha256(json.dumps([self.tokenizer, self.window, rows]).encode()).hexdigest()
 
     def select(self, split: str, language: str | None = None) -> list[DatasetSplit]:
         """The datasets of `split` that have rows, in name order, of one language when it is given.
@@ -149,7 +149,7 @@ class Manifest:
             if values["format_version"] != FORMAT_VERSION:
                 raise DataError(f"{path} has format version {values['format_version']}, this program {FORMAT_VERSION}")
             return cls(**{**values, "splits": [DatasetSplit.from_dict(entry) for entry in values["splits"]]})
-        except (ValueError, KeyError, TypeError, AssertionError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
             raise DataError(f"{path} is no manifest of this program ({e}); prepare the data again") from None
 
 
@@ -211,12 +211,15 @@ def _digest(file: Any) -> str:
     return digest.hexdigest()
 
 
-def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit]) -> None:
+def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit], part: int = 0, parts: int = 1) -> None:
     """Compares every shard of `entries` with the manifest: there, of the right size, of the right SHA-256.
+
+    Processes that share the work take every `parts`-th shard from number `part` on.
 
     Raises:
         DataError: naming the first file that differs. (A flipped bit loads without any other error.)
     """
+    shards = [shard for entry in entries for shard in entry.shards][part::parts]
 
     def problem(shard: Shard) -> str | None:
         path = data_dir / shard.file
@@ -229,7 +232,7 @@ def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit]) -> None:
         return None
 
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; 8 saturate a parallel file system
-        for found in pool.map(problem, [shard for entry in entries for shard in entry.shards]):
+        for found in pool.map(problem, shards):
             if found:
                 raise DataError(
                     f"{found}; remove that file and run prepare_data.py again, which redoes what is missing"

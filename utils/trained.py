@@ -54,12 +54,13 @@ def find_input(path: Path) -> Path:
     raise UserError(f"{path} is neither a run folder, nor a training checkpoint, nor a {WEIGHTS}")
 
 
-def load_trained(input_path: Path, checkpoint_dir: Path | None = None) -> TrainedModel:
+def load_trained(input_path: Path, checkpoint_dir: Path | None = None, verify: bool = True) -> TrainedModel:
     """The model that `input_path` stands for, see `find_input`.
 
     Args:
         input_path: run folder, checkpoint or `lit_model.pth`.
         checkpoint_dir: the foundation model, where run.yaml's is not to be found any more.
+        verify: compare the checkpoint with its checksums first.
 
     Raises:
         UserError: for a path that is none of these.
@@ -71,7 +72,7 @@ def load_trained(input_path: Path, checkpoint_dir: Path | None = None) -> Traine
             raise UserError(f"{source} must be named {WEIGHTS}")
         folder = source.parent
         return TrainedModel(read_config(folder), read_weights(folder), folder, folder, None, {})
-    if problem := verify_checkpoint(source):
+    if verify and (problem := verify_checkpoint(source)):
         raise DataError(f"{problem}; take another checkpoint")
     record = RunRecord.load(source)
     config = read_config(source / CONFIG)
@@ -98,7 +99,7 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
 
 def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
     progress = Progress.load(checkpoint)
-    rows = read_csv(checkpoint.parents[1] / METRICS)
+    rows = read_csv(checkpoint.resolve().parents[1] / METRICS)
     losses = {
         row["dataset"]: float(row["loss"])
         for row in rows

@@ -12,23 +12,14 @@ from types import FrameType
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from utils.data import Batch, validation_batches
+from utils.processes import rank, sum_over_processes
 from utils.run_folder import ALL
 from utils.shards import DatasetSplit
-
-
-def sum_over_processes(values: Sequence[float]) -> list[float]:
-    """Element-wise sums over all processes, in float64, on the host: waits for no accelerator."""
-    if not dist.is_initialized():
-        return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
 
 
 @dataclass(frozen=True)
@@ -170,8 +161,7 @@ class Agenda:
     def __init__(self, unit: Literal["time", "steps"], eval_interval: int | None, save_interval: int) -> None:
         self._unit = unit
         self._intervals = (eval_interval, save_interval)
-        now = time.monotonic()
-        self._last = [now, now]
+        self._last = [time.monotonic()] * 2
         self._signalled = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._on_signal)
@@ -181,9 +171,15 @@ class Agenda:
 
     def due(self, step: int) -> Due:
         """After the step that made `step` steps complete."""
-        flags = [float(self._is_due(index, step)) for index in (0, 1)] if not _rank() else [0.0, 0.0]
+        flags = [float(self._is_due(index, step)) for index in (0, 1)] if rank() == 0 else [0.0, 0.0]
         flags = sum_over_processes([*flags, float(self._signalled)])
         return Due(*(flag > 0 for flag in flags))
+
+    def done(self, due: Due) -> None:
+        """Begins the intervals of what was due anew, now that it is done: it may itself take longer than one."""
+        for index, was_due in enumerate((due.validate, due.save)):
+            if was_due:
+                self._last[index] = time.monotonic()
 
     def _is_due(self, index: int, step: int) -> bool:
         interval = self._intervals[index]
@@ -191,12 +187,4 @@ class Agenda:
             return False
         if self._unit == "steps":
             return step % interval == 0
-        now = time.monotonic()
-        if now - self._last[index] < interval:
-            return False
-        self._last[index] = now
-        return True
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+        return time.monotonic() - self._last[index] >= interval
