@@ -110,9 +110,24 @@ def test_a_manifest_comes_back_as_it_was_saved(tmp_path):
     manifest = manifest_of(write_split(tmp_path, random_rows(5, WINDOW, VOCABULARY), [2, 3], "FR/Théâtre"))
     manifest.save(tmp_path)
     assert Manifest.load(tmp_path) == manifest
-    assert Manifest.load(tmp_path).fingerprint == manifest.fingerprint != replace(manifest, window=9).fingerprint
     assert "Théâtre" in (tmp_path / MANIFEST).read_text(encoding="utf-8")
     assert manifest.block_size == WINDOW - 1
+
+
+def test_the_fingerprint_is_of_the_rows_alone(tmp_path):
+    first = write_split(tmp_path, random_rows(5, WINDOW, VOCABULARY), [2, 3], "FR/A")
+    second = write_split(tmp_path, random_rows(5, WINDOW, VOCABULARY, seed=1), [2, 3], "FR/B")
+    manifest = manifest_of(first, second)
+    base = manifest.fingerprint([first, second])
+    assert manifest_of(first).fingerprint([first, replace(second, group="other", words=7)]) == base
+    others = [
+        manifest.fingerprint([first]),
+        manifest.fingerprint([first, replace(second, dataset="FR/C")]),
+        manifest.fingerprint([first, replace(second, shards=first.shards)]),
+        replace(manifest, window=9).fingerprint([first, second]),
+        replace(manifest, tokenizer="other").fingerprint([first, second]),
+    ]
+    assert base not in others and len(set(others)) == len(others)
 
 
 def changed(**values: object):
