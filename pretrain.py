@@ -476,10 +476,12 @@ def stop_reason(run: Run, progress: Progress) -> str | None:
     """Why the training is over, None while it is not. A function of the counters alone, so a restart agrees with it."""
     options = run.options
     if progress.skipped_in_a_row >= options.max_nonfinite_steps:
-        raise UserError(
+        error = UserError(
             f"the loss was not finite in {progress.skipped_in_a_row} steps in a row, up to step {progress.step}; "
             f"the samples are in training_log.out. Lower --learning_rate (now {options.learning_rate})"
         )
+        error.on_every_process = True
+        raise error
     if progress.step >= run.plan.schedule.max_steps:
         return f"all {progress.step:,} steps are made"
     if options.max_checkpoints and progress.checkpoints >= options.max_checkpoints:

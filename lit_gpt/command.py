@@ -41,6 +41,7 @@ class Interrupted(Exception):
     """The work was stopped from outside and can be continued by the same command (exit code 75)."""
 
     exit_code = INTERRUPTED
+    on_every_process = True
 
 
 def raise_problems(problems: Sequence[str]) -> None:
@@ -81,7 +82,10 @@ def _report(error: BaseException, message: str, exit_code: int, argv: Sequence[s
         traceback.print_exc()
     rank = process_rank()
     if rank and getattr(error, "on_every_process", False):
-        return exit_code  # process 0 says it for all
+        # Process 0 says it for all, and gives the exit code to whoever waits for it: Slurm and torchrun wait for each
+        # process, but Fabric, where it started the others itself, kills process 0 when it sees one of them fail.
+        started_alike = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_ID" in os.environ
+        return exit_code if started_alike else OK
     prefix = f"error (rank {rank}): " if rank else "error: "
     print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code

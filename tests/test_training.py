@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_is_skipped_logged_and_stops(
     torch.save(weights, broken / "lit_model.pth")
     arguments = dict(zip(pretrain_arguments[::2], pretrain_arguments[1::2], strict=True))
     del arguments["--model_config"]
-    arguments |= {"--checkpoint_dir": broken, "--enable_validation": "false", "--max_nonfinite_steps": 3}
+    arguments |= {"--checkpoint_dir": broken, "--enable_validation": "false", "--max_nonfinite_steps": 3, "--save_interval": 99}
     flat = [word for pair in arguments.items() for word in pair]
     done = run("pretrain.py", *flat, "--out_dir", tmp_path / "run", check=False)
     assert_error(done, 2, "not finite in 3 steps", "--learning_rate")
