@@ -188,6 +188,8 @@ def _label(folder: Path) -> str:
     try:
         options = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))["options"]
         base = Path(options["checkpoint_dir"]).name
+        if options.get("model_config"):
+            return f"{name} (from scratch)"
         return f"{name} (LoRA on {base})" if options["use_lora"] else f"{name} (from {base})"
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return name  # run.yaml only adds to the legend

@@ -68,6 +68,21 @@ def test_merge_lora_makes_a_directory_that_litgpt_runs(lora_run: Path, tmp_path:
     assert_error(again, 2, "exists already")
 
 
+def test_a_lora_run_becomes_a_hugging_face_folder_of_the_same_model(lora_run: Path, tmp_path: Path) -> None:
+    """Logits of transformers against those of litgpt's unmerged LoRA model."""
+    from transformers import AutoModelForCausalLM
+
+    run("convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", tmp_path / "hf")
+    settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])
+    trained = load_trained(lora_run)
+    unmerged = litgpt.lora.GPT(settings.extend(trained.config)).eval()
+    unmerged.load_state_dict(read_weights(trained.foundation_dir), strict=False)
+    unmerged.load_state_dict(read_model_tensors(find_input(lora_run)), strict=False)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    ids = torch.randint(0, trained.config.vocab_size, (3, 60))
+    torch.testing.assert_close(exported(ids).logits, unmerged(ids), atol=1e-5, rtol=0)
+
+
 def test_a_merge_of_nothing_is_an_error(lora_run: Path, trained_run: Path, foundation: Path, tmp_path: Path) -> None:
     config, base = read_config(foundation), read_weights(foundation)
     settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])

@@ -144,6 +144,15 @@ def test_the_loss_falls_and_every_dataset_is_validated(trained_run: Path) -> Non
     assert losses[-1] < losses[0] - 1
 
 
+def test_processes_agree_on_intervals_of_time(pretrain_arguments: list[object], tmp_path: Path) -> None:
+    timed = ["--interval_unit", "time", "--save_interval", 1, "--eval_interval", 2, "--max_steps", 40]
+    run("pretrain.py", *pretrain_arguments, *timed, "--devices", 2, "--batch_size", 4, "--out_dir", tmp_path)
+    steps = [int(row["step"]) for row in rows_of(tmp_path, "train")]
+    assert steps == list(range(1, 41))
+    assert max(int(row["step"]) for row in rows_of(tmp_path, "valid")) == 40
+    assert (tmp_path / "checkpoints" / "step-00000040").is_dir()
+
+
 def test_training_ends_by_checkpoints_or_by_early_stopping(pretrain_arguments: list[object], tmp_path: Path) -> None:
     arguments = [*pretrain_arguments, "--batch_size", 4, "--micro_batch_size", 4]
     run("pretrain.py", *arguments, "--out_dir", tmp_path / "a", "--max_checkpoints", 2)
@@ -170,7 +179,12 @@ def test_a_loss_that_is_not_finite_is_skipped_logged_and_stops(
     torch.save(weights, broken / "lit_model.pth")
     arguments = dict(zip(pretrain_arguments[::2], pretrain_arguments[1::2], strict=True))
     del arguments["--model_config"]
-    arguments |= {"--checkpoint_dir": broken, "--enable_validation": "false", "--max_nonfinite_steps": 3, "--save_interval": 99}
+    arguments |= {
+        "--checkpoint_dir": broken,
+        "--enable_validation": "false",
+        "--max_nonfinite_steps": 3,
+        "--save_interval": 99,
+    }
     flat = [word for pair in arguments.items() for word in pair]
     done = run("pretrain.py", *flat, "--out_dir", tmp_path / "run", check=False)
     assert_error(done, 2, "not finite in 3 steps", "--learning_rate")
