@@ -10,7 +10,7 @@ import torch
 
 from lit_gpt.command import UserError
 from lit_gpt.model import IGNORE
-from tests.conftest import random_rows
+from tests.conftest import SAMPLE, random_rows
 from utils.data import Mixture, TrainingData, collate, validation_batches
 from utils.shards import TEST, TRAIN, DatasetSplit, Manifest
 
@@ -75,6 +75,12 @@ def test_mixture_by_rows_and_by_file(tmp_path: Path) -> None:
     ]
     shares.write_text("FR/A: 2\nFR/C: 0\n")
     assert [chosen.dataset for chosen in Mixture.of(ENTRIES, shares).entries] == ["FR/A"]
+
+
+def test_the_samples_mixture_fits_the_sample(data_dir: Path) -> None:
+    mixture = Mixture.of(Manifest.load(data_dir).select(TRAIN), SAMPLE / "mixture.yaml")
+    weights = {entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)}
+    assert weights == {"FR/Cuisine": 2, "FR/Marche": 1, "FR/Bibliotheque": 1}
 
 
 @pytest.mark.parametrize(
