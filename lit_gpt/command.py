@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
 
@@ -63,18 +63,35 @@ def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: S
     """Parses `argv` (default: `sys.argv[1:]`) into `options_class`, calls `main`, and returns the exit code.
 
     A user's mistake, bad data or a failing disk is one line on stderr; a traceback means a bug (or `--debug true`).
+    One of several processes does not return but ends here, see `end_process`.
     """
     argv = sys.argv[1:] if argv is None else argv
+    exit_code = OK
     try:
         main(parse(options_class, argv))
     except (UserError, DataError, Interrupted) as e:
-        return _report(e, str(e), e.exit_code, argv)
+        exit_code = _report(e, str(e), e.exit_code, argv)
     except OSError as e:
         where = f": {e.filename}" if e.filename else ""
-        return _report(e, f"{e.strerror or e}{where}", IO, argv)
+        exit_code = _report(e, f"{e.strerror or e}{where}", IO, argv)
     except KeyboardInterrupt as e:
-        return _report(e, "interrupted from the keyboard", INTERRUPTED, argv)
-    return OK
+        exit_code = _report(e, "interrupted from the keyboard", INTERRUPTED, argv)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        end_process(exit_code)
+    return exit_code
+
+
+def end_process(exit_code: int) -> NoReturn:
+    """Ends this process at once, all it printed written out.
+
+    For one of several processes: when the interpreter takes torch's process groups apart, their threads now and then
+    abort it ("terminate called without an active exception", seen with gloo on torch 2.13), and a finished run would
+    report a failure.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _report(error: BaseException, message: str, exit_code: int, argv: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from lightning.fabric import Fabric
 from litgpt.config import Config
 from torch.optim import SGD
 
+from lit_gpt.command import end_process
 from lit_gpt.foundation import build_model
 from lit_gpt.lora import LoRASettings, is_adapter
 from tests.conftest import TINY_MODEL, random_rows
@@ -39,6 +40,7 @@ def main(devices: int, micro_batch_sizes: list[int], lora: bool, output: Path) -
     results = [one_step(fabric, size, lora) for size in micro_batch_sizes]
     if fabric.is_global_zero:
         torch.save(results, output)
+    end_process(0)
 
 
 def one_step(fabric: Fabric, micro_batch_size: int, lora: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import re
@@ -97,8 +96,6 @@ def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
         plugins=[environment()],
     )
     fabric.launch()
-    if torch.distributed.is_initialized():
-        atexit.register(torch.distributed.destroy_process_group)  # else its threads may abort the interpreter's exit
     return fabric
 
 
