@@ -10,6 +10,8 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from lit_gpt.lora import LoRASettings
-    from utils.checkpoint import Progress
+    from utils.checkpoint import CheckpointWriter, Progress, Saved
     from utils.data import Mixture
+    from utils.folder_lock import FolderLock
     from utils.run_folder import CsvLog, RunLog
     from utils.shards import DatasetSplit, Manifest
+    from utils.stop_request import StopRequest
     from utils.training import Due, Schedule, StepResult
+    from utils.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,10 @@ class PretrainOptions:
     """Stop after this many steps in a row whose loss or gradient is not finite; such steps are skipped and logged."""
     verify_data: bool = True
     """Compare every shard with the manifest's SHA-256 before training."""
+    async_checkpoints: bool = True
+    """Go on training while a checkpoint is written; takes host memory for a copy of what is saved."""
+    hang_timeout: int = 600
+    """Seconds that a step, a batch of validation or a checkpoint may take; then the run ends with exit code 75."""
     resume: Literal["auto", "never"] = "auto"
     """What to do when --out_dir holds this run: go on from its newest valid checkpoint, or refuse."""
     seed: int = 1337
@@ -130,7 +139,7 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         positive = ("batch_size", "micro_batch_size", "num_epochs", "save_interval", "eval_interval", "learning_rate")
         positive += ("devices", "num_nodes", "max_steps", "max_checkpoints", "eval_samples", "early_stopping", "lora_r")
-        positive += ("max_nonfinite_steps", "lora_alpha")
+        positive += ("max_nonfinite_steps", "lora_alpha", "hang_timeout")
         values = vars(self)
         problems = [f"--{name} must be above 0" for name in positive if values[name] is not None and values[name] <= 0]
         not_negative = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
@@ -175,21 +184,30 @@ class Run:
     fabric: Fabric
     model: nn.Module
     optimizer: Optimizer
+    writer: CheckpointWriter
+    stop: StopRequest
+    watchdog: Watchdog
     log: RunLog
     metrics: CsvLog | None
 
 
 def main(options: PretrainOptions) -> None:
+    from utils.stop_request import StopRequest
+
+    stop = StopRequest()
     options = try_small(options) if options.try_small else options
     plan = make_plan(options)
 
     from utils.launch import launch
+    from utils.watchdog import Watchdog
 
     fabric = launch(*plan.processes, options.precision)
-    if options.verify_data:
-        verify_data(fabric, options.data_dir, [*plan.mixture.entries, *plan.validation])
-    run, progress = set_up(fabric, options, plan)
-    fit(run, progress)
+    with Watchdog(options.hang_timeout) as watchdog:
+        if options.verify_data:
+            verify_data(fabric, options.data_dir, [*plan.mixture.entries, *plan.validation])
+        with owned(options.out_dir) as lock:
+            run, progress = set_up(fabric, options, plan, lock, stop, watchdog)
+            fit(run, progress)
 
 
 def try_small(options: PretrainOptions) -> PretrainOptions:
@@ -328,13 +346,43 @@ def choose_validation(options: PretrainOptions, manifest: Manifest) -> list[Data
         return []
 
 
-def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, Progress]:
-    """Builds the model on every process, opens the run folder and loads the checkpoint to go on from."""
+@contextmanager
+def owned(out_dir: Path) -> Iterator[FolderLock | None]:
+    """Makes the run folder and takes it for this run, against any other; the lock is process 0's.
+
+    Raises:
+        UserError: on every process, if another run is writing there.
+    """
+    from utils.folder_lock import FolderLock
+    from utils.processes import on_rank_zero
+
+    taken: list[FolderLock] = []
+
+    def take() -> None:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        taken.append(FolderLock.acquire(out_dir))
+
+    on_rank_zero(take)
+    try:
+        yield taken[0] if taken else None
+    finally:
+        for lock in taken:
+            lock.release()
+
+
+def set_up(
+    fabric: Fabric,
+    options: PretrainOptions,
+    plan: Plan,
+    lock: FolderLock | None,
+    stop: StopRequest,
+    watchdog: Watchdog,
+) -> tuple[Run, Progress]:
+    """Builds the model on every process, loads the checkpoint to go on from and opens the run's files."""
     import torch
 
     from lit_gpt.foundation import build_model, refresh_rotary_tables
     from utils.checkpoint import Progress, load_checkpoint
-    from utils.processes import on_rank_zero
     from utils.run_folder import LOG, METRIC_COLUMNS, METRICS, CsvLog, RunLog, drop_metrics_after
     from utils.training import make_optimizer
 
@@ -344,7 +392,6 @@ def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, P
     refresh_rotary_tables(model.module, fabric.device)
     betas = (options.beta1, options.beta2)
     optimizer = fabric.setup_optimizers(make_optimizer(model, options.weight_decay, betas))
-    on_rank_zero(lambda: options.out_dir.mkdir(parents=True, exist_ok=True))
     log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
     checkpoint = find_checkpoint(options.out_dir, log) if options.resume == "auto" else None
     progress = Progress()
@@ -353,14 +400,28 @@ def set_up(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[Run, P
         progress = dataclasses.replace(progress, skipped_in_a_row=0)  # a restart is meant to be another try
     metrics = None
     if fabric.is_global_zero:
-        drop_metrics_after(options.out_dir, progress.step if checkpoint else -1)
+        last_step = progress.step if checkpoint else -1
+        drop_metrics_after(options.out_dir, last_step, keep_validation=not progress.validation_pending)
         metrics = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
         for change in record_start(options, plan, fabric.world_size, progress):
             log.line(f"changed since the last start: {change}")
         log.line(describe(options, plan, model, fabric.world_size))
         if checkpoint:
             log.line(f"going on from {checkpoint}")
-    return Run(options, plan, fabric, model, optimizer, log, metrics), progress
+    writer = make_writer(options, lock)
+    return Run(options, plan, fabric, model, optimizer, writer, stop, watchdog, log, metrics), progress
+
+
+def make_writer(options: PretrainOptions, lock: FolderLock | None) -> CheckpointWriter:
+    """The writer of the run's checkpoints, each of which gets what it needs to be used alone."""
+    from lit_gpt.foundation import CONFIG
+    from lit_gpt.tokenizer import TOKENIZER_FILES
+    from utils.checkpoint import CheckpointWriter
+    from utils.run_folder import RUN
+
+    tokenizer_files = filter(Path.is_file, (options.checkpoint_dir / name for name in TOKENIZER_FILES))
+    companions = [options.out_dir / RUN, options.out_dir / CONFIG, *tokenizer_files]
+    return CheckpointWriter(options.out_dir, companions, lock)
 
 
 def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
@@ -411,6 +472,7 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
         "host": platform.node(),
         "processes": world_size,
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
         "from_step": progress.step,
         "commit": record.commit,
         "changed_from": changed,
@@ -447,29 +509,48 @@ def fit(run: Run, progress: Progress) -> None:
         options.mask_documents,
     )
     micro_batches = data.steps(progress.step, fabric.global_rank, fabric.world_size, options.micro_batch_size)
-    if plan.validation and progress.step == 0:
-        progress = validate_now(run, progress)
+    progress = catch_up(run, progress)
     agenda = Agenda(options.interval_unit, options.eval_interval if plan.validation else None, options.save_interval)
 
     while (reason := stop_reason(run, progress)) is None:
+        run.watchdog.mark(f"step {progress.step + 1}")
         began = time.monotonic()
         batches = next(micro_batches)
         result = train_step(run, progress, batches, data)
         progress = advance(run, progress, result, time.monotonic() - began)
         log_step(run, progress, result, time.monotonic() - began)
 
-        due = agenda.due(progress.step)
-        if plan.validation and (due.validate or is_last_step(run, progress, due)):
+        due = agenda.due(progress.step, run.stop.received, run.writer.failed())
+        log_saved(run, run.writer.wait() if due.failed else run.writer.poll())
+        pending = bool(plan.validation) and (due.validate or is_last_step(run, progress, due))
+        progress = dataclasses.replace(progress, validation_pending=pending)
+        if pending and not due.interrupted:
             progress = validate_now(run, progress)
-        if due.save or due.interrupted or stop_reason(run, progress):
-            progress = save_now(run, progress, scheduled=due.save)
+        interrupted = due.interrupted or progress.validation_pending
+        if due.save or interrupted or stop_reason(run, progress):
+            progress = save_now(run, progress, scheduled=due.save, wait=interrupted or bool(stop_reason(run, progress)))
         agenda.done(due)
-        if due.interrupted:
+        if interrupted:
             raise Interrupted(
                 f"stopped by a signal after step {progress.step}, all of it saved; run the same command again"
             )
 
+    run.watchdog.mark(None)
     run.log.line(f"done: {reason}; loss and checkpoints in {options.out_dir}")
+
+
+def catch_up(run: Run, progress: Progress) -> Progress:
+    """Makes the validation at a run's start, or the one that a signal cut short."""
+    if not run.plan.validation or (progress.step > 0 and not progress.validation_pending):
+        return progress
+    progress = validate_now(run, progress)
+    if progress.validation_pending:
+        raise Interrupted(
+            f"stopped by a signal during the validation at step {progress.step}; run the same command again"
+        )
+    if progress.step > 0 and stop_reason(run, progress):
+        progress = save_now(run, progress, scheduled=False, wait=True)
+    return progress
 
 
 def stop_reason(run: Run, progress: Progress) -> str | None:
@@ -551,11 +632,20 @@ def place(progress: Progress) -> dict[str, Any]:
 
 
 def validate_now(run: Run, progress: Progress) -> Progress:
-    """Validates on every dataset, writes the losses down and counts validations without improvement."""
+    """Validates on every dataset, writes the losses down and counts validations without improvement.
+
+    A signal cuts it short: nothing is written, and `validation_pending` is set.
+    """
+    from utils.processes import any_process
     from utils.run_folder import ALL
     from utils.training import validate
 
     options, began = run.options, time.monotonic()
+
+    def asked_to_stop() -> bool:
+        run.watchdog.mark(f"validation at step {progress.step}")  # each batch is a piece of work of its own
+        return any_process(run.stop.received)
+
     losses = validate(
         run.fabric,
         run.model,
@@ -565,7 +655,10 @@ def validate_now(run: Run, progress: Progress) -> Progress:
         options.micro_batch_size,
         options.eval_samples,
         options.mask_documents,
+        asked_to_stop,
     )
+    if losses is None:
+        return dataclasses.replace(progress, validation_pending=True)
     seconds = time.monotonic() - began
     best = progress.best_loss
     better = best is None or not math.isfinite(best) or losses[ALL].mean < progress.best_loss
@@ -575,6 +668,7 @@ def validate_now(run: Run, progress: Progress) -> Progress:
         device_seconds=progress.device_seconds + seconds * run.fabric.world_size,
         best_loss=losses[ALL].mean if better else best,
         validations_without_improvement=0 if better else progress.validations_without_improvement + 1,
+        validation_pending=False,
     )
     if run.metrics is not None:
         run.metrics.write(
@@ -586,21 +680,24 @@ def validate_now(run: Run, progress: Progress) -> Progress:
     return progress
 
 
-def save_now(run: Run, progress: Progress, scheduled: bool) -> Progress:
-    """Writes a checkpoint; --max_checkpoints counts the scheduled ones, not those that an interruption makes."""
-    from lit_gpt.foundation import CONFIG
-    from lit_gpt.tokenizer import TOKENIZER_FILES
-    from utils.checkpoint import save_checkpoint
-    from utils.run_folder import RUN
-
+def save_now(run: Run, progress: Progress, scheduled: bool, wait: bool) -> Progress:
+    """Saves; --max_checkpoints counts the scheduled checkpoints, not those that an interruption makes."""
+    run.watchdog.mark(f"checkpoint at step {progress.step}")
     if run.metrics is not None:
         run.metrics.sync()
     progress = dataclasses.replace(progress, checkpoints=progress.checkpoints + scheduled)
-    tokenizer_files = [run.options.checkpoint_dir / name for name in TOKENIZER_FILES]
-    companions = [run.options.out_dir / RUN, run.options.out_dir / CONFIG, *filter(Path.is_file, tokenizer_files)]
-    path = save_checkpoint(run.options.out_dir, run.model.module, run.optimizer.optimizer, progress, companions)
-    run.log.line(f"checkpoint: {path}")
+    began = time.monotonic()
+    log_saved(run, run.writer.wait())
+    run.writer.save(run.model.module, run.optimizer.optimizer, progress)
+    saved = run.writer.wait() if wait or not run.options.async_checkpoints else None
+    run.log.line(f"checkpoint at step {progress.step:,}: training waited {time.monotonic() - began:.3f} s")
+    log_saved(run, saved)
     return progress
+
+
+def log_saved(run: Run, saved: Saved | None) -> None:
+    if saved:
+        run.log.line(f"checkpoint: {saved.path}, written in {saved.seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,6 +19,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
 OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
+
+SPEAK_AFTER = 5.0
+"""Seconds that a Slurm task other than the first waits before it reports an error found before the tasks met: most
+often the first task finds the same, says it, and Slurm ends the others."""
 
 FOLDERS = "folders"
 """A field of this name, `list[Path]`, is given without an option's name: `script.py FOLDER FOLDER`."""
@@ -76,8 +81,7 @@ def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: S
         exit_code = _report(e, f"{e.strerror or e}{where}", IO, argv)
     except KeyboardInterrupt as e:
         exit_code = _report(e, "interrupted from the keyboard", INTERRUPTED, argv)
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+    if _is_distributed():
         end_process(exit_code)
     return exit_code
 
@@ -94,15 +98,29 @@ def end_process(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
+def own_exit_code(exit_code: int) -> int:
+    """What this process exits with when `exit_code` is that of the whole run.
+
+    Slurm and torchrun wait for each process, but Fabric, where it started the others itself, kills process 0 when it
+    sees one of them fail.
+    """
+    started_alike = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_ID" in os.environ
+    return exit_code if started_alike or process_rank() == 0 else OK
+
+
+def _is_distributed() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
 def _report(error: BaseException, message: str, exit_code: int, argv: Sequence[str]) -> int:
     if _wants_traceback(argv):
         traceback.print_exc()
     rank = process_rank()
     if rank and getattr(error, "on_every_process", False):
-        # Process 0 says it for all, and gives the exit code to whoever waits for it: Slurm and torchrun wait for each
-        # process, but Fabric, where it started the others itself, kills process 0 when it sees one of them fail.
-        started_alike = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_ID" in os.environ
-        return exit_code if started_alike else OK
+        return own_exit_code(exit_code)  # process 0 says it for all
+    if rank and "SLURM_STEP_ID" in os.environ and not _is_distributed():
+        time.sleep(SPEAK_AFTER)
     prefix = f"error (rank {rank}): " if rank else "error: "
     print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code

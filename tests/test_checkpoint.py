@@ -7,25 +7,27 @@ import os
 import pickle
 import random
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from lit_gpt.command import DataError
+from lit_gpt.command import DataError, UserError
 from lit_gpt.foundation import build_model
 from tests.gradient_worker import CONFIG
 from utils import checkpoint as checkpoints
 from utils.checkpoint import (
+    CheckpointWriter,
     Progress,
     list_checkpoints,
     load_checkpoint,
     newest_valid_checkpoint,
     read_model_tensors,
-    save_checkpoint,
     trained_tensors,
     verify_checkpoint,
 )
+from utils.folder_lock import LOCK, FolderLock
 from utils.training import make_optimizer
 
 
@@ -41,6 +43,19 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) 
         model(ids, targets=ids).backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def save_checkpoint(
+    run_dir: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    companions: list[Path],
+    lock: FolderLock | None = None,
+) -> Path:
+    writer = CheckpointWriter(run_dir, companions, lock)
+    writer.save(model, optimizer, progress)
+    return writer.wait().path
 
 
 @pytest.fixture
@@ -114,6 +129,59 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(saved: Path, monkeypatc
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(saved, model, optimizer, Progress(step=6), [])
     assert [path.name for path in list_checkpoints(saved)] == ["step-00000002", "step-00000004"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write = threading.Event()
+    save = checkpoints.dcp.save
+    monkeypatch.setattr(checkpoints.dcp, "save", lambda *a, **o: (may_write.wait(60), save(*a, **o)))
+    model, optimizer = model_and_optimizer(1)
+    train(model, optimizer, 2)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    writer = CheckpointWriter(tmp_path, [], None)
+    writer.save(model, optimizer, Progress(step=2))
+    train(model, optimizer, 2)
+    assert writer.poll() is None and not list_checkpoints(tmp_path)
+    may_write.set()
+    path = writer.wait().path
+    read = read_model_tensors(path)
+    assert all(torch.equal(read[name], expected[name]) for name in read), "later steps got into the checkpoint"
+    train(model, optimizer, 1)
+    resumed, its_optimizer = model_and_optimizer(2)
+    load_checkpoint(path, resumed, its_optimizer)
+    train(resumed, its_optimizer, 2)
+    train(resumed, its_optimizer, 1)
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_writer_that_lost_the_folder_publishes_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.folder_lock.Owner.is_known_dead", lambda owner: True)
+    model, optimizer = model_and_optimizer(1)
+    old = FolderLock.acquire(saved)
+    save = checkpoints.dcp.save
+    taken: list[FolderLock] = []
+
+    def save_and_lose(*arguments: object, **options: object) -> None:
+        save(*arguments, **options)
+        taken.append(FolderLock.acquire(saved))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.dcp, "save", save_and_lose)
+        with pytest.raises(UserError, match="taken over by process"):
+            save_checkpoint(saved, model, optimizer, Progress(step=6), [], old)
+    assert [path.name for path in list_checkpoints(saved)] == ["step-00000002", "step-00000004"]
+    with pytest.raises(UserError, match="taken over"):
+        save_checkpoint(saved, model, optimizer, Progress(step=8), [], old)
+    assert save_checkpoint(saved, model, optimizer, Progress(step=6), [], taken[0]).name == "step-00000006"
+    assert not list((saved / "checkpoints").glob(".*")) and len(list((saved / LOCK).iterdir())) == 1
+
+
+def test_a_checkpoint_can_take_the_place_of_another_of_its_step(saved: Path) -> None:
+    model, optimizer = model_and_optimizer(1)
+    assert Progress.load(list_checkpoints(saved)[-1]).best_loss == 1.5
+    path = save_checkpoint(saved, model, optimizer, Progress(step=4, best_loss=1.0), [])
+    assert newest_valid_checkpoint(saved) == (path, []) and Progress.load(path).best_loss == 1.0
+    assert not list((saved / "checkpoints").glob(".*"))
 
 
 def test_a_write_error_inside_torch_is_an_os_error(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

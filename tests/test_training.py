@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -95,35 +93,28 @@ def test_warm_up_longer_than_the_training_only_rises() -> None:
     assert rates == sorted(rates) and rates[-1] == pytest.approx(0.1)
 
 
-def test_agenda_counts_steps_or_seconds_and_hears_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        agenda = Agenda("steps", 2, 3)
-        assert [(due.validate, due.save) for due in map(agenda.due, range(1, 7))] == [
-            (False, False),
-            (True, False),
-            (False, True),
-            (True, False),
-            (False, False),
-            (True, True),
-        ]
-        clock = [0.0]
-        monkeypatch.setattr("utils.training.time.monotonic", lambda: clock[0])
+def test_agenda_counts_steps_or_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    agenda = Agenda("steps", 2, 3)
+    assert [(due.validate, due.save) for due in (agenda.due(step, False, False) for step in range(1, 7))] == [
+        (False, False),
+        (True, False),
+        (False, True),
+        (True, False),
+        (False, False),
+        (True, True),
+    ]
+    clock = [0.0]
+    monkeypatch.setattr("utils.training.time.monotonic", lambda: clock[0])
 
-        def wait_and_do(agenda: Agenda, step: int) -> bool:
-            clock[0] += 5
-            due = agenda.due(step)
-            clock[0] += 100 if due.save else 0  # saving takes longer than the interval
-            agenda.done(due)
-            return due.save
+    def wait_and_do(agenda: Agenda, step: int) -> bool:
+        clock[0] += 5
+        due = agenda.due(step, False, False)
+        clock[0] += 100 if due.save else 0  # saving takes longer than the interval
+        agenda.done(due)
+        return due.save
 
-        agenda = Agenda("time", None, 12)
-        assert [wait_and_do(agenda, step) for step in range(1, 7)] == [False, False, True, False, False, True]
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert agenda.due(7).interrupted
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    agenda = Agenda("time", None, 12)
+    assert [wait_and_do(agenda, step) for step in range(1, 7)] == [False, False, True, False, False, True]
 
 
 def rows_of(run_dir: Path, split: str) -> list[dict[str, str]]:

@@ -2,8 +2,12 @@
 
 `checkpoints/step-00001000/` holds the tensors (torch.distributed.checkpoint, one file per process), `state.json` (the
 counters), and copies of run.yaml, the model config and the tokenizer, so that it can be used alone. It is staged in
-`.step-00001000.partial` beside its target, synced, `SHA256SUMS` is written last (`sha256sum -c` reads it), and renamed.
-A flipped bit loads without an error in most files: only the checksums find it.
+`.step-00001000.7.partial` beside its target (7 is the number of this start's lock on the run folder, so two writers
+never share a staging folder), synced, `SHA256SUMS` is written last (`sha256sum -c` reads it), and renamed. A flipped
+bit loads without an error in most files: only the checksums find it.
+
+`CheckpointWriter` copies the tensors to the host, which is all that the training waits for, and does the rest in a
+thread, with a process group of its own.
 """
 
 from __future__ import annotations
@@ -12,28 +16,34 @@ import json
 import os
 import pickle
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
 from lit_gpt.command import DataError, as_os_error
+from utils.folder_lock import FolderLock
 from utils.processes import on_rank_zero, rank, together
 from utils.shards import file_sha256, write_atomically
 
 SUMS = "SHA256SUMS"
 STATE = "state.json"
 CHECKPOINTS = "checkpoints"
+GROUP_TIMEOUT = timedelta(hours=2)
+"""For the slowest process's part of a checkpoint; the training's own watchdog is what finds a hanging one."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,8 @@ class Progress:
     validations_without_improvement: int = 0
     skipped_in_a_row: int = 0
     """Steps skipped for a non-finite loss since the last good one."""
+    validation_pending: bool = False
+    """A signal came before the validation that was due at this step was over: it is made after the restart."""
 
     @classmethod
     def load(cls, checkpoint: Path) -> Progress:
@@ -104,55 +116,114 @@ def newest_valid_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
     return None, problems
 
 
+class Saved(NamedTuple):
+    """A complete checkpoint and the seconds that writing it took."""
+
+    path: Path
+    seconds: float
+
+
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that training changes, by name: with LoRA only the adapter's. They share the model's memory."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return {name: tensor for name, tensor in model.state_dict().items() if name in trained}
 
 
-def save_checkpoint(
-    run_dir: Path, model: nn.Module, optimizer: Optimizer, progress: Progress, companions: Iterable[Path]
-) -> Path:
-    """Writes `checkpoints/step-…`; every process calls it. `companions` are files copied along by rank 0.
+class CheckpointWriter:
+    """Writes a run's checkpoints, one at a time. Every process has one and calls its methods alike.
 
-    Raises:
-        OSError: on every process, if one of them could not write; nothing is left under the final name.
+    Args:
+        run_dir: the run folder.
+        companions: files that each checkpoint gets a copy of.
+        lock: the run folder's, on process 0; None on the others.
     """
-    target = run_dir / CHECKPOINTS / checkpoint_name(progress.step)
-    staged = target.with_name(f".{target.name}.partial")
-    on_rank_zero(lambda: _begin(staged))
-    tensors = {"model": trained_tensors(model), "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
-    try:
-        _quietly(dcp.save, tensors, storage_writer=dcp.FileSystemWriter(staged), no_dist=not dist.is_initialized())
-    except dcp.CheckpointException as e:
-        raise next((found for error, _ in e.failures.values() if (found := as_os_error(error, staged))), e) from e
-    pattern = f"__{rank()}_*.distcp"
-    everyones = together(lambda: {path.name: file_sha256(path) for path in staged.glob(pattern)})
-    sums = {name: digest for own in everyones for name, digest in own.items()}
-    on_rank_zero(lambda: _publish(staged, target, sums, progress, companions))
-    return target
 
+    def __init__(self, run_dir: Path, companions: Iterable[Path], lock: FolderLock | None) -> None:
+        self._run_dir = run_dir
+        self._companions = list(companions)
+        self._lock = lock
+        # The thread's collectives must not meet the training's: a group of their own, over the host's network.
+        self._group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if dist.is_initialized() else None
+        self._lock_number = on_rank_zero(lambda: lock.number if lock else 0)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[Saved] | None = None
 
-def _begin(staged: Path) -> None:
-    """Makes an empty staging folder, and removes what killed or failed saves left: each is as large as a checkpoint."""
-    for abandoned in staged.parent.glob(".step-*.partial"):
-        shutil.rmtree(abandoned)
-    staged.mkdir(parents=True)
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+        """Copies the tensors to the host and begins to write `checkpoints/step-…`; `wait` before the next one."""
+        assert self._pending is None
+        tensors = {"model": trained_tensors(model), "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
+        self._pending = self._thread.submit(self._write, BlockingAsyncStager().stage(tensors), progress)
 
+    def failed(self) -> bool:
+        """Whether the checkpoint under way has failed on this process; `wait` then raises on all."""
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
-def _publish(staged: Path, target: Path, sums: dict[str, str], progress: Progress, companions: Iterable[Path]) -> None:
-    """Adds everything but the tensors, whose checksums are `sums`, and gives the folder its name."""
-    for companion in companions:
-        shutil.copyfile(companion, staged / companion.name)
-    write_atomically(staged / STATE, json.dumps(asdict(progress), indent=1) + "\n")
-    own = [path for path in staged.iterdir() if path.suffix != ".distcp"]
-    sums = sums | {path.name: file_sha256(path) for path in own}
-    _sync(own)
-    write_atomically(staged / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
-    _sync([staged])
-    shutil.rmtree(target, ignore_errors=True)  # only one that did not verify can be in the way
-    staged.rename(target)
-    _sync([target.parent])
+    def poll(self) -> Saved | None:
+        """The checkpoint under way, once, when it is complete."""
+        return self.wait() if self._pending is not None and self._pending.done() and not self.failed() else None
+
+    def wait(self) -> Saved | None:
+        """Waits for the checkpoint under way and returns it; None if there is none.
+
+        Raises:
+            OSError: on every process, if one of them could not write; nothing is left under the final name.
+            UserError: on every process, if another program has taken the run folder.
+        """
+        pending, self._pending = self._pending, None
+        return pending and pending.result()
+
+    def _write(self, tensors: dict[str, Any], progress: Progress) -> Saved:
+        began = time.monotonic()
+        target = self._run_dir / CHECKPOINTS / checkpoint_name(progress.step)
+        staged = target.with_name(f".{target.name}.{self._lock_number}.partial")
+        on_rank_zero(lambda: self._begin(staged), self._group)
+        writer = dcp.FileSystemWriter(staged)
+        try:
+            _quietly(
+                dcp.save,
+                tensors,
+                storage_writer=writer,
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except dcp.CheckpointException as e:
+            raise next((found for error, _ in e.failures.values() if (found := as_os_error(error, staged))), e) from e
+        pattern = f"__{rank()}_*.distcp"
+        everyones = together(lambda: {path.name: file_sha256(path) for path in staged.glob(pattern)}, self._group)
+        sums = {name: digest for own in everyones for name, digest in own.items()}
+        on_rank_zero(lambda: self._publish(staged, target, sums, progress), self._group)
+        return Saved(target, time.monotonic() - began)
+
+    def _begin(self, staged: Path) -> None:
+        """Makes an empty staging folder, and removes what killed or failed saves left: each is as large as the rest."""
+        self._check_lock()
+        for abandoned in staged.parent.glob(".step-*.partial"):
+            shutil.rmtree(abandoned)
+        staged.mkdir(parents=True)
+
+    def _publish(self, staged: Path, target: Path, sums: dict[str, str], progress: Progress) -> None:
+        """Adds everything but the tensors, whose checksums are `sums`, and gives the folder its name."""
+        for companion in self._companions:
+            shutil.copyfile(companion, staged / companion.name)
+        write_atomically(staged / STATE, json.dumps(asdict(progress), indent=1) + "\n")
+        own = [path for path in staged.iterdir() if path.suffix != ".distcp"]
+        sums = sums | {path.name: file_sha256(path) for path in own}
+        _sync(own)
+        write_atomically(staged / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+        _sync([staged])
+        self._check_lock()
+        if target.exists():  # it did not verify, or this one holds the validation that it lacks
+            replaced = target.with_name(f".{target.name}.{self._lock_number}.replaced.partial")
+            target.rename(replaced)
+            staged.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            staged.rename(target)
+        _sync([target.parent])
+
+    def _check_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.check()
 
 
 def _sync(paths: Iterable[Path]) -> None:

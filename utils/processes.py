@@ -26,17 +26,32 @@ def sum_over_processes(values: Sequence[float]) -> list[float]:
     return tensor.tolist()
 
 
-def on_rank_zero(action: Callable[[], Result]) -> Result:
-    """The result of `action`, which process 0 alone performs, on every process.
+def any_process(flag: bool) -> bool:
+    """Whether `flag` holds on any process; the same answer on all."""
+    return sum_over_processes([float(flag)])[0] > 0
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether `error` says that another process cannot be reached (any more): gloo's are bare RuntimeErrors."""
+    cause = error.__cause__
+    return (
+        isinstance(error, dist.DistError)
+        or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+        or (cause is not None and is_lost_connection(cause))
+    )
+
+
+def on_rank_zero(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
+    """The result of `action`, which process 0 alone performs, on every process of `group` (None: all).
 
     Raises:
         OSError, UserError, DataError: on every process, when process 0 met one; none is left waiting for it.
     """
-    return together(action if rank() == 0 else lambda: None)[0]
+    return together(action if rank() == 0 else lambda: None, group)[0]
 
 
-def together(action: Callable[[], Result]) -> list[Result]:
-    """The results of `action`, which every process performs, by rank, on every process.
+def together(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> list[Result]:
+    """The results of `action`, which every process of `group` (None: all) performs, by rank, on every process.
 
     Raises:
         OSError, UserError, DataError: on every process, when any of them met one.
@@ -49,7 +64,7 @@ def together(action: Callable[[], Result]) -> list[Result]:
     outcomes = [(result, error)]
     if dist.is_initialized():
         outcomes *= dist.get_world_size()
-        dist.all_gather_object(outcomes, (result, error))
+        dist.all_gather_object(outcomes, (result, error), group=group)
     for _, error in outcomes:
         if error is not None:
             error.on_every_process = True

@@ -145,12 +145,17 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [row for row in csv.DictReader(io.StringIO(lines)) if None not in row.values() and None not in row]
 
 
-def drop_metrics_after(run_dir: Path, step: int) -> None:
-    """Removes the lines of steps after `step` from metrics.csv: a resumed run takes them again."""
+def drop_metrics_after(run_dir: Path, step: int, keep_validation: bool = True) -> None:
+    """Removes the lines of steps after `step` from metrics.csv: a resumed run takes them again.
+
+    Without `keep_validation` those of the validation at `step` go too. The file is always another one afterwards: what
+    a process that was cut off from the run still writes into the old one is not seen.
+    """
     path = run_dir / METRICS
     if not path.is_file():
         return
-    kept = [row for row in read_csv(path) if int(row["step"]) <= step]
+    last = {"train": step, "valid": step if keep_validation else step - 1}
+    kept = [row for row in read_csv(path) if int(row["step"]) <= last[row["split"]]]
     text = io.StringIO()
     writer = csv.DictWriter(text, METRIC_COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -180,32 +185,40 @@ def best_checkpoint(run_dir: Path, checkpoints: list[Path]) -> Path:
 
 
 class RunLog:
-    """Lines for a person, on stdout and in training_log.out; progress in place on a terminal, plain lines elsewhere."""
+    """Lines for a person, on stdout and in training_log.out; progress in place on a terminal, plain lines elsewhere.
+
+    Where TRAINING_LOG names the file, whoever started this program (slurm/env.sh) writes all it prints there.
+    """
 
     # In a batch log one progress line in 30 s is readable over days; a terminal is redrawn twice a second.
     _BATCH_SECONDS, _TERMINAL_SECONDS = 30.0, 0.5
 
     def __init__(self, path: Path | None) -> None:
         """Without a `path` (every process but one) nothing is written."""
-        self._file = path.open("a", encoding="utf-8") if path else None
+        printed_there = path is not None and os.environ.get("TRAINING_LOG") == str(path.absolute())
+        self._silent = path is None
+        self._file = path.open("a", encoding="utf-8") if path and not printed_there else None
         self._terminal = sys.stdout.isatty()
         self._shown = self._filed = -1e9
 
     def line(self, text: str) -> None:
-        if self._file is None:
+        if self._silent:
             return
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        print(("\r\033[K" if self._terminal else "") + text, flush=True)
-        print(f"{stamp} {text}", file=self._file, flush=True)
+        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+        if self._file is None:
+            print(stamped, flush=True)
+        else:
+            print(("\r\033[K" if self._terminal else "") + text, flush=True)
+            print(stamped, file=self._file, flush=True)
 
     def progress(self, text: str) -> None:
         """A line that the next one replaces."""
         now = time.monotonic()
-        if self._file is None:
+        if self._silent:
             return
         if now - self._filed >= self._BATCH_SECONDS:
             self._filed = now
-            if not self._terminal:
+            if not self._terminal or self._file is None:
                 self.line(text)
                 return
             print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=self._file, flush=True)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal, NamedTuple
 
 import torch
@@ -118,8 +116,12 @@ def validate(
     micro_batch_size: int,
     max_rows: int | None,
     mask_documents: bool,
-) -> dict[str, Loss]:
-    """The loss on each dataset's first `max_rows` rows (None: all), and over all datasets (`ALL`), by their targets."""
+    cut_short: Callable[[], bool] = lambda: False,
+) -> dict[str, Loss] | None:
+    """The loss on each dataset's first `max_rows` rows (None: all), and over all datasets (`ALL`), by their targets.
+
+    None if `cut_short`, which every process asks before each batch, says so; it must say the same on all.
+    """
     entries = list(entries)
     model.eval()
     sums: list[float] = []
@@ -128,6 +130,9 @@ def validate(
         for batch in validation_batches(
             data_dir, entry, window, fabric.global_rank, fabric.world_size, micro_batch_size, max_rows, mask_documents
         ):
+            if cut_short():
+                model.train()
+                return None
             targets += batch.target_count
             batch = batch.to(fabric.device)
             loss_sum += model(batch.input_ids, segments=batch.segments, targets=batch.targets)
@@ -149,30 +154,24 @@ class Due(NamedTuple):
     validate: bool
     save: bool
     interrupted: bool
+    failed: bool
 
 
 class Agenda:
     """When to validate and save. Process 0 decides, by its clock or by the step, and all others follow.
 
-    `unit` says what the intervals count. SIGTERM and SIGUSR1 only set a flag, on whichever process they reach; at the
-    next step's end all processes agree to save and stop.
+    `unit` says what the intervals count.
     """
 
     def __init__(self, unit: Literal["time", "steps"], eval_interval: int | None, save_interval: int) -> None:
         self._unit = unit
         self._intervals = (eval_interval, save_interval)
         self._last = [time.monotonic()] * 2
-        self._signalled = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
-
-    def due(self, step: int) -> Due:
-        """After the step that made `step` steps complete."""
-        flags = [float(self._is_due(index, step)) for index in (0, 1)] if rank() == 0 else [0.0, 0.0]
-        flags = sum_over_processes([*flags, float(self._signalled)])
+    def due(self, step: int, interrupted: bool, failed: bool) -> Due:
+        """After the step that made `step` steps complete; what one process has heard or met holds for all."""
+        own = [self._is_due(index, step) if rank() == 0 else False for index in (0, 1)]
+        flags = sum_over_processes([float(flag) for flag in (*own, interrupted, failed)])
         return Due(*(flag > 0 for flag in flags))
 
     def done(self, due: Due) -> None:

@@ -1,0 +1,180 @@
+"""Ends a run in which a process died, hangs or falls behind, where the others would wait for it for ever.
+
+Every process has a thread that tells a store, which process 0 keeps, every BEAT seconds how it fares: a count of
+beats, how many pieces of work ("marks": a step, a batch of validation, a checkpoint) it has begun, and whether it waits
+for the others. Process 0 judges all of them by its own clock, and all judge process 0. Whoever finds something wrong
+raises the alarm: every process prints its stacks, the guilty one is named, and all exit with 75, so that the run is
+started again.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import platform
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch.distributed as dist
+
+from lit_gpt.command import INTERRUPTED, Interrupted, end_process, own_exit_code
+from utils.processes import is_lost_connection, rank, together
+
+BEAT = 2.0
+DEAD_AFTER = 60.0
+"""Seconds without a beat until a process counts as dead, hang_timeout if that is less. Reading a large file through a
+stalled file system, or a machine that swaps, may silence a living one for some."""
+LAST_WORDS = 4 * BEAT
+"""Seconds between the alarm and the end, for all processes to hear of it and to print their stacks."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a process fares."""
+
+    host: str
+    beats: int
+    marks: int
+    doing: str | None
+    """What it is working on; None while it does what may take any time."""
+    waits: bool
+    """Its main thread is in a collective operation, so that the others are to blame."""
+    lost: bool
+    """Its connection to another process broke."""
+
+
+class Watchdog:
+    """The thread of this process. A context manager: its end is the end of the common work.
+
+    Args:
+        hang_timeout: seconds that a single piece of work may take.
+    """
+
+    def __init__(self, hang_timeout: float) -> None:
+        self._hang_timeout = hang_timeout
+        self._dead_after = min(DEAD_AFTER, hang_timeout)
+        self._host = os.environ.get("SLURMD_NODENAME", platform.node())
+        self._rank = rank()
+        self._marks, self._doing, self._lost = 0, None, False
+        self._main_thread = threading.main_thread().ident
+        self._seen: dict[int, tuple[State, float, float]] = {}
+        self._store = _connect() if dist.is_initialized() else None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def mark(self, doing: str | None) -> None:
+        """Says that a new piece of work begins; None for one that may take longer than hang_timeout."""
+        self._marks, self._doing = self._marks + 1, doing
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and is_lost_connection(error):
+            self._lost = True  # the thread finds out who is gone, and ends this process
+            self._thread.join(timeout=self._dead_after + 2 * LAST_WORDS)
+            raise Interrupted(
+                f"the connection to another process broke; run the same command again ({error})"
+            ) from error
+        self._stopped.set()
+        faulthandler.cancel_dump_traceback_later()
+        if error is None:
+            self._thread.join()
+            together(lambda: None)  # process 0's store must outlive all the others' threads
+
+    def _watch(self) -> None:
+        beats = 0
+        while not self._stopped.wait(BEAT):
+            beats += 1
+            # Should this thread itself not run any more, since another one keeps the interpreter: the stacks at least.
+            faulthandler.dump_traceback_later(self._dead_after)
+            try:
+                verdict = self._exchange(State(self._host, beats, self._marks, self._doing, self._waits(), self._lost))
+            except dist.DistError as e:
+                verdict = f"rank 0 is gone, its process or node died ({str(e).splitlines()[0]})"
+            # process 0 may have ended in good order, as this one does in a moment
+            if verdict and not (verdict.startswith("rank 0 is gone") and self._stopped.wait(LAST_WORDS)):
+                self._end(verdict)
+
+    def _exchange(self, own: State) -> str | None:
+        """Tells the store this process's state and hears what is wrong; None if nothing is."""
+        if self._store is None:
+            return self._judge({0: own})
+        self._store.set(f"state/{self._rank}", json.dumps(asdict(own)))
+        judged = range(dist.get_world_size()) if self._rank == 0 else range(1)
+        states = self._store.multi_get([f"state/{number}" for number in judged])
+        verdict = self._judge(
+            {number: State(**json.loads(state)) for number, state in zip(judged, states, strict=True)}
+        )
+        if verdict:
+            self._store.set("alarm", verdict)
+        return verdict or (self._store.get("alarm").decode() if self._store.check(["alarm"]) else None)
+
+    def _judge(self, states: dict[int, State]) -> str | None:
+        """What is wrong with which of the processes, from their states now and when they last changed."""
+        now = time.monotonic()
+        for number, state in states.items():
+            before, beat_at, mark_at = self._seen.get(number, (None, now, now))
+            if before is None or state.beats != before.beats:
+                beat_at = now
+            if before is None or state.marks != before.marks or state.doing is None:
+                mark_at = now
+            self._seen[number] = (state, beat_at, mark_at)
+        silence = 4 * BEAT if any(state.lost for state in states.values()) else self._dead_after
+        if dead := [number for number, (_, beat_at, _) in self._seen.items() if now - beat_at > silence]:
+            return f"{_names(dead, states)} gave no sign of life for {silence:.0f} s: dead, stopped or cut off"
+        late = {number for number, (_, _, mark_at) in self._seen.items() if now - mark_at > self._hang_timeout}
+        if not late or self._rank:
+            return None
+        fewest = min(states[number].marks for number in late)
+        behind = [number for number in late if states[number].marks == fewest]
+        guilty = [number for number in behind if not states[number].waits] or behind
+        doing = f"{states[guilty[0]].doing} has not ended in {self._hang_timeout:.0f} s (--hang_timeout)"
+        if len(guilty) == len(states) > 1:
+            return f"{doing} on any process; their stacks say where"
+        return f"{_names(guilty, states)} hangs: {doing}"
+
+    def _waits(self) -> bool:
+        frame: FrameType | None = sys._current_frames().get(self._main_thread)
+        while frame is not None:
+            if "/torch/distributed/" in frame.f_code.co_filename:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _end(self, verdict: str) -> None:
+        """Prints this process's stacks, leaves the others time to do so, and ends the process."""
+        text = [f"stacks of rank {self._rank} ({self._host}), at {self._doing or 'work without a limit'}: {verdict}\n"]
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        for ident, frame in sorted(sys._current_frames().items(), key=lambda item: item[0] != self._main_thread):
+            if ident != threading.get_ident():
+                text += [f"  thread {names.get(ident, ident)}:\n", *traceback.format_stack(frame)]
+        sys.stderr.write("".join(text))
+        sys.stderr.flush()
+        time.sleep(LAST_WORDS)
+        if self._rank == 0 or (self._rank == 1 and verdict.startswith("rank 0 ")):
+            print(f"error: {verdict}; run the same command again", file=sys.stderr)
+        end_process(own_exit_code(INTERRUPTED))
+
+
+def _connect() -> Any:
+    """A store that process 0 keeps, connected to from every process: the training's own may wait for it."""
+    limit = timedelta(seconds=DEAD_AFTER)
+    host = os.environ["MASTER_ADDR"]
+    own = None
+    if rank() == 0:
+        own = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit)
+    port = together(lambda: own.port if own else None)[0]
+    return own or dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+
+
+def _names(numbers: list[int], states: dict[int, State]) -> str:
+    return " and ".join(f"rank {number} ({states[number].host})" for number in sorted(numbers))
