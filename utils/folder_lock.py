@@ -101,10 +101,12 @@ class FolderLock:
                     file.write(_to_json(owner))
             except FileExistsError:
                 continue  # another process was faster
-            for number in range(newest, 0, -1):
-                if not _path(folder, number).is_file():
-                    break
-                _path(folder, number).unlink()
+            if _newest(folder) > newest + 1:  # others came and went since `newest` was read
+                _path(folder, newest + 1).unlink()
+                continue
+            for path in (folder / LOCK).glob("[0-9]*.json"):
+                if int(path.stem) <= newest:
+                    path.unlink(missing_ok=True)
             return cls(folder, newest + 1, owner)
 
     def check(self) -> None:

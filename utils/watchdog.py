@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import FrameType, TracebackType
@@ -62,7 +64,8 @@ class Watchdog:
         self._dead_after = min(DEAD_AFTER, hang_timeout)
         self._host = os.environ.get("SLURMD_NODENAME", platform.node())
         self._rank = rank()
-        self._marks, self._doing, self._lost = 0, None, False
+        self._marks, self._doing = 0, None
+        self._lost: BaseException | None = None
         self._main_thread = threading.main_thread().ident
         self._seen: dict[int, tuple[State, float, float]] = {}
         self._store = _connect() if dist.is_initialized() else None
@@ -74,12 +77,15 @@ class Watchdog:
         self._marks, self._doing = self._marks + 1, doing
 
     def __enter__(self) -> Watchdog:
+        if self._store is not None:
+            self._tell(self._state(0))
+            together(lambda: None)  # now every state is there to be read: the store waits for what is not
         self._thread.start()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None and is_lost_connection(error):
-            self._lost = True  # the thread finds out who is gone, and ends this process
+            self._lost = error  # the thread finds out who is gone, and ends this process
             self._thread.join(timeout=self._dead_after + 2 * LAST_WORDS)
             raise Interrupted(
                 f"the connection to another process broke; run the same command again ({error})"
@@ -92,23 +98,33 @@ class Watchdog:
 
     def _watch(self) -> None:
         beats = 0
+        exchange = ThreadPoolExecutor(max_workers=1, thread_name_prefix="watchdog-store")
         while not self._stopped.wait(BEAT):
             beats += 1
             # Should this thread itself not run any more, since another one keeps the interpreter: the stacks at least.
-            faulthandler.dump_traceback_later(self._dead_after)
+            faulthandler.dump_traceback_later(2 * self._dead_after)
             try:
-                verdict = self._exchange(State(self._host, beats, self._marks, self._doing, self._waits(), self._lost))
+                # a store whose process is stopped never answers
+                verdict = exchange.submit(self._exchange, self._state(beats)).result(timeout=self._dead_after)
+            except FutureTimeoutError:
+                verdict = f"rank 0 gave no answer for {self._dead_after:.0f} s: stopped or cut off"
             except dist.DistError as e:
                 verdict = f"rank 0 is gone, its process or node died ({str(e).splitlines()[0]})"
             # process 0 may have ended in good order, as this one does in a moment
             if verdict and not (verdict.startswith("rank 0 is gone") and self._stopped.wait(LAST_WORDS)):
                 self._end(verdict)
 
+    def _state(self, beats: int) -> State:
+        return State(self._host, beats, self._marks, self._doing, self._waits(), self._lost is not None)
+
+    def _tell(self, own: State) -> None:
+        self._store.set(f"state/{self._rank}", json.dumps(asdict(own)))
+
     def _exchange(self, own: State) -> str | None:
         """Tells the store this process's state and hears what is wrong; None if nothing is."""
         if self._store is None:
             return self._judge({0: own})
-        self._store.set(f"state/{self._rank}", json.dumps(asdict(own)))
+        self._tell(own)
         judged = range(dist.get_world_size()) if self._rank == 0 else range(1)
         states = self._store.multi_get([f"state/{number}" for number in judged])
         verdict = self._judge(
@@ -128,11 +144,12 @@ class Watchdog:
             if before is None or state.marks != before.marks or state.doing is None:
                 mark_at = now
             self._seen[number] = (state, beat_at, mark_at)
-        silence = 4 * BEAT if any(state.lost for state in states.values()) else self._dead_after
+        is_lost = any(state.lost for state in states.values())
+        silence = min(4 * BEAT, self._dead_after) if is_lost else self._dead_after
         if dead := [number for number, (_, beat_at, _) in self._seen.items() if now - beat_at > silence]:
             return f"{_names(dead, states)} gave no sign of life for {silence:.0f} s: dead, stopped or cut off"
         late = {number for number, (_, _, mark_at) in self._seen.items() if now - mark_at > self._hang_timeout}
-        if not late or self._rank:
+        if not late or self._rank or is_lost:
             return None
         fewest = min(states[number].marks for number in late)
         behind = [number for number in late if states[number].marks == fewest]
@@ -152,7 +169,10 @@ class Watchdog:
 
     def _end(self, verdict: str) -> None:
         """Prints this process's stacks, leaves the others time to do so, and ends the process."""
+        faulthandler.cancel_dump_traceback_later()
         text = [f"stacks of rank {self._rank} ({self._host}), at {self._doing or 'work without a limit'}: {verdict}\n"]
+        if self._lost is not None:
+            text += traceback.format_exception(self._lost)
         names = {thread.ident: thread.name for thread in threading.enumerate()}
         for ident, frame in sorted(sys._current_frames().items(), key=lambda item: item[0] != self._main_thread):
             if ident != threading.get_ident():

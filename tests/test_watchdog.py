@@ -1,0 +1,87 @@
+"""A process that dies, hangs or is stopped is found and named by the others: real processes."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import ROOT
+
+WORLD_SIZE = 3
+
+
+class Ended(NamedTuple):
+    exit_code: int | None
+    """None if it had to be killed by the test."""
+    errors: str
+
+
+def run_workers(trouble: str, victim: int, hang_timeout: float, world_size: int = WORLD_SIZE) -> list[Ended]:
+    """Starts the workers as Slurm does, each on its own, and waits for all but a stopped one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(world_size):
+        place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.watchdog_worker", trouble, str(victim), str(hang_timeout)],
+                cwd=ROOT,
+                env={**os.environ, "SLURM_STEP_ID": "0", **{name: str(value) for name, value in place.items()}},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    ended = []
+    for rank, process in sorted(enumerate(processes), key=lambda item: item[0] == victim):
+        wait = 1 if rank == victim and trouble == "stopped" else 60
+        try:
+            errors = process.communicate(timeout=wait)[1]
+            ended.append((rank, Ended(process.returncode, errors)))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            ended.append((rank, Ended(None, process.communicate()[1])))
+    return [end for _, end in sorted(ended)]
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("trouble", ["killed", "stopped", "hangs"])
+def test_the_others_name_it_print_their_stacks_and_end_with_75(trouble: str, victim: int) -> None:
+    ended = run_workers(trouble, victim, 5)
+    said = "".join(end.errors for end in ended)
+    others = [rank for rank in range(WORLD_SIZE) if rank != victim]
+    assert [ended[rank].exit_code for rank in others] == [75, 75], said
+    for rank in others:
+        assert re.search(rf"stacks of rank {rank} .*at step 3", ended[rank].errors), said
+        assert "any_process" in ended[rank].errors, "the stack does not say where it waits"
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert errors and all(f"rank {victim} " in line for line in errors), said
+    if trouble == "hangs":
+        assert "hang_in_python" in ended[victim].errors and ended[victim].exit_code == 75, said
+        assert "step 3 has not ended in 5 s" in errors[0]
+
+
+def test_a_bug_in_one_process_is_its_own_exit_code(tmp_path: object) -> None:
+    ended = run_workers("bug", 1, 60)
+    assert [end.exit_code for end in ended] == [75, 1, 75], ended
+    assert "KeyError: 'a bug'" in ended[1].errors and "rank 1 " in ended[0].errors
+
+
+@pytest.mark.parametrize(("trouble", "exit_code"), [("none", 0), ("slow", 0), ("user error", 2)])
+def test_what_ends_in_good_order_raises_no_alarm(trouble: str, exit_code: int) -> None:
+    ended = run_workers(trouble, 1, 30)
+    assert [end.exit_code for end in ended] == [exit_code] * WORLD_SIZE
+    assert not any("stacks of" in end.errors for end in ended), ended
+
+
+def test_a_single_process_is_watched_too() -> None:
+    [end] = run_workers("hangs", 0, 3, world_size=1)
+    assert end.exit_code == 75 and "hang_in_python" in end.errors and "error: rank 0 " in end.errors

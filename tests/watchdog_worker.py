@@ -1,0 +1,56 @@
+"""One of several processes that work in step under a watchdog; the one of rank VICTIM gets into trouble at step 3.
+
+python watchdog_worker.py TROUBLE VICTIM HANG_TIMEOUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import torch.distributed as dist
+
+from lit_gpt import command
+from lit_gpt.command import UserError
+from utils.processes import any_process, rank
+from utils.watchdog import Watchdog
+
+
+def hang_in_python() -> None:
+    time.sleep(3600)
+
+
+def get_into_trouble(trouble: str) -> None:
+    if trouble == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif trouble == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif trouble == "hangs":
+        hang_in_python()
+    elif trouble == "bug":
+        raise KeyError("a bug")
+    elif trouble == "slow":
+        time.sleep(4)
+
+
+def main(trouble: str, victim: int, hang_timeout: float) -> None:
+    dist.init_process_group("gloo")
+    with Watchdog(hang_timeout) as watchdog:
+        for step in range(1, 6):
+            watchdog.mark(f"step {step}")
+            if step == 3 and rank() == victim:
+                get_into_trouble(trouble)
+            any_process(False)
+        if trouble == "user error":
+            error = UserError("all agree")
+            error.on_every_process = True
+            raise error
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    sys.argv, arguments = sys.argv[:1], sys.argv[1:]
+    command.parse = lambda options_class, argv: None
+    sys.exit(command.run(object, lambda _: main(arguments[0], int(arguments[1]), float(arguments[2]))))
