@@ -3,6 +3,9 @@
 Each dataset's split is read, tokenised and packed into rows of one window, and its shards are written; then
 `parts/<dataset>-<split>.json` says what they hold and what they were made from. A second call keeps every split whose
 part still fits and whose shards are intact. The manifest is written last: its presence means the folder is complete.
+
+The tasks of a Slurm step (`srun -n 8 python prepare_data.py …`) share the splits; what is written is the same whatever
+their number.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -39,12 +42,15 @@ from utils.shards import (
     write_atomically,
     write_shard,
 )
+from utils.slurm import Tasks, every_task_needed, join_tasks, slurm_tasks
 
 PACKING_VERSION = 1  # another one makes every split be done again
 SHARD_BYTES = 256 * 2**20
 PARTS = "parts"
 PART_FILE = re.compile(r"\.?.+-(train|test)\.json(\.tmp)?")
 SHARD_FILE = re.compile(r"\.?.+-(train|test)-\d{5}-of-\d{5}\.safetensors(\.tmp)?")
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class PrepareOptions:
     on_bad_input: Literal["error", "skip"] = "error"
     """What to do about a document that is not UTF-8 or holds a NUL character; skipped ones are counted."""
     num_workers: int | None = None
-    """Processes that tokenise. Default: one per CPU core."""
+    """Processes that tokenise. Default: one per CPU core; in a Slurm step, one per CPU of the task."""
     add_bos: bool | None = None
     """Begin each document with the begin-of-text token. Default: as the tokenizer is configured."""
     add_eos: bool | None = None
@@ -104,6 +110,17 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What is to be prepared and how: found by one task, the same for all."""
+
+    sources: list[Source]
+    sizes: list[int]
+    """Bytes of each source."""
+    groups: dict[str, str]
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
 class Job:
     """One split to be prepared."""
 
@@ -122,26 +139,32 @@ class Job:
 
     @property
     def part_path(self) -> Path:
-        return self.data_dir / PARTS / f"{self.source.dataset.replace('/', '--')}-{self.source.split}.json"
+        return part_path(self.data_dir, self.source)
+
+
+def part_path(data_dir: Path, source: Source) -> Path:
+    return data_dir / PARTS / f"{source.dataset.replace('/', '--')}-{source.split}.json"
 
 
 def main(options: PrepareOptions) -> None:
     require_folder(options.destination_path)
-    sources = corpus.find_sources(options.source_path)
-    recipe = make_recipe(options)
-    groups = read_groups(options.group_datasets_by_genre)
-    require_documents(sources, options)
-    jobs = plan(sources, groups, recipe, options.destination_path)
-    kept = {job.source: entry for job in jobs if (entry := read_part(job)) is not None}
-    for source in kept:
-        print(f"{source.dataset} {source.split}: kept", flush=True)
-    to_do = [job for job in jobs if job.source not in kept]
-    (options.destination_path / PARTS).mkdir(parents=True, exist_ok=True)
-    if to_do:
-        (options.destination_path / MANIFEST).unlink(missing_ok=True)
-    made = dict(prepare_all(to_do, options))
-    entries = [{**kept, **made}[job.source] for job in jobs]
-    publish(entries, jobs, recipe, options)
+    tasks = join_tasks(options.destination_path)
+    plan = gather(lambda: make_plan(options) if tasks.rank == 0 else None, tasks)[0]
+    share = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]
+    mine = prepare([make_job(source, plan, options.destination_path) for source in share], options)
+    everyones = gather(lambda: mine, tasks)
+    if tasks.rank == 0:
+        publish({source: entry for entries in everyones for source, entry in entries.items()}, plan, options)
+
+
+def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
+    """The results of `action`, which every task performs, by rank; of a single task without importing torch."""
+    if tasks.count == 1:
+        return [action()]
+    from utils.processes import together
+
+    with every_task_needed():
+        return together(action, tasks.group)
 
 
 def require_folder(path: Path) -> None:
@@ -229,13 +252,30 @@ def require_documents(sources: list[Source], options: PrepareOptions) -> None:
         raise DataError(f"{options.source_path} holds no conversation: its files are empty")
 
 
-def plan(sources: list[Source], groups: dict[str, str], recipe: Recipe, data_dir: Path) -> list[Job]:
-    """A job for each source file, which is read once to know it again."""
-    jobs = []
-    for source in sources:
-        facts = {"path": source.name, "bytes": source.path.stat().st_size, "sha256": file_sha256(source.path)}
-        jobs.append(Job(source, groups.get(source.dataset, source.dataset), facts, recipe, data_dir))
-    return jobs
+def make_plan(options: PrepareOptions) -> Plan:
+    sources = corpus.find_sources(options.source_path)
+    recipe = make_recipe(options)
+    groups = read_groups(options.group_datasets_by_genre)
+    require_documents(sources, options)
+    return Plan(sources, [source.path.stat().st_size for source in sources], groups, recipe)
+
+
+def share_out(sources: list[Source], sizes: list[int], tasks: int) -> list[list[Source]]:
+    """Each task's sources: the largest first, each to the task that has the fewest bytes so far.
+
+    No task then has more than 4/3 of what the best division gives the busiest one (Graham 1969).
+    """
+    loads, task_of = [0] * tasks, {}
+    for size, source in sorted(zip(sizes, sources, strict=True), key=lambda pair: (-pair[0], pair[1].name)):
+        task_of[source] = loads.index(min(loads))
+        loads[task_of[source]] += size
+    return [[source for source in sources if task_of[source] == task] for task in range(tasks)]
+
+
+def make_job(source: Source, plan: Plan, data_dir: Path) -> Job:
+    """The job for a source file, which is read once to know it again."""
+    facts = {"path": source.name, "bytes": source.path.stat().st_size, "sha256": file_sha256(source.path)}
+    return Job(source, plan.groups.get(source.dataset, source.dataset), facts, plan.recipe, data_dir)
 
 
 def read_part(job: Job) -> DatasetSplit | None:
@@ -251,22 +291,39 @@ def read_part(job: Job) -> DatasetSplit | None:
     return replace(entry, group=job.group)
 
 
-def prepare_all(jobs: list[Job], options: PrepareOptions) -> Iterator[tuple[Source, DatasetSplit]]:
+def prepare(jobs: list[Job], options: PrepareOptions) -> dict[Source, DatasetSplit]:
+    """What each job's split holds: kept where it is there already, made where not."""
+    kept = {job.source: entry for job in jobs if (entry := read_part(job)) is not None}
+    for source in kept:
+        print(f"{source.dataset} {source.split}: kept", flush=True)
+    to_do = [job for job in jobs if job.source not in kept]
+    return kept | make_splits(to_do, options) if to_do else kept
+
+
+def make_splits(jobs: list[Job], options: PrepareOptions) -> dict[Source, DatasetSplit]:
     """Makes the shards of each job and writes its part once they are complete."""
-    if not jobs:
-        return
+    (options.destination_path / PARTS).mkdir(parents=True, exist_ok=True)
+    (options.destination_path / MANIFEST).unlink(missing_ok=True)
     size = sum(job.facts["bytes"] for job in jobs)
     recipe = jobs[0].recipe
     # a process that gets less than one chunk of text takes longer to start than to work
     useful = -(-size // corpus.CHUNK_CHARACTERS)
-    workers = max(1, min(options.num_workers or len(os.sched_getaffinity(0)), useful))
+    workers = max(1, min(options.num_workers or own_cpus(), useful))
     progress = Progress(size)
+    made = {}
     with corpus.EncoderPool(options.checkpoint_dir, recipe.bos, recipe.eos, workers) as pool:
         for job in jobs:
-            entry = prepare_split(job, pool, progress)
+            entry = made[job.source] = prepare_split(job, pool, progress)
             write_atomically(job.part_path, json.dumps({"fingerprint": job.fingerprint, "entry": asdict(entry)}) + "\n")
             progress.line(describe(entry, recipe.window))
-            yield job.source, entry
+    return made
+
+
+def own_cpus() -> int:
+    """The CPUs of this process: of a Slurm task those it was given, by default one, bound to them or not."""
+    if slurm_tasks():
+        return int(os.environ.get("SLURM_CPUS_PER_TASK", 1))
+    return len(os.sched_getaffinity(0))
 
 
 def prepare_split(job: Job, pool: corpus.EncoderPool, progress: Progress) -> DatasetSplit:
@@ -353,9 +410,10 @@ def describe(entry: DatasetSplit, window: int) -> str:
     ).replace("%", " %")
 
 
-def publish(entries: list[DatasetSplit], jobs: list[Job], recipe: Recipe, options: PrepareOptions) -> None:
+def publish(found: dict[Source, DatasetSplit], plan: Plan, options: PrepareOptions) -> None:
     """Deletes what belongs to no split any more and writes the manifest, unless it already says the same."""
-    data_dir = options.destination_path
+    data_dir, recipe = options.destination_path, plan.recipe
+    entries = [found[source] for source in plan.sources]
     manifest = Manifest(
         tokenizer=recipe.tokenizer,
         vocab_size=recipe.vocab_size,
@@ -372,7 +430,7 @@ def publish(entries: list[DatasetSplit], jobs: list[Job], recipe: Recipe, option
             "packing_version": recipe.packing_version,
         },
     )
-    stale = find_stale(data_dir, entries, jobs)
+    stale = find_stale(data_dir, found)
     path = data_dir / MANIFEST
     if stale or not path.is_file() or path.read_bytes() != manifest.to_json().encode():
         path.unlink(missing_ok=True)
@@ -383,9 +441,10 @@ def publish(entries: list[DatasetSplit], jobs: list[Job], recipe: Recipe, option
     print(f"{path}: {sum(entry.rows for entry in entries):,} rows of {recipe.window:,} tokens", flush=True)
 
 
-def find_stale(data_dir: Path, entries: list[DatasetSplit], jobs: list[Job]) -> list[Path]:
+def find_stale(data_dir: Path, found: dict[Source, DatasetSplit]) -> list[Path]:
     """Shards and parts of splits that are gone or were made anew with another number of shards."""
-    current = {data_dir / shard.file for entry in entries for shard in entry.shards} | {job.part_path for job in jobs}
+    current = {data_dir / shard.file for entry in found.values() for shard in entry.shards}
+    current |= {part_path(data_dir, source) for source in found}
     shards = [path for path in data_dir.iterdir() if SHARD_FILE.fullmatch(path.name)]
     parts = [path for path in (data_dir / PARTS).iterdir() if PART_FILE.fullmatch(path.name)]
     return sorted({*shards, *parts} - current)

@@ -9,11 +9,14 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -21,7 +24,8 @@ from safetensors.numpy import load_file
 import prepare_data
 from lit_gpt import command
 from lit_gpt.tokenizer import Tokenizer
-from tests.conftest import SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run
+from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run
+from utils.corpus import Source
 from utils.shards import DatasetSplit, Manifest, verify_shards
 
 CLAIRE, MISTRAL = SHARED / "data" / "claire", SHARED / "tokenizers" / "mistral-7b-v0.1"
@@ -304,6 +308,7 @@ def test_killed_half_way(large, tmp_path):
     wait_until(lambda: not any(map(is_alive, children)))
     write(tmp_path / "data", ".FR--Set03-test-00001-of-00008.safetensors.tmp", b"half")
     write(parts, ".FR--Set03-test.json.tmp", b"{")
+    write(tmp_path / "data", ".srun-1-0-0", b"127.0.0.1 1")  # where the tasks of a Slurm step wanted to meet
     write(parts, "FR--Set00-train.json", (parts / "FR--Set00-train.json").read_bytes()[:-30])
     done = run("prepare_data.py", *given)
     assert "FR/Set01 test: kept" in done.stdout and "FR/Set00 train: kept" not in done.stdout
@@ -378,6 +383,59 @@ def test_what_did_not_end_has_no_manifest(three, tmp_path):
     write(source, "FR/B/train.txt", good)
     assert prepare(source, data) == 0
     assert content_of(data) == before
+
+
+# --- shared among tasks
+
+
+def sources_of(sizes: list[int]) -> list[Source]:
+    names = [f"Set{index:04}" for index in range(len(sizes))]
+    return [Source(name, "train", Path(name, "train.txt"), f"{name}/train.txt") for name in names]
+
+
+@hypothesis.given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 80))
+def test_every_source_is_one_task_s_and_no_task_has_far_too_much(sizes, tasks):
+    sources = sources_of(sizes)
+    shares = prepare_data.share_out(sources, sizes, tasks)
+    assert len(shares) == tasks
+    assert sorted(source.name for share in shares for source in share) == [source.name for source in sources]
+    size_of = dict(zip(sources, sizes, strict=True))
+    loads = [sum(size_of[source] for source in share) for share in shares]
+    # the busiest task had at most the mean of all others' bytes when it got its last source
+    assert max(loads) <= sum(sizes) / tasks + (1 - 1 / tasks) * max(sizes) + 1e-9
+
+
+@hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 9), st.randoms())
+def test_the_order_of_equal_sources_does_not_matter(sizes, tasks, rng):
+    sources = sources_of(sizes)
+    shares = prepare_data.share_out(sources, sizes, tasks)
+    pairs = list(zip(sources, sizes, strict=True))
+    rng.shuffle(pairs)
+    again = prepare_data.share_out([source for source, _ in pairs], [size for _, size in pairs], tasks)
+    assert list(map(set, again)) == list(map(set, shares))
+
+
+def test_the_largest_come_first():
+    sizes = [1, 1, 1, 1, 2, 6]
+    sources = sources_of(sizes)
+    assert prepare_data.share_out(sources, sizes, 1) == [sources]
+    assert prepare_data.share_out(sources, sizes, 2) == [sources[5:], sources[:5]]
+    assert prepare_data.share_out(sources, sizes, 8)[6:] == [[], []]
+
+
+def test_a_single_process_does_not_wait_for_torch(tmp_path):
+    given = ["prepare_data.py", *arguments(SAMPLE / "french", tmp_path)]
+    program = f"""
+import os, runpy, sys
+os.environ.update(SLURM_STEP_NUM_TASKS="1", SLURM_PROCID="0", SLURM_STEP_ID="0", SLURM_JOB_ID="1")
+sys.argv = {list(map(str, given))}
+try:
+    runpy.run_path("prepare_data.py", run_name="__main__")
+except SystemExit as e:
+    sys.exit(e.code or "torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    assert Manifest.load(tmp_path)
 
 
 # --- errors
