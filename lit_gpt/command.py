@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -120,6 +121,7 @@ def _report(error: BaseException, message: str, exit_code: int, argv: Sequence[s
     if rank and getattr(error, "on_every_process", False):
         return own_exit_code(exit_code)  # process 0 says it for all
     if rank and "SLURM_STEP_ID" in os.environ and not _is_distributed():
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
         time.sleep(SPEAK_AFTER)
     prefix = f"error (rank {rank}): " if rank else "error: "
     print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)

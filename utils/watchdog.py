@@ -29,11 +29,14 @@ import torch.distributed as dist
 from lit_gpt.command import INTERRUPTED, Interrupted, end_process, own_exit_code
 from utils.processes import is_lost_connection, rank, together
 
-BEAT = 2.0
+BEAT = 1.0
 DEAD_AFTER = 60.0
 """Seconds without a beat until a process counts as dead, hang_timeout if that is less. Reading a large file through a
 stalled file system, or a machine that swaps, may silence a living one for some."""
-LAST_WORDS = 4 * BEAT
+DEAD_AFTER_LOSS = 3.0
+"""The same once a process has lost its connection to another: which of them is it? Slurm, which has seen the death too,
+leaves KillWait seconds, 30 by default, to say so."""
+LAST_WORDS = 4.0
 """Seconds between the alarm and the end, for all processes to hear of it and to print their stacks."""
 
 
@@ -145,7 +148,7 @@ class Watchdog:
                 mark_at = now
             self._seen[number] = (state, beat_at, mark_at)
         is_lost = any(state.lost for state in states.values())
-        silence = min(4 * BEAT, self._dead_after) if is_lost else self._dead_after
+        silence = min(DEAD_AFTER_LOSS, self._dead_after) if is_lost else self._dead_after
         if dead := [number for number, (_, beat_at, _) in self._seen.items() if now - beat_at > silence]:
             return f"{_names(dead, states)} gave no sign of life for {silence:.0f} s: dead, stopped or cut off"
         late = {number for number, (_, _, mark_at) in self._seen.items() if now - mark_at > self._hang_timeout}
@@ -178,10 +181,10 @@ class Watchdog:
             if ident != threading.get_ident():
                 text += [f"  thread {names.get(ident, ident)}:\n", *traceback.format_stack(frame)]
         sys.stderr.write("".join(text))
+        if self._rank == 0 or (self._rank == 1 and verdict.startswith("rank 0 ")):
+            sys.stderr.write(f"error: {verdict}; run the same command again\n")
         sys.stderr.flush()
         time.sleep(LAST_WORDS)
-        if self._rank == 0 or (self._rank == 1 and verdict.startswith("rank 0 ")):
-            print(f"error: {verdict}; run the same command again", file=sys.stderr)
         end_process(own_exit_code(INTERRUPTED))
 
 
