@@ -43,16 +43,115 @@ if [[ -z ${MASTER_ADDR:-} ]]; then
 fi
 export MASTER_ADDR
 
-# run_tasks COMMAND [ARGUMENT …]: the command as the job's tasks. Returns the exit code of the first task that failed by
-# itself. srun's own would be 143 or 137, of the tasks that had to be killed because that one failed.
+# option NAME DEFAULT [ARGUMENT …]: prints what the arguments give for --NAME, as `--NAME VALUE`, as `--NAME=VALUE` or
+# shortened (`--out` for --out_dir); the last one counts. DEFAULT where none does. An abbreviation that could be another
+# option too is for the program to refuse.
+option() {
+    local name=$1 value=$2
+    shift 2
+    while (($#)); do
+        if [[ $1 == --[a-z]* && --$name == "${1%%=*}"* ]]; then
+            if [[ $1 == *=* ]]; then value=${1#*=}; else value=${2-$value}; fi
+        fi
+        shift
+    done
+    printf '%s\n' "$value"
+}
+
+# require_run FOLDER: ends the batch script unless FOLDER is a run's; a log in it would make a mistyped one.
+require_run() {
+    if [[ ! -f $1/run.yaml ]]; then
+        echo "error: $1/run.yaml is missing: not a run's folder" >&2
+        exit 2
+    fi
+}
+
+# run_tasks LOG COMMAND [ARGUMENT …]: the command as the job's tasks, which append all they print to LOG. Returns the
+# exit code of the first task that failed by itself; srun's own would be 143 or 137, of the tasks that had to be killed
+# because that one failed. 75 (interrupted) if a signal killed that task, or none could say how it ended: task.sh was
+# killed too, or the node is lost, for which srun's exit code was seen to be 0.
 run_tasks() {
-    local verdict=slurm/logs/$SLURM_JOB_ID-$BASHPID.exit_code code=0
-    rm -f "$verdict"
+    local log=$1 code=0 failed verdict=slurm/logs/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-$BASHPID.exit_code
+    shift
+    # The verdict's file is made here: over NFS, one that another node makes may be seen too late.
+    mkdir -p "$(dirname "$log")" && : >>"$log" && : >"$verdict" || return 74
     trap : TERM USR1 # at a signal to the whole job, this script outlives the tasks, which save what they have
-    srun --kill-on-bad-exit=1 slurm/task.sh "$verdict" "$@" || code=$?
-    if ((code)) && [[ -s $verdict ]]; then
-        code=$(<"$verdict")
+    TRAINING_LOG=$(realpath --no-symlinks "$log") srun --kill-on-bad-exit=1 --output="$log" --open-mode=append \
+        slurm/task.sh "$verdict" "$@" || code=$?
+    if failed=$(grep --max-count=1 --line-regexp --invert-match 0 "$verdict"); then
+        code=$failed
+    elif ((code >= 128)) || [[ ! -s $verdict && $code == 0 ]]; then
+        echo "no task could say how it ended; srun's exit code is $code" >>"$log"
+        code=75
     fi
     rm -f "$verdict"
     return "$code"
+}
+
+# One line per start of this job: how far its work was then.
+STARTS=slurm/logs/$SLURM_JOB_ID.starts
+
+# run_unattended LOG COMMAND [ARGUMENT …]: run_tasks for jobs that nobody watches. Ends the batch script, with the
+# command's exit code, of which 75 requeues the job: it starts again and the same command goes on. After four starts
+# without progress it is not requeued any more. Progress is what the function `progress`, which the batch script
+# defines, prints: one line, or none.
+run_unattended() {
+    local log=$1 code=0 size
+    ((${SLURM_RESTART_COUNT:-0})) || : >"$STARTS" # a fresh job; its id may have been another's before
+    stop_if_fruitless "$log"                      # Slurm restarts a job by itself when a node fails
+    progress_line >>"$STARTS" || exit 74
+    size=$(stat --format=%s "$log" 2>/dev/null) || size=0
+    run_tasks "$@" || code=$?
+    echo "exit code $code, log: $log"
+    if ((code)); then
+        tail --bytes=+$((size + 1)) "$log" | grep '^error' | tail --lines=1 || true
+    fi
+    if ((code == 75)); then
+        requeue "$log"
+    else
+        rm -f "$STARTS"
+    fi
+    exit "$code"
+}
+
+progress_line() {
+    local line
+    line=$(progress) || true
+    echo "${line:-nothing yet}"
+}
+
+# Ends the batch script if the work was four times begun where it is now.
+stop_if_fruitless() {
+    local now starts
+    now=$(progress_line)
+    starts=$(grep --count --line-regexp --fixed-strings -- "$now" "$STARTS" 2>/dev/null) || true
+    if ((${starts:-0} >= 4)); then
+        echo "error: stopped: 4 starts made no progress ($now); see the end of $1, and submit the job again"
+        rm -f "$STARTS"
+        exit 75
+    fi
+}
+
+# Requeues the job, unless it is no longer the start that this script belongs to. One that was cancelled, or that Slurm
+# or somebody requeues already, is COMPLETING; one whose first node was given up may run elsewhere by now, while this
+# script still runs there.
+requeue() {
+    local id=$SLURM_JOB_ID job expected
+    if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
+        id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # by its plain id, the array's last task stands for them all
+    fi
+    if ! job=$(scontrol --oneliner show job "$id"); then
+        echo "error: not requeued: scontrol cannot say whether the job is still wanted"
+        return
+    fi
+    for expected in JobState=RUNNING "Restarts=${SLURM_RESTART_COUNT:-0}" "BatchHost=$SLURMD_NODENAME"; do
+        if [[ " $job " != *" $expected "* ]]; then
+            echo "not requeued: the job was cancelled or restarted by others ($expected is no longer so)"
+            return
+        fi
+    done
+    stop_if_fruitless "$1"
+    echo "requeued"
+    # Slurm then ends the batch script and what it started: this scontrol too, if it still waits for the answer.
+    (trap '' TERM && exec scontrol requeue "$id") || echo "error: not requeued: scontrol refused"
 }

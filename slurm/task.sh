@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# task.sh FILE COMMAND [ARGUMENT …]: runs the command as one of a step's tasks; the first task whose command fails
-# writes the exit code into FILE. See run_tasks in env.sh.
+# task.sh FILE COMMAND [ARGUMENT …]: runs the command as one of a step's tasks and appends its exit code to FILE, if it
+# failed or is the step's first task. See run_tasks in env.sh.
 set -uo pipefail
 verdict=$1
 shift
@@ -9,8 +9,16 @@ shift
 trap : TERM USR1 USR2
 "$@"
 code=$?
-# Above 128 it was killed, by Slurm because another task failed, or by the kernel: then srun's exit code says so.
-if ((code > 0 && code < 128)); then
-    (set -o noclobber && echo "$code" >"$verdict") 2>/dev/null
+signal=
+if ((code > 128)) && signal=$(kill -l "$code" 2>/dev/null); then
+    echo "task $SLURM_PROCID on $SLURMD_NODENAME was killed by SIG$signal" # by an operator, Slurm, or the kernel
+    code=75
+fi
+# FILE is gone when nobody waits for this task any more: its node was lost, and it lived on.
+if ((code || SLURM_PROCID == 0)) && [[ -f $verdict ]]; then
+    echo "$code" >>"$verdict"
+fi
+if [[ -n $signal ]]; then
+    kill -KILL 0 # the node's tasks of this step: srun would wait for a child that a killed command left behind
 fi
 exit "$code"

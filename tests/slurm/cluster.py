@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 NODES = ("node1", "node2")
@@ -30,6 +30,8 @@ MARK = "FABRICANT_SLURM_CLUSTER"
 """Environment variable of every daemon and of the job steps they fork: which cluster's they are."""
 
 # Two "GPUs" per node, so that --gres and CUDA_VISIBLE_DEVICES can be tried; four CPUs, whatever the machine has.
+# A requeued job is held until its old credentials are void: cred_expire + 1 seconds, by default 121. A node is given
+# up after SlurmdTimeout, 20 to 30 s after its slurmd's death. An ended job is remembered for MinJobAge.
 CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -37,7 +39,7 @@ SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
@@ -54,7 +56,9 @@ SelectTypeParameters=CR_Core
 GresTypes=gpu
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
-KillWait=5
+KillWait=15
+SlurmdTimeout=10
+MinJobAge=3600
 JobRequeue=1
 SlurmdParameters=config_overrides
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 RealMemory=4000 Gres=gpu:2 State=UNKNOWN
@@ -81,6 +85,8 @@ class Cluster:
     """A running cluster; every command has a time limit, as Slurm's wait for ever where a node is down."""
 
     folder: Path
+    daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    """In the order of their start; empty where another process started them (`make slurm-dev`)."""
 
     @property
     def configuration(self) -> Path:
@@ -113,7 +119,7 @@ class Cluster:
         return int(self.run("sbatch", "--parsable", *arguments, cwd=cwd, extra=extra).stdout.split(";")[0])
 
     def job(self, job_id: int) -> dict[str, str]:
-        """What `scontrol show job` says, field → value; a job is known for five minutes after its end."""
+        """What `scontrol show job` says, field → value; a job is known for an hour after its end."""
         text = self.run("scontrol", "--oneliner", "show", "job", job_id).stdout
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
@@ -127,6 +133,70 @@ class Cluster:
             time.sleep(0.3)
         exit_code, number = job["ExitCode"].split(":")
         return JobEnd(job["JobState"], int(exit_code), int(number))
+
+    def task_processes(self, job_id: int) -> dict[int, int]:
+        """Rank → process id of what the job's tasks now run: the command itself, not slurm/task.sh around it."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # ended in the meantime
+                variables = _environment_of(process)
+                if (variables.get("SLURM_CONF"), variables.get("SLURM_JOB_ID")) == (
+                    str(self.configuration),
+                    str(job_id),
+                ):
+                    parent = re.search(r"^PPid:\t(\d+)$", (process / "status").read_text(), flags=re.MULTILINE)[1]
+                    if b"slurm/task.sh\0" in (Path("/proc") / parent / "cmdline").read_bytes():
+                        found[int(variables["SLURM_PROCID"])] = int(process.name)
+        return found
+
+    @contextmanager
+    def node_lost(self, node: str) -> Iterator[None]:
+        """Kills a node's slurmd; its jobs' processes live on, unseen by Slurm. Afterwards both nodes are idle again."""
+        daemon = self.daemons[f"slurmd-{node}"]
+        daemon.kill()
+        daemon.wait(timeout=10)
+        try:
+            yield
+        finally:
+            self.start_slurmd(node)
+            self.wait_until_idle()
+
+    def start_slurmd(self, node: str) -> None:
+        self.start(f"slurmd-{node}", "slurmd", "-D", "-N", node)
+
+    def start(self, name: str, *command: str) -> None:
+        """Starts a daemon in the foreground; `running_cluster` stops it."""
+        own = {"PATH": _search_path(), "SLURM_CONF": str(self.configuration), MARK: str(self.folder)}
+        with (self.folder / f"{name}.out").open("a") as output:
+            self.daemons[name] = subprocess.Popen(
+                command,
+                env={**os.environ, **own},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for this process, which then ends the jobs before the daemons
+            )
+
+    def stop(self) -> None:
+        """Stops all daemons, the first one last."""
+        for daemon in reversed(self.daemons.values()):
+            daemon.terminate()
+            try:
+                daemon.wait(timeout=1)  # slurmd would wait for its jobs' ends
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+
+    def wait_until_idle(self) -> None:
+        self.wait_until(lambda: _idle_nodes(self) == len(NODES), "the nodes are not idle")
+
+    def wait_until(self, condition: Callable[[], object], complaint: str, timeout: float = START_TIMEOUT) -> None:
+        """Waits until `condition` holds; raises a ClusterError with the ends of the daemons' logs if it never does."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                raise ClusterError(f"{complaint} after {timeout:.0f} s\n{_ends_of_logs(self.folder)}")
+            time.sleep(0.1)
 
 
 def what_is_missing() -> str | None:
@@ -151,14 +221,15 @@ def running_cluster() -> Iterator[Cluster]:
     with ExitStack() as stack:
         stack.callback(_start_clearer(folder).communicate)
         stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler))
+        stack.callback(cluster.stop)
         _write_configuration(folder)
-        _start(stack, folder, "munged", "--foreground", *_munge_options(folder))
-        _wait_until(lambda: (folder / "munge" / "socket").exists(), cluster, "munged has no socket")
-        _start(stack, folder, "slurmctld", "-D", "-c")
+        cluster.start("munged", "munged", "--foreground", *_munge_options(folder))
+        cluster.wait_until((folder / "munge" / "socket").exists, "munged has no socket")
+        cluster.start("slurmctld", "slurmctld", "-D", "-c")
         for node in NODES:
-            _start(stack, folder, "slurmd", "-D", "-N", node, name=f"slurmd-{node}")
+            cluster.start_slurmd(node)
         stack.callback(_end_jobs, cluster)
-        _wait_until(lambda: _idle_nodes(cluster) == len(NODES), cluster, "the nodes are not idle")
+        cluster.wait_until_idle()
         yield cluster
 
 
@@ -205,38 +276,6 @@ def _munge_options(folder: Path) -> list[str]:
     return [f"--{option}={folder}/munge/{name}" for option, name in names.items()]
 
 
-def _start(stack: ExitStack, folder: Path, *command: str, name: str | None = None) -> None:
-    """Starts a daemon in the foreground, to be stopped by `stack`."""
-    environment = {**os.environ, "PATH": _search_path(), "SLURM_CONF": str(folder / "slurm.conf"), MARK: str(folder)}
-    with (folder / f"{name or command[0]}.out").open("w") as output:
-        daemon = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for this process, which then ends the jobs before the daemons
-        )
-    stack.callback(_stop, daemon)
-
-
-def _stop(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.terminate()
-    try:
-        daemon.wait(timeout=1)  # slurmd would wait for its jobs' ends
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait()
-
-
-def _wait_until(condition: Callable[[], bool], cluster: Cluster, complaint: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT
-    while not condition():
-        if time.monotonic() > deadline:
-            raise ClusterError(f"{complaint} after {START_TIMEOUT:.0f} s\n{_ends_of_logs(cluster.folder)}")
-        time.sleep(0.1)
-
-
 def _idle_nodes(cluster: Cluster) -> int:
     try:
         done = cluster.run("sinfo", "--noheader", "--Node", "--format=%T", timeout=10, check=False)
@@ -278,13 +317,17 @@ def marked_processes(folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # ended in the meantime
-            variables = (process / "environ").read_bytes().split(b"\0")
-            of_job = any(variable.startswith(b"SLURM_JOB_ID=") for variable in variables)
-            if f"{MARK}={folder}".encode() in variables or (
-                of_job and f"SLURM_CONF={folder}/slurm.conf".encode() in variables
-            ):
+            variables = _environment_of(process)
+            of_job = "SLURM_JOB_ID" in variables and variables.get("SLURM_CONF") == f"{folder}/slurm.conf"
+            if of_job or variables.get(MARK) == str(folder):
                 found.append(int(process.name))
     return found
+
+
+def _environment_of(process: Path) -> dict[str, str]:
+    """The variables that a process (`/proc/ID`) was started with."""
+    words = os.fsdecode((process / "environ").read_bytes()).split("\0")
+    return dict(word.partition("=")[::2] for word in words)
 
 
 def main() -> int:

@@ -41,7 +41,8 @@ def cluster() -> Iterator[Cluster]:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's root as a job sees it, with `.venv` and without earlier output: jobs write below it."""
     folder = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns("*.out", "site.sh"))
+    of_jobs = ("*.out", "*.starts", "*.exit_code")
+    shutil.copytree(ROOT / "slurm", folder / "slurm", ignore=shutil.ignore_patterns(*of_jobs, "site.sh"))
     for path in (*ROOT.glob("*.py"), *(ROOT / name for name in ("configs", "data", "lit_gpt", "utils"))):
         (folder / path.name).symlink_to(path)
     (folder / ".venv").symlink_to(sys.prefix)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,13 +30,6 @@ def second_cluster(cluster: Cluster) -> Iterator[tuple[subprocess.Popen[str], Cl
     process.wait()
 
 
-def wait_for(condition: Callable[[], bool], timeout: float = 20) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_cluster_and_its_jobs_end_with_the_session(
     second_cluster: tuple[subprocess.Popen[str], Cluster], tmp_path: Path, number: signal.Signals
@@ -45,12 +37,12 @@ def test_the_cluster_and_its_jobs_end_with_the_session(
     process, cluster = second_cluster
     stubborn = "trap : TERM; echo $$ >pid; while :; do sleep 0.1; done"
     cluster.submit("--output=/dev/null", f"--wrap={stubborn}", cwd=tmp_path)
-    wait_for((tmp_path / "pid").exists)
+    cluster.wait_until((tmp_path / "pid").exists, "the job has not started")
     job_process = int((tmp_path / "pid").read_text())
     assert job_process in marked_processes(cluster.folder)
     process.send_signal(number)
     assert process.wait(timeout=30) == (-number if number == signal.SIGKILL else 0)
-    wait_for(lambda: not cluster.folder.exists())
+    cluster.wait_until(lambda: not cluster.folder.exists(), "the cluster's folder is still there")
     assert not marked_processes(cluster.folder)
 
 
@@ -63,9 +55,10 @@ def test_without_slurm_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 def run_on_two_tasks(cluster: Cluster, clone: Path, folder: Path, command: str, *options: str) -> int:
-    """Submits a batch script that runs `command` in bash on two tasks by env.sh's run_tasks."""
+    """Submits a batch script that runs `command` in bash on two tasks by env.sh's run_tasks; they write to `log`."""
     script = folder / "job.sh"
-    script.write_text(f"#!/usr/bin/env bash\nset -euo pipefail\nsource slurm/env.sh\nrun_tasks bash -c '{command}'\n")
+    run = f"run_tasks {folder}/log bash -c '{command}'"
+    script.write_text(f"#!/usr/bin/env bash\nset -euo pipefail\nsource slurm/env.sh\n{run}\n")
     return cluster.submit("--ntasks-per-node=2", f"--output={folder}/output", *options, script, cwd=clone)
 
 
@@ -78,7 +71,15 @@ def run_on_two_tasks(cluster: Cluster, clone: Path, folder: Path, command: str, 
         ("if ((SLURM_PROCID)); then exit 75; else sleep 60; fi", JobEnd("FAILED", 75, 0)),
         # … or, when it does not end by SIGTERM, with 137
         ('if ((SLURM_PROCID)); then exit 74; else trap "" TERM; sleep 60; fi', JobEnd("FAILED", 74, 0)),
-        ("kill -KILL $$", JobEnd("FAILED", 137, 0)),
+        # killed from outside, as by the kernel where memory runs out: not the command's fault
+        ("kill -KILL $$", JobEnd("FAILED", 75, 0)),
+        ("kill -KILL $PPID", JobEnd("FAILED", 75, 0)),
+        # the others end by themselves when srun tells them to
+        (
+            'if ((SLURM_PROCID)); then exit 65; else trap "exit 75" TERM; while :; do sleep 1 & wait; done; fi',
+            JobEnd("FAILED", 65, 0),
+        ),
+        ("exit 255", JobEnd("FAILED", 255, 0)),  # an exit code, no signal
     ],
 )
 def test_the_first_failure_is_the_jobs_exit_code(
@@ -95,10 +96,11 @@ def test_the_first_failure_is_the_jobs_exit_code(
 def test_a_signalled_job_lets_its_tasks_finish(
     cluster: Cluster, clone: Path, tmp_path: Path, options: list[str], state: str
 ) -> None:
-    wait_for_signal = "trap ': >stopped-$SLURM_PROCID; exit 75' TERM USR1; : >up-$SLURM_PROCID; sleep 60 & wait"
-    (tmp_path / "task.sh").write_text(wait_for_signal)
+    trap = "trap ': >stopped-$SLURM_PROCID; exit 75' TERM USR1"
+    # in a loop: Slurm signals one process after the other, and bash may hear of its child's end first
+    (tmp_path / "task.sh").write_text(f"{trap}; : >up-$SLURM_PROCID; while :; do sleep 1 & wait; done")
     job_id = run_on_two_tasks(cluster, clone, tmp_path, f"cd {tmp_path} && . ./task.sh")
-    wait_for(lambda: len(list(tmp_path.glob("up-*"))) == 2)
+    cluster.wait_until(lambda: len(list(tmp_path.glob("up-*"))) == 2, "the tasks are not up")
     cluster.run("scancel", *options, job_id)
     assert cluster.wait(job_id, timeout=30) == JobEnd(state, 75, 0), (tmp_path / "output").read_text()
     assert len(list(tmp_path.glob("stopped-*"))) == 2
@@ -112,7 +114,7 @@ def test_each_job_has_its_own_place_to_meet(cluster: Cluster, clone: Path, tmp_p
         options = (f"--nodes={nodes}", "--cpus-per-task=2", "--export=ALL,OMP_NUM_THREADS=")
         jobs.append(run_on_two_tasks(cluster, clone, tmp_path / str(number), command, *options))
     assert all(cluster.wait(job_id, timeout=30).state == "COMPLETED" for job_id in jobs)
-    one, two = (set((tmp_path / str(number) / "output").read_text().splitlines()) for number in (0, 1))
+    one, two = (set((tmp_path / str(number) / "log").read_text().splitlines()) for number in (0, 1))
     # the nodes' names do not resolve here: the address is the one that Slurm itself uses
     assert one == {f"127.0.0.1 {10240 + jobs[0]} 2 1 2"} and two == {f"127.0.0.1 {10240 + jobs[1]} 4 2 2"}
 
@@ -130,7 +132,7 @@ def test_the_step_says_how_many_processes_there_are(
     cluster: Cluster, options: tuple[str, ...], name: str, found: str
 ) -> None:
     program = (
-        "import os; from utils.launch import slurm_step; print(slurm_step(), 'SLURM_NTASKS_PER_NODE' in os.environ)"
+        "import os; from utils.slurm import slurm_step; print(slurm_step(), 'SLURM_NTASKS_PER_NODE' in os.environ)"
     )
     command = ("srun", *options, f"--job-name={name}", sys.executable, "-c", program)
     done = cluster.run(*command, cwd=ROOT, check=False)

@@ -1,4 +1,4 @@
-"""`sbatch slurm/pretrain.slurm` on a real Slurm cluster."""
+"""`sbatch slurm/pretrain.slurm`, then validate.slurm and export.slurm, on a real Slurm cluster."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from tests.slurm.cluster import Cluster, JobEnd
 
 pytestmark = pytest.mark.slurm
 
+COMPLETED = JobEnd("COMPLETED", 0, 0)
 STEPS = ("--max_steps", 4, "--eval_samples", 8, "--warmup_steps", 2)
+BATCH = ("--batch_size", 8, "--micro_batch_size", 4)
 
 
-def train(cluster: Cluster, clone: Path, tasks: int, *arguments: object) -> tuple[JobEnd, str]:
-    """Submits a training on one node; how it ended, and what it printed."""
+def submit(cluster: Cluster, clone: Path, script: str, *arguments: object, tasks: int = 1, **variables: object) -> int:
+    """Submits one of the batch scripts, on one node, with these environment variables."""
     options = (f"--ntasks-per-node={tasks}", "--cpus-per-task=1")
-    job_id = cluster.submit(*options, "slurm/pretrain.slurm", *arguments, cwd=clone)
+    extra = {name: str(value) for name, value in variables.items()}
+    return cluster.submit(*options, f"slurm/{script}.slurm", *arguments, cwd=clone, extra=extra)
+
+
+def end_of(cluster: Cluster, clone: Path, job_id: int) -> tuple[JobEnd, str]:
+    """How the job ended, and its own output."""
     end = cluster.wait(job_id, timeout=200)
-    return end, (clone / "slurm" / "logs" / f"pretrain-{job_id}.out").read_text(encoding="utf-8")
+    (output,) = (clone / "slurm" / "logs").glob(f"*-{job_id}.out")
+    return end, output.read_text(encoding="utf-8")
 
 
 def read_losses(run_dir: Path) -> list[tuple[str, str, str, float]]:
@@ -31,10 +39,13 @@ def read_losses(run_dir: Path) -> list[tuple[str, str, str, float]]:
 @pytest.fixture(scope="module")
 def finished(cluster: Cluster, clone: Path) -> Path:
     """The run folder of a training on two tasks, of data that the job prepared itself."""
-    end, output = train(cluster, clone, 2, *STEPS, "--batch_size", 8, "--micro_batch_size", 4)
-    assert end == JobEnd("COMPLETED", 0, 0), output
-    assert "2 process(es)" in output, output
-    return clone / "out" / "slurm" / "sample"
+    end, output = end_of(cluster, clone, submit(cluster, clone, "pretrain", *STEPS, *BATCH, tasks=2))
+    run_dir = clone / "out" / "slurm" / "sample"
+    log = (run_dir / "training_log.out").read_text(encoding="utf-8")
+    assert end == COMPLETED, output + log
+    assert log.count("2 process(es)") == 1 and "2 process(es)" not in output
+    assert output.splitlines()[-1] == "exit code 0, log: out/slurm/sample/training_log.out"
+    return run_dir
 
 
 def test_two_tasks_train_as_one_process_does(finished: Path, clone: Path, tmp_path: Path) -> None:
@@ -47,6 +58,19 @@ def test_two_tasks_train_as_one_process_does(finished: Path, clone: Path, tmp_pa
     assert [row[3] for row in found] == pytest.approx([row[3] for row in expected], rel=1e-6)
 
 
+def test_a_signal_before_the_time_limit_makes_no_difference_to_the_run(
+    finished: Path, cluster: Cluster, clone: Path, tmp_path: Path
+) -> None:
+    job_id = submit(cluster, clone, "pretrain", *STEPS, *BATCH, tasks=2, OUT_DIR=tmp_path / "run")
+    cluster.wait_until((tmp_path / "run" / "run.yaml").exists, "the training has not begun")
+    cluster.run("scancel", "--signal=USR1", job_id)
+    end, output = end_of(cluster, clone, job_id)
+    log = (tmp_path / "run" / "training_log.out").read_text(encoding="utf-8")
+    assert end == COMPLETED, output + log
+    assert cluster.job(job_id)["Restarts"] == "1" and log.count("2 process(es)") == 2
+    assert read_losses(tmp_path / "run") == read_losses(finished)
+
+
 @pytest.mark.parametrize(
     ("tasks", "arguments", "words"),
     [
@@ -57,10 +81,41 @@ def test_two_tasks_train_as_one_process_does(finished: Path, clone: Path, tmp_pa
 def test_an_option_error_is_the_jobs_exit_code_and_one_clear_line(
     finished: Path, cluster: Cluster, clone: Path, tasks: int, arguments: tuple[object, ...], words: tuple[str, ...]
 ) -> None:
-    end, output = train(cluster, clone, tasks, *arguments, "--out_dir", "out/slurm/wrong")
+    wrong = Path("out", "slurm", f"wrong{tasks}")
+    end, output = end_of(cluster, clone, submit(cluster, clone, "pretrain", *arguments, f"--out={wrong}", tasks=tasks))
     assert end == JobEnd("FAILED", 2, 0), output
     # each task finds the error, and the first may be gone before the second can say so
-    errors = [line for line in output.splitlines() if line.startswith(("error: ", "error (rank 1): "))]
-    assert len({error.partition(": ")[2] for error in errors}) == 1 and "Traceback" not in output, output
-    assert all(word in errors[0] for word in words), output
-    assert not (clone / "out" / "slurm" / "wrong").exists()
+    assert [path.name for path in (clone / wrong).iterdir()] == ["training_log.out"]
+    log = (clone / wrong / "training_log.out").read_text(encoding="utf-8")
+    errors = [line for line in log.splitlines() if line.startswith(("error: ", "error (rank 1): "))]
+    assert len({error.partition(": ")[2] for error in errors}) == 1 and "Traceback" not in log, log
+    assert all(word in errors[0] for word in words), log
+    assert output.endswith(f"exit code 2, log: {wrong}/training_log.out\n{errors[-1]}\n")
+
+
+def test_a_run_is_validated(finished: Path, cluster: Cluster, clone: Path) -> None:
+    end, output = end_of(cluster, clone, submit(cluster, clone, "validate", "--max_batches", 1, tasks=2))
+    log = (finished / "validation_log.out").read_text(encoding="utf-8")
+    assert end == COMPLETED and "step-00000004: " in log, output + log
+    assert (finished / "validation.csv").is_file()
+
+
+def test_a_run_is_exported_and_goes_on_with_lora(finished: Path, cluster: Cluster, clone: Path, tmp_path: Path) -> None:
+    foundation, run_dir = tmp_path / "foundation", tmp_path / "run"
+    end, output = end_of(cluster, clone, submit(cluster, clone, "export", OUT_DIR=finished, HF_DIR=foundation))
+    log = (finished / "export_log.out").read_text(encoding="utf-8")
+    assert end == COMPLETED and (foundation / "config.json").is_file(), output + log
+    run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", foundation)
+    options = (*STEPS, "--data_dir", "out/slurm/data_fr", "--checkpoint_dir", foundation, "--out_dir", run_dir)
+    end, output = end_of(
+        cluster, clone, submit(cluster, clone, "pretrain", *options, CONFIG="configs/sample_lora.yaml")
+    )
+    log = (run_dir / "training_log.out").read_text(encoding="utf-8")
+    assert end == COMPLETED and "step-00000004" in {path.name for path in run_dir.glob("checkpoints/*")}, output + log
+
+
+@pytest.mark.parametrize("script", ["validate", "export"])
+def test_a_mistyped_run_is_not_made(cluster: Cluster, clone: Path, script: str) -> None:
+    end, output = end_of(cluster, clone, submit(cluster, clone, script, OUT_DIR="out/slurm/nothing"))
+    assert end == JobEnd("FAILED", 2, 0) and "out/slurm/nothing/run.yaml is missing" in output
+    assert not (clone / "out" / "slurm" / "nothing").exists()
