@@ -4,7 +4,7 @@ STAMP := $(VENV)/installed
 # Threads that spin while they wait slow a small machine down many times as soon as something else runs on it.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test lint slurm-dev clean
+.PHONY: quickstart test lint slurm-dev soak clean
 
 # One environment for both commands: the chain's last step loads its result with transformers, as the tests do.
 $(STAMP): requirements.txt requirements-dev.txt
@@ -29,6 +29,11 @@ lint: $(STAMP)
 slurm-dev: $(STAMP)
 	tests/slurm/install.sh
 	$(VENV)/bin/python -m tests.slurm.cluster
+
+# About an hour of interruptions and kills; writes what it measures into benchmarks/results.csv.
+soak: $(STAMP)
+	tests/slurm/install.sh
+	$(VENV)/bin/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) out

@@ -73,11 +73,10 @@ class Task:
 
 
 def main(options: ValidateOptions) -> None:
-    from utils.checkpoint import list_checkpoints
     from utils.launch import launch, resolve_processes
-    from utils.processes import on_rank_zero, together
     from utils.run_folder import RunRecord
-    from utils.shards import TEST, Manifest, verify_shards
+    from utils.shards import TEST, Manifest
+    from utils.slurm import every_task_needed
 
     record = RunRecord.load(options.out_dir)
     data_dir = options.data_dir or Path(record.options["data_dir"])
@@ -86,9 +85,24 @@ def main(options: ValidateOptions) -> None:
     check_tokenizer(manifest, options.out_dir, data_dir)
     precision = options.precision or record.options["precision"]
     fabric = launch(*resolve_processes(options.devices, options.num_nodes), precision)
+    with every_task_needed():
+        validate_run(Task(options, fabric, data_dir, manifest, entries, precision))
+
+
+def validate_run(task: Task) -> None:
+    """Measures each of the run's checkpoints.
+
+    Raises:
+        UserError: if there is none.
+        DataError: if a shard or, once the others are measured, a checkpoint is damaged.
+    """
+    from utils.checkpoint import list_checkpoints
+    from utils.processes import on_rank_zero, together
+    from utils.shards import verify_shards
+
+    options, fabric = task.options, task.fabric
     if options.verify_data:
-        together(lambda: verify_shards(data_dir, entries, fabric.global_rank, fabric.world_size))
-    task = Task(options, fabric, data_dir, manifest, entries, precision)
+        together(lambda: verify_shards(task.data_dir, task.entries, fabric.global_rank, fabric.world_size))
     checkpoints = on_rank_zero(lambda: list_checkpoints(options.out_dir))
     if not checkpoints:
         raise UserError(f"the run in {options.out_dir} has no complete checkpoint yet")

@@ -136,14 +136,11 @@ class Cluster:
 
     def task_processes(self, job_id: int) -> dict[int, int]:
         """Rank → process id of what the job's tasks now run: the command itself, not slurm/task.sh around it."""
-        found = {}
+        found, of_job = {}, {"SLURM_CONF": str(self.configuration), "SLURM_JOB_ID": str(job_id)}
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # ended in the meantime
                 variables = _environment_of(process)
-                if (variables.get("SLURM_CONF"), variables.get("SLURM_JOB_ID")) == (
-                    str(self.configuration),
-                    str(job_id),
-                ):
+                if variables.items() >= of_job.items():
                     parent = re.search(r"^PPid:\t(\d+)$", (process / "status").read_text(), flags=re.MULTILINE)[1]
                     if b"slurm/task.sh\0" in (Path("/proc") / parent / "cmdline").read_bytes():
                         found[int(variables["SLURM_PROCID"])] = int(process.name)
