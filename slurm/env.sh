@@ -76,7 +76,7 @@ run_tasks() {
     # The verdict's file is made here: over NFS, one that another node makes may be seen too late.
     mkdir -p "$(dirname "$log")" && : >>"$log" && : >"$verdict" || return 74
     trap : TERM USR1 # at a signal to the whole job, this script outlives the tasks, which save what they have
-    TRAINING_LOG=$(realpath --no-symlinks "$log") srun --kill-on-bad-exit=1 --output="$log" --open-mode=append \
+    TRAINING_LOG=$(realpath "$log") srun --kill-on-bad-exit=1 --output="$log" --open-mode=append \
         slurm/task.sh "$verdict" "$@" || code=$?
     if failed=$(grep --max-count=1 --line-regexp --invert-match 0 "$verdict"); then
         code=$failed

@@ -19,6 +19,12 @@ if ((code || SLURM_PROCID == 0)) && [[ -f $verdict ]]; then
     echo "$code" >>"$verdict"
 fi
 if [[ -n $signal ]]; then
+    if ((SLURM_STEP_NUM_TASKS > 1)); then
+        # The other tasks find out by themselves (pretrain.py's watchdog in 8 s), print where they are and end; at the
+        # first one's end Slurm signals this one.
+        sleep 10 &
+        wait
+    fi
     kill -KILL 0 # the node's tasks of this step: srun would wait for a child that a killed command left behind
 fi
 exit "$code"

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -52,10 +53,22 @@ def run_workers(trouble: str, victim: int, hang_timeout: float, world_size: int 
     return [end for _, end in sorted(ended)]
 
 
+CASES = [(trouble, victim, 5.0, WORLD_SIZE) for trouble in ("killed", "stopped", "hangs") for victim in (0, 2)]
+CASES += [("bug", 1, 60.0, WORLD_SIZE), ("none", 1, 30.0, WORLD_SIZE), ("slow", 1, 30.0, WORLD_SIZE)]
+CASES += [("user error", 1, 30.0, WORLD_SIZE), ("hangs", 0, 3.0, 1)]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[tuple[str, int, float, int], list[Ended]]:
+    """How all cases end: most of their time is waiting, so three go on at a time."""
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        return dict(zip(CASES, pool.map(lambda case: run_workers(*case), CASES), strict=True))
+
+
 @pytest.mark.parametrize("victim", [0, 2])
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "hangs"])
-def test_the_others_name_it_print_their_stacks_and_end_with_75(trouble: str, victim: int) -> None:
-    ended = run_workers(trouble, victim, 5)
+def test_the_others_name_it_print_their_stacks_and_end_with_75(outcomes: dict, trouble: str, victim: int) -> None:
+    ended = outcomes[trouble, victim, 5.0, WORLD_SIZE]
     said = "".join(end.errors for end in ended)
     others = [rank for rank in range(WORLD_SIZE) if rank != victim]
     assert [ended[rank].exit_code for rank in others] == [75, 75], said
@@ -69,19 +82,19 @@ def test_the_others_name_it_print_their_stacks_and_end_with_75(trouble: str, vic
         assert "step 3 has not ended in 5 s" in errors[0]
 
 
-def test_a_bug_in_one_process_is_its_own_exit_code(tmp_path: object) -> None:
-    ended = run_workers("bug", 1, 60)
+def test_a_bug_in_one_process_is_its_own_exit_code(outcomes: dict) -> None:
+    ended = outcomes["bug", 1, 60.0, WORLD_SIZE]
     assert [end.exit_code for end in ended] == [75, 1, 75], ended
     assert "KeyError: 'a bug'" in ended[1].errors and "rank 1 " in ended[0].errors
 
 
 @pytest.mark.parametrize(("trouble", "exit_code"), [("none", 0), ("slow", 0), ("user error", 2)])
-def test_what_ends_in_good_order_raises_no_alarm(trouble: str, exit_code: int) -> None:
-    ended = run_workers(trouble, 1, 30)
+def test_what_ends_in_good_order_raises_no_alarm(outcomes: dict, trouble: str, exit_code: int) -> None:
+    ended = outcomes[trouble, 1, 30.0, WORLD_SIZE]
     assert [end.exit_code for end in ended] == [exit_code] * WORLD_SIZE
     assert not any("stacks of" in end.errors for end in ended), ended
 
 
-def test_a_single_process_is_watched_too() -> None:
-    [end] = run_workers("hangs", 0, 3, world_size=1)
+def test_a_single_process_is_watched_too(outcomes: dict) -> None:
+    [end] = outcomes["hangs", 0, 3.0, 1]
     assert end.exit_code == 75 and "hang_in_python" in end.errors and "error: rank 0 " in end.errors

@@ -195,7 +195,7 @@ class RunLog:
 
     def __init__(self, path: Path | None) -> None:
         """Without a `path` (every process but one) nothing is written."""
-        printed_there = path is not None and os.environ.get("TRAINING_LOG") == str(path.absolute())
+        printed_there = path is not None and os.environ.get("TRAINING_LOG") == str(path.resolve())
         self._silent = path is None
         self._file = path.open("a", encoding="utf-8") if path and not printed_there else None
         self._terminal = sys.stdout.isatty()
