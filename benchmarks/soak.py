@@ -1,6 +1,6 @@
 """An hour of bad luck: a run that is interrupted in every way must end as one that was left alone.
 
-    python benchmarks/soak.py [--restarts 24] [--kills 100] [--seed 0]
+    python benchmarks/soak.py [--restarts 21] [--kills 100] [--seed 0]
 
 1. Restarts: one job of two nodes on a real Slurm cluster (tests/slurm/cluster.py) is interrupted at random moments:
    requeued by hand, signalled, its tasks killed or stopped, a node's slurmd killed. Nothing but what happens is done
@@ -40,7 +40,7 @@ PATIENCE = 300.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--restarts", type=int, default=24)
+    parser.add_argument("--restarts", type=int, default=21)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -82,7 +82,7 @@ def clone_of_this_commit() -> Iterator[Path]:
 def soak_restarts(clone: Path, restarts: int, rng: random.Random) -> dict[str, tuple[float, str]]:
     from tests.slurm.cluster import Cluster, running_cluster
 
-    steps = 45 * (restarts + 2)
+    steps = 36 * (restarts + 2)
     options = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "slurm/pretrain.slurm", "--data_dir", "data_fr")
     options += ("--max_steps", steps, "--save_interval", 20, "--eval_interval", 200, "--batch_size", 8)
     options += ("--micro_batch_size", 8, "--hang_timeout", 20)
@@ -121,11 +121,10 @@ def interrupt_again_and_again(
     order = [name for _ in range(-(-restarts // len(kinds))) for name in rng.sample(list(kinds), len(kinds))]
     recoveries, lost = [], []
     for number, name in enumerate(order[:restarts]):
-        starts = len(history_of(run_dir))
-        begun_at = history_of(run_dir)[-1]["from_step"] if starts else 0
-        until = begun_at + rng.randrange(25, 40)
+        begun_at = history_of(run_dir)[-1]["from_step"] if number else 0
+        until = begun_at + rng.randrange(24, 32)
         wait_for(lambda at=until: newest_step(run_dir) >= at, f"steps before {name}")
-        step = newest_step(run_dir)
+        step, starts = newest_step(run_dir), len(history_of(run_dir))
         print(f"{number + 1:3}/{restarts} {name:24} at step {step}", end="", flush=True)
         began = time.monotonic()
         kinds[name](rng)

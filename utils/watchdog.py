@@ -151,11 +151,12 @@ class Watchdog:
         silence = min(DEAD_AFTER_LOSS, self._dead_after) if is_lost else self._dead_after
         if dead := [number for number, (_, beat_at, _) in self._seen.items() if now - beat_at > silence]:
             return f"{_names(dead, states)} gave no sign of life for {silence:.0f} s: dead, stopped or cut off"
-        late = {number for number, (_, _, mark_at) in self._seen.items() if now - mark_at > self._hang_timeout}
-        if not late or self._rank or is_lost:
+        is_late = any(now - mark_at > self._hang_timeout for _, _, mark_at in self._seen.values())
+        if not is_late or self._rank or is_lost:
             return None
-        fewest = min(states[number].marks for number in late)
-        behind = [number for number in late if states[number].marks == fewest]
+        at_work = [number for number, state in states.items() if state.doing is not None]
+        fewest = min(states[number].marks for number in at_work)
+        behind = [number for number in at_work if states[number].marks == fewest]
         guilty = [number for number in behind if not states[number].waits] or behind
         doing = f"{states[guilty[0]].doing} has not ended in {self._hang_timeout:.0f} s (--hang_timeout)"
         if len(guilty) == len(states) > 1:
