@@ -383,6 +383,7 @@ def set_up(
 
     from lit_gpt.foundation import build_model, refresh_rotary_tables
     from utils.checkpoint import Progress, load_checkpoint
+    from utils.processes import on_rank_zero
     from utils.run_folder import LOG, METRIC_COLUMNS, METRICS, CsvLog, RunLog, drop_metrics_after
     from utils.training import make_optimizer
 
@@ -392,6 +393,7 @@ def set_up(
     refresh_rotary_tables(model.module, fabric.device)
     betas = (options.beta1, options.beta2)
     optimizer = fabric.setup_optimizers(make_optimizer(model, options.weight_decay, betas))
+    on_rank_zero(lambda: check_out_dir(options, plan.identity))  # again: now nobody else can begin a run there
     log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
     checkpoint = find_checkpoint(options.out_dir, log) if options.resume == "auto" else None
     progress = Progress()
@@ -425,15 +427,14 @@ def make_writer(options: PretrainOptions, lock: FolderLock | None) -> Checkpoint
 
 
 def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
-    """The newest valid checkpoint, found by process 0; None for a new run.
+    """The newest valid checkpoint; None for a new run.
 
     Raises:
         DataError: on every process, if there are checkpoints and none verifies.
     """
     from utils.checkpoint import newest_valid_checkpoint
-    from utils.processes import on_rank_zero
 
-    checkpoint, problems = on_rank_zero(lambda: newest_valid_checkpoint(out_dir))
+    checkpoint, problems = newest_valid_checkpoint(out_dir)
     for problem in problems:
         log.line(f"checkpoint passed over: {problem}")
     if problems and checkpoint is None:
@@ -513,28 +514,33 @@ def fit(run: Run, progress: Progress) -> None:
     agenda = Agenda(options.interval_unit, options.eval_interval if plan.validation else None, options.save_interval)
 
     while (reason := stop_reason(run, progress)) is None:
-        run.watchdog.mark(f"step {progress.step + 1}")
+        run.watchdog.mark(f"reading the samples of step {progress.step + 1}")
         began = time.monotonic()
         batches = next(micro_batches)
+        run.watchdog.mark(f"step {progress.step + 1}")
         result = train_step(run, progress, batches, data)
         progress = advance(run, progress, result, time.monotonic() - began)
         log_step(run, progress, result, time.monotonic() - began)
 
         due = agenda.due(progress.step, run.stop.received, run.writer.failed())
-        log_saved(run, run.writer.wait() if due.failed else run.writer.poll())
+        if due.failed:
+            run.writer.raise_failure()
+        log_saved(run, run.writer.poll())
         pending = bool(plan.validation) and (due.validate or is_last_step(run, progress, due))
         progress = dataclasses.replace(progress, validation_pending=pending)
         if pending and not due.interrupted:
             progress = validate_now(run, progress)
         interrupted = due.interrupted or progress.validation_pending
         if due.save or interrupted or stop_reason(run, progress):
-            progress = save_now(run, progress, scheduled=due.save, wait=interrupted or bool(stop_reason(run, progress)))
+            progress = save_now(run, progress, scheduled=due.save)
         agenda.done(due)
         if interrupted:
+            finish_saving(run)
             raise Interrupted(
                 f"stopped by a signal after step {progress.step}, all of it saved; run the same command again"
             )
 
+    finish_saving(run)
     run.watchdog.mark(None)
     run.log.line(f"done: {reason}; loss and checkpoints in {options.out_dir}")
 
@@ -548,8 +554,6 @@ def catch_up(run: Run, progress: Progress) -> Progress:
         raise Interrupted(
             f"stopped by a signal during the validation at step {progress.step}; run the same command again"
         )
-    if progress.step > 0 and stop_reason(run, progress):
-        progress = save_now(run, progress, scheduled=False, wait=True)
     return progress
 
 
@@ -562,6 +566,7 @@ def stop_reason(run: Run, progress: Progress) -> str | None:
             f"the samples are in training_log.out. Lower --learning_rate (now {options.learning_rate})"
         )
         error.on_every_process = True
+        finish_saving(run)
         raise error
     if progress.step >= run.plan.schedule.max_steps:
         return f"all {progress.step:,} steps are made"
@@ -680,19 +685,25 @@ def validate_now(run: Run, progress: Progress) -> Progress:
     return progress
 
 
-def save_now(run: Run, progress: Progress, scheduled: bool, wait: bool) -> Progress:
-    """Saves; --max_checkpoints counts the scheduled checkpoints, not those that an interruption makes."""
-    run.watchdog.mark(f"checkpoint at step {progress.step}")
+def save_now(run: Run, progress: Progress, scheduled: bool) -> Progress:
+    """Begins a checkpoint; --max_checkpoints counts the scheduled ones, not those that an interruption makes."""
+    began = time.monotonic()
+    finish_saving(run)  # of the one before
+    run.watchdog.mark(f"copying the checkpoint of step {progress.step}")
     if run.metrics is not None:
         run.metrics.sync()
     progress = dataclasses.replace(progress, checkpoints=progress.checkpoints + scheduled)
-    began = time.monotonic()
-    log_saved(run, run.writer.wait())
     run.writer.save(run.model.module, run.optimizer.optimizer, progress)
-    saved = run.writer.wait() if wait or not run.options.async_checkpoints else None
+    if not run.options.async_checkpoints:
+        finish_saving(run)
     run.log.line(f"checkpoint at step {progress.step:,}: training waited {time.monotonic() - began:.3f} s")
-    log_saved(run, saved)
     return progress
+
+
+def finish_saving(run: Run) -> None:
+    """Waits for the checkpoint that is being written, if one is."""
+    run.watchdog.mark("writing a checkpoint")
+    log_saved(run, run.writer.wait())
 
 
 def log_saved(run: Run, saved: Saved | None) -> None:

@@ -9,15 +9,11 @@ Prints the medians and their ratio, and appends a line for each to benchmarks/re
 from __future__ import annotations
 
 import argparse
-import csv
-import os
-import platform
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +33,8 @@ intermediate_size: {mlp}
 
 
 def main() -> None:
+    from benchmarks.results import Figure, record
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=6)
@@ -58,7 +56,8 @@ def main() -> None:
     for way, median in medians.items():
         print(f"{way:10} {median:8.3f} s, checkpoint of {size / 1e6:,.0f} MB")
     print(f"background / waiting: {medians['background'] / medians['waiting']:.3f}")
-    record(f"{arguments.layers}x{arguments.width}, {size / 1e6:.0f} MB", medians)
+    shape = f"{arguments.layers}x{arguments.width}, {size / 1e6:.0f} MB"
+    record("checkpoint_stall", [Figure(way, shape, f"{median:.3f}", "s") for way, median in medians.items()])
 
 
 def measure(folder: Path, way: str, round_number: int) -> list[float]:
@@ -76,18 +75,6 @@ def run_script(*command: str) -> str:
     return subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def record(shape: str, medians: dict[str, float]) -> None:
-    import torch
-
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    place = (time.strftime("%Y-%m-%d"), commit, f"{platform.machine()} {hardware}", torch.__version__)
-    with (ROOT / "benchmarks" / "results.csv").open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for way, median in medians.items():
-            writer.writerow(("checkpoint_stall", way, shape, f"{median:.3f}", "s", "", *place))
-
-
 if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
     main()

@@ -17,9 +17,7 @@ Prints what happens and appends a line per figure to benchmarks/results.csv.
 from __future__ import annotations
 
 import argparse
-import csv
 import os
-import platform
 import random
 import signal
 import subprocess
@@ -39,6 +37,8 @@ PATIENCE = 300.0
 
 
 def main() -> None:
+    from benchmarks.results import Figure, record
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--restarts", type=int, default=21)
     parser.add_argument("--kills", type=int, default=100)
@@ -54,7 +54,7 @@ def main() -> None:
             figures |= soak_kills(clone, arguments.kills, rng)
     for name, (value, unit) in figures.items():
         print(f"{name:40} {value:10.3f} {unit}")
-    record(figures)
+    record("soak", [Figure(name, "sample-1M", f"{value:.3f}", unit) for name, (value, unit) in figures.items()])
 
 
 @contextmanager
@@ -278,18 +278,6 @@ def flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(value, f"{prefix}/{key}")
     else:
         yield prefix, tree
-
-
-def record(figures: dict[str, tuple[float, str]]) -> None:
-    import torch
-
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    place = (time.strftime("%Y-%m-%d"), commit, f"{platform.machine()} {os.cpu_count()} cores", torch.__version__)
-    with (ROOT / "benchmarks" / "results.csv").open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for name, (value, unit) in figures.items():
-            writer.writerow(("soak", name, "sample-1M", f"{value:.3f}", unit, "", *place))
 
 
 if __name__ == "__main__":

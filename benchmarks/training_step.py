@@ -10,10 +10,7 @@ the medians and their ratio, and appends a line to benchmarks/results.csv.
 from __future__ import annotations
 
 import argparse
-import csv
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -27,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> None:
+    from benchmarks.results import Figure, record
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", type=int, default=6)
@@ -48,7 +47,11 @@ def main() -> None:
     for name, median in medians.items():
         print(f"{name:8} {median:12,.0f} tokens/s  peak {memory[name]:.2f} GiB")
     print(f"ours / litgpt: {medians['ours'] / medians['litgpt']:.3f}")
-    record(arguments, medians, memory)
+    shape = f"{arguments.layers}x{arguments.width} v{arguments.vocabulary} b{arguments.batch}x{POSITIONS}"
+    figures = [
+        Figure(name, shape, f"{median:.0f}", "tokens/s", f"{memory[name]:.2f}") for name, median in medians.items()
+    ]
+    record("training_step", figures)
 
 
 def make_steps(arguments: argparse.Namespace) -> dict[str, Callable[[], None]]:
@@ -116,20 +119,6 @@ def timed(step: Callable[[], None], device: str) -> tuple[float, float]:
         torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else 0.0
     return time.perf_counter() - began, peak
-
-
-def record(arguments: argparse.Namespace, medians: dict[str, float], memory: dict[str, float]) -> None:
-    git = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    hardware = (
-        torch.cuda.get_device_name() if arguments.device.startswith("cuda") else f"{torch.get_num_threads()} cores"
-    )
-    shape = f"{arguments.layers}x{arguments.width} v{arguments.vocabulary} b{arguments.batch}x{POSITIONS}"
-    with (ROOT / "benchmarks" / "results.csv").open("a", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for name, median in medians.items():
-            place = (time.strftime("%Y-%m-%d"), commit, f"{platform.machine()} {hardware}", torch.__version__)
-            writer.writerow(("training_step", name, shape, f"{median:.0f}", "tokens/s", f"{memory[name]:.2f}", *place))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ imported here, so `--help` answers at once.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -24,6 +25,9 @@ OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
 SPEAK_AFTER = 5.0
 """Seconds that a Slurm task other than the first waits before it reports an error found before the tasks met: most
 often the first task finds the same, says it, and Slurm ends the others."""
+
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of a file system that is failing over or was mounted anew: the same command may go on a while later."""
 
 FOLDERS = "folders"
 """A field of this name, `list[Path]`, is given without an option's name: `script.py FOLDER FOLDER`."""
@@ -79,9 +83,15 @@ def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: S
         exit_code = _report(e, str(e), e.exit_code, argv)
     except OSError as e:
         where = f": {e.filename}" if e.filename else ""
-        exit_code = _report(e, f"{e.strerror or e}{where}", IO, argv)
+        exit_code = _report(e, f"{e.strerror or e}{where}", INTERRUPTED if e.errno in PASSING else IO, argv)
     except KeyboardInterrupt as e:
         exit_code = _report(e, "interrupted from the keyboard", INTERRUPTED, argv)
+    except Exception:
+        if not _is_distributed():
+            raise
+        # said and ended at once: the interpreter would first wait for this process's threads, the others for this one
+        traceback.print_exc()
+        exit_code = BUG
     if _is_distributed():
         end_process(exit_code)
     return exit_code

@@ -69,7 +69,7 @@ require_run() {
 # run_tasks LOG COMMAND [ARGUMENT …]: the command as the job's tasks, which append all they print to LOG. Returns the
 # exit code of the first task that failed by itself; srun's own would be 143 or 137, of the tasks that had to be killed
 # because that one failed. 75 (interrupted) if a signal killed that task, or none could say how it ended: task.sh was
-# killed too, or the node is lost, for which srun's exit code was seen to be 0.
+# killed too, srun could not start the tasks, or the node is lost, for which srun's exit code was seen to be 0.
 run_tasks() {
     local log=$1 code=0 failed verdict=slurm/logs/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-$BASHPID.exit_code
     shift
@@ -80,7 +80,7 @@ run_tasks() {
         slurm/task.sh "$verdict" "$@" || code=$?
     if failed=$(grep --max-count=1 --line-regexp --invert-match 0 "$verdict"); then
         code=$failed
-    elif ((code >= 128)) || [[ ! -s $verdict && $code == 0 ]]; then
+    elif ((code >= 128)) || [[ ! -s $verdict ]]; then
         echo "no task could say how it ended; srun's exit code is $code" >>"$log"
         code=75
     fi
@@ -140,7 +140,11 @@ requeue() {
     if [[ -n ${SLURM_ARRAY_JOB_ID:-} ]]; then
         id=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID # by its plain id, the array's last task stands for them all
     fi
-    if ! job=$(scontrol --oneliner show job "$id"); then
+    for _ in {1..5}; do # for a minute or two, should Slurm's controller be busy or be restarted
+        job=$(scontrol --oneliner show job "$id") && break
+        sleep 10
+    done
+    if [[ -z ${job:-} ]]; then
         echo "error: not requeued: scontrol cannot say whether the job is still wanted"
         return
     fi

@@ -85,8 +85,11 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(path for path in (run_dir / CHECKPOINTS).glob("step-*") if (path / SUMS).is_file())
 
 
-def verify_checkpoint(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint (a missing file, a checksum that differs), None if nothing is."""
+def verify_checkpoint(checkpoint: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint (a missing file, a checksum that differs), None if nothing is.
+
+    Processes that share the work take every `parts`-th file from number `part` on.
+    """
     try:
         lines = (checkpoint / SUMS).read_text(encoding="utf-8").splitlines()
         sums = [line.split("  ", 1) for line in lines]
@@ -103,16 +106,18 @@ def verify_checkpoint(checkpoint: Path) -> str | None:
             return f"{path} is missing" if isinstance(e, FileNotFoundError) else f"{path} cannot be read ({e})"
 
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return next((found for found in pool.map(lambda line: problem(*line), sums) if found), None)
+        return next((found for found in pool.map(lambda line: problem(*line), sums[part::parts]) if found), None)
 
 
 def newest_valid_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with the newer ones."""
+    """The newest checkpoint that verifies, and what was wrong with the newer ones; the processes share the reading."""
     problems = []
-    for checkpoint in reversed(list_checkpoints(run_dir)):
-        if (found := verify_checkpoint(checkpoint)) is None:
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    for checkpoint in reversed(on_rank_zero(lambda: list_checkpoints(run_dir))):
+        found = filter(None, together(lambda path=checkpoint: verify_checkpoint(path, rank(), world_size)))
+        if (problem := next(found, None)) is None:
             return checkpoint, problems
-        problems.append(found)
+        problems.append(problem)
     return None, problems
 
 
@@ -155,12 +160,21 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._write, BlockingAsyncStager().stage(tensors), progress)
 
     def failed(self) -> bool:
-        """Whether the checkpoint under way has failed on this process; `wait` then raises on all."""
-        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+        """Whether this process knows that the checkpoint under way has failed, or that the folder is another's."""
+        return self._save_failed() or (self._lock is not None and self._lock.lost)
+
+    def raise_failure(self) -> None:
+        """Raises on every process what made one of them say `failed`, see `wait`."""
+        self.wait()
+        on_rank_zero(self._check_lock)
 
     def poll(self) -> Saved | None:
         """The checkpoint under way, once, when it is complete."""
-        return self.wait() if self._pending is not None and self._pending.done() and not self.failed() else None
+        is_done = self._pending is not None and self._pending.done()
+        return self.wait() if is_done and not self._save_failed() else None
+
+    def _save_failed(self) -> bool:
+        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
 
     def wait(self) -> Saved | None:
         """Waits for the checkpoint under way and returns it; None if there is none.
@@ -177,7 +191,8 @@ class CheckpointWriter:
         target = self._run_dir / CHECKPOINTS / checkpoint_name(progress.step)
         staged = target.with_name(f".{target.name}.{self._lock_number}.partial")
         on_rank_zero(lambda: self._begin(staged), self._group)
-        writer = dcp.FileSystemWriter(staged)
+        # Without copying ahead: that would take this thread to GPU 0, on every process, for tensors on the host.
+        writer = dcp.FileSystemWriter(staged, per_thread_copy_ahead=0)
         try:
             _quietly(
                 dcp.save,
@@ -198,7 +213,9 @@ class CheckpointWriter:
         """Makes an empty staging folder, and removes what killed or failed saves left: each is as large as the rest."""
         self._check_lock()
         for abandoned in staged.parent.glob(".step-*.partial"):
-            shutil.rmtree(abandoned)
+            number = abandoned.name.split(".")[2]
+            if not number.isdigit() or int(number) <= self._lock_number:  # a newer one is the rightful owner's
+                shutil.rmtree(abandoned, ignore_errors=abandoned != staged)
         staged.mkdir(parents=True)
 
     def _publish(self, staged: Path, target: Path, sums: dict[str, str], progress: Progress) -> None:
@@ -212,13 +229,8 @@ class CheckpointWriter:
         write_atomically(staged / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
         _sync([staged])
         self._check_lock()
-        if target.exists():  # it did not verify, or this one holds the validation that it lacks
-            replaced = target.with_name(f".{target.name}.{self._lock_number}.replaced.partial")
-            target.rename(replaced)
-            staged.rename(target)
-            shutil.rmtree(replaced)
-        else:
-            staged.rename(target)
+        shutil.rmtree(target, ignore_errors=True)  # only one that did not verify can be in the way
+        staged.rename(target)
         _sync([target.parent])
 
     def _check_lock(self) -> None:

@@ -27,6 +27,10 @@ DEAD_AFTER = 60.0
 """Seconds without a touch until an owner on another machine counts as dead; a busy file system may stall for some."""
 
 
+GONE = (None, 0)
+"""What `_read` finds where there is no file."""
+
+
 @dataclass(frozen=True)
 class Owner:
     """A process that writes a folder."""
@@ -112,9 +116,11 @@ class FolderLock:
     def check(self) -> None:
         """Raises a UserError if another process has taken the folder."""
         newest = _newest(self._folder)
-        self.lost = newest != self.number
+        # An NFS client may show an old listing of the folder, but asks again for a file that it opens.
+        self.lost = newest != self.number or _read(self._folder, self.number) == GONE
         if self.lost:
-            taken = f"taken over by {_owner_text(self._folder, newest)}" if newest else "removed"
+            newest = _newest(self._folder)
+            taken = f"taken over by {_owner_text(self._folder, newest)}" if newest > self.number else "taken over"
             raise UserError(f"{self._folder} was {taken}; this process, which was cut off from it, stops")
 
     def release(self) -> None:
@@ -161,7 +167,7 @@ def _read(folder: Path, number: int) -> tuple[Owner | None, int]:
             touched = os.fstat(file.fileno()).st_mtime_ns
             return Owner(**json.load(file)), touched
     except FileNotFoundError:
-        return None, 0
+        return GONE
     except (ValueError, TypeError):
         return None, touched
 

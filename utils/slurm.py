@@ -68,7 +68,6 @@ def join_tasks(folder: Path) -> Tasks:
     see. Outside of a step, and for a single task, there is no group, and torch is not imported.
 
     Raises:
-        UserError: if nothing is heard of task 0.
         Interrupted: if another task does not come, or ends.
     """
     count = slurm_tasks() or 1
@@ -142,10 +141,12 @@ def _find_store(meeting: Path) -> TCPStore:
             address, port = meeting.read_text(encoding="ascii").split()
             return TCPStore(address, int(port), is_master=False, timeout=JOIN_LIMIT)
         time.sleep(0.1)
-    raise UserError(
+    error = Interrupted(
         f"task 0 did not leave its address in {meeting.parent} within {JOIN_LIMIT.total_seconds():.0f} s: it ended, or "
         "the folder is not one that all nodes share"
     )
+    error.on_every_process = False
+    raise error
 
 
 def _own_address() -> str:

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import math
 import os
 import platform
 import sys
 import threading
 import time
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import FrameType, TracebackType
@@ -30,9 +32,9 @@ from lit_gpt.command import INTERRUPTED, Interrupted, end_process, own_exit_code
 from utils.processes import is_lost_connection, rank, together
 
 BEAT = 1.0
-DEAD_AFTER = 60.0
-"""Seconds without a beat until a process counts as dead, hang_timeout if that is less. Reading a large file through a
-stalled file system, or a machine that swaps, may silence a living one for some."""
+DEAD_AFTER = 300.0
+"""Seconds without a beat until a process counts as dead, hang_timeout if that is less. A file system that fails over,
+or a machine that swaps, may silence a living one for minutes; most deaths are known at once by a broken connection."""
 DEAD_AFTER_LOSS = 3.0
 """The same once a process has lost its connection to another: which of them is it? Slurm, which has seen the death too,
 leaves KillWait seconds, 30 by default, to say so."""
@@ -57,6 +59,8 @@ class State:
 
 class Watchdog:
     """The thread of this process. A context manager: its end is the end of the common work.
+
+    Every process makes one, enters it and leaves it alike: they wait for each other there.
 
     Args:
         hang_timeout: seconds that a single piece of work may take.
@@ -102,20 +106,29 @@ class Watchdog:
     def _watch(self) -> None:
         beats = 0
         exchange = ThreadPoolExecutor(max_workers=1, thread_name_prefix="watchdog-store")
+        last = time.monotonic()
         while not self._stopped.wait(BEAT):
             beats += 1
+            if time.monotonic() - last > self._dead_after / 2:
+                self._seen.clear()  # the job, or this machine, was suspended: all begin anew
+            last = time.monotonic()
             # Should this thread itself not run any more, since another one keeps the interpreter: the stacks at least.
             faulthandler.dump_traceback_later(2 * self._dead_after)
             try:
-                # a store whose process is stopped never answers
-                verdict = exchange.submit(self._exchange, self._state(beats)).result(timeout=self._dead_after)
-            except FutureTimeoutError:
-                verdict = f"rank 0 gave no answer for {self._dead_after:.0f} s: stopped or cut off"
+                verdict = self._answer_to(exchange.submit(self._exchange, self._state(beats)))
             except dist.DistError as e:
                 verdict = f"rank 0 is gone, its process or node died ({str(e).splitlines()[0]})"
             # process 0 may have ended in good order, as this one does in a moment
             if verdict and not (verdict.startswith("rank 0 is gone") and self._stopped.wait(LAST_WORDS)):
                 self._end(verdict)
+
+    def _answer_to(self, question: Future[str | None]) -> str | None:
+        """The store's answer; one whose process is stopped never gives any. Time is counted in waits, not by the
+        clock, which goes on while the whole job is suspended."""
+        for _ in range(math.ceil(self._dead_after / BEAT)):
+            with suppress(FutureTimeoutError):
+                return question.result(timeout=BEAT)
+        return f"rank 0 gave no answer for {self._dead_after:.0f} s: stopped or cut off"
 
     def _state(self, beats: int) -> State:
         return State(self._host, beats, self._marks, self._doing, self._waits(), self._lost is not None)
@@ -191,7 +204,7 @@ class Watchdog:
 
 def _connect() -> Any:
     """A store that process 0 keeps, connected to from every process: the training's own may wait for it."""
-    limit = timedelta(seconds=DEAD_AFTER)
+    limit = timedelta(seconds=60)
     host = os.environ["MASTER_ADDR"]
     own = None
     if rank() == 0:

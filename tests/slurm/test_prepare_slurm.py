@@ -202,7 +202,7 @@ def test_the_others_do_not_wait_for_a_task_that_was_killed(
 
 
 @pytest.mark.parametrize(
-    ("missing", "words"), [("0", "UserError: task 0 did not leave its address"), ("1", f"Interrupted: {LOST}")]
+    ("missing", "words"), [("0", "Interrupted: task 0 did not leave its address"), ("1", f"Interrupted: {LOST}")]
 )
 def test_the_others_do_not_wait_for_a_task_that_does_not_come(
     cluster: Cluster, tmp_path: Path, missing: str, words: str
