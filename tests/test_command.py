@@ -147,6 +147,7 @@ def test_folders_are_given_without_a_name(capsys):
         (KeyboardInterrupt(), 75, "error: interrupted from the keyboard\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), 74, "error: No space left on device: /a/b\n"),
         (OSError("odd"), 74, "error: odd\n"),
+        (OSError(errno.ESTALE, "Stale file handle", "/a/b"), 75, "error: Stale file handle: /a/b\n"),
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(capsys, error, code, message):

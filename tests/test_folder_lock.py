@@ -141,3 +141,15 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, start: Callable) -> None:
             assert f"is being written by process {owners[0].pid} " in process.communicate(timeout=30)[0]
     assert owners[0].communicate("\n", timeout=30)[0] == ""
     assert [path.name for path in (tmp_path / LOCK).iterdir()] == ["000001.json"]
+
+
+def test_an_owner_whose_file_is_gone_has_lost_the_folder_whatever_a_listing_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = FolderLock.acquire(tmp_path)
+    lock.check()
+    (tmp_path / LOCK / "000001.json").unlink()
+    monkeypatch.setattr(folder_lock, "_newest", lambda folder: 1)  # as an NFS client may have it in mind
+    with pytest.raises(UserError, match="taken over"):
+        lock.check()
+    assert lock.lost

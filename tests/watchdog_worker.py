@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 
 import torch.distributed as dist
@@ -30,6 +31,8 @@ def get_into_trouble(trouble: str) -> None:
     elif trouble == "hangs":
         hang_in_python()
     elif trouble == "bug":
+        # which the interpreter would wait for before it ends
+        threading.Thread(target=time.sleep, args=(3600,), daemon=False).start()
         raise KeyError("a bug")
     elif trouble == "slow":
         time.sleep(4)
