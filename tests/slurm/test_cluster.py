@@ -21,7 +21,15 @@ pytestmark = pytest.mark.slurm
 def second_cluster(cluster: Cluster) -> Iterator[tuple[subprocess.Popen[str], Cluster]]:
     """`python -m tests.slurm.cluster`, as `make slurm-dev` starts it, beside the one that is there."""
     command = [sys.executable, "-m", "tests.slurm.cluster"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # a shell lets what it starts in the background ignore Ctrl-C, and so these tests where they are started thus
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     line = process.stdout.readline()
     assert line.startswith("export SLURM_CONF="), line
     second = Cluster(Path(line.strip().partition("=")[2]).parent)
