@@ -213,7 +213,7 @@ def test_a_job_with_too_short_a_limit_requeues_itself_until_it_is_done(
     assert job.restarts >= 3, job.output
     assert losses(job.run_dir) == losses(long_whole)
     log = (job.run_dir / "training_log.out").read_text(encoding="utf-8")
-    ends = [int(step) for step in re.findall(r"stopped by a signal after step (\d+), all of it saved", log)]
+    ends = [int(step) for step in re.findall(r"stopped by a signal (?:after|during the validation at) step (\d+)", log)]
     assert ends == [start["from_step"] for start in job.history[1:]], "a signalled restart lost steps"
     assert [start["slurm_restart_count"] for start in job.history] == list(range(job.restarts + 1))
 
