@@ -198,13 +198,14 @@ def main(options: PretrainOptions) -> None:
     options = try_small(options) if options.try_small else options
     plan = make_plan(options)
 
+    from utils.data import verify_data
     from utils.launch import launch
     from utils.watchdog import Watchdog
 
     fabric = launch(*plan.processes, options.precision)
     with Watchdog(options.hang_timeout) as watchdog:
         if options.verify_data:
-            verify_data(fabric, options.data_dir, [*plan.mixture.entries, *plan.validation])
+            verify_data(options.data_dir, [*plan.mixture.entries, *plan.validation])
         with owned(options.out_dir) as lock:
             run, progress = set_up(fabric, options, plan, lock, stop, watchdog)
             fit(run, progress)
@@ -215,14 +216,6 @@ def try_small(options: PretrainOptions) -> PretrainOptions:
     out_dir = options.out_dir.with_name(options.out_dir.name + "-small")
     small = {"max_steps": 10, "warmup_steps": 2, "eval_samples": 8, "interval_unit": "steps", "out_dir": out_dir}
     return dataclasses.replace(options, **small, eval_interval=5, save_interval=10)
-
-
-def verify_data(fabric: Fabric, data_dir: Path, entries: list[DatasetSplit]) -> None:
-    """Compares the shards with the manifest, each process its part; raises a DataError on all if one differs."""
-    from utils.processes import together
-    from utils.shards import verify_shards
-
-    together(lambda: verify_shards(data_dir, entries, fabric.global_rank, fabric.world_size))
 
 
 def make_plan(options: PretrainOptions) -> Plan:

@@ -97,12 +97,12 @@ def validate_run(task: Task) -> None:
         DataError: if a shard or, once the others are measured, a checkpoint is damaged.
     """
     from utils.checkpoint import list_checkpoints
-    from utils.processes import on_rank_zero, together
-    from utils.shards import verify_shards
+    from utils.data import verify_data
+    from utils.processes import on_rank_zero
 
-    options, fabric = task.options, task.fabric
+    options = task.options
     if options.verify_data:
-        together(lambda: verify_shards(task.data_dir, task.entries, fabric.global_rank, fabric.world_size))
+        verify_data(task.data_dir, task.entries)
     checkpoints = on_rank_zero(lambda: list_checkpoints(options.out_dir))
     if not checkpoints:
         raise UserError(f"the run in {options.out_dir} has no complete checkpoint yet")

@@ -36,7 +36,7 @@ from torch.optim import Optimizer
 
 from lit_gpt.command import DataError, as_os_error
 from utils.folder_lock import FolderLock
-from utils.processes import on_rank_zero, rank, together
+from utils.processes import on_rank_zero, rank, together, world_size
 from utils.shards import file_sha256, write_atomically
 
 SUMS = "SHA256SUMS"
@@ -112,9 +112,8 @@ def verify_checkpoint(checkpoint: Path, part: int = 0, parts: int = 1) -> str | 
 def newest_valid_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and what was wrong with the newer ones; the processes share the reading."""
     problems = []
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
     for checkpoint in reversed(on_rank_zero(lambda: list_checkpoints(run_dir))):
-        found = filter(None, together(lambda path=checkpoint: verify_checkpoint(path, rank(), world_size)))
+        found = filter(None, together(lambda path=checkpoint: verify_checkpoint(path, rank(), world_size())))
         if (problem := next(found, None)) is None:
             return checkpoint, problems
         problems.append(problem)

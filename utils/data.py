@@ -24,8 +24,9 @@ from torch import Tensor
 
 from lit_gpt.command import UserError
 from lit_gpt.model import IGNORE
+from utils.processes import rank, together, world_size
 from utils.sample_order import SampleOrder, integer_weights
-from utils.shards import DatasetSplit, Row, RowReader
+from utils.shards import DatasetSplit, Row, RowReader, verify_shards
 
 
 class Batch(NamedTuple):
@@ -133,6 +134,11 @@ def _read_shares(path: Path) -> dict[str, Fraction]:
             raise UserError(f"{path}: the share of {name} must be a number of at least 0, not {value!r}")
         shares[str(name)] = Fraction(str(value))
     return shares
+
+
+def verify_data(data_dir: Path, entries: Sequence[DatasetSplit]) -> None:
+    """Compares the shards with the manifest, each process its part; raises a DataError on all if one differs."""
+    together(lambda: verify_shards(data_dir, entries, rank(), world_size()))
 
 
 class TrainingData:

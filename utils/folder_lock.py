@@ -15,7 +15,7 @@ import os
 import platform
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lit_gpt.command import UserError
@@ -115,9 +115,7 @@ class FolderLock:
 
     def check(self) -> None:
         """Raises a UserError if another process has taken the folder."""
-        newest = _newest(self._folder)
-        # An NFS client may show an old listing of the folder, but asks again for a file that it opens.
-        self.lost = newest != self.number or _read(self._folder, self.number) == GONE
+        self.lost = not self._is_ours()
         if self.lost:
             newest = _newest(self._folder)
             taken = f"taken over by {_owner_text(self._folder, newest)}" if newest > self.number else "taken over"
@@ -127,15 +125,18 @@ class FolderLock:
         """Gives the folder back, so that the next owner need not wait."""
         self._released.set()
         self._thread.join()
-        if _newest(self._folder) == self.number:
-            released = Owner(**{**asdict(self._owner), "released": True})
-            write_atomically(_path(self._folder, self.number), _to_json(released))
+        if self._is_ours():
+            write_atomically(_path(self._folder, self.number), _to_json(replace(self._owner, released=True)))
+
+    def _is_ours(self) -> bool:
+        # An NFS client may show an old listing of the folder, but asks again for a file that it opens.
+        return _newest(self._folder) == self.number and _read(self._folder, self.number) != GONE
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT):
             try:
                 os.utime(_path(self._folder, self.number))
-                self.lost = _newest(self._folder) != self.number
+                self.lost = not self._is_ours()
             except FileNotFoundError:
                 self.lost = True
             except OSError:

@@ -17,6 +17,10 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def sum_over_processes(values: Sequence[float]) -> list[float]:
     """Element-wise sums over all processes, in float64, on the host: waits for no accelerator."""
     if not dist.is_initialized():

@@ -29,7 +29,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lit_gpt.command import INTERRUPTED, Interrupted, end_process, own_exit_code
-from utils.processes import is_lost_connection, rank, together
+from utils.processes import is_lost_connection, rank, together, world_size
 
 BEAT = 1.0
 DEAD_AFTER = 300.0
@@ -141,7 +141,7 @@ class Watchdog:
         if self._store is None:
             return self._judge({0: own})
         self._tell(own)
-        judged = range(dist.get_world_size()) if self._rank == 0 else range(1)
+        judged = range(world_size()) if self._rank == 0 else range(1)
         states = self._store.multi_get([f"state/{number}" for number in judged])
         verdict = self._judge(
             {number: State(**json.loads(state)) for number, state in zip(judged, states, strict=True)}
