@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from lit_gpt.lora import LoRASettings
     from utils.checkpoint import CheckpointWriter, Progress, Saved
-    from utils.data import Mixture
     from utils.folder_lock import FolderLock
+    from utils.mixture import Mixture
     from utils.run_folder import CsvLog, RunLog
     from utils.shards import DatasetSplit, Manifest
     from utils.stop_request import StopRequest
@@ -52,7 +52,7 @@ class PretrainOptions:
     language: str | None = None
     """Use only the datasets of this language (`fr`)."""
     mixture: Path | None = None
-    """YAML file, dataset or group name → share of the samples. Default: by rows, each row once per epoch."""
+    """YAML file of shares, penalties and languages (utils/mixture.py). Default: by rows, each row once per epoch."""
     devices: int | None = None
     """Processes per node, one per GPU. Default: as Slurm's step has them, else all GPUs, else 1."""
     num_nodes: int | None = None
@@ -227,8 +227,8 @@ def make_plan(options: PretrainOptions) -> Plan:
     from lit_gpt.foundation import config_values, read_config, read_weights, weights_fingerprint
     from lit_gpt.lora import LoRASettings
     from lit_gpt.tokenizer import Tokenizer
-    from utils.data import Mixture
     from utils.launch import resolve_processes
+    from utils.mixture import Mixture
     from utils.shards import TRAIN, Manifest
 
     manifest = Manifest.load(options.data_dir)
@@ -401,6 +401,7 @@ def set_up(
         for change in record_start(options, plan, fabric.world_size, progress):
             log.line(f"changed since the last start: {change}")
         log.line(describe(options, plan, model, fabric.world_size))
+        record_mixture(options, plan, log)
         if checkpoint:
             log.line(f"going on from {checkpoint}")
     writer = make_writer(options, lock)
@@ -488,6 +489,18 @@ def describe(options: PretrainOptions, plan: Plan, model: nn.Module, world_size:
     )
 
 
+def record_mixture(options: PretrainOptions, plan: Plan, log: RunLog, counts: tuple[int, ...] | None = None) -> None:
+    """Logs the mixture's table and writes it to mixture.csv: as planned, or with the samples made per dataset."""
+    from utils.mixture import MIXTURE, mixture_table, table_csv, table_text
+    from utils.shards import write_atomically
+
+    table = mixture_table(plan.mixture, plan.schedule.max_steps * plan.samples_per_step, counts)
+    write_atomically(options.out_dir / MIXTURE, table_csv(table))
+    log.line(f"mixture, {'samples made' if counts else 'planned'}:\n{table_text(table)}")
+    if plan.mixture.left_out and not counts:
+        log.line(f"left out by {options.mixture}: {', '.join(plan.mixture.left_out)}")
+
+
 def fit(run: Run, progress: Progress) -> None:
     """The training loop: fetch, step, log, validate, save, stop."""
     from utils.data import TrainingData
@@ -535,6 +548,8 @@ def fit(run: Run, progress: Progress) -> None:
 
     finish_saving(run)
     run.watchdog.mark(None)
+    if fabric.is_global_zero:
+        record_mixture(options, plan, run.log, data.order.counts(progress.samples))
     run.log.line(f"done: {reason}; loss and checkpoints in {options.out_dir}")
 
 

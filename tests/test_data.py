@@ -1,18 +1,16 @@
-"""Batches against a token-by-token twin, mixtures, and the split of a step over processes."""
+"""Batches against a token-by-token twin, and the split of a step over processes."""
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 
-import pytest
 import torch
 
-from lit_gpt.command import UserError
 from lit_gpt.model import IGNORE
-from tests.conftest import SAMPLE, random_rows
-from utils.data import Mixture, TrainingData, collate, validation_batches
-from utils.shards import TEST, TRAIN, DatasetSplit, Manifest
+from tests.conftest import random_rows
+from utils.data import TrainingData, collate, validation_batches
+from utils.mixture import Mixture
+from utils.shards import TEST, TRAIN, Manifest
 
 WINDOW = 33
 
@@ -50,57 +48,6 @@ def test_without_document_masks_targets_stay_and_segments_go() -> None:
 
 def test_an_empty_row_has_no_targets() -> None:
     assert collate([None], WINDOW).target_count == 0
-
-
-def entry(name: str, rows: int, group: str) -> DatasetSplit:
-    counts = dict.fromkeys(("documents", "turns", "words", "tokens", "targets", "overlap", "padding"), 0)
-    result = DatasetSplit(name, TRAIN, "fr", group, rows=0, skipped={}, sources=[], shards=[], **counts)
-    object.__setattr__(result, "rows", rows)
-    return result
-
-
-ENTRIES = [entry("FR/A", 10, "FR/G"), entry("FR/B", 30, "FR/G"), entry("FR/C", 60, "FR/C")]
-
-
-def test_mixture_by_rows_and_by_file(tmp_path: Path) -> None:
-    assert Mixture.of(ENTRIES, None).weights == (1, 3, 6)
-    shares = tmp_path / "mixture.yaml"
-    shares.write_text("FR/G: 0.7\nFR/C: 0.3\n")
-    mixture = Mixture.of(ENTRIES, shares)
-    total = sum(mixture.weights)
-    assert [Fraction(weight, total) for weight in mixture.weights] == [
-        Fraction(7, 40),
-        Fraction(21, 40),
-        Fraction(3, 10),
-    ]
-    shares.write_text("FR/A: 2\nFR/C: 0\n")
-    assert [chosen.dataset for chosen in Mixture.of(ENTRIES, shares).entries] == ["FR/A"]
-
-
-def test_the_samples_mixture_fits_the_sample(data_dir: Path) -> None:
-    mixture = Mixture.of(Manifest.load(data_dir).select(TRAIN), SAMPLE / "mixture.yaml")
-    weights = {entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)}
-    assert weights == {"FR/Cuisine": 2, "FR/Marche": 1, "FR/Bibliotheque": 1}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("FR/X: 1", "FR/X"),
-        ("FR/A: -1", "at least 0"),
-        ("FR/A: .nan", "at least 0"),
-        ("FR/A: true", "must be a number"),
-        ("FR/A: 0", "no dataset"),
-        ("- FR/A", "must map"),
-        ("a: [", "not valid YAML"),
-        ("FR/A: 1\nFR/G: 1", "twice"),
-    ],
-)
-def test_a_wrong_mixture_is_one_clear_error(text: str, message: str, tmp_path: Path) -> None:
-    shares = tmp_path / "mixture.yaml"
-    shares.write_text(text)
-    with pytest.raises(UserError, match=message):
-        Mixture.of(ENTRIES, shares)
 
 
 def test_any_number_of_processes_sees_the_same_samples(data_dir: Path) -> None:

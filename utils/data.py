@@ -1,6 +1,6 @@
 """From sample numbers to batches.
 
-1. `Mixture` settles which datasets a run reads, and with which integer weights.
+1. `Mixture` (utils/mixture.py) settles which datasets a run reads, and with which integer weights.
 2. `SampleOrder` (utils/sample_order.py) says which (dataset, row) sample number i is.
 3. `TrainingData.step` reads the rows of one optimiser step that belong to one process; a thread reads ahead.
 4. `collate` turns rows into the tensors of a micro-batch.
@@ -12,20 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
-from lit_gpt.command import UserError
 from lit_gpt.model import IGNORE
+from utils.mixture import Mixture
 from utils.processes import rank, together, world_size
-from utils.sample_order import SampleOrder, integer_weights
+from utils.sample_order import SampleOrder
 from utils.shards import DatasetSplit, Row, RowReader, verify_shards
 
 
@@ -71,69 +68,6 @@ def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True
     parts = (tokens[:, :-1], targets[:, 1:], segments[:, :-1])
     input_ids, targets, segments = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
     return Batch(input_ids, targets, segments if mask_documents else None)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The datasets a run trains on and their integer weights: shares of the samples, exact."""
-
-    entries: tuple[DatasetSplit, ...]
-    weights: tuple[int, ...]
-
-    @classmethod
-    def of(cls, entries: Sequence[DatasetSplit], shares: Path | None) -> Mixture:
-        """Weights from the YAML file `shares`, or each dataset's rows, so that an epoch sees each row once.
-
-        The file maps a dataset's or a group's name to its share of the samples; a group's share is divided among its
-        datasets by their rows; what is not named is left out, and so is what has share 0.
-
-        Raises:
-            UserError: if the file is not such a mapping, or names what the data does not hold.
-        """
-        if shares is None:
-            return cls(tuple(entries), integer_weights([entry.rows for entry in entries]))
-        named = _read_shares(shares)
-        of_entry: dict[str, list[str]] = {name: [] for name in named}
-        for entry in entries:
-            for name in {entry.dataset, entry.group} & named.keys():
-                of_entry[name].append(entry.dataset)
-        if missing := sorted(name for name, members in of_entry.items() if not members):
-            known = sorted({entry.dataset for entry in entries} | {entry.group for entry in entries})
-            raise UserError(f"{shares} names {', '.join(missing)}, the data holds {', '.join(known)}")
-        rows = {entry.dataset: entry.rows for entry in entries}
-        group_rows = {name: sum(rows[member] for member in members) for name, members in of_entry.items()}
-        weighted: dict[str, Fraction] = {}
-        for name, members in of_entry.items():
-            for member in members:
-                if member in weighted:
-                    raise UserError(f"{shares} gives {member} a share twice, by its own name and by its group's")
-                weighted[member] = named[name] * rows[member] / group_rows[name]
-        chosen = [entry for entry in entries if weighted.get(entry.dataset)]
-        if not chosen:
-            raise UserError(f"{shares} leaves no dataset with a share above 0")
-        return cls(tuple(chosen), integer_weights([weighted[entry.dataset] for entry in chosen]))
-
-    @property
-    def rows(self) -> int:
-        """Rows of all datasets: the samples of one epoch."""
-        return sum(entry.rows for entry in self.entries)
-
-
-def _read_shares(path: Path) -> dict[str, Fraction]:
-    if not path.is_file():
-        raise UserError(f"--mixture {path} does not exist")
-    try:
-        named = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise UserError(f"{path} is not valid YAML: {e}") from None
-    if not isinstance(named, dict) or not named:
-        raise UserError(f"{path} must map dataset or group names to shares, such as `FR/Theatre: 0.7`")
-    shares = {}
-    for name, value in named.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise UserError(f"{path}: the share of {name} must be a number of at least 0, not {value!r}")
-        shares[str(name)] = Fraction(str(value))
-    return shares
 
 
 def verify_data(data_dir: Path, entries: Sequence[DatasetSplit]) -> None:

@@ -99,13 +99,14 @@ class SampleOrder:
         return Location(dataset, row, epoch)
 
     def counts(self, n: int) -> tuple[int, ...]:
-        """How many of the first `n` samples each dataset has: closed form up to the block `n` is in, counted in it."""
-        start, _ = self.block(n)
+        """How many of the first `n` samples each dataset has: closed form at the nearer end of its block, counted on."""
+        start, end = self.block(n)
+        nearer, others, sign = (start, range(start, n), 1) if n - start <= end - n else (end, range(n, end), -1)
         total = self._cumulative[-1]
-        upto = [start * weight // total for weight in self._cumulative]
+        upto = [nearer * weight // total for weight in self._cumulative]
         counts = [upper - lower for lower, upper in pairwise(upto)]
-        for i in range(start, n):
-            counts[self.locate(i).dataset] += 1
+        for i in others:
+            counts[self.locate(i).dataset] += sign
         return tuple(counts)
 
 
