@@ -1,8 +1,11 @@
 """A raw corpus and a tokenizer in, shards and their manifest out.
 
-Each dataset's split is read, tokenised and packed into rows of one window, and its shards are written; then
-`parts/<dataset>-<split>.json` says what they hold and what they were made from. A second call keeps every split whose
-part still fits and whose shards are intact. The manifest is written last: its presence means the folder is complete.
+1. The corpus' files are found (`utils/corpus.py`), and the library that tokenises is chosen (`utils/encoding.py`).
+2. Asked to, duplicates are found, over all datasets (`utils/dedup.py`).
+3. Each dataset's split is cut into blocks of a few MB; processes turn them into rows (`utils/block_rows.py`), which are
+   written into the split's shards as they come (`utils/shards.py`). Then `parts/<dataset>-<split>.json` says what the
+   shards hold and what they were made from: a second call keeps every split whose part still fits.
+4. The manifest is written last: its presence means the folder is complete.
 
 The tasks of a Slurm step (`srun -n 8 python prepare_data.py …`) share the splits; what is written is the same whatever
 their number.
@@ -14,54 +17,77 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
-import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-
 from lit_gpt import command
 from lit_gpt.command import DataError, UserError
-from lit_gpt.tokenizer import Tokenizer
-from utils import corpus, packing
-from utils.corpus import BadDocument, Source
+from lit_gpt.tokenizer import TOKENIZER_FILES, Tokenizer
+from utils import corpus, duplicates, encoding, text
+from utils.block_rows import BlockRows, BlockWorker, Dialogue, Recipe, Remainder, Rows, Work
+from utils.corpus import CorpusFile, Source
+from utils.encoding import Library
+from utils.metadata import DatasetFacts, facts_of, read_metadata
+from utils.progress import Progress
+from utils.removals import RemovalLog
 from utils.shards import (
     FORMAT_VERSION,
     MANIFEST,
+    TEST,
     DatasetSplit,
     Manifest,
-    Row,
-    Shard,
+    ShardWriter,
     file_sha256,
     shard_name,
     token_dtype,
     verify_shards,
     write_atomically,
-    write_shard,
 )
 from utils.slurm import Tasks, every_task_needed, join_tasks, slurm_tasks
+from utils.work_pool import WorkPool
 
-PACKING_VERSION = 1  # another one makes every split be done again
-SHARD_BYTES = 256 * 2**20
-PARTS = "parts"
-PART_FILE = re.compile(r"\.?.+-(train|test)\.json(\.tmp)?")
-SHARD_FILE = re.compile(r"\.?.+-(train|test)-\d{5}-of-\d{5}\.safetensors(\.tmp)?")
+PREPARATION_VERSION = 2  # another one makes every split be done again
+BLOCK_BYTES = 4 * 2**20
+"""Text that a process gets at once: 0.1 s of work or more."""
+SHARD_BYTES = 512 * 2**20
+"""Text per shard: some 256 MB of tokens."""
+MOST_SHARDS, MOST_OPEN = 64, 256
+"""All of a split's shards are open at once, two files each, and processes may open 1,024."""
+MOST_CHARACTERS = BLOCK_BYTES // 4
+"""For --max_characters: a document that is read in parts has more, each being four bytes at most."""
+PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}
+"""How much text a compressed file is taken to hold, in its own size."""
+SAMPLE_BYTES = 2**17
+MAIN_MEMORY, WORKER_MEMORY = 350, 300
+"""MB that the program takes at most, and each process that tokenises."""
+SAID = 10
+"""Documents of each kind that the log names; the report names them all."""
+PARTS, REPORTS, TOKENIZER = "parts", "reports", "tokenizer"
+_SPLIT = r"\.?[^/]+-(train|test)"
+OWN_FILE = re.compile(
+    rf"({_SPLIT}-\d{{5}}-of-\d{{5}}\.safetensors|{PARTS}/{_SPLIT}\.json|{REPORTS}/{_SPLIT}\.jsonl)(\.tmp)?"
+)
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Turn raw conversations into packed, tokenised training data."""
+    """Turn raw text into packed, tokenised training data; or look at what was made."""
 
-    source_path: Path
-    """Folder tree of the raw corpus; a dataset is a folder with full.txt, or train.txt and/or test.txt."""
-    checkpoint_dir: Path
+    source_path: Path | None = None
+    """Raw corpus: a folder tree, one file, or a .list file that names files. A dataset is a folder with full.txt, or
+    train.txt and/or test.txt (conversations), *.jsonl(.gz/.zst), *.parquet, or *.txt (one document each)."""
+    checkpoint_dir: Path | None = None
     """Foundation model directory; with --max_length only its tokenizer is needed."""
-    destination_path: Path
+    destination_path: Path | None = None
     """Data folder to write. It belongs to this program: shards of datasets that are gone are deleted."""
     max_length: int | None = None
     """Positions per sequence; rows have one token more. Default: the model's context."""
@@ -69,44 +95,61 @@ class PrepareOptions:
     """The number of shards of a split is a multiple of this."""
     padding: bool = True
     """Pack whole documents, cut at turns where need be. false: all documents end to end, cut where a row is full."""
+    text_field: str = "text"
+    """Field of a JSON line, or column of a Parquet file, that holds the text."""
     group_datasets_by_genre: Path | None = None
     """JSON file, dataset name → group name. A dataset that is not in it is a group of its own."""
+    metadata: Path | None = None
+    """CSV or JSON file, dataset → language, dialogue, spontaneous, …: its datasets are transcribed dialogue, which is
+    normalised and augmented, but where `dialogue` is False; all others are left as they are."""
+    augmentation_level: int | None = None
+    """Variants per training conversation of a dialogue dataset, at most. Default: the metadata file's, else 8 for
+    spontaneous speech and 1 for the rest."""
+    seed: int = 1337
+    """Of the choice of variants."""
+    min_characters: int = 0
+    """Leave out documents that are shorter."""
+    max_characters: int | None = None
+    """Leave out documents that are longer."""
+    deduplicate: Literal["no", "exact", "near"] = "no"
+    """Leave out documents that repeat one of this corpus: the same text, or nearly the same (MinHash)."""
+    similarity: float = 0.8
+    """Share of common word 5-grams from which on --deduplicate near takes documents for duplicates."""
     on_bad_input: Literal["error", "skip"] = "error"
-    """What to do about a document that is not UTF-8 or holds a NUL character; skipped ones are counted."""
+    """What to do about what is no document (not UTF-8, NUL, broken JSON, no such field); skipped ones are counted."""
     num_workers: int | None = None
     """Processes that tokenise. Default: one per CPU core; in a Slurm step, one per CPU of the task."""
+    max_memory: float | None = None
+    """GB of memory to use at most, for all processes: fewer of them tokenise where that is too little."""
     add_bos: bool | None = None
     """Begin each document with the begin-of-text token. Default: as the tokenizer is configured."""
     add_eos: bool | None = None
     """End each document with the end-of-text token. Default: if the tokenizer has one."""
+    inspect: Path | None = None
+    """Look at this data folder instead: its table, its checksums, and some rows as text."""
+    show: int = 3
+    """Rows that --inspect shows, of each split."""
     debug: bool = False
     """Show a traceback for any error."""
 
     def __post_init__(self) -> None:
-        problems = []
-        if self.max_length is not None and self.max_length < 1:
-            problems.append(f"--max_length must be at least 1 position, not {self.max_length}")
-        if self.multiple_of < 1:
-            problems.append(f"--multiple_of must be at least 1, not {self.multiple_of}")
-        if self.num_workers is not None and self.num_workers < 1:
-            problems.append(f"--num_workers must be at least 1, not {self.num_workers}")
+        needed = ("source_path", "checkpoint_dir", "destination_path")
+        problems = [f"--{name} is missing" for name in needed if not self.inspect and getattr(self, name) is None]
+        least = {"max_length": 1, "multiple_of": 1, "num_workers": 1, "max_characters": 1}
+        least |= {"augmentation_level": 0, "min_characters": 0, "show": 0, "seed": 0}
+        for name, bound in least.items():
+            if (value := getattr(self, name)) is not None and value < bound:
+                problems.append(f"--{name} must be at least {bound}, not {value}")
+        most = {"multiple_of": MOST_OPEN, "max_characters": MOST_CHARACTERS}
+        for name, bound in most.items():
+            if (value := getattr(self, name)) is not None and value > bound:
+                problems.append(f"--{name} must be at most {bound}, not {value}")
+        if not 0 < self.similarity <= 1:
+            problems.append(f"--similarity must be above 0 and at most 1, not {self.similarity}")
+        least_memory = (MAIN_MEMORY + WORKER_MEMORY) / 1000
+        if self.max_memory is not None and self.max_memory < least_memory:
+            problems.append(f"--max_memory must be at least {least_memory} GB, not {self.max_memory}")
         command.raise_problems(problems)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides a split's rows, but for its text."""
-
-    tokenizer: str
-    vocab_size: int
-    window: int
-    bos: bool
-    eos: bool
-    padding: bool
-    multiple_of: int
-    on_bad_input: str
-    format_version: int = FORMAT_VERSION
-    packing_version: int = PACKING_VERSION
 
 
 @dataclass(frozen=True)
@@ -115,9 +158,13 @@ class Plan:
 
     sources: list[Source]
     sizes: list[int]
-    """Bytes of each source."""
+    """Bytes of each source's files."""
     groups: dict[str, str]
+    facts: dict[str, DatasetFacts]
     recipe: Recipe
+    library: Library
+    tokenizer: str
+    """Its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -125,33 +172,46 @@ class Job:
     """One split to be prepared."""
 
     source: Source
+    language: str
     group: str
-    facts: dict[str, Any]
-    """The source file as the manifest names it: path relative to the corpus, bytes, SHA-256."""
-    recipe: Recipe
-    data_dir: Path
+    dialogue: Dialogue | None
+    duplicates: duplicates.OfSource
+    plan: Plan
+    options: PrepareOptions
 
     @property
-    def fingerprint(self) -> str:
-        """SHA-256 over all that the split's shards are made from."""
-        content = [self.source.dataset, self.source.split, self.facts, asdict(self.recipe)]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    def data_dir(self) -> Path:
+        assert self.options.destination_path is not None
+        return self.options.destination_path
 
     @property
     def part_path(self) -> Path:
-        return part_path(self.data_dir, self.source)
+        return self.data_dir / PARTS / f"{self.source.name}.json"
 
-
-def part_path(data_dir: Path, source: Source) -> Path:
-    return data_dir / PARTS / f"{source.dataset.replace('/', '--')}-{source.split}.json"
+    def fingerprint(self, files: list[dict[str, Any]]) -> str:
+        """SHA-256 over all that the split's shards are made from; `files` is what `file_facts` says."""
+        recipe = {name: value for name, value in asdict(self.plan.recipe).items() if name != "checkpoint_dir"}
+        versions = (FORMAT_VERSION, PREPARATION_VERSION)
+        made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
+        how = (self.language, self.dialogue and asdict(self.dialogue), duplicates.digest(self.duplicates))
+        options = (self.options.multiple_of, self.options.on_bad_input)
+        content = json.dumps([versions, made_from, how, options], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def main(options: PrepareOptions) -> None:
+    if options.inspect is not None:
+        from utils.inspect_data import inspect
+
+        inspect(options.inspect, options.show, options.seed)
+        return
+    assert options.destination_path is not None
     require_folder(options.destination_path)
     tasks = join_tasks(options.destination_path)
     plan = gather(lambda: make_plan(options) if tasks.rank == 0 else None, tasks)[0]
-    share = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]
-    mine = prepare([make_job(source, plan, options.destination_path) for source in share], options)
+    own = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]
+    found = find_duplicates(own, plan, options, tasks)
+    mine = prepare([make_job(source, found, plan, options) for source in own], plan, options)
     everyones = gather(lambda: mine, tasks)
     if tasks.rank == 0:
         publish({source: entry for entries in everyones for source, entry in entries.items()}, plan, options)
@@ -172,14 +232,29 @@ def require_folder(path: Path) -> None:
         raise UserError(f"--destination_path: {path} is not a directory")
 
 
-def make_recipe(options: PrepareOptions) -> Recipe:
+def make_plan(options: PrepareOptions) -> Plan:
+    assert options.source_path is not None and options.checkpoint_dir is not None
+    sources = corpus.find_sources(options.source_path, say)
+    tokenizer = Tokenizer(options.checkpoint_dir)
+    recipe = make_recipe(options, tokenizer)
+    groups = read_groups(options.group_datasets_by_genre)
+    facts = read_metadata(options.metadata) if options.metadata else {}
+    for source in sources:
+        if dialogue := dialogue_of(source, facts, options):
+            text.normalise("", dialogue.language)  # refuses a language that it does not know
+    library = encoding.choose_library(tokenizer, read_sample(sources, options))
+    say(f"tokenised by {library.name}: {library.reason}")
+    sizes = [sum(file.path.stat().st_size for file in source.files) for source in sources]
+    return Plan(sources, sizes, groups, facts, recipe, library, tokenizer.fingerprint)
+
+
+def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
     """What the options and the tokenizer say about rows.
 
     Raises:
         UserError: if the options ask for what the tokenizer or the model does not have.
         DataError: if a configuration names a token outside of the vocabulary.
     """
-    tokenizer = Tokenizer(options.checkpoint_dir)
     bos = tokenizer.adds_bos if options.add_bos is None else options.add_bos
     eos = tokenizer.eos_id is not None if options.add_eos is None else options.add_eos
     wanted = (("bos", bos, tokenizer.bos_id), ("eos", eos, tokenizer.eos_id))
@@ -189,9 +264,18 @@ def make_recipe(options: PrepareOptions) -> Recipe:
     for kind, add, token in wanted:
         if add and token >= tokenizer.vocab_size:
             raise DataError(f"--add_{kind}: token {token} is not in the tokenizer's {tokenizer.vocab_size} entries")
-    max_length = options.max_length or read_context(options.checkpoint_dir)
-    policy = (bos, eos, options.padding, options.multiple_of, options.on_bad_input)
-    return Recipe(tokenizer.fingerprint, tokenizer.vocab_size, max_length + 1, *policy)
+    return Recipe(
+        checkpoint_dir=tokenizer.directory,
+        vocab_size=tokenizer.vocab_size,
+        window=1 + (options.max_length or read_context(tokenizer.directory)),
+        bos=bos,
+        eos=eos,
+        padding=options.padding,
+        text_field=options.text_field,
+        min_characters=options.min_characters,
+        max_characters=options.max_characters,
+        seed=options.seed,
+    )
 
 
 def read_context(checkpoint_dir: Path) -> int:
@@ -241,23 +325,43 @@ def read_groups(path: Path | None) -> dict[str, str]:
     return groups
 
 
-def require_documents(sources: list[Source], options: PrepareOptions) -> None:
-    """Raises a `DataError` if no file has a document, before anything is written."""
+def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
+    """Documents of up to 16 of the sources, some 128 KB together.
 
-    def on_bad(error: BadDocument) -> None:
-        if options.on_bad_input == "error":
-            raise error
+    Raises:
+        DataError: if no file has a document, or, asked to be strict, if one that was looked at is none.
+    """
+    sample: list[str] = []
+    size = 0
+    chosen = sources[:: -(-len(sources) // 16)]
+    for source in [*chosen, *(source for source in sources if source not in chosen)]:
+        if source not in chosen and sample:
+            break
+        of_source = 0
+        for document in read_documents(source, options):
+            of_source += len(document)
+            sample.append(document.decode())
+            if of_source >= SAMPLE_BYTES // 16:
+                break
+        size += of_source
+    if not sample:
+        raise DataError(f"{options.source_path} holds no conversation and no other text: its files are empty")
+    return sample
 
-    if not any(True for source in sources for _ in corpus.read_documents(source.path, on_bad)):
-        raise DataError(f"{options.source_path} holds no conversation: its files are empty")
+
+def read_documents(source: Source, options: PrepareOptions) -> Iterator[bytes]:
+    """The texts of a source, for as many as are wanted."""
+    for file in source.files:
+        for block in corpus.read_blocks(file, SAMPLE_BYTES, options.text_field):
+            documents, bad = corpus.parse(block, options.text_field)
+            if bad and options.on_bad_input == "error":
+                raise DataError(describe_bad(file, bad[0]))
+            yield from (document.text for document in documents if document.text)
 
 
-def make_plan(options: PrepareOptions) -> Plan:
-    sources = corpus.find_sources(options.source_path)
-    recipe = make_recipe(options)
-    groups = read_groups(options.group_datasets_by_genre)
-    require_documents(sources, options)
-    return Plan(sources, [source.path.stat().st_size for source in sources], groups, recipe)
+def describe_bad(file: CorpusFile, bad: corpus.Bad) -> str:
+    place = f"in row {bad.at}" if file.format == corpus.PARQUET else f"at byte offset {bad.at}"
+    return f"{file.path}: {bad.problem} {place}"
 
 
 def share_out(sources: list[Source], sizes: list[int], tasks: int) -> list[list[Source]]:
@@ -272,51 +376,113 @@ def share_out(sources: list[Source], sizes: list[int], tasks: int) -> list[list[
     return [[source for source in sources if task_of[source] == task] for task in range(tasks)]
 
 
-def make_job(source: Source, plan: Plan, data_dir: Path) -> Job:
-    """The job for a source file, which is read once to know it again."""
-    facts = {"path": source.name, "bytes": source.path.stat().st_size, "sha256": file_sha256(source.path)}
-    return Job(source, plan.groups.get(source.dataset, source.dataset), facts, plan.recipe, data_dir)
+def make_job(source: Source, found: dict[str, duplicates.OfSource], plan: Plan, options: PrepareOptions) -> Job:
+    facts = facts_of(plan.facts, source.dataset, source.split)
+    language = (facts.language if facts else "") or source.language
+    group = plan.groups.get(source.dataset, source.dataset)
+    dialogue = dialogue_of(source, plan.facts, options)
+    return Job(source, language, group, dialogue, found.get(source.name, {}), plan, options)
 
 
-def read_part(job: Job) -> DatasetSplit | None:
-    """What an earlier call wrote for the same job, if its shards are intact."""
-    try:
-        part = json.loads(job.part_path.read_text(encoding="utf-8"))
-        if part["fingerprint"] != job.fingerprint:
-            return None
-        entry = DatasetSplit.from_dict(part["entry"])
-        verify_shards(job.data_dir, [entry])
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AssertionError, DataError):
+def dialogue_of(source: Source, all_facts: dict[str, DatasetFacts], options: PrepareOptions) -> Dialogue | None:
+    """How the conversations of a split are treated, None if it is plain text."""
+    facts = facts_of(all_facts, source.dataset, source.split)
+    if facts is None or not facts.dialogue:
         return None
-    return replace(entry, group=job.group)
+    level = facts.level(source.split)
+    if options.augmentation_level is not None and source.split != TEST:
+        level = options.augmentation_level
+    return Dialogue(facts.language or source.language, level)
 
 
-def prepare(jobs: list[Job], options: PrepareOptions) -> dict[Source, DatasetSplit]:
-    """What each job's split holds: kept where it is there already, made where not."""
-    kept = {job.source: entry for job in jobs if (entry := read_part(job)) is not None}
-    for source in kept:
-        print(f"{source.dataset} {source.split}: kept", flush=True)
-    to_do = [job for job in jobs if job.source not in kept]
-    return kept | make_splits(to_do, options) if to_do else kept
+def find_duplicates(
+    own: list[Source], plan: Plan, options: PrepareOptions, tasks: Tasks
+) -> dict[str, duplicates.OfSource]:
+    """What is to be left out of each split because it repeats a document of this corpus."""
+    if options.deduplicate == "no":
+        return {}
+    assert options.destination_path is not None
+    parts = options.destination_path / PARTS
+    gather(lambda: sign_sources(own, parts, plan, options), tasks)
+    threshold = options.similarity if options.deduplicate == "near" else None
+    return gather(lambda: duplicates.decide(parts, plan.sources, threshold) if tasks.rank == 0 else {}, tasks)[0]
 
 
-def make_splits(jobs: list[Job], options: PrepareOptions) -> dict[Source, DatasetSplit]:
-    """Makes the shards of each job and writes its part once they are complete."""
-    (options.destination_path / PARTS).mkdir(parents=True, exist_ok=True)
-    (options.destination_path / MANIFEST).unlink(missing_ok=True)
-    size = sum(job.facts["bytes"] for job in jobs)
-    recipe = jobs[0].recipe
-    # a process that gets less than one chunk of text takes longer to start than to work
-    useful = -(-size // corpus.CHUNK_CHARACTERS)
-    workers = max(1, min(options.num_workers or own_cpus(), useful))
-    progress = Progress(size)
-    made = {}
-    with corpus.EncoderPool(options.checkpoint_dir, recipe.bos, recipe.eos, workers) as pool:
-        for job in jobs:
-            entry = made[job.source] = prepare_split(job, pool, progress)
-            write_atomically(job.part_path, json.dumps({"fingerprint": job.fingerprint, "entry": asdict(entry)}) + "\n")
-            progress.line(describe(entry, recipe.window))
-    return made
+def sign_sources(own: list[Source], parts: Path, plan: Plan, options: PrepareOptions) -> None:
+    """Writes the signatures of the splits that have none yet."""
+    near = options.deduplicate == "near"
+    settings = [plan.recipe.text_field, plan.recipe.min_characters, plan.recipe.max_characters, near]
+    # their blocks are those that will be tokenised: a document is known by its number in a block
+    dialogues = {source: dialogue_of(source, plan.facts, options) for source in own}
+    keys = {
+        source: json.dumps([file_facts(source), settings, block_size(plan, dialogue)])
+        for source, dialogue in dialogues.items()
+    }
+    to_do = [source for source in own if not duplicates.are_written(parts, source, keys[source])]
+    if not to_do:
+        return
+    parts.mkdir(parents=True, exist_ok=True)
+    progress = Progress("compared", size_of(to_do))
+    with make_pool(to_do, plan, options) as pool:
+        for source in to_do:
+            results = pool.map(partial(duplicates.sign, near=near), blocks_of(source, plan, dialogues[source], {}))
+            duplicates.write_signatures(parts, source, keys[source], counted(results, progress))
+
+
+def counted(
+    results: Iterator[tuple[Work, duplicates.Signed]], progress: Progress
+) -> Iterator[tuple[Work, duplicates.Signed]]:
+    for work, signed in results:
+        progress.advance(text_bytes(work.block))
+        yield work, signed
+
+
+def text_bytes(block: corpus.Block) -> int:
+    """The block's text in bytes; of a Parquet file, where blocks are counted in rows, in characters."""
+    if block.file.format == corpus.PARQUET:
+        return sum(len(value) for value in block.payload or () if isinstance(value, str))
+    return block.end - block.begin
+
+
+def size_of(sources: list[Source]) -> int:
+    """Bytes of text in the files, about."""
+    files = [file.path for source in sources for file in source.files]
+    return sum(path.stat().st_size * PACKED.get(path.suffix, 1) for path in files)
+
+
+def file_facts(source: Source) -> list[dict[str, Any]]:
+    """The source files as the manifest names them: path relative to the corpus, bytes, SHA-256."""
+    return [
+        {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path)}
+        for file in source.files
+    ]
+
+
+def blocks_of(source: Source, plan: Plan, dialogue: Dialogue | None, found: duplicates.OfSource) -> Iterator[Work]:
+    """The blocks of a source's files."""
+    size = block_size(plan, dialogue)
+    for index, file in enumerate(source.files):
+        for number, block in enumerate(corpus.read_blocks(file, size, plan.recipe.text_field)):
+            yield Work(index, number, block, dialogue, found.get((index, number), {}))
+
+
+def block_size(plan: Plan, dialogue: Dialogue | None) -> int:
+    """Bytes of text in a block: of dialogue with variants less, which becomes as many tokens.
+
+    A document longer than a block is cut: even one of 32 bytes per token that fills a window is none such, nor one
+    that is not too long, of four bytes per character.
+    """
+    wanted = BLOCK_BYTES // (1 + dialogue.level if dialogue else 1)
+    return max(wanted, 32 * plan.recipe.window, 4 * (plan.recipe.max_characters or 0))
+
+
+def make_pool(sources: list[Source], plan: Plan, options: PrepareOptions) -> WorkPool:
+    """As many processes as are wanted, fit in memory, and get enough text to be worth their start."""
+    wanted = options.num_workers or own_cpus()
+    if options.max_memory is not None:
+        wanted = min(wanted, max(1, int((1000 * options.max_memory - MAIN_MEMORY) / WORKER_MEMORY)))
+    useful = -(-size_of(sources) // BLOCK_BYTES)
+    return WorkPool(partial(BlockWorker, plan.recipe, plan.library), max(1, min(wanted, useful)))
 
 
 def own_cpus() -> int:
@@ -326,75 +492,126 @@ def own_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def prepare_split(job: Job, pool: corpus.EncoderPool, progress: Progress) -> DatasetSplit:
-    """Reads, tokenises, packs and writes one split; says what it holds."""
-    source, window = job.source, job.recipe.window
-    skipped: dict[str, int] = {}
+def prepare(jobs: list[Job], plan: Plan, options: PrepareOptions) -> dict[Source, DatasetSplit]:
+    """What each job's split holds: kept where it is there already, made where not."""
+    kept = {job.source: entry for job in jobs if (entry := read_part(job)) is not None}
+    for source in kept:
+        say(f"{source.dataset} {source.split}: kept")
+    to_do = [job for job in jobs if job.source not in kept]
+    return kept | make_splits(to_do, plan, options) if to_do else kept
 
-    def on_bad(error: BadDocument) -> None:
-        if job.recipe.on_bad_input == "error":
-            raise error
-        skipped["bad_input"] = skipped.get("bad_input", 0) + 1
-        progress.line(f"skipped a document: {error}")
 
-    chunks = []
-    for chunk in pool.encode(corpus.read_documents(source.path, on_bad)):
-        progress.advance(chunk.characters)
-        chunks.append(chunk)
-    text = corpus.join_chunks(chunks, token_dtype(job.recipe.vocab_size))
-    if text.empty:
-        skipped["no_tokens"] = text.empty
-    rows = packing.pack(text.lengths, text.turns, window) if job.recipe.padding else packing.join(text.lengths, window)
-    shards = write_shards(job, text, rows)
-    tokens, documents = len(text.tokens), len(text.lengths)
-    padding = sum(packing.hole_of(row, window) for row in rows)
+def read_part(job: Job) -> DatasetSplit | None:
+    """What an earlier call wrote for the same job, if its shards are intact."""
+    try:
+        part = json.loads(job.part_path.read_text(encoding="utf-8"))
+        if part["fingerprint"] != job.fingerprint(file_facts(job.source)):
+            return None
+        entry = DatasetSplit.from_dict(part["entry"])
+        verify_shards(job.data_dir, [entry])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AssertionError, DataError):
+        return None
+    return replace(entry, group=job.group)
+
+
+def make_splits(jobs: list[Job], plan: Plan, options: PrepareOptions) -> dict[Source, DatasetSplit]:
+    """Makes the shards of each job and writes its part once they are complete."""
+    data_dir = jobs[0].data_dir
+    (data_dir / PARTS).mkdir(parents=True, exist_ok=True)
+    (data_dir / MANIFEST).unlink(missing_ok=True)
+    progress = Progress("tokenised", size_of([job.source for job in jobs]))
+    made = {}
+
+    def works() -> Iterator[Work | None]:
+        for job in jobs:
+            yield from blocks_of(job.source, plan, job.dialogue, job.duplicates)
+            yield None  # the end of a split
+
+    with make_pool([job.source for job in jobs], plan, options) as pool, ThreadPoolExecutor(1) as hashing:
+        results = pool.map(BlockWorker.__call__, works())
+        for job in jobs:
+            of_job = iter(lambda: next(results), (None, None))
+            facts = hashing.submit(file_facts, job.source)
+            entry = made[job.source] = prepare_split(job, of_job, facts, progress)
+            part = {"fingerprint": job.fingerprint(entry.sources), "entry": asdict(entry)}
+            write_atomically(job.part_path, json.dumps(part) + "\n")
+            progress.line(describe(entry, plan.recipe.window))
+    return made
+
+
+def prepare_split(
+    job: Job, results: Iterator[tuple[Work, BlockRows]], facts: Future[list[dict[str, Any]]], progress: Progress
+) -> DatasetSplit:
+    """Writes the rows of one split as they come; says what it holds."""
+    source, recipe = job.source, job.plan.recipe
+    count = shard_count(source, job.options.multiple_of)
+    names = [shard_name(source.dataset, source.split, index, count) for index in range(count)]
+    sums: Counter[str] = Counter()
+    with (
+        RemovalLog(job.data_dir / REPORTS / f"{source.name}.jsonl") as removals,
+        ShardWriter(job.data_dir, names, recipe.window, token_dtype(recipe.vocab_size)) as writer,
+    ):
+
+        def write(rows: Rows) -> None:
+            writer.add(*rows)
+            sums["rows"] += len(rows.tokens)
+            sums["used"] += int(rows.lengths.sum())
+            sums["targets"] += int((rows.lengths - rows.overlaps).sum())
+
+        remainder = Remainder(recipe, write)
+        for work, result in results:
+            note_removals(source.files[work.file], result, removals, job, progress)
+            write(result.rows)
+            remainder.add(result.rest)
+            sums.update({name: getattr(result, name) for name in ("documents", "variants", "turns", "words", "tokens")})
+            progress.advance(text_bytes(work.block), result.tokens)
+        remainder.close()
+        for file in source.files:
+            if not file.path.stat().st_size:
+                removals.add("empty_file", file, 0, "the file is empty")
+        shards = writer.publish()
+        removals.publish()
+    size = sums["rows"] * recipe.window
     return DatasetSplit(
         dataset=source.dataset,
         split=source.split,
-        language=source.language,
+        language=job.language,
         group=job.group,
-        documents=documents,
-        turns=text.turn_count,
-        words=text.words,
-        tokens=tokens,
-        targets=sum(piece.end - piece.start - piece.overlap for row in rows for piece in row),
-        rows=len(rows),
-        overlap=len(rows) * window - padding - tokens,
-        padding=padding,
-        skipped=skipped,
-        sources=[job.facts],
+        documents=sums["documents"],
+        variants=sums["variants"],
+        turns=sums["turns"],
+        words=sums["words"],
+        tokens=sums["tokens"],
+        targets=sums["targets"],
+        rows=sums["rows"],
+        overlap=sums["used"] - sums["tokens"],
+        padding=size - sums["used"],
+        skipped=dict(sorted(removals.counts.items())),
+        sources=facts.result(),
         shards=shards,
     )
 
 
-def write_shards(job: Job, text: corpus.Encoded, rows: list[packing.Row]) -> list[Shard]:
-    """Writes `rows` as shards of at most about 256 MB, their sizes within one row of each other."""
-    if not rows:
-        return []
-    window, dtype, multiple = job.recipe.window, text.tokens.dtype, job.recipe.multiple_of
-    rows_per_shard = max(1, SHARD_BYTES // (window * dtype.itemsize))
-    count = multiple * -(-len(rows) // (multiple * rows_per_shard))
-    bounds = [len(rows) * index // count for index in range(count + 1)]
-    firsts = np.cumsum(text.lengths) - text.lengths
-    shards = []
-    for index in range(count):
-        path = job.data_dir / shard_name(job.source.dataset, job.source.split, index, count)
-        filled = [fill_row(row, text.tokens, firsts, window) for row in rows[bounds[index] : bounds[index + 1]]]
-        shards.append(write_shard(path, filled, window, dtype))
-    return shards
+def shard_count(source: Source, multiple_of: int) -> int:
+    """By the text's size, before any of it is read: so rows can be written as they come."""
+    wanted = -(-size_of([source]) // (multiple_of * SHARD_BYTES))
+    return multiple_of * max(1, min(wanted, MOST_SHARDS // multiple_of))
 
 
-def fill_row(row: packing.Row, tokens: np.ndarray, firsts: np.ndarray, window: int) -> Row:
-    """The tokens of a row's pieces, side by side; `firsts` [documents] is where each document begins in `tokens`."""
-    filled = np.zeros(window, dtype=tokens.dtype)
-    position = 0
-    for piece in row:
-        length = piece.end - piece.start
-        first = firsts[piece.document] + piece.start
-        filled[position : position + length] = tokens[first : first + length]
-        position += length
-    lengths = np.array([piece.end - piece.start for piece in row])
-    return Row(filled, lengths, np.array([piece.overlap for piece in row]))
+def note_removals(file: CorpusFile, result: BlockRows, removals: RemovalLog, job: Job, progress: Progress) -> None:
+    """Writes down what a block left out, and says so; stops at what is no document unless asked to skip that."""
+    for message in result.messages:
+        progress.line(f"warning: {file.path}: {message}")
+    for bad in result.bad:
+        if job.options.on_bad_input == "error":
+            raise DataError(describe_bad(file, bad))
+        removals.add(bad.reason, file, bad.at, bad.problem)
+        if removals.counts[bad.reason] <= SAID:
+            progress.line(f"skipped a document: {describe_bad(file, bad)}")
+        elif removals.counts[bad.reason] == SAID + 1:
+            progress.line(f"more documents of {job.source.name} are skipped: the report names them")
+    for removed in result.removed:
+        removals.add(removed.reason, file, removed.at, removed.detail, removed.text)
 
 
 def describe(entry: DatasetSplit, window: int) -> str:
@@ -412,10 +629,11 @@ def describe(entry: DatasetSplit, window: int) -> str:
 
 def publish(found: dict[Source, DatasetSplit], plan: Plan, options: PrepareOptions) -> None:
     """Deletes what belongs to no split any more and writes the manifest, unless it already says the same."""
+    assert options.destination_path is not None
     data_dir, recipe = options.destination_path, plan.recipe
     entries = [found[source] for source in plan.sources]
     manifest = Manifest(
-        tokenizer=recipe.tokenizer,
+        tokenizer=plan.tokenizer,
         vocab_size=recipe.vocab_size,
         bos=recipe.bos,
         eos=recipe.eos,
@@ -424,48 +642,54 @@ def publish(found: dict[Source, DatasetSplit], plan: Plan, options: PrepareOptio
         splits=entries,
         made_by={
             "program": "prepare_data.py",
-            "multiple_of": recipe.multiple_of,
+            "multiple_of": options.multiple_of,
             "padding": recipe.padding,
-            "on_bad_input": recipe.on_bad_input,
-            "packing_version": recipe.packing_version,
+            "on_bad_input": options.on_bad_input,
+            "deduplicate": options.deduplicate,
+            "min_characters": recipe.min_characters,
+            "max_characters": recipe.max_characters,
+            "seed": recipe.seed,
+            "version": PREPARATION_VERSION,
         },
     )
+    copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER)
     stale = find_stale(data_dir, found)
     path = data_dir / MANIFEST
     if stale or not path.is_file() or path.read_bytes() != manifest.to_json().encode():
         path.unlink(missing_ok=True)
         for file in stale:
             file.unlink()
-            print(f"deleted {file.relative_to(data_dir)}: of no dataset in {options.source_path}", flush=True)
+            say(f"deleted {file.relative_to(data_dir)}: of no dataset in {options.source_path}")
         manifest.save(data_dir)
-    print(f"{path}: {sum(entry.rows for entry in entries):,} rows of {recipe.window:,} tokens", flush=True)
+    for folder in (data_dir / PARTS).glob("*.signatures"):
+        shutil.rmtree(folder)
+    say(f"{path}: {sum(entry.rows for entry in entries):,} rows of {recipe.window:,} tokens")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """The tokenizer's files beside the shards, by which --inspect reads them."""
+    target.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            content = (source / name).read_bytes()
+            if not (target / name).is_file() or (target / name).read_bytes() != content:
+                write_atomically(target / name, content)
+        else:
+            (target / name).unlink(missing_ok=True)
 
 
 def find_stale(data_dir: Path, found: dict[Source, DatasetSplit]) -> list[Path]:
-    """Shards and parts of splits that are gone or were made anew with another number of shards."""
+    """Shards, parts and reports of splits that are gone, or were made anew with other ones."""
     current = {data_dir / shard.file for entry in found.values() for shard in entry.shards}
-    current |= {part_path(data_dir, source) for source in found}
-    shards = [path for path in data_dir.iterdir() if SHARD_FILE.fullmatch(path.name)]
-    parts = [path for path in (data_dir / PARTS).iterdir() if PART_FILE.fullmatch(path.name)]
-    return sorted({*shards, *parts} - current)
+    current |= {data_dir / PARTS / f"{source.name}.json" for source in found}
+    current |= {data_dir / REPORTS / f"{source.name}.jsonl" for source, entry in found.items() if entry.skipped}
+    folders = [folder for folder in (data_dir, data_dir / PARTS, data_dir / REPORTS) if folder.is_dir()]
+    files = {path for folder in folders for path in folder.iterdir() if path.is_file()}
+    return sorted({path for path in files if OWN_FILE.fullmatch(path.relative_to(data_dir).as_posix())} - current)
 
 
-class Progress:
-    """A line that says how far the work is, on a terminal; what else is printed goes above it."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._done, self._start = size, 0, time.monotonic()
-        self._live = sys.stdout.isatty()
-
-    def advance(self, size: int) -> None:
-        """Counts `size` more characters of the corpus as tokenised."""
-        self._done += size
-        if self._live:
-            rest = (time.monotonic() - self._start) * max(0, self._size / max(self._done, 1) - 1)
-            print(f"\r\033[Ktokenised {self._done / self._size:.0%}, about {rest:.0f} s left", end="", flush=True)
-
-    def line(self, text: str) -> None:
-        print(("\r\033[K" if self._live else "") + text, flush=True)
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,20 @@ class Tokenizer:
             return self._hf.decode(ids, skip_special_tokens=True)
         return self._sentencepiece.decode(ids)
 
+    @property
+    def library(self) -> str:
+        """The library that does the work."""
+        return "tokenizers" if self._hf is not None else "sentencepiece"
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The names of tokens that are no text, such as `<s>`, and of those added to the vocabulary."""
+        if self._hf is not None:
+            return [token.content for token in self._hf.get_added_tokens_decoder().values()]
+        model = self._sentencepiece
+        kinds = (model.is_control, model.is_unknown)
+        return [model.id_to_piece(index) for index in range(self.vocab_size) if any(kind(index) for kind in kinds)]
+
     @cached_property
     def vocabulary(self) -> list[str]:
         """The vocabulary entries in the order of their ids."""

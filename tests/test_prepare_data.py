@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import gzip
 import hashlib
 import json
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import hypothesis
 import hypothesis.strategies as st
@@ -25,7 +31,8 @@ import prepare_data
 from lit_gpt import command
 from lit_gpt.tokenizer import Tokenizer
 from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run
-from utils.corpus import Source
+from utils import text
+from utils.corpus import CorpusFile, Source
 from utils.shards import DatasetSplit, Manifest, verify_shards
 
 CLAIRE, MISTRAL = SHARED / "data" / "claire", SHARED / "tokenizers" / "mistral-7b-v0.1"
@@ -67,18 +74,118 @@ def write(folder: Path, name: str, content: bytes | str = "[A:] un\n[B:] deux\n\
 
 def random_corpus(folder: Path, datasets: int, size: int, seed: int) -> Path:
     """`datasets` files of about `size` characters: short documents, long ones, some turns longer than a window."""
-    rng = np.random.default_rng(seed)
+    rng = random.Random(seed)
     for index in range(datasets):
         documents: list[str] = []
         while sum(map(len, documents)) < size:
-            turns = rng.integers(1, 40 if rng.random() < 0.2 else 6)
-            lengths = [rng.integers(1, 200 if rng.random() < 0.05 else 12) for _ in range(turns)]
-            turns_text = [
-                f"[speaker{n % 3:03}:] " + " ".join(rng.choice(WORDS, length)) for n, length in enumerate(lengths)
-            ]
+            turns = rng.randint(1, 39 if rng.random() < 0.2 else 5)
+            lengths = [rng.randint(1, 199 if rng.random() < 0.05 else 11) for _ in range(turns)]
+            turns_text = [f"[speaker{n % 3:03}:] " + " ".join(rng.choices(WORDS, k=k)) for n, k in enumerate(lengths)]
             documents.append("\n".join(turns_text))
         write(folder, f"FR/Set{index:02}/{('train', 'test')[index % 2]}.txt", "\n\n".join(documents) + "\n")
     return folder
+
+
+METADATA = """dataset,language,spontaneous,dialogue,augmentation_level
+FR/Debats,fr,True,,3
+EN/Talks,en,,,
+EN/Talks/TEST,en,,False,
+EN/Web,en,,False,
+"""
+OF_MIXED = ("--deduplicate", "near", "--on_bad_input", "skip", "--min_characters", 12)
+
+
+def mixed_corpus(folder: Path, seed: int = 4) -> tuple[Path, Path]:
+    """A corpus of several formats, with dialogue, copies, near-copies, and what is no text; its metadata file."""
+    rng = random.Random(seed)
+
+    def sentences(count: int) -> str:
+        return " ".join(rng.choice(WORDS) + str(rng.randint(0, 99)) for _ in range(count))
+
+    def conversation() -> str:
+        speakers = rng.sample(["speaker001", "speaker002", "Jeanne", "M. X"], rng.randint(1, 3))
+        turns = (f"[{rng.choice(speakers)}:] {sentences(rng.randint(1, 40))}." for _ in range(rng.randint(1, 12)))
+        return "\n".join(turns)
+
+    talks = [conversation() for _ in range(60)]
+    plain = [sentences(rng.randint(1, 400)) for _ in range(80)]
+    near = [document.replace(" ", "  ", 1) + " fin" for document in plain[:20] if len(document) > 2000]
+    lines = [json.dumps({"id": n, "text": document}) for n, document in enumerate(plain + near)]
+    source = folder / "source"
+    write(source, "FR/Debats/train.txt", "\n\n".join(talks + talks[:3]))
+    write(source, "FR/Debats/test.txt", "\n\n".join([conversation(), talks[5], conversation()]))
+    write(source, "EN/Talks/train.txt", "\r\n\r\n".join(conversation() for _ in range(40)))
+    write(source, "EN/Talks/test.txt", "\n\n".join(conversation() for _ in range(5)))
+    write(source, "EN/Web/a.jsonl", "\n".join([*lines[:50], "{broken", '{"id": 3}', '{"text": "a\\u0000b"}', ""]))
+    write(source, "EN/Web/b.jsonl.gz", gzip.compress("\n".join(lines[40:]).encode()))
+    write(source, "EN/Web/valid.jsonl", "\n".join([*lines[7:9], json.dumps({"text": sentences(90)})]))
+    write(source, "FR/Actes/full.txt", "\n\n".join([*plain[::9], sentences(3000)]).encode() + b"\n\n\xff\n\nfini")
+    write_parquet(source / "FR/Livres/livre.parquet", [*(sentences(200) for _ in range(30)), plain[3], talks[7]])
+    return source, write(folder, "metadata.csv", METADATA)
+
+
+def write_parquet(path: Path, texts: list[str]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table({"text": texts}), path, row_group_size=7)
+
+
+def with_small_blocks(size: int, *given: object) -> list[str]:
+    """A command line of the program, whose blocks are of that size."""
+    program = f"import sys; from lit_gpt import command; import prepare_data; prepare_data.BLOCK_BYTES = {size}; "
+    program += "sys.exit(command.run(prepare_data.PrepareOptions, prepare_data.main))"
+    return [sys.executable, "-c", program, *map(str, given)]
+
+
+class Found(NamedTuple):
+    """What may be a document: its file, where it begins and ends there (bytes or rows), what stands there."""
+
+    file: str
+    begin: int
+    end: int
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        value = json.loads(self.content)["text"] if ".jsonl" in self.file else self.content.decode("utf-8-sig")
+        return value.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def documents_in(source: Path, name: str) -> list[Found]:
+    """The documents of a corpus file, read as simply as can be."""
+    path = source / name
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        values = parquet.read_table(path)["text"].to_pylist()
+        return [Found(name, row, row + 1, value.encode()) for row, value in enumerate(values)]
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    between = rb"\n" if ".jsonl" in name else rb"\r\n(\s*\r\n)+|\n(\s*\n)+"
+    bounds = [0, *(bound for gap in re.finditer(between, content) for bound in gap.span()), len(content)]
+    spans = zip(bounds[::2], bounds[1::2], strict=True)
+    return [Found(name, begin, end, content[begin:end]) for begin, end in spans if content[begin:end].strip()]
+
+
+def report_of(folder: Path, entry: DatasetSplit) -> list[dict[str, Any]]:
+    """What the report says was left out; the manifest counts the same."""
+    path = folder / "reports" / f"{entry.dataset.replace('/', '--')}-{entry.split}.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    assert Counter(line["reason"] for line in lines) == entry.skipped
+    return lines
+
+
+def kept_documents(source: Path, folder: Path, entry: DatasetSplit) -> list[Found]:
+    """The documents of a split but those that its report names."""
+    found = [document for file in entry.sources for document in documents_in(source, file["path"])]
+    places = [(line["file"], line.get("byte", line.get("row"))) for line in report_of(folder, entry)]
+    gone = [
+        [document for document in found if document.file == file and document.begin <= at < document.end]
+        for file, at in places
+    ]
+    assert all(len(named) == 1 for named in gone) and len({named[0][:2] for named in gone}) == len(gone)
+    return [document for document in found if [document] not in gone]
 
 
 def content_of(folder: Path) -> dict[str, str]:
@@ -103,7 +210,7 @@ def written_since(before: dict[str, int], folder: Path) -> set[str]:
 def bigrams(pieces: list[np.ndarray], leading: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Each pair (token before, target) and how often it occurs; a piece's first `leading` tokens are no targets."""
     pairs = [piece[first - 1 : -1] * 2**32 + piece[first:] for piece, first in zip(pieces, leading, strict=True)]
-    return np.unique(np.concatenate(pairs), return_counts=True)
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *pairs]), return_counts=True)
 
 
 def pieces_of(folder: Path, entry: DatasetSplit, window: int) -> tuple[list[np.ndarray], list[int], int]:
@@ -124,34 +231,47 @@ def pieces_of(folder: Path, entry: DatasetSplit, window: int) -> tuple[list[np.n
     return pieces, leading, padding
 
 
-def assert_conserved(source: Path, folder: Path, tokenizer_dir: Path = TOKENIZER) -> Manifest:
+def assert_conserved(
+    source: Path, folder: Path, tokenizer_dir: Path = TOKENIZER, forms: dict[str, list[str]] | None = None
+) -> Manifest:
     """The manifest adds up, and every token of each document but its first is a target exactly once.
 
     Derived from the shards and the text alone: the targets with the token before each are those of the documents, and
-    every piece lies in a document as it is.
+    every piece lies in a document as it is. `forms`: of a dataset's training split the documents that were made of it.
     """
     manifest, tokenizer = Manifest.load(folder), Tokenizer(tokenizer_dir)
     verify_shards(folder, manifest.splits)
     before = [tokenizer.bos_id] if manifest.bos else []
     after = [tokenizer.eos_id] if manifest.eos else []
     for entry in manifest.splits:
-        text = (source / entry.sources[0]["path"]).read_text(encoding="utf-8-sig")
-        texts = [part.strip() for part in text.split("\n\n") if part.strip()]
+        texts = (forms or {}).get(f"{entry.dataset} {entry.split}") or [
+            document.text for document in kept_documents(source, folder, entry)
+        ]
         documents = [np.array(before + ids + after) for ids in tokenizer.encode_batch(texts)]
-        assert entry.documents == len(documents) and entry.words == len(text.split())
+        assert entry.documents == len(documents)
+        assert entry.words == sum(len(value.split()) for value in texts)
         assert entry.tokens == sum(map(len, documents)) and entry.targets == entry.tokens - entry.documents
         assert entry.rows * manifest.window == entry.tokens + entry.overlap + entry.padding
-        rows = [shard.rows for shard in entry.shards]
-        assert len(rows) % manifest.made_by["multiple_of"] == 0 and max(rows) - min(rows) <= 1
+        rows = [shard.rows for shard in entry.shards] or [0]
+        assert len(entry.shards) % manifest.made_by["multiple_of"] == 0 and max(rows) - min(rows) <= 1
         pieces, leading, padding = pieces_of(folder, entry, manifest.window)
-        assert padding == entry.padding and min(leading) >= 1
+        assert padding == entry.padding and min(leading, default=1) >= 1
         assert sum(map(len, pieces)) == entry.tokens + entry.overlap
         for found, expected in zip(bigrams(pieces, leading), bigrams(documents, [1] * len(documents)), strict=True):
             assert np.array_equal(found, expected)
         whole = b"".join(document.astype(">i8").tobytes() + b"\xff" * 8 for document in documents)
         some = pieces[:: 1 + len(pieces) // 200]
         assert all(piece.astype(">i8").tobytes() in whole for piece in some)
+        if manifest.made_by["padding"]:
+            assert_not_cut(documents, pieces, leading, manifest.window)
     return manifest
+
+
+def assert_not_cut(documents: list[np.ndarray], pieces: list[np.ndarray], leading: list[int], window: int) -> None:
+    """Each document that fits a window is a piece of a row as a whole."""
+    fitting = Counter(document.tobytes() for document in documents if len(document) <= window)
+    begun = Counter(piece.tobytes() for piece, first in zip(pieces, leading, strict=True) if first == 1)
+    assert not fitting - begun
 
 
 # --- what is written
@@ -184,6 +304,33 @@ def test_random_corpora_add_up(tmp_path, more):
     source = random_corpus(tmp_path / "source", 3, 6000, seed=len(more) + int(more[1]))
     assert prepare(source, tmp_path / "data", *more) == 0
     assert_conserved(source, tmp_path / "data")
+
+
+@pytest.mark.parametrize("padding", ["true", "false"])
+@pytest.mark.parametrize("seed", range(3))
+def test_documents_longer_than_a_block_add_up(tmp_path, monkeypatch, seed, padding):
+    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 1500)
+    source = random_corpus(tmp_path / "source", 2, 30_000, seed=seed)
+    rng = random.Random(seed)
+    long = [" ".join(rng.choices(WORDS, k=rng.randint(300, 9000))) for _ in range(3)]
+    lines = "\r\n".join(" ".join(rng.choices(WORDS, k=30)) for _ in range(200))
+    write(source, "FR/Long/train.txt", "\n\n".join(["[A:] oui", *long, "[B:] non", "[A:] " + "\n[B:] ".join(long)]))
+    write(source, "FR/Long/test.txt", "un\r\n\r\n" + lines + "\r\n\r\ndeux\r\n")
+    write(source, "EN/Web/x.jsonl", "\n".join(json.dumps({"text": value}) for value in long))
+    assert prepare(source, tmp_path / "data", "--max_length", 40, "--padding", padding) == 0
+    assert_conserved(source, tmp_path / "data")
+
+
+def test_plain_documents_add_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 3000)
+    rng, source = random.Random(5), tmp_path / "source"
+    for number, length in enumerate((1, 40, 5000, 900, 7)):
+        write(source, f"FR/Livres/{number}.txt", "\n\n".join(" ".join(rng.choices(WORDS, k=length)) for _ in range(3)))
+    assert prepare(source, tmp_path / "data") == 0
+    (entry,) = Manifest.load(tmp_path / "data").splits
+    texts = [(source / file["path"]).read_text(encoding="utf-8") for file in entry.sources]
+    assert entry.documents == 5
+    assert_conserved(source, tmp_path / "data", forms={"FR/Livres train": texts})
 
 
 def test_without_padding_only_the_last_row_is_padded(tmp_path):
@@ -236,14 +383,13 @@ def test_an_empty_file_among_others(tmp_path, capsys):
     assert "warning: FR/B train: no documents in FR/B/train.txt" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("space", [" ", ""])
-def test_a_gigantic_line_is_cut_at_the_window(tmp_path, space):
-    rng = np.random.default_rng(0)
-    write(tmp_path / "source", "train.txt", space.join(rng.choice(WORDS, 400_000)))
+@pytest.mark.parametrize(("space", "words"), [(" ", 1_600_000), ("", 400_000)])
+def test_a_gigantic_line_is_cut_at_the_window(tmp_path, space, words):
+    write(tmp_path / "source", "train.txt", space.join(random.Random(0).choices(WORDS, k=words)))
     assert prepare(tmp_path / "source", tmp_path / "data", "--max_length", 512) == 0
     (entry,) = assert_conserved(tmp_path / "source", tmp_path / "data").splits
     assert entry.documents == 1 and entry.sources[0]["bytes"] > 2e6 and entry.padding == 0
-    assert entry.overlap <= entry.rows + 512
+    assert entry.overlap <= 0.01 * entry.tokens
 
 
 def test_groups(tmp_path):
@@ -263,17 +409,81 @@ def test_groups(tmp_path):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> tuple[Path, Path]:
-    """A corpus of 2 MB in 24 datasets, and its shards."""
+    """A corpus of 11 MB in 24 datasets, enough for three processes, and its shards."""
     folder = tmp_path_factory.mktemp("large")
-    source = random_corpus(folder / "source", 24, 90_000, seed=9)
+    source = random_corpus(folder / "source", 24, 450_000, seed=9)
     run("prepare_data.py", *arguments(source, folder / "data"))
     return source, folder / "data"
 
 
-def test_the_number_of_processes_makes_no_difference(large, tmp_path):
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_processes_makes_no_difference(large, tmp_path, workers):
     source, data = large
-    run("prepare_data.py", *arguments(source, tmp_path / "data", "--num_workers", 2))
+    run("prepare_data.py", *arguments(source, tmp_path / "data", "--num_workers", workers))
     assert content_of(tmp_path / "data") == content_of(data)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> tuple[Path, Path, Path]:
+    """A corpus of several formats, its metadata, and what one process makes of it in blocks of 10 KB."""
+    folder = tmp_path_factory.mktemp("mixed")
+    source, metadata = mixed_corpus(folder)
+    given = arguments(source, folder / "data", "--metadata", metadata, *OF_MIXED)
+    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=120, capture_output=True)
+    return source, metadata, folder / "data"
+
+
+def test_what_a_mixed_corpus_holds(mixed):
+    manifest = Manifest.load(mixed[2])
+    names = [f"{entry.dataset} {entry.split}" for entry in manifest.splits]
+    web, livres = "EN/Web train", "FR/Livres train"
+    assert names == [
+        "EN/Talks train", "EN/Talks test", web, "EN/Web test", "FR/Actes train", "FR/Debats train", "FR/Debats test",
+        livres,
+    ]  # fmt: skip
+    skipped = {name: entry.skipped for name, entry in zip(names, manifest.splits, strict=True)}
+    assert {reason: skipped[web][reason] for reason in ("broken_json", "no_field", "nul")} == {
+        "broken_json": 1, "no_field": 1, "nul": 1
+    }  # fmt: skip
+    assert skipped["FR/Actes train"]["not_utf8"] == 1 and skipped["FR/Actes train"]["too_short"] >= 1
+    assert skipped["FR/Debats train"]["duplicate"] >= 4 and skipped[livres] == {"duplicate": 2}
+    assert [name for name, entry in zip(names, manifest.splits, strict=True) if entry.variants] == [
+        "EN/Talks train", "FR/Debats train"
+    ]  # fmt: skip
+
+
+def forms_of(source: Path, data: Path, levels: dict[str, tuple[str, int]], seed: int = 1337) -> dict[str, list[str]]:
+    """Of each split of dialogue its conversations and variants; `levels`: split → its language and level."""
+    forms: dict[str, list[str]] = {}
+    for entry in Manifest.load(data).splits:
+        if (name := f"{entry.dataset} {entry.split}") in levels:
+            language, level = levels[name]
+            forms[name] = []
+            for document in kept_documents(source, data, entry):
+                normalised = text.normalise(document.text, language)
+                place = f"{document.file} {document.begin}"
+                forms[name] += [normalised, *text.variants(normalised, language, level, seed, place)]
+    return forms
+
+
+def test_a_mixed_corpus_adds_up(mixed):
+    source, _, data = mixed
+    levels = {"EN/Talks train": ("en", 1), "FR/Debats train": ("fr", 3), "FR/Debats test": ("fr", 0)}
+    forms = forms_of(source, data, levels)
+    assert len(forms) == 3
+    manifest = assert_conserved(source, data, forms=forms)
+    for entry in manifest.splits:
+        kept = len(kept_documents(source, data, entry))
+        assert entry.documents - entry.variants == kept, entry.dataset
+        assert entry.variants <= kept * levels.get(f"{entry.dataset} {entry.split}", ("", 0))[1]
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_mixed_corpus_comes_out_the_same_from_any_number_of_processes(mixed, tmp_path, workers):
+    source, metadata, data = mixed
+    given = arguments(source, tmp_path, "--metadata", metadata, *OF_MIXED, "--num_workers", workers)
+    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=120, capture_output=True)
+    assert content_of(tmp_path) == content_of(data)
 
 
 def children_of(process: int) -> list[int]:
@@ -315,6 +525,39 @@ def test_killed_half_way(large, tmp_path):
     assert content_of(tmp_path / "data") == content_of(data)
 
 
+def times_of_complete(folder: Path) -> dict[str, int]:
+    """When the shards of splits whose part is written were written, and the signatures that are complete."""
+    parts = [path.stem for path in (folder / "parts").glob("[!.]*.json")]
+    files = [path for part in parts for path in folder.glob(f"{part}-*.safetensors")]
+    if not (folder / "manifest.json").exists():  # then they are removed
+        files += (folder / "parts").glob("*.signatures/done.json")
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def test_killed_at_random(mixed, tmp_path):
+    source, metadata, data = mixed
+    rng, kills, made = random.Random(6), 0, tmp_path / "data"
+    given = arguments(source, made, "--metadata", metadata, *OF_MIXED, "--num_workers", 2)
+    complete: dict[str, int] = {}
+    while kills < 8:
+        with subprocess.Popen(with_small_blocks(10_000, *given), cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            if rng.random() < 0.6:
+                wait_until(lambda: (made / "parts").is_dir() or process.poll() is not None)
+            time.sleep(1.2 * rng.random())
+            process.send_signal(signal.SIGKILL)
+        before, complete = complete, times_of_complete(made)
+        kept = {name for name in before if name in complete or ".signatures" not in name}
+        assert all(before[name] == complete.get(name) for name in kept), "what was complete was made again"
+        assert process.returncode or (made / "manifest.json").exists()
+        kills += process.returncode != 0
+        if (made / "manifest.json").exists():  # it was faster
+            assert content_of(data).items() <= content_of(made).items()
+            shutil.rmtree(made)
+            complete = {}
+    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=120, capture_output=True)
+    assert content_of(made) == content_of(data)
+
+
 @pytest.fixture
 def three(tmp_path, capsys) -> tuple[Path, Path]:
     """A corpus of three splits and its shards."""
@@ -352,13 +595,15 @@ def test_a_changed_a_new_and_a_removed_dataset(three, tmp_path, capsys):
     write(source, "FR/A/train.txt", "[A:] autre\n")
     write(source, "FR/C/full.txt")
     shutil.rmtree(source / "FR/B")
-    own = write(data, "notes.txt", "mine"), write(data / "parts", "mine.txt", "mine")
+    names = ("notes.txt", "parts/mine.txt", "wiki-train.jsonl", "wiki-test.json", "corpus/wiki-train.jsonl")
+    own = [write(data, name, "mine") for name in names]
     assert prepare(source, data) == 0
     assert written_since(before, data) == {"FR--A-train", "FR--C-train"}
     assert not list(data.rglob("FR--B*")) and all(path.read_text() == "mine" for path in own)
     assert "deleted FR--B-train-00000-of-00008.safetensors" in capsys.readouterr().out
     for path in own:
         path.unlink()
+    (data / "corpus").rmdir()
     assert prepare(source, tmp_path / "fresh") == 0
     assert content_of(data) == content_of(tmp_path / "fresh")
 
@@ -377,9 +622,13 @@ def test_what_did_not_end_has_no_manifest(three, tmp_path):
     source, data = three
     good = (source / "FR/B/train.txt").read_bytes()
     before = content_of(data)
-    write(source, "FR/B/train.txt", good + b"\xff\n")
+    write(source, "FR/B/train.txt", b"\xff\n" + good)
+    assert prepare(source, data) == 65
+    assert content_of(data) == before  # found before anything was written
+    write(source, "FR/B/train.txt", good * 1000 + b"\xff\n")
     assert prepare(source, data) == 65
     assert set(before) - set(content_of(data)) == {"manifest.json"}
+    assert set(content_of(data)) <= set(before)
     write(source, "FR/B/train.txt", good)
     assert prepare(source, data) == 0
     assert content_of(data) == before
@@ -390,7 +639,10 @@ def test_what_did_not_end_has_no_manifest(three, tmp_path):
 
 def sources_of(sizes: list[int]) -> list[Source]:
     names = [f"Set{index:04}" for index in range(len(sizes))]
-    return [Source(name, "train", Path(name, "train.txt"), f"{name}/train.txt") for name in names]
+    return [
+        Source(name, "train", (CorpusFile(Path(name, "train.txt"), f"{name}/train.txt", "conversations"),))
+        for name in names
+    ]
 
 
 @hypothesis.given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 80))
@@ -457,8 +709,8 @@ def assert_refused(capsys, code: int, exit_code: int, destination: Path, *words:
 @pytest.mark.parametrize(
     ("files", "exit_code", "words"),
     [
-        ({}, 2, ("source is not a directory",)),
-        ({"FR/A/notes.txt": b"x"}, 65, ("no conversation",)),
+        ({}, 2, ("source is neither a directory nor a file",)),
+        ({"FR/A/notes.md": b"x"}, 65, ("no conversation",)),
         ({"FR/A/train.txt": b"", "FR/A/test.txt": b"\n \n"}, 65, ("no conversation",)),
         ({"FR/A/full.txt": b"x", "FR/A/train.txt": b"x"}, 65, ("FR/A has full.txt and train.txt",)),
         ({"FR/A/train.txt": b"good\n\nbad \xff\n"}, 65, ("FR/A/train.txt", "UTF-8", "byte offset 10")),
@@ -491,6 +743,9 @@ def test_errors_of_the_program_itself(tmp_path):
         ),
         (("--on_bad_input", "ignore"), ("--on_bad_input must be one of 'error', 'skip'",)),
         (("--group_datasets_by_genre", "nowhere.json"), ("nowhere.json does not exist",)),
+        (("--max_memory", 0.3), ("--max_memory must be at least 0.65 GB, not 0.3",)),
+        (("--similarity", 0, "--augmentation_level", -1), ("--similarity must be above 0", "--augmentation_level")),
+        (("--multiple_of", 1000, "--max_characters", 2**21), ("--multiple_of must be at most", "--max_characters")),
     ],
 )
 def test_wrong_options(tmp_path, capsys, more, words):
@@ -550,20 +805,292 @@ def test_the_window_is_the_model_s_context(tmp_path, capsys, name, content, wind
         assert call() == 0 and Manifest.load(data).window == window
 
 
-def test_bad_documents_may_be_skipped(tmp_path, capsys):
-    write(tmp_path / "source", "FR/A/train.txt", b"\xff\n\nun\n\nde\x00ux\n\ntrois\n")
-    assert prepare(tmp_path / "source", tmp_path / "data", "--on_bad_input", "skip") == 0
-    out = capsys.readouterr().out
-    assert "byte offset 0" in out and "NUL character at byte offset 9" in out and "2 skipped (bad_input)" in out
-    (entry,) = Manifest.load(tmp_path / "data").splits
-    assert (entry.documents, entry.skipped) == (2, {"bad_input": 2})
-    assert prepare(tmp_path / "source", tmp_path / "data") == 65  # what was made with skipping is not kept
-
-
 def test_a_destination_that_is_a_file(tmp_path, capsys):
     write(tmp_path / "source", "FR/A/train.txt")
     code = prepare(tmp_path / "source", write(tmp_path, "data"))
     assert_refused(capsys, code, 2, tmp_path / "nowhere", "is not a directory")
+
+
+GOOD = [" ".join(random.Random(n).choices(WORDS, k=60)) for n in range(300)]
+IN_LINES = [json.dumps({"text": value}).encode() for value in GOOD]
+
+
+def in_conversations(bad: bytes) -> tuple[dict[str, bytes], int]:
+    """A bad document behind what is read before anything is written, and where it begins."""
+    before = "\n\n".join(3 * GOOD).encode() + b"\n\n"
+    return {"FR/A/train.txt": before + bad + b"\n\nfin\n"}, len(before)
+
+
+def in_lines(bad: bytes) -> tuple[dict[str, bytes], int]:
+    before = b"\n".join(3 * IN_LINES) + b"\n"
+    return {"FR/A/x.jsonl": before + bad + b"\n" + IN_LINES[0] + b"\n"}, len(before)
+
+
+BAD = {
+    "not_utf8": (in_conversations, b"d\xffx", 1, "no valid UTF-8"),
+    "half of a character": (in_conversations, b"d\xc3", 1, "no valid UTF-8"),
+    "nul": (in_conversations, b"de\x00ux", 2, "a NUL character"),
+    "broken_json": (in_lines, b'{"text": "x"', 0, "no JSON"),
+    "not_utf8 in JSON": (in_lines, b'{"text": "\xff"}', 0, "no JSON"),
+    "no_field": (in_lines, b'{"texte": "x"}', 0, "no field 'text' (--text_field)"),
+    "no object": (in_lines, b'["text"]', 0, "no field 'text'"),
+    "no text": (in_lines, b'{"text": null}', 0, "the field 'text' is NoneType, no text,"),
+    "surrogate": (in_lines, b'{"text": "\\ud800"}', 0, "half of a surrogate pair"),
+    "nul in JSON": (in_lines, b'{"text": "a\\u0000b"}', 0, "a NUL character"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_documents_are_an_error_or_skipped_and_named(tmp_path, capsys, kind):
+    make, content, offset, words = BAD[kind]
+    files, begin = make(content)
+    for name, of_file in files.items():
+        write(tmp_path / "source", name, of_file)
+    (name,) = files
+    code = prepare(tmp_path / "source", tmp_path / "data")
+    place = f"at byte offset {begin + offset}"
+    assert_refused(capsys, code, 65, tmp_path / "data", str(tmp_path / "source" / name), words, place)
+    assert prepare(tmp_path / "source", tmp_path / "data", "--on_bad_input", "skip") == 0
+    assert place in capsys.readouterr().out
+    (entry,) = Manifest.load(tmp_path / "data").splits
+    (line,) = report_of(tmp_path / "data", entry)
+    assert (line["file"], line["byte"], entry.documents) == (name, begin + offset, 901)
+    assert_conserved(tmp_path / "source", tmp_path / "data")
+    before = content_of(tmp_path / "data")
+    code = prepare(tmp_path / "source", tmp_path / "data")  # what was made with skipping is not kept
+    assert code == 65 and content_of(tmp_path / "data").items() < before.items()
+
+
+def test_of_many_bad_documents_some_are_said_and_all_are_reported(tmp_path, capsys):
+    write(tmp_path / "source", "FR/A/train.txt", b"\xff\n\nun\n\n" * 40)
+    assert prepare(tmp_path / "source", tmp_path / "data", "--on_bad_input", "skip") == 0
+    out = capsys.readouterr().out
+    assert out.count("skipped a document") == 10 and "the report names them" in out and "40 skipped (not_utf8)" in out
+    (entry,) = Manifest.load(tmp_path / "data").splits
+    assert [line["byte"] for line in report_of(tmp_path / "data", entry)] == [7 - 1 + 7 * n - 6 for n in range(40)]
+
+
+def test_bad_rows_of_a_parquet_file(tmp_path, capsys):
+    source, data = tmp_path / "source", tmp_path / "data"
+    write_parquet(source / "FR/A/x.parquet", [*GOOD, None, "a\0b", "fin"])
+    assert_refused(capsys, prepare(source, data), 65, data, "x.parquet: the field 'text' is NoneType", "in row 300")
+    assert prepare(source, data, "--on_bad_input", "skip") == 0
+    (entry,) = Manifest.load(data).splits
+    assert [(line["reason"], line["row"]) for line in report_of(data, entry)] == [("no_field", 300), ("nul", 301)]
+    assert entry.documents == 301
+    capsys.readouterr()
+    shutil.rmtree(data)
+    assert_refused(capsys, prepare(source, data, "--text_field", "body"), 65, data, "no column 'body'", "--text_field")
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.jsonl.gz", "x.jsonl.zst"])
+def test_files_that_are_not_what_their_names_say(tmp_path, capsys, name):
+    write(tmp_path / "source", f"FR/A/{name}", b"something else " * 9)
+    assert_refused(capsys, prepare(tmp_path / "source", tmp_path / "data"), 65, tmp_path / "data", f"FR/A/{name} is")
+
+
+def test_another_text_field(tmp_path):
+    write(tmp_path / "source", "x.jsonl", '{"body": "un deux", "text": 3}\n{"body": "trois"}')
+    assert prepare(tmp_path / "source", tmp_path / "data", "--text_field", "body") == 0
+    assert_conserved(tmp_path / "source", tmp_path / "data", forms={"source train": ["un deux", "trois"]})
+
+
+def test_a_line_of_300_megabytes(tmp_path):
+    path = write(tmp_path / "source", "FR/A/x.jsonl", IN_LINES[0] + b"\n")
+    with path.open("ab") as file:
+        file.write(b'{"text": "')
+        for _ in range(300):
+            file.write(b"mot " * 2**18)
+        file.write(b'"}\n' + IN_LINES[1] + b"\n")
+    begin = len(IN_LINES[0]) + 1
+    given = arguments(tmp_path / "source", tmp_path / "data")
+    assert_error(run("prepare_data.py", *given, check=False), 65, "x.jsonl: a line of 314,57", f"byte offset {begin}")
+    assert not files_in(tmp_path / "data")
+    run("prepare_data.py", *given, "--on_bad_input", "skip")
+    (entry,) = Manifest.load(tmp_path / "data").splits
+    assert entry.documents == 2 and entry.skipped == {"line_too_long": 1}
+    assert report_of(tmp_path / "data", entry)[0]["byte"] == begin
+    path.unlink()
+
+
+def test_empty_files_are_counted(tmp_path, capsys):
+    for name, content in {"FR/A/a.jsonl": b"", "FR/A/b.jsonl": IN_LINES[0], "FR/B/full.txt": b""}.items():
+        write(tmp_path / "source", name, content)
+    assert prepare(tmp_path / "source", tmp_path / "data") == 0
+    first, second = Manifest.load(tmp_path / "data").splits
+    assert (first.documents, first.skipped) == (1, {"empty_file": 1})
+    assert (second.documents, second.skipped, second.shards) == (0, {"empty_file": 1}, [])
+    assert report_of(tmp_path / "data", first)[0]["file"] == "FR/A/a.jsonl"
+    assert "warning: FR/B train: no documents" in capsys.readouterr().out
+
+
+def test_a_dataset_with_only_a_test_split(tmp_path):
+    write(tmp_path / "source", "FR/A/test.txt")
+    assert prepare(tmp_path / "source", tmp_path / "data") == 0
+    (entry,) = assert_conserved(tmp_path / "source", tmp_path / "data").splits
+    assert (entry.split, entry.documents) == ("test", 2)
+
+
+def test_two_datasets_of_one_name(tmp_path, capsys):
+    write(tmp_path / "source", "FR/A/train.txt")
+    write(tmp_path / "source", "FR--A/train.txt")
+    code = prepare(tmp_path / "source", tmp_path / "data")
+    assert_refused(capsys, code, 65, tmp_path / "data", "FR/A/train.txt", "FR--A/train.txt", "the same shard names")
+
+
+def let_permissions_hold() -> None:
+    """Takes from a process of root's the capabilities by which it reads what it has no permission for."""
+    if os.geteuid() == 0:
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        drop_from_bounding_set, override, read_search = 24, 1, 2
+        assert not prctl(drop_from_bounding_set, override, 0, 0, 0)
+        assert not prctl(drop_from_bounding_set, read_search, 0, 0, 0)
+
+
+def test_a_directory_without_permission(tmp_path):
+    write(tmp_path / "source", "FR/A/train.txt")
+    locked = write(tmp_path / "source", "FR/B/train.txt").parent
+    given = command_line("prepare_data.py", *arguments(tmp_path / "source", tmp_path / "data"))
+    locked.chmod(0)
+    done = subprocess.run(given, capture_output=True, text=True, timeout=60, cwd=ROOT, preexec_fn=let_permissions_hold)
+    locked.chmod(0o755)
+    assert_error(done, 74, "Permission denied", str(locked))
+    assert not files_in(tmp_path / "data")
+
+
+def make_tokenizer(folder: Path) -> Path:
+    """A tokenizer without begin- and end-of-text tokens."""
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import models, pre_tokenizers, trainers
+
+    made = HFTokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(GOOD, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False))
+    folder.mkdir()
+    made.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_a_tokenizer_without_a_begin_of_text_token(tmp_path, capsys):
+    source, tokenizer = random_corpus(tmp_path / "source", 2, 5000, seed=8), make_tokenizer(tmp_path / "tokenizer")
+    for option in ("--add_bos", "--add_eos"):
+        code = prepare(source, tmp_path / "data", option, "true", tokenizer=tokenizer)
+        assert_refused(capsys, code, 2, tmp_path / "data", f"{option}: the tokenizer has no such token")
+    assert prepare(source, tmp_path / "data", tokenizer=tokenizer) == 0
+    manifest = assert_conserved(source, tmp_path / "data", tokenizer)
+    assert (manifest.bos, manifest.eos) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("dataset,language\nFR/A,de\n", ("language 'de'",)),
+        (
+            "dataset,language,spontaneous\nFR/A,fr,perhaps\n",
+            ("metadata.csv: line 2: spontaneous must be True or False",),
+        ),
+        ("language\nfr\n", ("no column `dataset`",)),
+        ("dataset,language\nFR/A,fr,x\n", ("line 2: 3 fields",)),
+        ('dataset,language\n"FR/A', ("no valid CSV",)),
+        (None, ("no such metadata file",)),
+    ],
+)
+def test_wrong_metadata(tmp_path, capsys, content, words):
+    write(tmp_path / "source", "FR/A/train.txt")
+    metadata = write(tmp_path, "metadata.csv", content) if content else tmp_path / "metadata.csv"
+    code = prepare(tmp_path / "source", tmp_path / "data", "--metadata", metadata)
+    assert_refused(capsys, code, 2, tmp_path / "data", *words)
+
+
+DIALOGUE = "dataset,language,spontaneous\nFR/Debats,fr,True\nFR/Debats/TEST,fr,True\nEN/Talks,en,False\nFR/Actes,fr,\n"
+PLAYS = [
+    "[speaker001:] Bonjour Marie, [rire] il est 12:30 !\n[speaker002:] Ça va ?\n[speaker002:] Oui, et toi ?",
+    "[Jean DUPONT:] Je pars.\n[Marie:] Déjà ?\n[Paul:] Mais NON…",
+    "[speaker001:] Un monologue, sans autre voix.",
+    "[speaker001:] [bruit]\n[speaker002:] seulement ceci",
+    "[rire]",
+    "Sans tour, Une ligne.",
+]
+
+
+@pytest.mark.parametrize(
+    ("more", "levels"),
+    [
+        ((), {"FR/Debats train": 8, "EN/Talks train": 1, "FR/Actes train": 1}),
+        (("--augmentation_level", 3, "--seed", 7), {"FR/Debats train": 3, "EN/Talks train": 3, "FR/Actes train": 3}),
+        (("--augmentation_level", 0), {}),
+    ],
+)
+def test_variants_of_conversations(tmp_path, more, levels):
+    """Each form is one segment of a row, whose text is what `utils/text.py` makes of the conversation."""
+    source, data, languages = tmp_path / "source", tmp_path / "data", {"FR": "fr", "EN": "en"}
+    for name in ("FR/Debats/train.txt", "FR/Debats/test.txt", "EN/Talks/full.txt", "FR/Plain/train.txt"):
+        write(source, name, "\n\n".join(PLAYS))
+    write(source, "FR/Actes/x.jsonl", "\n".join(json.dumps({"text": play}) for play in PLAYS))
+    metadata = write(tmp_path, "metadata.csv", DIALOGUE)
+    assert prepare(source, data, "--metadata", metadata, "--max_length", 200, "--multiple_of", 1, *more) == 0
+    tokenizer, seed = Tokenizer(TOKENIZER), 7 if more[2:] else 1337
+    for entry in Manifest.load(data).splits:
+        name = f"{entry.dataset} {entry.split}"
+        level, language = levels.get(name, 0), languages[entry.dataset[:2]]
+        expected: list[str] = []
+        for document in documents_in(source, entry.sources[0]["path"]):
+            normalised = text.normalise(document.text, language)
+            place = f"{document.file} {document.begin}"
+            others = text.variants(normalised, language, level, seed, place) if normalised else []
+            expected += [normalised, *others] if entry.dataset != "FR/Plain" else [document.text]
+        pieces, leading, _ = pieces_of(data, entry, 201)
+        assert set(leading) == {1}
+        found = Counter(tokenizer.decode(piece.tolist()) for piece in pieces)
+        assert found == Counter(filter(None, expected)), name
+        assert entry.documents == found.total()
+        assert entry.variants == (len(expected) - len(PLAYS) if level else 0)
+        assert entry.skipped == ({} if entry.dataset == "FR/Plain" else {"no_tokens": 1})
+        if name == "FR/Debats train" and level == 8:
+            assert entry.variants > 3 * len(PLAYS)
+
+
+def test_another_seed_or_level_makes_only_dialogue_anew(tmp_path):
+    source, data = tmp_path / "source", tmp_path / "data"
+    for name in ("FR/Debats/train.txt", "FR/Debats/test.txt", "EN/Talks/full.txt", "FR/Plain/train.txt"):
+        write(source, name, "\n\n".join(PLAYS))
+    given = ("--metadata", write(tmp_path, "metadata.csv", DIALOGUE))
+    assert prepare(source, data, *given) == 0
+    before = times_of(data)
+    assert prepare(source, data, *given, "--augmentation_level", 1) == 0
+    assert written_since(before, data) == {"FR--Debats-train"}  # the others' level is the same
+
+
+def test_the_language_of_dialogue_is_also_that_of_the_dataset_s_name(tmp_path, capsys):
+    write(tmp_path / "source", "FR/A/train.txt", "[speaker001:] Oui.\n\n[speaker002:] Non.")
+    write(tmp_path / "source", "Other/train.txt")
+    metadata = write(tmp_path, "metadata.json", '{"FR/A": {"augmentation_level": 0}}')
+    assert prepare(tmp_path / "source", tmp_path / "data", "--metadata", metadata) == 0
+    forms = {"FR/A train": ["[Intervenant 1:] Oui.", "[Intervenant 2:] Non."]}
+    assert_conserved(tmp_path / "source", tmp_path / "data", forms=forms)
+    capsys.readouterr()
+    metadata.write_text('{"Other": {}}')
+    code = prepare(tmp_path / "source", tmp_path / "other", "--metadata", metadata)
+    assert_refused(capsys, code, 2, tmp_path / "other", "language ''")
+
+
+def test_documents_of_the_wrong_length_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 2000)
+    source, rng = tmp_path / "source", random.Random(3)
+    texts = [" ".join(rng.choices(WORDS, k=rng.choice((1, 9, 60, 400, 4000)))) for _ in range(60)]
+    write(source, "FR/A/train.txt", "\n\n".join(texts))
+    write(source, "EN/B/x.jsonl", "\n".join(json.dumps({"text": value}) for value in ["", *texts]))
+    given = ("--min_characters", 20, "--max_characters", 900)
+    assert prepare(source, tmp_path / "data", *given) == 0
+    kept = [value for value in texts if 20 <= len(value) <= 900]
+    lines, conversations = assert_conserved(
+        source, tmp_path / "data", forms={"EN/B train": kept, "FR/A train": kept}
+    ).splits
+    counts = Counter("too_long" if len(value) > 900 else "too_short" for value in texts if value not in kept)
+    assert conversations.skipped == counts and lines.skipped == counts + Counter(too_short=1)
+    first = next(value for value in texts if value not in kept)
+    assert report_of(tmp_path / "data", conversations)[0]["text"] == first[:80]
 
 
 @contextmanager
@@ -587,19 +1114,31 @@ def full_disk(folder: Path, kilobytes: int, monkeypatch: pytest.MonkeyPatch) -> 
         yield
 
 
-@pytest.mark.parametrize("multiple_of", [1, 8])
-def test_a_full_disk(tmp_path, capsys, monkeypatch, multiple_of):
-    source = random_corpus(tmp_path / "source", 1, 300_000, seed=5)
-    data = tmp_path / "data"
-    with full_disk(data, 64, monkeypatch):
-        code = prepare(source, data, "--multiple_of", multiple_of)
+@pytest.mark.parametrize(
+    ("multiple_of", "deduplicate", "kilobytes"),
+    [
+        *((multiple_of, "no", kilobytes) for multiple_of in (1, 8) for kilobytes in (4, 12, 36, 100, 170, 280)),
+        *((8, "near", kilobytes) for kilobytes in (200, 900)),
+    ],
+)
+def test_a_full_disk(tmp_path, capsys, monkeypatch, multiple_of, deduplicate, kilobytes):
+    """Full while files are opened, or written, or while the report, or later splits, or signatures are."""
+    source, data = random_corpus(tmp_path / "source", 2, 150_000, seed=5), tmp_path / "data"
+    with (source / "FR/Set00/train.txt").open("ab") as file:
+        file.write(b"\n\n" + b"\xff\n\noui\n\n" * 400)
+    given = ("--multiple_of", multiple_of, "--deduplicate", deduplicate, "--on_bad_input", "skip")
+    with full_disk(data, kilobytes, monkeypatch):
+        code = prepare(source, data, *given)
         err = capsys.readouterr().err
         assert code == 74 and err.startswith("error: No space left on device: "), err
-        assert str(data / "FR--Set00-train-0000") in err and err.count("\n") == 1
-        left = files_in(data)
-        assert len(left) < multiple_of  # whole shards at most
-        assert all(path.name.endswith(f"-of-{multiple_of:05}.safetensors") for path in left)
+        assert str(data) in err and err.count("\n") == 1
+        left = [path for path in files_in(data) if ".signatures" not in path.as_posix()]
+        assert not [path for path in left if path.name.startswith(".") or path.name == "manifest.json"]
         for path in left:
-            load_file(path)
-    assert prepare(source, data, "--multiple_of", multiple_of) == 0
-    assert_conserved(source, data)
+            if path.suffix == ".safetensors":
+                load_file(path)
+            else:
+                assert all(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    assert prepare(source, data, *given) == 0
+    assert prepare(source, tmp_path / "fresh", *given) == 0
+    assert content_of(data) == content_of(tmp_path / "fresh")

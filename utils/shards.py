@@ -18,17 +18,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import numpy as np
 
 from lit_gpt.command import DataError, UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TRAIN, TEST = "train", "test"
 
@@ -57,7 +59,7 @@ class DatasetSplit:
     """One dataset's train or test part, with the counts that must add up.
 
     `targets == tokens - documents` and `rows * window == tokens + overlap + padding`: `tokens` counts every token of
-    the corpus once, begin- and end-of-text tokens included.
+    the corpus once, begin- and end-of-text tokens included. `documents` counts variants (augmentation) too.
     """
 
     dataset: str
@@ -65,6 +67,7 @@ class DatasetSplit:
     language: str
     group: str
     documents: int
+    variants: int
     turns: int
     words: int
     tokens: int
@@ -159,15 +162,28 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: naming `path`, for instance when the disk is full; what was written of it is removed.
     """
-    staged = path.with_name(f".{path.name}.tmp")
     try:
-        with staged.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(path)
+        with naming(path):
+            with _staged(path).open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            _staged(path).replace(path)
+    except OSError:
+        _staged(path).unlink(missing_ok=True)
+        raise
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an `OSError` name `path`: a full disk does not say which file did not fit."""
+    try:
+        yield
     except OSError as e:
-        staged.unlink(missing_ok=True)
         raise OSError(e.errno, e.strerror, str(path)) from e
 
 
@@ -181,22 +197,123 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
     return f"{dataset.replace('/', '--')}-{split}-{index:05d}-of-{count:05d}.safetensors"
 
 
-def write_shard(path: Path, rows: list[Row], window: int, dtype: np.dtype) -> Shard:
-    """Writes `rows` to `path` (staged, synced, renamed) and returns what the manifest says of it."""
-    from safetensors.numpy import save
+class ShardWriter:
+    """Writes one split's shards while their rows come: row i goes into shard i mod `count`.
 
-    lengths = [row.segment_lengths for row in rows]
-    overlaps = [row.segment_overlaps for row in rows]
-    content = save(
-        {
-            "tokens": np.stack([row.tokens for row in rows]) if rows else np.zeros((0, window), dtype),
-            "segment_lengths": np.concatenate([*lengths, np.zeros(0)]).astype(np.int32),
-            "segment_overlaps": np.concatenate([*overlaps, np.zeros(0)]).astype(np.int32),
-            "row_segments": np.cumsum([0, *map(len, lengths)], dtype=np.int64),
-        }
-    )
-    write_atomically(path, content)
-    return Shard(path.name, len(rows), len(content), hashlib.sha256(content).hexdigest())
+    Each file is written once, from its begin to its end, beside its place, and read once, for its checksum; all get
+    their names together. Used as a context: what is not published is removed.
+
+    Args:
+        data_dir: where the shards lie.
+        names: the files' names.
+        window: tokens of a row.
+        dtype: of the tokens.
+    """
+
+    def __init__(self, data_dir: Path, names: list[str], window: int, dtype: np.dtype) -> None:
+        self._paths = [data_dir / name for name in names]
+        self._window, self._dtype = window, dtype
+        self._rows = 0
+        self._resources = ExitStack()
+        self._files: list[tuple[IO[bytes], IO[bytes]]] = []
+        """Of each shard its file, and what is to come behind its rows."""
+
+    def __enter__(self) -> ShardWriter:
+        with ExitStack() as opened:  # which closes and removes those before the one that could not be opened
+            for path in self._paths:
+                opened.callback(_staged(path).unlink, missing_ok=True)
+                with naming(path):
+                    file = opened.enter_context(_staged(path).open("wb", buffering=0))
+                    segments = opened.enter_context(TemporaryFile(dir=path.parent, buffering=0))
+                    write_array(file, np.zeros(_HEADER_BYTES, np.uint8))
+                self._files.append((file, segments))
+            self._resources = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, overlaps: np.ndarray, row_segments: np.ndarray) -> None:
+        """Writes rows: tokens [rows, window], and their segments as in a shard."""
+        counts = np.diff(row_segments)
+        shard_of_row = (self._rows + np.arange(len(tokens))) % len(self._files)
+        shard_of_segment = np.repeat(shard_of_row, counts)
+        for shard, (file, segments) in enumerate(self._files):
+            first = (shard - self._rows) % len(self._files)
+            own = shard_of_segment == shard
+            with naming(self._paths[shard]):
+                write_array(file, tokens[first :: len(self._files)])
+                for values in (counts[first :: len(self._files)], lengths[own], overlaps[own]):
+                    write_array(segments, np.append(len(values), values).astype(np.int32))
+        self._rows += len(tokens)
+
+    def publish(self) -> list[Shard]:
+        """Completes the files and gives them their names; a split without rows has none."""
+        if not self._rows:
+            return []
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            shards = list(pool.map(self._complete, range(len(self._files))))
+        for path in self._paths:
+            with naming(path):
+                _staged(path).replace(path)
+        return shards
+
+    def _complete(self, shard: int) -> Shard:
+        path, (file, segments) = self._paths[shard], self._files[shard]
+        rows = self._rows // len(self._files) + (shard < self._rows % len(self._files))
+        with naming(path):
+            segments.seek(0)
+            counts, lengths, overlaps = _read_segments(np.frombuffer(segments.read(), np.int32))
+            arrays = {
+                "row_segments": np.cumsum([0, *counts], dtype=np.int64),
+                "segment_lengths": lengths,
+                "segment_overlaps": overlaps,
+            }
+            begin = rows * self._window * self._dtype.itemsize
+            header = {"tokens": _tensor(self._dtype, (rows, self._window), 0)}
+            for name, values in arrays.items():
+                header[name] = _tensor(values.dtype, values.shape, begin)
+                begin += values.nbytes
+                write_array(file, values)
+            text = (_HEADER_BYTES - 8).to_bytes(8, "little") + json.dumps(header).encode()
+            file.seek(0)
+            write_array(file, np.frombuffer(text.ljust(_HEADER_BYTES), np.uint8))
+            os.fsync(file.fileno())
+            size = _staged(path).stat().st_size
+            return Shard(path.name, rows, size, file_sha256(_staged(path)))
+
+
+_HEADER_BYTES = 1024
+"""The header comes first in a safetensors file and is known last; it may end with spaces.
+
+Source: https://huggingface.co/docs/safetensors/index#format
+"""
+
+
+def write_array(file: IO[bytes], values: np.ndarray) -> None:
+    """All of `values`, which an unbuffered file may take in several turns."""
+    rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    while len(rest):
+        rest = rest[file.write(rest) :]
+
+
+def _tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int) -> dict[str, Any]:
+    """What a safetensors header says of an array that begins at byte `begin` behind it."""
+    kind = {"u": "U", "i": "I"}[dtype.kind] + str(8 * dtype.itemsize)
+    size = int(np.prod(shape)) * dtype.itemsize
+    return {"dtype": kind, "shape": list(shape), "data_offsets": [begin, begin + size]}
+
+
+def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Segments per row, their lengths and their overlaps, which `ShardWriter.add` wrote one after the other."""
+    found: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in range(3)]
+    place = number = 0
+    while place < len(values):
+        size = int(values[place])
+        found[number % 3].append(values[place + 1 : place + 1 + size])
+        place, number = place + 1 + size, number + 1
+    counts, lengths, overlaps = map(np.concatenate, found)
+    return counts, lengths, overlaps
 
 
 def file_sha256(path: Path) -> str:

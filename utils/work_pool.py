@@ -1,0 +1,84 @@
+"""Work shared among processes: results in the order of the work, and never more of it under way than fits in memory."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+_worker: Any = None  # a worker process's own
+
+
+def _start(make_worker: Callable[[], Any]) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    # a parent that was killed outright leaves its workers waiting for ever
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = make_worker()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _do(action: Callable[[Any, Any], Any], item: Any) -> Any:
+    return action(_worker, item)
+
+
+class WorkPool(AbstractContextManager["WorkPool"]):
+    """What `make_worker` makes, in each of `num_workers` processes; a single one is this process itself.
+
+    `make_worker`, the actions, the items and the results travel between processes, so they must pickle.
+    """
+
+    def __init__(self, make_worker: Callable[[], Any], num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._resources = ExitStack()
+        self._worker = make_worker() if num_workers == 1 else None
+        self._pool: ProcessPoolExecutor | None = None
+        if num_workers > 1:
+            # spawned, not forked: the tokenizers library has threads
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(num_workers, context, initializer=_start, initargs=(make_worker,))
+            self._resources.callback(self._pool.shutdown, cancel_futures=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def map(self, action: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        """Each item and `action(worker, item)`, in order; for None, None. At most two items per process are under way.
+
+        Raises:
+            OSError: if a worker process was killed, which the system does when memory runs out.
+        """
+        if self._pool is None:
+            yield from ((item, None if item is None else action(self._worker, item)) for item in items)
+            return
+        waiting: deque[tuple[Any, Future[Any] | None]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, None if item is None else self._pool.submit(_do, action, item)))
+                while waiting and (len(waiting) >= 2 * self._num_workers or waiting[0][1] is None):
+                    yield _finished(waiting.popleft())
+            while waiting:
+                yield _finished(waiting.popleft())
+        except BrokenProcessPool:
+            problem = "a tokenisation process was killed, as happens when memory runs out; use fewer --num_workers"
+            raise OSError(errno.ENOMEM, problem) from None
+
+
+def _finished(pair: tuple[Any, Future[Any] | None]) -> tuple[Any, Any]:
+    item, future = pair
+    return item, None if future is None else future.result()
