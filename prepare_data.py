@@ -1,6 +1,7 @@
 """A raw corpus and a tokenizer in, shards and their manifest out.
 
-1. The corpus' files are found (`utils/corpus.py`), and the library that tokenises is chosen (`utils/encoding.py`).
+1. The corpus' files are found (`utils/corpus.py`). Each process chooses, by a sample of the text, the fastest library
+   that tokenises as the tokenizer does (`utils/encoding.py`).
 2. Asked to, duplicates are found, over all datasets (`utils/dedup.py`).
 3. Each dataset's split is cut into blocks of a few MB; processes turn them into rows (`utils/block_rows.py`), which are
    written into the split's shards as they come (`utils/shards.py`). Then `parts/<dataset>-<split>.json` says what the
@@ -30,8 +31,8 @@ from typing import Any, Literal, TypeVar
 from lit_gpt import command
 from lit_gpt.command import DataError, UserError
 from lit_gpt.tokenizer import TOKENIZER_FILES, Tokenizer
-from utils import corpus, duplicates, encoding, text
-from utils.block_rows import BlockRows, BlockWorker, Dialogue, Recipe, Remainder, Rows, Work
+from utils import corpus, duplicates, text
+from utils.block_rows import BlockRows, BlockWorker, Dialogue, Recipe, Remainder, Rows, Work, start_worker
 from utils.corpus import CorpusFile, Source
 from utils.encoding import Library
 from utils.metadata import DatasetFacts, facts_of, read_metadata
@@ -162,7 +163,8 @@ class Plan:
     groups: dict[str, str]
     facts: dict[str, DatasetFacts]
     recipe: Recipe
-    library: Library
+    sample: list[str]
+    """Some of the text, on which a fast tokenizer has to prove itself."""
     tokenizer: str
     """Its fingerprint."""
 
@@ -210,8 +212,9 @@ def main(options: PrepareOptions) -> None:
     tasks = join_tasks(options.destination_path)
     plan = gather(lambda: make_plan(options) if tasks.rank == 0 else None, tasks)[0]
     own = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]
-    found = find_duplicates(own, plan, options, tasks)
-    mine = prepare([make_job(source, found, plan, options) for source in own], plan, options)
+    with make_pool(own, plan, options) as pool:
+        found = find_duplicates(own, plan, options, tasks, pool)
+        mine = prepare([make_job(source, found, plan, options) for source in own], plan, pool)
     everyones = gather(lambda: mine, tasks)
     if tasks.rank == 0:
         publish({source: entry for entries in everyones for source, entry in entries.items()}, plan, options)
@@ -242,10 +245,8 @@ def make_plan(options: PrepareOptions) -> Plan:
     for source in sources:
         if dialogue := dialogue_of(source, facts, options):
             text.normalise("", dialogue.language)  # refuses a language that it does not know
-    library = encoding.choose_library(tokenizer, read_sample(sources, options))
-    say(f"tokenised by {library.name}: {library.reason}")
     sizes = [sum(file.path.stat().st_size for file in source.files) for source in sources]
-    return Plan(sources, sizes, groups, facts, recipe, library, tokenizer.fingerprint)
+    return Plan(sources, sizes, groups, facts, recipe, read_sample(sources, options), tokenizer.fingerprint)
 
 
 def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
@@ -396,19 +397,19 @@ def dialogue_of(source: Source, all_facts: dict[str, DatasetFacts], options: Pre
 
 
 def find_duplicates(
-    own: list[Source], plan: Plan, options: PrepareOptions, tasks: Tasks
+    own: list[Source], plan: Plan, options: PrepareOptions, tasks: Tasks, pool: WorkPool
 ) -> dict[str, duplicates.OfSource]:
     """What is to be left out of each split because it repeats a document of this corpus."""
     if options.deduplicate == "no":
         return {}
     assert options.destination_path is not None
     parts = options.destination_path / PARTS
-    gather(lambda: sign_sources(own, parts, plan, options), tasks)
+    gather(lambda: sign_sources(own, parts, plan, options, pool), tasks)
     threshold = options.similarity if options.deduplicate == "near" else None
     return gather(lambda: duplicates.decide(parts, plan.sources, threshold) if tasks.rank == 0 else {}, tasks)[0]
 
 
-def sign_sources(own: list[Source], parts: Path, plan: Plan, options: PrepareOptions) -> None:
+def sign_sources(own: list[Source], parts: Path, plan: Plan, options: PrepareOptions, pool: WorkPool) -> None:
     """Writes the signatures of the splits that have none yet."""
     near = options.deduplicate == "near"
     settings = [plan.recipe.text_field, plan.recipe.min_characters, plan.recipe.max_characters, near]
@@ -423,10 +424,9 @@ def sign_sources(own: list[Source], parts: Path, plan: Plan, options: PrepareOpt
         return
     parts.mkdir(parents=True, exist_ok=True)
     progress = Progress("compared", size_of(to_do))
-    with make_pool(to_do, plan, options) as pool:
-        for source in to_do:
-            results = pool.map(partial(duplicates.sign, near=near), blocks_of(source, plan, dialogues[source], {}))
-            duplicates.write_signatures(parts, source, keys[source], counted(results, progress))
+    for source in to_do:
+        results = pool.map(partial(duplicates.sign, near=near), blocks_of(source, plan, dialogues[source], {}))
+        duplicates.write_signatures(parts, source, keys[source], counted(results, progress))
 
 
 def counted(
@@ -482,7 +482,7 @@ def make_pool(sources: list[Source], plan: Plan, options: PrepareOptions) -> Wor
     if options.max_memory is not None:
         wanted = min(wanted, max(1, int((1000 * options.max_memory - MAIN_MEMORY) / WORKER_MEMORY)))
     useful = -(-size_of(sources) // BLOCK_BYTES)
-    return WorkPool(partial(BlockWorker, plan.recipe, plan.library), max(1, min(wanted, useful)))
+    return WorkPool(partial(start_worker, plan.recipe, plan.sample), max(1, min(wanted, useful)))
 
 
 def own_cpus() -> int:
@@ -492,13 +492,13 @@ def own_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def prepare(jobs: list[Job], plan: Plan, options: PrepareOptions) -> dict[Source, DatasetSplit]:
+def prepare(jobs: list[Job], plan: Plan, pool: WorkPool) -> dict[Source, DatasetSplit]:
     """What each job's split holds: kept where it is there already, made where not."""
     kept = {job.source: entry for job in jobs if (entry := read_part(job)) is not None}
     for source in kept:
         say(f"{source.dataset} {source.split}: kept")
     to_do = [job for job in jobs if job.source not in kept]
-    return kept | make_splits(to_do, plan, options) if to_do else kept
+    return kept | make_splits(to_do, plan, pool) if to_do else kept
 
 
 def read_part(job: Job) -> DatasetSplit | None:
@@ -514,21 +514,29 @@ def read_part(job: Job) -> DatasetSplit | None:
     return replace(entry, group=job.group)
 
 
-def make_splits(jobs: list[Job], plan: Plan, options: PrepareOptions) -> dict[Source, DatasetSplit]:
+def make_splits(jobs: list[Job], plan: Plan, pool: WorkPool) -> dict[Source, DatasetSplit]:
     """Makes the shards of each job and writes its part once they are complete."""
     data_dir = jobs[0].data_dir
     (data_dir / PARTS).mkdir(parents=True, exist_ok=True)
     (data_dir / MANIFEST).unlink(missing_ok=True)
     progress = Progress("tokenised", size_of([job.source for job in jobs]))
-    made = {}
+    made: dict[Source, DatasetSplit] = {}
+    libraries: set[Library] = set()
 
     def works() -> Iterator[Work | None]:
         for job in jobs:
             yield from blocks_of(job.source, plan, job.dialogue, job.duplicates)
             yield None  # the end of a split
 
-    with make_pool([job.source for job in jobs], plan, options) as pool, ThreadPoolExecutor(1) as hashing:
-        results = pool.map(BlockWorker.__call__, works())
+    def say_libraries(results: Iterator[tuple[Work, BlockRows]]) -> Iterator[tuple[Work, BlockRows]]:
+        for work, result in results:
+            if result and result.library not in libraries:
+                libraries.add(result.library)
+                progress.line(f"tokenised by {result.library.name}: {result.library.reason}")
+            yield work, result
+
+    with ThreadPoolExecutor(1) as hashing:
+        results = say_libraries(pool.map(BlockWorker.__call__, works()))
         for job in jobs:
             of_job = iter(lambda: next(results), (None, None))
             facts = hashing.submit(file_facts, job.source)

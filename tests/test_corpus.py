@@ -329,6 +329,16 @@ def test_documents_stand_between_blank_lines(tmp_path, content, documents, size)
     assert texts_of(write(tmp_path, "full.txt", content=content), size) == documents
 
 
+def test_lines_of_any_white_space_are_blank(folder):
+    spaces = [chr(code) for code in range(0x11000) if chr(code).isspace() and chr(code) not in "\r\n"]
+    assert len(spaces) == 27
+    texts = ["mot " * 25 + "fin"] * 3
+    for space in spaces:
+        for blank in (space, space * 3, f" {space}\t"):
+            path = write(folder, "full.txt", content=f"\n{blank}\n".join(texts))
+            assert texts_of(path, 60) == texts_of(path) == texts
+
+
 PARTS = ["un", " deux ", "é", "🙂", "[A:] x", "\n", "\n\n", "\r\n", "\r\n\r\n", "\r", " \n\n", "\t", "\u3000", "\x1c"]
 BAD_PARTS = [b"\x00", b"\xff", b"\xc3", b"\xe2\x82", b"\xed\xa0\x80"]
 FILES = st.lists(st.sampled_from([part.encode() for part in PARTS] + BAD_PARTS), max_size=40).map(b"".join)
@@ -461,7 +471,7 @@ def test_only_documents_longer_than_two_blocks_are_cut(folder):
         ("aa bb\ncc dd ee ff", 0, 16, ("aa bb\ncc dd ee", "dd ee")),  # two words before the line's end are missing
         ("aa bb cc\ndd ee ff", 0, 16, ("aa bb cc", "bb cc")),
         ("。。 。\n。。\n。。\n。。", 0, 99, ("。。 。\n。。\n。。", "。。\n。。")),
-        ("aa bb cc.\ndd ee ff", 0, 13, ("aa bb", "")),
+        ("aa bb cc.\ndd ee ff", 0, 13, ("aa bb cc.", "bb cc.")),
         ("aa bb cc dd.\nee ff", 0, 16, ("aa bb cc", "bb cc")),
         ("aa bb cc.\ndd ee ff", 0, 17, ("aa bb cc.\ndd ee", "dd ee")),
         ("aa bb cc\r\ndd ee ff", 0, 17, ("aa bb cc", "bb cc")),

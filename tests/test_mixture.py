@@ -28,7 +28,7 @@ def entry(name: str, rows: int, group: str | None = None, tokens: int | None = N
     tokens = 60 * rows if tokens is None else tokens
     return DatasetSplit(
         *(name, TRAIN, name[:2].lower(), group or name),
-        *(rows, 10 * rows, 50 * rows, tokens, tokens - rows),
+        *(rows, 0, 10 * rows, 50 * rows, tokens, tokens - rows),
         *(rows, 0, 0, {}, [], [Shard("file", rows, 0, "")]),
     )
 

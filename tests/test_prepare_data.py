@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -632,6 +632,45 @@ def test_what_did_not_end_has_no_manifest(three, tmp_path):
     write(source, "FR/B/train.txt", good)
     assert prepare(source, data) == 0
     assert content_of(data) == before
+
+
+# --- memory
+
+
+def memory_of(process: int) -> float:
+    """MB of a process and all it started; what they share counts once."""
+    size = 0.0
+    for child in [process, *children_of(process)]:
+        with suppress(OSError):
+            rollup = Path(f"/proc/{child}/smaps_rollup").read_text()
+            size += int(re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)[1]) / 1000
+    return size
+
+
+@pytest.mark.shared
+def test_memory_stays_within_what_is_given(tmp_path):
+    """60 MB of plays whose words are in ever another order, and of one document without an end."""
+    words = np.array([word for path in CLAIRE.rglob("train.txt") for word in path.read_text("utf-8").split()])
+    rng = np.random.default_rng(0)
+    for name, gap in (("FR/A/train.txt", "\n\n"), ("FR/B/train.txt", "\n")):
+        with (write(tmp_path / "source", name)).open("w", encoding="utf-8") as file:
+            for _ in range(6):
+                lines = (" ".join(line) for line in np.array_split(rng.permutation(words), 2000))
+                file.write(gap.join(lines) + gap)
+    size = sum(path.stat().st_size for path in files_in(tmp_path / "source"))
+    more = ("--num_workers", 2, "--max_memory", 1.0, "--max_length", 2048, "--deduplicate", "near")
+    given = arguments(tmp_path / "source", tmp_path / "data", *more, tokenizer=MISTRAL)
+    peak, children = 0.0, 0
+    with subprocess.Popen(command_line("prepare_data.py", *given), stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            with suppress(OSError):
+                children = max(children, len(children_of(process.pid)))
+                peak = max(peak, memory_of(process.pid))
+            time.sleep(0.02)
+    assert process.returncode == 0 and size > 55e6 and children >= 2
+    assert 100 < peak < 1000
+    first, second = Manifest.load(tmp_path / "data").splits
+    assert (first.documents, second.documents) == (12_000, 1)
 
 
 # --- shared among tasks

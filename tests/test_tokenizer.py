@@ -88,6 +88,36 @@ def test_sample_tokenizer():
     assert lines_by_tokens(tokenizer, tokenizer.encode(TEXT)) == TEXT.split("\n")
 
 
+@pytest.mark.parametrize(
+    "folder", [TOKENIZER, *(pytest.param(folder, marks=pytest.mark.shared) for folder in (MISTRAL, FALCON, GPT2))]
+)
+def test_library_and_special_tokens(folder, tmp_path):
+    tokenizer = Tokenizer(folder)
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        added = [token["content"] for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]]
+        assert (tokenizer.library, sorted(tokenizer.special_tokens)) == ("tokenizers", sorted(added))
+    else:
+        assert (tokenizer.library, tokenizer.special_tokens) == ("sentencepiece", ["<unk>", "<s>", "</s>"])
+        export_tokenizer(tokenizer, tmp_path, TEXT)
+        made = Tokenizer(tmp_path)
+        assert (made.library, made.special_tokens) == ("tokenizers", ["<unk>", "<s>", "</s>"])
+    # no text becomes one of these by what is said, only by its name
+    ids = {tokenizer.token_id(name) for name in tokenizer.special_tokens}
+    assert None not in ids and not ids.intersection(tokenizer.encode(TEXT))
+
+
+def test_special_tokens_that_were_added(tmp_path):
+    from tokenizers import Tokenizer as HFTokenizer
+
+    export_tokenizer(Tokenizer(TOKENIZER), tmp_path, TEXT)
+    made = HFTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    made.add_tokens(["[rire]"])
+    made.add_special_tokens(["<mask>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path).special_tokens == ["<unk>", "<s>", "</s>", "[rire]", "<mask>"]
+
+
 def test_threads_make_no_difference(monkeypatch):
     tokenizer = Tokenizer(TOKENIZER)
     texts = [TEXT * count for count in range(1, 9)]

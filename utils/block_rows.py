@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lit_gpt.tokenizer import Tokenizer
 from utils import packing, text
 from utils.corpus import Bad, Block, Document, parse
-from utils.encoding import Encoded, Encoder, Library
+from utils.encoding import Encoded, Encoder, Library, choose_library
 from utils.shards import token_dtype
 
 GIVEN_BACK = 8
@@ -97,6 +98,7 @@ class BlockRows(NamedTuple):
     turns: int
     words: int
     tokens: int
+    library: Library
     bad: list[Bad]
     removed: list[Removed]
     messages: list[str]
@@ -107,6 +109,7 @@ class BlockWorker:
 
     def __init__(self, recipe: Recipe, library: Library) -> None:
         self.recipe = recipe
+        self._library = library
         self._messages: list[str] = []
         policy = (recipe.bos, recipe.eos, recipe.window, library, self._messages.append)
         self._encoder = Encoder(recipe.checkpoint_dir, *policy)
@@ -129,6 +132,7 @@ class BlockWorker:
             turns=encoded.turn_count,
             words=encoded.words,
             tokens=len(encoded.tokens) - encoded.shared,
+            library=self._library,
             bad=bad,
             removed=removed,
             messages=list(self._messages),
@@ -142,6 +146,11 @@ class BlockWorker:
         place = f"{work.block.file.name} {document.at}"
         variants = text.variants(normalised, language, level, self.recipe.seed, place) if level and normalised else []
         return [Document(form.encode(), document.at) for form in (normalised, *variants)]
+
+
+def start_worker(recipe: Recipe, sample: list[str]) -> BlockWorker:
+    """A worker with the fastest library that does `sample` right: the same in every process."""
+    return BlockWorker(recipe, choose_library(Tokenizer(recipe.checkpoint_dir), sample))
 
 
 def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) -> tuple[list[Document], list[Removed]]:

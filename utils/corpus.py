@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -305,7 +306,7 @@ def _texts(stream: IO[bytes], buffer: bytes, size: int, file_format: str) -> Ite
         if not end:
             most = context + 2 * size
             buffer = _read_to(stream, buffer, most + 1)
-            gap = _GAP.search(buffer, context) if file_format == CONVERSATIONS else None
+            gap = _GAP.search(buffer, context, most) if file_format == CONVERSATIONS else None
             end = gap.end() if gap else len(buffer) if len(buffer) <= most else 0
         ends = end > 0
         if not ends:
@@ -412,13 +413,13 @@ def _parquet_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[Bl
             rows = max(1, min(1024, size * table.metadata.num_rows // max(1, row_bytes)))
             values: list[Any] = []
             begin = held = 0
-            for batch in table.iter_batches(batch_size=rows, columns=[text_field]):
-                for value in _values(batch.column(0)):
-                    values.append(value)
-                    held += _size(value)
-                    if held >= size:
-                        yield Block(file, begin, begin, begin + len(values), True, values)
-                        values, begin, held = [], begin + len(values), 0
+            batches = table.iter_batches(batch_size=rows, columns=[text_field])
+            for value in chain.from_iterable(_values(batch.column(0)) for batch in batches):
+                values.append(value)
+                held += _size(value)
+                if held >= size:
+                    yield Block(file, begin, begin, begin + len(values), True, values)
+                    values, begin, held = [], begin + len(values), 0
             if values:
                 yield Block(file, begin, begin, begin + len(values), True, values)
     except (arrow.ArrowException, OSError) as e:

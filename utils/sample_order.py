@@ -99,7 +99,7 @@ class SampleOrder:
         return Location(dataset, row, epoch)
 
     def counts(self, n: int) -> tuple[int, ...]:
-        """How many of the first `n` samples each dataset has: closed form at the nearer end of its block, counted on."""
+        """How many of the first `n` samples each dataset has: in closed form up to an end of its block."""
         start, end = self.block(n)
         nearer, others, sign = (start, range(start, n), 1) if n - start <= end - n else (end, range(n, end), -1)
         total = self._cumulative[-1]

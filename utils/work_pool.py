@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, ExitStack
+from functools import cache
 from typing import Any
 
 _worker: Any = None  # a worker process's own
@@ -20,7 +21,7 @@ _worker: Any = None  # a worker process's own
 def _start(make_worker: Callable[[], Any]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}  # the processes are the parallelism
     # a parent that was killed outright leaves its workers waiting for ever
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = make_worker()
@@ -40,13 +41,15 @@ def _do(action: Callable[[Any, Any], Any], item: Any) -> Any:
 class WorkPool(AbstractContextManager["WorkPool"]):
     """What `make_worker` makes, in each of `num_workers` processes; a single one is this process itself.
 
+    The processes start, and `make_worker` is called, when there is work.
+
     `make_worker`, the actions, the items and the results travel between processes, so they must pickle.
     """
 
     def __init__(self, make_worker: Callable[[], Any], num_workers: int) -> None:
         self._num_workers = num_workers
         self._resources = ExitStack()
-        self._worker = make_worker() if num_workers == 1 else None
+        self._own_worker = cache(make_worker)
         self._pool: ProcessPoolExecutor | None = None
         if num_workers > 1:
             # spawned, not forked: the tokenizers library has threads
@@ -64,7 +67,7 @@ class WorkPool(AbstractContextManager["WorkPool"]):
             OSError: if a worker process was killed, which the system does when memory runs out.
         """
         if self._pool is None:
-            yield from ((item, None if item is None else action(self._worker, item)) for item in items)
+            yield from ((item, None if item is None else action(self._own_worker(), item)) for item in items)
             return
         waiting: deque[tuple[Any, Future[Any] | None]] = deque()
         try:

@@ -18,12 +18,14 @@ import pytest
 
 from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, run
 from tests.slurm.cluster import Cluster, JobEnd
+from tests.test_prepare_data import OF_MIXED, mixed_corpus
 
 pytestmark = pytest.mark.slurm
 
 SPLIT_FILES = 9  # eight shards and the part that says they are complete
 LOST = "another task ended early; run the same command again, what is done is kept"
-BROKEN = b"[A:] un\n\n[A:] d\xff\n"
+BROKEN = b"[A:] un\n\n" * 30_000 + b"[A:] d\xff\n"  # behind what one task looks at before all begin
+WHERE = f"Wrong/train.txt: no valid UTF-8 at byte offset {len(BROKEN) - 2}"
 
 
 def arguments(source: Path, data: Path) -> list[object]:
@@ -36,8 +38,8 @@ def on_tasks(tasks: int) -> list[str]:
     return ["srun", f"--nodes={min(tasks, 2)}", f"--ntasks={tasks}", "--kill-on-bad-exit=0"]
 
 
-def prepare(cluster: Cluster, tasks: int, source: Path, data: Path) -> subprocess.CompletedProcess[str]:
-    command = (*on_tasks(tasks), sys.executable, *arguments(source, data))
+def prepare(cluster: Cluster, tasks: int, source: Path, data: Path, *more: object) -> subprocess.CompletedProcess[str]:
+    command = (*on_tasks(tasks), sys.executable, *map(str, (*arguments(source, data), *more)))
     return cluster.run(*command, cwd=ROOT, timeout=90, check=False)
 
 
@@ -133,6 +135,41 @@ def test_any_number_of_tasks_writes_the_same(
     again = prepare(cluster, min(tasks, 2), SAMPLE / "french", tmp_path / "data")
     assert again.returncode == 0 and again.stdout.count(": kept\n") == 6, again.stderr
     assert content_of(tmp_path / "data") == sample_content
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[object], dict[str, str]]:
+    """A corpus of several formats, options with all there is to do, and what a call without Slurm makes of it."""
+    folder = tmp_path_factory.mktemp("mixed")
+    source, metadata = mixed_corpus(folder)
+    options = ["--metadata", metadata, *OF_MIXED]
+    run(*arguments(source, folder / "data"), *options)
+    return source, options, content_of(folder / "data")
+
+
+@pytest.mark.parametrize("tasks", [1, 3, 8])
+def test_any_number_of_tasks_finds_the_same_duplicates_and_variants(
+    cluster: Cluster, tmp_path: Path, mixed: tuple[Path, list[object], dict[str, str]], tasks: int
+) -> None:
+    source, options, content = mixed
+    done = prepare(cluster, tasks, source, tmp_path / "data", *options)
+    assert done.returncode == 0, done.stderr
+    assert content_of(tmp_path / "data") == content
+    assert any("reports/" in name for name in content)
+    again = prepare(cluster, 2, source, tmp_path / "data", *options)
+    assert again.returncode == 0 and again.stdout.count(": kept\n") == 8, again.stderr
+    assert content_of(tmp_path / "data") == content
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [(("--metadata", "nowhere.csv"), "nowhere.csv"), (("--group_datasets_by_genre", "no.json"), "no.json")],
+)
+def test_wrong_options_are_said_once(cluster: Cluster, tmp_path: Path, more: tuple[object, ...], words: str) -> None:
+    done = prepare(cluster, 3, SAMPLE / "french", tmp_path / "data", *more)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert done.returncode == 2 and len(errors) == 1 and words in errors[0], done.stderr
+    assert not content_of(tmp_path / "data")
 
 
 def test_a_task_tokenises_on_the_cpus_it_was_given(cluster: Cluster) -> None:
@@ -239,12 +276,14 @@ end_process(0)
 def test_what_all_tasks_would_find_is_said_once(cluster: Cluster, tmp_path: Path) -> None:
     done = prepare(cluster, 3, tmp_path / "nowhere", tmp_path / "data")
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
-    assert done.returncode == 2 and len(errors) == 1 and "nowhere is not a directory" in errors[0], done.stderr
+    assert done.returncode == 2 and len(errors) == 1 and "nowhere is neither a directory nor a file" in errors[0], (
+        done.stderr
+    )
     assert not content_of(tmp_path / "data")
 
 
 def broken_corpus(folder: Path) -> Path:
-    """The French sample and a dataset whose second document is no text."""
+    """The French sample and a dataset whose last document is no text."""
     shutil.copytree(SAMPLE / "french", folder)
     path = folder / "FR" / "Wrong" / "train.txt"
     path.parent.mkdir()
@@ -260,7 +299,7 @@ def test_a_broken_document_ends_its_task_at_once_and_the_others_after_their_shar
     (data / "parts" / "FR--Cuisine-train.json").unlink()
     done = prepare(cluster, 3, broken_corpus(tmp_path / "source"), data)
     assert done.stdout.count(": kept\n") == 5 and "FR/Cuisine train: 29 documents" in done.stdout, done.stdout
-    assert "Wrong/train.txt: no valid UTF-8 at byte offset 15" in done.stderr, done.stderr
+    assert WHERE in done.stderr, done.stderr
     assert done.stderr.count(LOST) == 2 and "Traceback" not in done.stderr, done.stderr
     assert done.returncode == 75  # srun's is the highest of the tasks'
     assert not (data / "manifest.json").exists()
@@ -294,7 +333,7 @@ def test_a_broken_document_is_the_jobs_exit_code(cluster: Cluster, clone: Path, 
     source = ("--source_path", broken_corpus(tmp_path / "source"), "--checkpoint_dir", TOKENIZER, "--max_length", 256)
     end, output = end_of(cluster, clone, submit(cluster, clone, *source, "--destination_path", tmp_path / "data"))
     assert end == JobEnd("FAILED", 65, 0), output
-    assert "Wrong/train.txt: no valid UTF-8 at byte offset 15" in output
+    assert WHERE in output
     assert not (tmp_path / "data" / "manifest.json").exists()
 
 
