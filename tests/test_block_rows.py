@@ -25,6 +25,7 @@ from utils.block_rows import (
     Remainder,
     Rows,
     Work,
+    start_worker,
 )
 from utils.corpus import CONVERSATIONS, LINES, PLAIN, CorpusFile, read_blocks
 from utils.encoding import GIGATOKEN, Library
@@ -328,6 +329,19 @@ def test_a_block_whose_documents_all_go(tmp_path):
     results, rows = run(BlockWorker(recipe, SLOW), works(tmp_path, random_texts(20, seed=1)))
     assert_conserved(results, rows, [], recipe)
     assert len(results[0].removed) == 20
+
+
+def test_a_worker_chooses_its_library(tmp_path, monkeypatch):
+    def fail(folder: Path) -> None:
+        raise ImportError
+
+    texts = random_texts(20, seed=2)
+    (work,) = works(tmp_path, texts)
+    for name in (GIGATOKEN, "sentencepiece"):
+        results, rows = run(start_worker(RECIPE, ["un"]), [work])
+        assert results[0].library.name == name and results[0].library.reason
+        assert_conserved(results, rows, tokens_of(texts))
+        monkeypatch.setattr(encoding, "load_gigatoken", fail)
 
 
 def test_messages_come_with_the_block_they_are_about(tmp_path, monkeypatch):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -191,6 +190,11 @@ def test_documents_of_the_wrong_length_are_no_originals(tmp_path):
     assert prepare(source, data, "--deduplicate", "near", "--min_characters", 50) == 0
     (entry,) = Manifest.load(data).splits
     assert (entry.documents, entry.skipped) == (0, {"too_short": 4})
+    text = sentences(random.Random(2), 60)
+    write(source, "FR/A/train.txt", f"{text} longer\n\n{text}")
+    assert prepare(source, data, "--deduplicate", "near", "--max_characters", len(text)) == 0
+    (entry,) = assert_conserved(source, data).splits
+    assert (entry.documents, entry.skipped) == (1, {"too_long": 1})
 
 
 def test_a_second_call_changes_nothing(tmp_path, capsys):
@@ -227,9 +231,6 @@ def test_signatures_of_a_call_that_did_not_end_are_used(tmp_path, monkeypatch):
     for name in "ABC":
         write(source, f"FR/{name}/train.txt", "\n\n".join(sentences(rng, 30) for _ in range(20)))
     write(source, "FR/C/train.txt", (source / "FR/C/train.txt").read_bytes() + b"\n\n\xff")
-    assert prepare(source, data, "--deduplicate", "near", "--on_bad_input", "skip") == 0
-    whole = content_of(data)
-    shutil.rmtree(data)
     with monkeypatch.context() as patched:
         patched.setattr(prepare_data, "prepare", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
@@ -239,13 +240,16 @@ def test_signatures_of_a_call_that_did_not_end_are_used(tmp_path, monkeypatch):
     assert len(folders) == 3 and len(times) == 12
     (folders[1] / "done.json").unlink()
     write(folders[1], "exact", b"half")
+    write(source, "FR/C/train.txt", (source / "FR/C/train.txt").read_bytes() + b"\n\nfin")
     signed = []
     real = prepare_data.duplicates.write_signatures
     monkeypatch.setattr(
         prepare_data.duplicates, "write_signatures", lambda *given: signed.append(given[1].name) or real(*given)
     )
     assert prepare(source, data, "--deduplicate", "near", "--on_bad_input", "skip") == 0
-    assert signed == ["FR--B-train"] and content_of(data) == whole
+    assert signed == ["FR--B-train", "FR--C-train"]
+    assert prepare(source, tmp_path / "fresh", "--deduplicate", "near", "--on_bad_input", "skip") == 0
+    assert content_of(data) == content_of(tmp_path / "fresh")
 
 
 def test_near_duplicates_need_rensa(tmp_path):

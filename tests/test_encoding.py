@@ -144,17 +144,15 @@ def test_parts_of_plain_texts(size):
             assert found == expected and len(found) == 1 and parts >= path.stat().st_size // size - 2
 
 
+WORD = st.sampled_from(["un", "deux,", "été", "🙂", "[A:]", "oui!", "Привет", "12", "l'", "3.5", "...", "«"])
+GAP = st.sampled_from([" ", "\n", "\r\n", "  ", "\u00a0", "\n ", "\t", "   \n"])
+
+
 @settings(max_examples=150, deadline=None)
 @given(
-    words=st.lists(
-        st.tuples(
-            st.sampled_from(["un", "deux,", "été", "🙂", "[A:]", "oui!", "Привет", "12", "l'", "3.5", "...", "«"]),
-            st.sampled_from([" ", " ", "\n", "\r\n", "  ", "\u00a0", "\n ", "\t"]),
-        ),
-        min_size=40,
-        max_size=200,
-    ),
-    size=st.integers(60, 200),
+    # three words with one space between: so there is a place to cut within a hundred bytes
+    words=st.lists(st.tuples(WORD, st.just(" "), WORD, st.just(" "), WORD, GAP), min_size=20, max_size=70),
+    size=st.integers(100, 300),
 )
 def test_parts_of_random_texts(tmp_path_factory, words, size):
     text = "".join(map("".join, words)).strip()

@@ -1114,6 +1114,17 @@ def test_the_language_of_dialogue_is_also_that_of_the_dataset_s_name(tmp_path, c
     assert_refused(capsys, code, 2, tmp_path / "other", "language ''")
 
 
+def test_a_document_in_parts_is_too_long(tmp_path, monkeypatch):
+    """Of characters of four bytes a part that fills a block has no more than are permitted."""
+    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 2000)
+    write(tmp_path / "source", "FR/A/train.txt", "oui\n\n" + "🙂" * 5000)
+    write(tmp_path / "source", "FR/B/train.txt", "oui\n\n" + "ab 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂 cd ef " * 900 + "\n\nnon")
+    assert prepare(tmp_path / "source", tmp_path / "data", "--max_characters", 900) == 0
+    first, second = Manifest.load(tmp_path / "data").splits
+    assert first.documents == 1 and first.skipped["too_long"] >= 1
+    assert second.documents == 2 and second.skipped == {"too_long": 1}
+
+
 def test_documents_of_the_wrong_length_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 2000)
     source, rng = tmp_path / "source", random.Random(3)

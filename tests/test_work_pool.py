@@ -196,5 +196,17 @@ def test_processes_end_when_their_parent_is_killed(tmp_path, wait):
 
 
 def test_one_tokenizer_thread_per_process():
+    expected = [("TOKENIZERS_PARALLELISM", "false"), ("RAYON_NUM_THREADS", "1")]
     with WorkPool(partial(Maker, "a"), 2) as pool:
-        assert list(pool.map(environment, ["TOKENIZERS_PARALLELISM"])) == [("TOKENIZERS_PARALLELISM", "false")]
+        assert list(pool.map(environment, [name for name, _ in expected])) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_starts_before_there_is_work(workers):
+    def fail() -> Maker:
+        raise AssertionError
+
+    before = children_of(os.getpid())
+    with WorkPool(fail, workers) as pool:
+        assert list(pool.map(who, [None, None])) == [(None, None), (None, None)]
+        assert children_of(os.getpid()) == before
