@@ -66,7 +66,7 @@ MOST_CHARACTERS = BLOCK_BYTES // 4
 PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}
 """How much text a compressed file is taken to hold, in its own size."""
 SAMPLE_BYTES = 2**17
-MAIN_MEMORY, WORKER_MEMORY = 350, 300
+MAIN_MEMORY, WORKER_MEMORY = 300, 300
 """MB that the program takes at most, and each process that tokenises."""
 SAID = 10
 """Documents of each kind that the log names; the report names them all."""
@@ -147,6 +147,8 @@ class PrepareOptions:
                 problems.append(f"--{name} must be at most {bound}, not {value}")
         if not 0 < self.similarity <= 1:
             problems.append(f"--similarity must be above 0 and at most 1, not {self.similarity}")
+        if self.augmentation_level is not None and self.metadata is None:
+            problems.append("--augmentation_level needs --metadata, which says what is dialogue")
         least_memory = (MAIN_MEMORY + WORKER_MEMORY) / 1000
         if self.max_memory is not None and self.max_memory < least_memory:
             problems.append(f"--max_memory must be at least {least_memory} GB, not {self.max_memory}")
@@ -192,7 +194,8 @@ class Job:
 
     def fingerprint(self, files: list[dict[str, Any]]) -> str:
         """SHA-256 over all that the split's shards are made from; `files` is what `file_facts` says."""
-        recipe = {name: value for name, value in asdict(self.plan.recipe).items() if name != "checkpoint_dir"}
+        unused = {"checkpoint_dir"} if self.dialogue and self.dialogue.level else {"checkpoint_dir", "seed"}
+        recipe = {name: value for name, value in asdict(self.plan.recipe).items() if name not in unused}
         versions = (FORMAT_VERSION, PREPARATION_VERSION)
         made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
         how = (self.language, self.dialogue and asdict(self.dialogue), duplicates.digest(self.duplicates))
@@ -433,15 +436,8 @@ def counted(
     results: Iterator[tuple[Work, duplicates.Signed]], progress: Progress
 ) -> Iterator[tuple[Work, duplicates.Signed]]:
     for work, signed in results:
-        progress.advance(text_bytes(work.block))
+        progress.advance(work.block.size)
         yield work, signed
-
-
-def text_bytes(block: corpus.Block) -> int:
-    """The block's text in bytes; of a Parquet file, where blocks are counted in rows, in characters."""
-    if block.file.format == corpus.PARQUET:
-        return sum(len(value) for value in block.payload or () if isinstance(value, str))
-    return block.end - block.begin
 
 
 def size_of(sources: list[Source]) -> int:
@@ -467,12 +463,14 @@ def blocks_of(source: Source, plan: Plan, dialogue: Dialogue | None, found: dupl
 
 
 def block_size(plan: Plan, dialogue: Dialogue | None) -> int:
-    """Bytes of text in a block: of dialogue with variants less, which becomes as many tokens.
+    """Bytes of text in a block: more for a window above 4,096, so that rows are packed from enough documents, but at
+    most 32 MB; of dialogue with variants less, which becomes as many tokens.
 
     A document longer than a block is cut: even one of 32 bytes per token that fills a window is none such, nor one
     that is not too long, of four bytes per character.
     """
-    wanted = BLOCK_BYTES // (1 + dialogue.level if dialogue else 1)
+    times = min(8.0, max(1.0, plan.recipe.window / 4096))
+    wanted = int(times * BLOCK_BYTES) // (1 + dialogue.level if dialogue else 1)
     return max(wanted, 32 * plan.recipe.window, 4 * (plan.recipe.max_characters or 0))
 
 
@@ -572,7 +570,7 @@ def prepare_split(
             write(result.rows)
             remainder.add(result.rest)
             sums.update({name: getattr(result, name) for name in ("documents", "variants", "turns", "words", "tokens")})
-            progress.advance(text_bytes(work.block), result.tokens)
+            progress.advance(work.block.size, result.tokens)
         remainder.close()
         for file in source.files:
             if not file.path.stat().st_size:

@@ -1,6 +1,6 @@
 """Padding, lost tokens and cuts: prepare_data.py's rows beside one document per row and plain concatenation.
 
-    python benchmarks/padding.py [--windows 513 2049 8193 --tokenizers mistral-7b-v0.1 gpt2 falcon]
+    python benchmarks/padding.py [--windows 513 2049 8193 --tokenizers mistral-7b-v0.1 gpt2 falcon] [--together]
 
 1. Ours is what prepare_data.py writes. The manifest says how much of it is padding and repeated context. What is lost
    or cut is found without it, from the shards: the tokens that are targets there, counted by id, against those that
@@ -12,6 +12,7 @@
 Lost is a token that is no target anywhere, but for each document's first: a row's first token has nothing before it
 unless it is repeated, and what is dropped is never seen. Cut are the documents that no row holds whole, avoidable the
 cuts through those that fit a window.
+--together packs all splits as one dataset: the last row of a small one is no matter then.
 Prints a table and appends it to benchmarks/results.csv.
 """
 
@@ -55,6 +56,7 @@ def main() -> None:
         default=["mistral-7b-v0.1", "gpt2", "falcon"],
         help="directories, or names in ../shared/tokenizers",
     )
+    parser.add_argument("--together", action="store_true", help="all splits as one dataset")
     parser.add_argument("--no_record", action="store_true", help="leave results.csv as it is")
     arguments = parser.parse_args()
     from benchmarks.results import Figure, record
@@ -62,20 +64,30 @@ def main() -> None:
     print(f"{'tokenizer':16} {'window':>6}  {'':13} {'rows':>7} {'padding':>9} {'repeated':>9}", end="")
     print(f" {'lost':>8} {'cut':>6} {'avoidable':>9}")
     figures = []
-    for tokenizer in (SHARED / "tokenizers" / name for name in arguments.tokenizers):
-        for window in arguments.windows:
-            for who, waste in measure(arguments.source, tokenizer, window).items():
-                print(f"{tokenizer.name:16} {window:6}  {who:13} {waste.rows:7,} {waste.padding:9.3%}", end="")
-                print(f" {waste.repeated:9.3%} {waste.lost:8,} {waste.cut:6,} {waste.avoidable:9,}", flush=True)
-                shape = f"{tokenizer.name} {window}"
-                figures += [
-                    Figure(who, shape, f"{100 * waste.padding:.4f}", "% padding"),
-                    Figure(who, shape, f"{100 * waste.repeated:.4f}", "% repeated"),
-                    Figure(who, shape, str(waste.lost), "tokens lost"),
-                    Figure(who, shape, str(waste.avoidable), "avoidable cuts"),
-                ]
+    with tempfile.TemporaryDirectory() as folder:
+        source = put_together(arguments.source, Path(folder)) if arguments.together else arguments.source
+        for tokenizer in (SHARED / "tokenizers" / name for name in arguments.tokenizers):
+            for window in arguments.windows:
+                for who, waste in measure(source, tokenizer, window).items():
+                    print(f"{tokenizer.name:16} {window:6}  {who:13} {waste.rows:7,} {waste.padding:9.3%}", end="")
+                    print(f" {waste.repeated:9.3%} {waste.lost:8,} {waste.cut:6,} {waste.avoidable:9,}", flush=True)
+                    shape = f"{tokenizer.name} {window}{' together' if arguments.together else ''}"
+                    figures += [
+                        Figure(who, shape, f"{100 * waste.padding:.4f}", "% padding"),
+                        Figure(who, shape, f"{100 * waste.repeated:.4f}", "% repeated"),
+                        Figure(who, shape, str(waste.lost), "tokens lost"),
+                        Figure(who, shape, str(waste.avoidable), "avoidable cuts"),
+                    ]
     if not arguments.no_record:
         record("padding", figures)
+
+
+def put_together(source: Path, folder: Path) -> Path:
+    """A corpus of one dataset with the conversations of all files of `source`."""
+    texts = [path.read_text(encoding="utf-8-sig").strip() for path in sorted(source.rglob("*.txt"))]
+    (folder / "All").mkdir()
+    (folder / "All" / "full.txt").write_text("\n\n".join([*texts, ""]), encoding="utf-8")
+    return folder
 
 
 def measure(source: Path, tokenizer: Path, window: int) -> dict[str, Waste]:

@@ -262,6 +262,8 @@ def test_a_part_of_a_conversation_is_one_of_its_own(tmp_path):
         results, rows = run(BlockWorker(RECIPE, SLOW), some)
         assert len(some) > 5 and total(results, "documents") == (1 + level) * len(some)
         assert total(results, "variants") == level * len(some)
+        if not level:
+            assert total(results, "words") == len(text.normalise(texts[0], "fr").split())
         assert targets_of(rows, RECIPE.window).total() == total(results, "tokens") - total(results, "documents")
 
 
