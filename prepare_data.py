@@ -23,9 +23,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal, TypeVar
 
 from lit_gpt import command
@@ -35,6 +37,7 @@ from utils import corpus, duplicates, text
 from utils.block_rows import BlockRows, BlockWorker, Dialogue, Recipe, Remainder, Rows, Work, start_worker
 from utils.corpus import CorpusFile, Source
 from utils.encoding import Library
+from utils.folder_lock import FolderLock
 from utils.metadata import DatasetFacts, facts_of, read_metadata
 from utils.progress import Progress
 from utils.removals import RemovalLog
@@ -120,6 +123,8 @@ class PrepareOptions:
     """What to do about what is no document (not UTF-8, NUL, broken JSON, no such field); skipped ones are counted."""
     num_workers: int | None = None
     """Processes that tokenise. Default: one per CPU core; in a Slurm step, one per CPU of the task."""
+    fast_tokenizer: bool = True
+    """Tokenise by gigatoken, if it is installed and proves itself on a sample of the text."""
     max_memory: float | None = None
     """GB of memory to use at most, for all processes: fewer of them tokenise where that is too little."""
     add_bos: bool | None = None
@@ -192,6 +197,10 @@ class Job:
     def part_path(self) -> Path:
         return self.data_dir / PARTS / f"{self.source.name}.json"
 
+    @property
+    def report_path(self) -> Path:
+        return self.data_dir / REPORTS / f"{self.source.name}.jsonl"
+
     def fingerprint(self, files: list[dict[str, Any]]) -> str:
         """SHA-256 over all that the split's shards are made from; `files` is what `file_facts` says."""
         unused = {"checkpoint_dir"} if self.dialogue and self.dialogue.level else {"checkpoint_dir", "seed"}
@@ -199,7 +208,7 @@ class Job:
         versions = (FORMAT_VERSION, PREPARATION_VERSION)
         made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
         how = (self.language, self.dialogue and asdict(self.dialogue), duplicates.digest(self.duplicates))
-        options = (self.options.multiple_of, self.options.on_bad_input)
+        options = (self.options.multiple_of, self.options.on_bad_input, self.options.fast_tokenizer)
         content = json.dumps([versions, made_from, how, options], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -211,16 +220,40 @@ def main(options: PrepareOptions) -> None:
         inspect(options.inspect, options.show, options.seed)
         return
     assert options.destination_path is not None
-    require_folder(options.destination_path)
+    require_folder(options)
     tasks = join_tasks(options.destination_path)
     plan = gather(lambda: make_plan(options) if tasks.rank == 0 else None, tasks)[0]
-    own = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]
-    with make_pool(own, plan, options) as pool:
-        found = find_duplicates(own, plan, options, tasks, pool)
-        mine = prepare([make_job(source, found, plan, options) for source in own], plan, pool)
-    everyones = gather(lambda: mine, tasks)
-    if tasks.rank == 0:
-        publish({source: entry for entries in everyones for source, entry in entries.items()}, plan, options)
+    with owned(options.destination_path, tasks) as lock:
+        own = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]
+        with make_pool(own, plan, options) as pool:
+            found = find_duplicates(own, plan, options, tasks, pool)
+            mine = prepare([make_job(source, found, plan, options) for source in own], plan, pool)
+        everyones = gather(lambda: mine, tasks)
+        if lock:
+            lock.check()
+            publish({source: entry for entries in everyones for source, entry in entries.items()}, plan, options)
+
+
+@contextmanager
+def owned(data_dir: Path, tasks: Tasks) -> Iterator[FolderLock | None]:
+    """Takes the data folder for this call, against any other; the lock is task 0's, and leaves nothing behind.
+
+    Raises:
+        UserError: on every task, if another call is writing there.
+    """
+    taken: list[FolderLock] = []
+
+    def take() -> None:
+        if tasks.rank == 0:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            taken.append(FolderLock.acquire(data_dir))
+
+    gather(take, tasks)
+    try:
+        yield taken[0] if taken else None
+    finally:
+        for lock in taken:
+            lock.release(leave=False)
 
 
 def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
@@ -233,9 +266,14 @@ def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
         return together(action, tasks.group)
 
 
-def require_folder(path: Path) -> None:
+def require_folder(options: PrepareOptions) -> None:
+    """Raises a `UserError` if the destination is no folder, or one that the next call would read as a corpus."""
+    assert options.source_path is not None and options.destination_path is not None
+    path = options.destination_path
     if path.exists() and not path.is_dir():
         raise UserError(f"--destination_path: {path} is not a directory")
+    if options.source_path.is_dir() and path.resolve().is_relative_to(options.source_path.resolve()):
+        raise UserError(f"--destination_path: {path} lies in --source_path, the next call would read what is written")
 
 
 def make_plan(options: PrepareOptions) -> Plan:
@@ -248,6 +286,10 @@ def make_plan(options: PrepareOptions) -> Plan:
     for source in sources:
         if dialogue := dialogue_of(source, facts, options):
             text.normalise("", dialogue.language)  # refuses a language that it does not know
+    known = {name for source in sources for name in (source.dataset, f"{source.dataset}/{source.split.upper()}")}
+    if unknown := sorted(facts.keys() - known):
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        say(f"warning: --metadata names datasets that are not here: {', '.join(unknown[:5])}{more}")
     sizes = [sum(file.path.stat().st_size for file in source.files) for source in sources]
     return Plan(sources, sizes, groups, facts, recipe, read_sample(sources, options), tokenizer.fingerprint)
 
@@ -446,10 +488,10 @@ def size_of(sources: list[Source]) -> int:
     return sum(path.stat().st_size * PACKED.get(path.suffix, 1) for path in files)
 
 
-def file_facts(source: Source) -> list[dict[str, Any]]:
-    """The source files as the manifest names them: path relative to the corpus, bytes, SHA-256."""
+def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]]:
+    """The source files as the manifest names them: path relative to the corpus, bytes, SHA-256; not after `stop`."""
     return [
-        {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path)}
+        {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path, stop)}
         for file in source.files
     ]
 
@@ -480,7 +522,8 @@ def make_pool(sources: list[Source], plan: Plan, options: PrepareOptions) -> Wor
     if options.max_memory is not None:
         wanted = min(wanted, max(1, int((1000 * options.max_memory - MAIN_MEMORY) / WORKER_MEMORY)))
     useful = -(-size_of(sources) // BLOCK_BYTES)
-    return WorkPool(partial(start_worker, plan.recipe, plan.sample), max(1, min(wanted, useful)))
+    make_worker = partial(start_worker, plan.recipe, plan.sample if options.fast_tokenizer else None)
+    return WorkPool(make_worker, max(1, min(wanted, useful)))
 
 
 def own_cpus() -> int:
@@ -507,6 +550,8 @@ def read_part(job: Job) -> DatasetSplit | None:
             return None
         entry = DatasetSplit.from_dict(part["entry"])
         verify_shards(job.data_dir, [entry])
+        if entry.skipped and not job.report_path.is_file():
+            return None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AssertionError, DataError):
         return None
     return replace(entry, group=job.group)
@@ -533,11 +578,13 @@ def make_splits(jobs: list[Job], plan: Plan, pool: WorkPool) -> dict[Source, Dat
                 progress.line(f"tokenised by {result.library.name}: {result.library.reason}")
             yield work, result
 
-    with ThreadPoolExecutor(1) as hashing:
+    stop = Event()
+    with ThreadPoolExecutor(1) as hashing, ExitStack() as at_end:
+        at_end.callback(stop.set)  # nobody waits for the hash of a file that could not be read
         results = say_libraries(pool.map(BlockWorker.__call__, works()))
         for job in jobs:
             of_job = iter(lambda: next(results), (None, None))
-            facts = hashing.submit(file_facts, job.source)
+            facts = hashing.submit(file_facts, job.source, stop)
             entry = made[job.source] = prepare_split(job, of_job, facts, progress)
             part = {"fingerprint": job.fingerprint(entry.sources), "entry": asdict(entry)}
             write_atomically(job.part_path, json.dumps(part) + "\n")
@@ -554,7 +601,7 @@ def prepare_split(
     names = [shard_name(source.dataset, source.split, index, count) for index in range(count)]
     sums: Counter[str] = Counter()
     with (
-        RemovalLog(job.data_dir / REPORTS / f"{source.name}.jsonl") as removals,
+        RemovalLog(job.report_path) as removals,
         ShardWriter(job.data_dir, names, recipe.window, token_dtype(recipe.vocab_size)) as writer,
     ):
 
@@ -606,8 +653,6 @@ def shard_count(source: Source, multiple_of: int) -> int:
 
 def note_removals(file: CorpusFile, result: BlockRows, removals: RemovalLog, job: Job, progress: Progress) -> None:
     """Writes down what a block left out, and says so; stops at what is no document unless asked to skip that."""
-    for message in result.messages:
-        progress.line(f"warning: {file.path}: {message}")
     for bad in result.bad:
         if job.options.on_bad_input == "error":
             raise DataError(describe_bad(file, bad))
@@ -652,6 +697,9 @@ def publish(found: dict[Source, DatasetSplit], plan: Plan, options: PrepareOptio
             "padding": recipe.padding,
             "on_bad_input": options.on_bad_input,
             "deduplicate": options.deduplicate,
+            "similarity": options.similarity if options.deduplicate == "near" else None,
+            "text_field": recipe.text_field,
+            "augmentation_level": options.augmentation_level,
             "min_characters": recipe.min_characters,
             "max_characters": recipe.max_characters,
             "seed": recipe.seed,

@@ -164,7 +164,7 @@ def test_one_block(tmp_path, window, padding, library):
     recipe = replace(RECIPE, window=window, padding=padding)
     texts = random_texts(60, seed=window)
     results, rows = run(BlockWorker(recipe, library), works(tmp_path, texts))
-    assert len(results) == 1 and not results[0].bad and not results[0].removed and not results[0].messages
+    assert len(results) == 1 and not results[0].bad and not results[0].removed
     assert_conserved(results, rows, tokens_of(texts), recipe)
     assert results[0].words == sum(len(one.split()) for one in texts)
     assert results[0].turns == sum(one.count("[speaker") for one in texts)
@@ -344,24 +344,6 @@ def test_a_worker_chooses_its_library(tmp_path, monkeypatch):
         assert results[0].library.name == name and results[0].library.reason
         assert_conserved(results, rows, tokens_of(texts))
         monkeypatch.setattr(encoding, "load_gigatoken", fail)
-
-
-def test_messages_come_with_the_block_they_are_about(tmp_path, monkeypatch):
-    right = encoding.load_gigatoken(TOKENIZER)
-
-    class Wrong:
-        def encode(self, content: bytes) -> np.ndarray:
-            return right.encode(content)[::-1]
-
-    monkeypatch.setattr(encoding, "load_gigatoken", lambda folder: Wrong())
-    texts = random_texts(20, seed=2)
-    (work,) = works(tmp_path, texts)
-    worker = BlockWorker(RECIPE, Library(GIGATOKEN, ""))
-    results, rows = run(worker, [work])
-    assert len(results[0].messages) == 1 and "gigatoken" in results[0].messages[0]
-    assert_conserved(results, rows, tokens_of(texts))
-    assert worker(work).messages == []
-    assert len(results[0].messages) == 1
 
 
 # --- what is given back

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_gpt.command import DataError
 from lit_gpt.hf_tokenizer import tokenizer_json
 from lit_gpt.tokenizer import Tokenizer
 from tests.conftest import SAMPLE, SHARED, TOKENIZER
@@ -27,9 +28,9 @@ ALL = 2**62  # a window that no document is longer than
 
 
 def make_encoder(
-    folder: Path, library: Library = SLOW, bos: bool = True, eos: bool = True, window: int = ALL, log: Callable = print
+    folder: Path, library: Library = SLOW, bos: bool = True, eos: bool = True, window: int = ALL
 ) -> Encoder:
-    return Encoder(folder, bos and Tokenizer(folder).bos_id is not None, eos, window, library, log)
+    return Encoder(folder, bos and Tokenizer(folder).bos_id is not None, eos, window, library)
 
 
 def split(encoded: Encoded) -> list[list[int]]:
@@ -297,14 +298,12 @@ def test_falcon_is_left_to_tokenizers():
 
 
 def encode_last(folder: Path, library: Library, texts: list[str]) -> list[list[int]]:
-    """The tokens of texts that come so late that gigatoken is not compared on them; it must not be dropped."""
+    """The tokens of texts that come so late that gigatoken is not compared on them; it must not refuse."""
     before = random_texts(200)
     assert sum(map(len, before)) > 2 * encoding.CHECK_BYTES
-    said: list[str] = []
-    encoder = make_encoder(folder, library, log=said.append)
+    encoder = make_encoder(folder, library)
     found = split(encoder(documents(*before, *texts)))
-    assert not said and (encoder._fast is None) == (library.name != GIGATOKEN)
-    assert split(encoder(documents(*texts))) == found[len(before) :] and not said
+    assert split(encoder(documents(*texts))) == found[len(before) :]
     return found[len(before) :]
 
 
@@ -349,19 +348,19 @@ def expected_of_model(texts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("text", ["il marche", "il marche " * 2000])
-def test_a_gigatoken_that_turns_wrong_is_dropped(monkeypatch, text):
+def test_a_gigatoken_that_turns_wrong_is_an_error(monkeypatch, text):
     wrong = Wrong(TOKENIZER, b"marche")
     monkeypatch.setattr(encoding, "load_gigatoken", lambda folder: wrong)
-    said: list[str] = []
-    encoder = make_encoder(TOKENIZER, Library(GIGATOKEN, ""), log=said.append)
+    encoder = make_encoder(TOKENIZER, Library(GIGATOKEN, ""))
     assert split(encoder(documents("il va", "oui"))) == expected_of(TOKENIZER, ["il va", "oui"])
-    assert wrong.calls and not said
-    text = text.strip()
-    assert split(encoder(documents(text, "oui"))) == expected_of(TOKENIZER, [text, "oui"])
-    assert len(said) == 1 and "gigatoken gives other tokens" in said[0] and "il marche" in said[0]
-    wrong.calls = 0
-    assert split(encoder(documents("il va"))) == expected_of(TOKENIZER, ["il va"])
-    assert not wrong.calls and len(said) == 1
+    assert wrong.calls
+    with pytest.raises(DataError, match=r"gigatoken gives other tokens .*il marche.*--fast_tokenizer false"):
+        encoder(documents(text.strip(), "oui"))
+
+
+def test_gigatoken_is_not_used_where_it_is_not_wanted():
+    library = choose_library(Tokenizer(TOKENIZER), None)
+    assert library.name == "sentencepiece" and "--fast_tokenizer" in library.reason
 
 
 # --- what an encoder gives

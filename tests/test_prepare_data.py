@@ -33,6 +33,7 @@ from lit_gpt.tokenizer import Tokenizer
 from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run
 from utils import text
 from utils.corpus import CorpusFile, Source
+from utils.folder_lock import FolderLock
 from utils.shards import DatasetSplit, Manifest, verify_shards
 
 CLAIRE, MISTRAL = SHARED / "data" / "claire", SHARED / "tokenizers" / "mistral-7b-v0.1"
@@ -782,7 +783,7 @@ def test_errors_of_the_program_itself(tmp_path):
         ),
         (("--on_bad_input", "ignore"), ("--on_bad_input must be one of 'error', 'skip'",)),
         (("--group_datasets_by_genre", "nowhere.json"), ("nowhere.json does not exist",)),
-        (("--max_memory", 0.3), ("--max_memory must be at least 0.65 GB, not 0.3",)),
+        (("--max_memory", 0.3), ("--max_memory must be at least 0.6 GB, not 0.3",)),
         (("--similarity", 0, "--augmentation_level", -1), ("--similarity must be above 0", "--augmentation_level")),
         (("--multiple_of", 1000, "--max_characters", 2**21), ("--multiple_of must be at most", "--max_characters")),
     ],
@@ -1192,3 +1193,59 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch, multiple_of, deduplicate, ki
     assert prepare(source, data, *given) == 0
     assert prepare(source, tmp_path / "fresh", *given) == 0
     assert content_of(data) == content_of(tmp_path / "fresh")
+
+
+# --- two calls, and folders within each other
+
+
+def test_a_second_call_on_the_same_folder_is_refused(tmp_path):
+    write(tmp_path / "source", "FR/A/full.txt")
+    command = [sys.executable, ROOT / "prepare_data.py", *arguments(tmp_path / "source", tmp_path / "data")]
+    (tmp_path / "data").mkdir()
+    lock = FolderLock.acquire(tmp_path / "data")
+    second = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
+    assert second.returncode == 2 and f"is being written by process {os.getpid()}" in second.stderr
+    assert not (tmp_path / "data/manifest.json").exists()
+    third = subprocess.Popen([str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert "waiting for a sign of life" in third.stdout.readline()
+    lock.release(leave=False)
+    assert third.wait(60) == 0
+    third.stdout.close()
+    assert (tmp_path / "data/manifest.json").exists() and not (tmp_path / "data/.lock").exists()
+
+
+@pytest.mark.parametrize("inside", ["", "out", "FR/out"])
+def test_a_destination_within_the_source(tmp_path, capsys, inside):
+    write(tmp_path / "corpus", "FR/A/full.txt")
+    assert prepare(tmp_path / "corpus", tmp_path / "corpus" / inside) == 2
+    assert "lies in --source_path" in capsys.readouterr().err
+    assert not (tmp_path / "corpus/manifest.json").exists() and not (tmp_path / "corpus/out").exists()
+
+
+def test_a_report_that_is_gone_is_written_again(tmp_path):
+    write(tmp_path / "corpus", "FR/A/full.txt", b"[A:] un\n\n\xff\n\n[A:] deux\n")
+    given = (tmp_path / "corpus", tmp_path / "data", "--on_bad_input", "skip")
+    assert prepare(*given) == 0
+    before = content_of(tmp_path / "data")
+    next((tmp_path / "data/reports").iterdir()).unlink()
+    assert prepare(*given) == 0
+    assert content_of(tmp_path / "data") == before
+
+
+def test_metadata_of_datasets_that_are_not_there_is_said(tmp_path, capsys):
+    write(tmp_path / "corpus", "FR/A/full.txt")
+    metadata = write(tmp_path, "metadata.csv", "dataset,language\nFR/A/train,fr\nFR/A,fr\n")
+    assert prepare(tmp_path / "corpus", tmp_path / "data", "--metadata", metadata) == 0
+    assert "warning: --metadata names datasets that are not here: FR/A/train\n" in capsys.readouterr().out
+
+
+def test_the_fast_tokenizer_may_be_refused(tmp_path, capsys):
+    source = write(tmp_path / "corpus", "FR/A/full.txt").parents[2]
+    assert prepare(source, tmp_path / "fast") == 0
+    assert "tokenised by gigatoken" in capsys.readouterr().out
+    assert prepare(source, tmp_path / "slow", "--fast_tokenizer", "false") == 0
+    assert "tokenised by sentencepiece" in capsys.readouterr().out
+    shards = [
+        {name: sha for name, sha in content_of(tmp_path / x).items() if "safetensors" in name} for x in ("fast", "slow")
+    ]
+    assert shards[0] == shards[1]

@@ -169,7 +169,7 @@ def open_descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-@pytest.mark.parametrize("failing", range(0, 40, 3))
+@pytest.mark.parametrize("failing", range(0, 32, 3))
 def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, failing):
     """While the files are opened, while rows are written, and while they are completed."""
     import utils.shards

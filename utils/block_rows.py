@@ -101,7 +101,6 @@ class BlockRows(NamedTuple):
     library: Library
     bad: list[Bad]
     removed: list[Removed]
-    messages: list[str]
 
 
 class BlockWorker:
@@ -110,12 +109,9 @@ class BlockWorker:
     def __init__(self, recipe: Recipe, library: Library) -> None:
         self.recipe = recipe
         self._library = library
-        self._messages: list[str] = []
-        policy = (recipe.bos, recipe.eos, recipe.window, library, self._messages.append)
-        self._encoder = Encoder(recipe.checkpoint_dir, *policy)
+        self._encoder = Encoder(recipe.checkpoint_dir, recipe.bos, recipe.eos, recipe.window, library)
 
     def __call__(self, work: Work) -> BlockRows:
-        self._messages.clear()
         found, bad = parse(work.block, self.recipe.text_field)
         documents, removed = sift(found, work.duplicates, self.recipe)
         count = len(documents)
@@ -135,7 +131,6 @@ class BlockWorker:
             library=self._library,
             bad=bad,
             removed=removed,
-            messages=list(self._messages),
         )
 
     def _forms(self, document: Document, work: Work) -> list[Document]:
@@ -148,8 +143,8 @@ class BlockWorker:
         return [Document(form.encode(), document.at) for form in (normalised, *variants)]
 
 
-def start_worker(recipe: Recipe, sample: list[str]) -> BlockWorker:
-    """A worker with the fastest library that does `sample` right: the same in every process."""
+def start_worker(recipe: Recipe, sample: list[str] | None) -> BlockWorker:
+    """A worker with the fastest library that does `sample` right, the same in every process; None: with the own one."""
     return BlockWorker(recipe, choose_library(Tokenizer(recipe.checkpoint_dir), sample))
 
 

@@ -33,7 +33,7 @@ from utils.shards import TEST, TRAIN, shard_name
 SPLIT_OF_FILE = {"full.txt": TRAIN, "train.txt": TRAIN, "test.txt": TEST}
 CONVERSATIONS, PLAIN, LINES, PARQUET = "conversations", "plain", "lines", "parquet"
 LINES_FILE = re.compile(r".+\.jsonl(\.gz|\.zst)?")
-TEST_FILE = re.compile(r"(test|valid|validation)([-_.].*)?")
+TEST_FILE = re.compile(r"(test|valid|validation|val|dev|eval)([-_.].*)?", flags=re.IGNORECASE)
 """Names of the JSON lines and Parquet files that are not for training."""
 LIST_FILE = ".list"
 MAX_LINE = 32 * 2**20
@@ -154,6 +154,8 @@ def find_sources(source_path: Path, log: Callable[[str], None] = print) -> list[
             other = max(others)  # train.txt where both are there
             raise DataError(f"{folder} has full.txt and {other}; keep either full.txt, or train.txt and test.txt")
         dataset = _name(folder) if relative == "." else relative
+        if not dataset.isprintable():
+            raise DataError(f"the name of the folder {dataset!r} is no readable text; rename it")
         for name in sorted(names):
             if kind := _kind_of(name, conversational):
                 file = CorpusFile(folder / name, name if relative == "." else f"{relative}/{name}", kind[1])
@@ -202,6 +204,7 @@ def _listed(path: Path) -> list[tuple[str, Path, set[str]]]:
             raise UserError(f"--source_path: {path} is none of *.txt, *.jsonl(.gz/.zst), *.parquet and *{LIST_FILE}")
         return [(".", path.parent, {path.name})]
     folders: dict[Path, set[str]] = {}
+    seen: set[Path] = set()
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # as Python has file names
     for number, line in enumerate(lines, start=1):
         file = Path(line.strip())
@@ -211,7 +214,13 @@ def _listed(path: Path) -> list[tuple[str, Path, set[str]]]:
             raise UserError(f"{path}, line {number}: {path.parent / file} does not exist")
         if _kind_of(file.name, False) is None:
             raise UserError(f"{path}, line {number}: {file} is none of *.txt, *.jsonl(.gz/.zst) and *.parquet")
+        if (path.parent / file).resolve() in seen:
+            raise UserError(f"{path}, line {number}: {file} is there twice")
+        seen.add((path.parent / file).resolve())
         folders.setdefault(file.parent, set()).add(file.name)
+    all_names = {name for names in folders.values() for name in names}
+    if all_names & SPLIT_OF_FILE.keys() and (notes := sorted(n for n in all_names if not _kind_of(n, True))):
+        raise UserError(f"{path}: {notes[0]} is no conversation, and beside conversations *.txt files are not read")
     found = []
     for folder, names in folders.items():
         is_outside = folder.is_absolute() or ".." in folder.parts
@@ -254,7 +263,10 @@ def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[Block]
     with unpacked(file.path) as stream:
         head = stream.read(len(BOM))
         begin, head = (len(BOM), b"") if head == BOM else (0, head)
-        spans = _lines(stream, head, size, packed) if file.format == LINES else _texts(stream, head, size, file.format)
+        if file.format == LINES:
+            spans = _lines(stream, head, min(size, MAX_LINE), packed)
+        else:
+            spans = _texts(stream, head, size, file.format)
         for context, text, length, ends in spans:
             yield Block(file, begin - context, begin, begin + length, ends, text if packed else None)
             begin += length
@@ -410,7 +422,7 @@ def _parquet_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[Bl
                 names = ", ".join(table.schema_arrow.names)
                 raise DataError(f"{file.path} has no column '{text_field}' but {names}; give --text_field")
             row_bytes = sum(table.metadata.row_group(group).total_byte_size for group in range(table.num_row_groups))
-            rows = max(1, min(1024, size * table.metadata.num_rows // max(1, row_bytes)))
+            rows = max(1, min(128, size * table.metadata.num_rows // max(1, row_bytes)))
             values: list[Any] = []
             begin = held = 0
             batches = table.iter_batches(batch_size=rows, columns=[text_field])
@@ -432,7 +444,9 @@ def _values(column: Any) -> list[Any]:
     """The values of an Arrow array, text as bytes: Arrow does not say which one is no UTF-8."""
     from pyarrow import types
 
-    if types.is_string(column.type) or types.is_large_string(column.type):
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_string(column.type) or types.is_large_string(column.type) or types.is_string_view(column.type):
         column = column.cast("large_binary")
     return column.to_pylist()
 

@@ -126,5 +126,5 @@ def _joined_sketches(parts: Path, folders: list[Path], documents: int) -> np.nda
 
 def digest(of_source: OfSource) -> str:
     """SHA-256 of what is left out of a split."""
-    content = [[key, sorted(documents)] for key, documents in sorted(of_source.items())]
+    content = [[key, sorted(documents.items())] for key, documents in sorted(of_source.items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

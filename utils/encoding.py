@@ -3,7 +3,7 @@
 `gigatoken` is several times as fast as the tokenizers and sentencepiece libraries, but does not do every tokenizer, and
 not all of each. So it is used only where it gave the same tokens for a sample of the run's own text (`choose_library`),
 it never sees a document that holds a special token's name it treats otherwise, and each block of text begins with a
-few documents on which it is compared again.
+few documents on which it is compared again; if it is wrong there, the program stops and says so.
 
 A document's part that goes on from an earlier part (`Document.context`) begins with the two words before the cut. The
 tokens of these alone must be the first tokens of the part; what follows them are then the tokens that the whole
@@ -12,7 +12,7 @@ document has there, and the last of them is the one token that two parts share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lit_gpt.command import DataError
 from lit_gpt.tokenizer import Tokenizer
 from utils.corpus import Document, cut_between_words
 from utils.shards import token_dtype
@@ -60,9 +61,11 @@ class Library:
     """Names of special tokens; a document that holds one is left to the slower library."""
 
 
-def choose_library(tokenizer: Tokenizer, sample: list[str]) -> Library:
+def choose_library(tokenizer: Tokenizer, sample: list[str] | None) -> Library:
     """gigatoken if it gives the tokens of `tokenizer` for every text of `sample`, else the tokenizer's own library."""
     own = tokenizer.library
+    if sample is None:
+        return Library(own, "asked for by --fast_tokenizer false")
     try:
         fast = load_gigatoken(tokenizer.directory)
     except ImportError:
@@ -100,12 +103,9 @@ class Encoder:
         bos, eos: whether a document begins and ends with such a token.
         window: a document of at most so many tokens needs no `turns`.
         library: as `choose_library` found.
-        log: what is told when gigatoken turns out to be wrong.
     """
 
-    def __init__(
-        self, checkpoint_dir: Path, bos: bool, eos: bool, window: int, library: Library, log: Callable[[str], None]
-    ) -> None:
+    def __init__(self, checkpoint_dir: Path, bos: bool, eos: bool, window: int, library: Library) -> None:
         self._tokenizer = Tokenizer(checkpoint_dir)
         self._dtype = token_dtype(self._tokenizer.vocab_size)
         self._before = np.array([self._tokenizer.bos_id] if bos else [], np.uint32)
@@ -113,11 +113,13 @@ class Encoder:
         self._window = window
         self._fast = load_gigatoken(checkpoint_dir) if library.name == GIGATOKEN else None
         self._avoid = library.avoid
-        self._log = log
         self._ends, self._starts = _TokenSet(self._tokenizer.line_ends), _TokenSet(self._tokenizer.line_starts)
 
     def __call__(self, documents: list[Document]) -> Encoded:
-        found = self._encode([document.text for document in documents])
+        texts = [document.text for document in documents]
+        if self._fast is not None:
+            self._prove(texts)
+        found = self._encode(texts)
         parts: list[np.ndarray] = []
         lengths, shared, empty = [], 0, []
         for number, (document, ids) in enumerate(zip(documents, found, strict=True)):
@@ -144,7 +146,7 @@ class Encoder:
 
     def _encode(self, texts: list[bytes]) -> list[np.ndarray]:
         """The ids of each text, uint32 or int64."""
-        if self._fast is None or not self._is_right(texts):
+        if self._fast is None:
             return self._encode_slowly(texts)
         encode, avoid = self._fast.encode, self._avoid
         if not any(name in text for name in avoid for text in texts):
@@ -153,8 +155,8 @@ class Encoder:
         slowly = iter(self._encode_slowly(slow))
         return [next(slowly) if any(name in text for name in avoid) else encode(text) for text in texts]
 
-    def _is_right(self, texts: list[bytes]) -> bool:
-        """Whether gigatoken gives the right tokens for the first of `texts`; if not, it is not used any more."""
+    def _prove(self, texts: list[bytes]) -> None:
+        """Raises a `DataError` if gigatoken gives other tokens for the first of `texts`: so it may have before."""
         checked, size = [], 0
         for text in texts:
             if size + len(text) > CHECK_BYTES and not checked:
@@ -166,10 +168,11 @@ class Encoder:
                 checked.append(text)
         for text, ids in zip(checked, self._encode_slowly(checked), strict=True):
             if not np.array_equal(self._fast.encode(text), ids):
-                self._log(f"gigatoken gives other tokens for a text beginning {text[:40]!r}: not used any more")
-                self._fast = None
-                return False
-        return True
+                begin = text.decode("utf-8", "ignore")[:40]
+                raise DataError(
+                    f"gigatoken gives other tokens than {self._tokenizer.library} for a text beginning {begin!r}; "
+                    "run the same command again with --fast_tokenizer false"
+                )
 
     def _encode_slowly(self, texts: list[bytes]) -> list[np.ndarray]:
         found: list[np.ndarray] = []

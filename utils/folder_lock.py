@@ -15,6 +15,7 @@ import os
 import platform
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -92,8 +93,8 @@ class FolderLock:
         Raises:
             UserError: naming the owner, if it is alive.
         """
-        (folder / LOCK).mkdir(exist_ok=True)
         while True:
+            (folder / LOCK).mkdir(exist_ok=True)
             newest = _newest(folder)
             if newest and _is_alive(folder, newest):
                 raise UserError(
@@ -103,8 +104,8 @@ class FolderLock:
             try:
                 with _path(folder, newest + 1).open("x", encoding="utf-8") as file:
                     file.write(_to_json(owner))
-            except FileExistsError:
-                continue  # another process was faster
+            except (FileExistsError, FileNotFoundError):
+                continue  # another process was faster, or has just removed its lock
             if _newest(folder) > newest + 1:  # others came and went since `newest` was read
                 _path(folder, newest + 1).unlink()
                 continue
@@ -121,11 +122,15 @@ class FolderLock:
             taken = f"taken over by {_owner_text(self._folder, newest)}" if newest > self.number else "taken over"
             raise UserError(f"{self._folder} was {taken}; this process, which was cut off from it, stops")
 
-    def release(self) -> None:
-        """Gives the folder back, so that the next owner need not wait."""
+    def release(self, leave: bool = True) -> None:
+        """Gives the folder back, so that the next owner need not wait; unless `leave`, without a trace."""
         self._released.set()
         self._thread.join()
-        if self._is_ours():
+        if not leave:
+            _path(self._folder, self.number).unlink(missing_ok=True)
+            with suppress(OSError):  # not empty: the next owner is there already
+                (self._folder / LOCK).rmdir()
+        elif self._is_ours():
             write_atomically(_path(self._folder, self.number), _to_json(replace(self._owner, released=True)))
 
     def _is_ours(self) -> bool:
@@ -188,6 +193,8 @@ def _is_alive(folder: Path, number: int) -> bool:
         owner, now_touched = _read(folder, number)
         if owner and owner.is_known_dead():
             return False
+        if _newest(folder) < number:
+            return False  # it removed its lock
         if now_touched != touched or _newest(folder) != number:
             return True
     return False

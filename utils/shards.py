@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import Event
 from typing import IO, Any
 
 import numpy as np
@@ -150,7 +151,8 @@ class Manifest:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format_version"] != FORMAT_VERSION:
-                raise DataError(f"{path} has format version {values['format_version']}, this program {FORMAT_VERSION}")
+                versions = f"format version {values['format_version']}, this program {FORMAT_VERSION}"
+                raise DataError(f"{path} has {versions}; prepare the data again (prepare_data.py)")
             return cls(**{**values, "splits": [DatasetSplit.from_dict(entry) for entry in values["splits"]]})
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
             raise DataError(f"{path} is no manifest of this program ({e}); prepare the data again") from None
@@ -235,6 +237,8 @@ class ShardWriter:
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, overlaps: np.ndarray, row_segments: np.ndarray) -> None:
         """Writes rows: tokens [rows, window], and their segments as in a shard."""
+        if not len(tokens):
+            return
         counts = np.diff(row_segments)
         shard_of_row = (self._rows + np.arange(len(tokens))) % len(self._files)
         shard_of_segment = np.repeat(shard_of_row, counts)
@@ -316,15 +320,12 @@ def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return counts, lengths, overlaps
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, stop: Event | None = None) -> str:
+    """The checksum of a file, or of its beginning where `stop` was set on the way."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()  # Python 3.10 has no hashlib.file_digest
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
+        while (chunk := file.read(1 << 20)) and not (stop and stop.is_set()):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
