@@ -45,6 +45,7 @@ from utils.shards import (
     FORMAT_VERSION,
     MANIFEST,
     TEST,
+    TOKENIZER,
     DatasetSplit,
     Manifest,
     ShardWriter,
@@ -73,7 +74,7 @@ MAIN_MEMORY, WORKER_MEMORY = 300, 300
 """MB that the program takes at most, and each process that tokenises."""
 SAID = 10
 """Documents of each kind that the log names; the report names them all."""
-PARTS, REPORTS, TOKENIZER = "parts", "reports", "tokenizer"
+PARTS, REPORTS = "parts", "reports"
 _SPLIT = r"\.?[^/]+-(train|test)"
 OWN_FILE = re.compile(
     rf"({_SPLIT}-\d{{5}}-of-\d{{5}}\.safetensors|{PARTS}/{_SPLIT}\.json|{REPORTS}/{_SPLIT}\.jsonl)(\.tmp)?"

@@ -6,10 +6,8 @@ import random
 from pathlib import Path
 
 from lit_gpt.tokenizer import Tokenizer
-from utils.shards import DatasetSplit, Manifest, Row, RowReader, verify_shards
+from utils.shards import TOKENIZER, DatasetSplit, Manifest, Row, RowReader, verify_shards
 
-TOKENIZER = "tokenizer"
-"""Folder with the tokenizer's files beside the shards."""
 _COLUMNS = ("dataset", "split", "language", "documents", "turns", "words", "tokens", "rows", "padding", "repeated")
 
 

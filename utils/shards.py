@@ -33,6 +33,8 @@ from lit_gpt.command import DataError, UserError
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer"
+"""Folder with the tokenizer's files beside the shards, to read them by."""
 TRAIN, TEST = "train", "test"
 
 
