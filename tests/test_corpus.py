@@ -187,7 +187,7 @@ def test_a_list_of_files(tmp_path, monkeypatch):
     write(tmp_path, "lists/FR/A/full.txt", "lists/FR/A/test.jsonl", "lists/FR/A/other.jsonl", "lists/top.parquet")
     write(tmp_path, "up.jsonl", "other/B/b.jsonl", "other/C/c.jsonl")
     absolute = tmp_path / "other/C/c.jsonl"
-    lines = ["FR/A/test.jsonl", "", "  FR/A/full.txt ", "./FR/A/full.txt", "top.parquet", "../other/B/b.jsonl"]
+    lines = ["FR/A/test.jsonl", "", "  FR/A/full.txt ", "top.parquet", "../other/B/b.jsonl"]
     write(tmp_path, "lists/some.list", content="\ufeff" + "\r\n".join([*lines, str(absolute), "../up.jsonl"]))
     expected = [
         ("B", "train", ["B/b.jsonl"]),
@@ -215,6 +215,9 @@ def test_lists_that_cannot_be_used(tmp_path):
         path.write_bytes(content)
         with pytest.raises(UserError, match="line 1"):
             find_sources(path)
+    path.write_text("A/a.jsonl\n./A/a.jsonl\n")
+    with pytest.raises(UserError, match=r"line 2: A/a\.jsonl is there twice"):
+        find_sources(path)
     path.write_text("\n")
     with pytest.raises(DataError, match="no conversation"):
         find_sources(path)

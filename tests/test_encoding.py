@@ -358,6 +358,17 @@ def test_a_gigatoken_that_turns_wrong_is_an_error(monkeypatch, text):
         encoder(documents(text.strip(), "oui"))
 
 
+def test_a_gigatoken_that_has_grown_is_loaded_anew(monkeypatch):
+    text = next((SAMPLE / "english").rglob("train.txt")).read_text(encoding="utf-8")
+    encoder = make_encoder(TOKENIZER, Library(GIGATOKEN, ""))
+    expected = split(encoder(documents(text)))
+    first = load_gigatoken(TOKENIZER)
+    assert split(encoder(documents(text))) == expected and load_gigatoken(TOKENIZER) is first
+    monkeypatch.setattr(encoding, "MOST_GROWTH", -(2**40))
+    assert split(encoder(documents(text))) == expected
+    assert load_gigatoken(TOKENIZER) is not first
+
+
 def test_gigatoken_is_not_used_where_it_is_not_wanted():
     library = choose_library(Tokenizer(TOKENIZER), None)
     assert library.name == "sentencepiece" and "--fast_tokenizer" in library.reason

@@ -266,14 +266,17 @@ def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[Block]
         if file.format == LINES:
             spans = _lines(stream, head, min(size, MAX_LINE), packed)
         else:
-            spans = _texts(stream, head, size, file.format)
+            spans = _texts(stream, head, size, file.format, packed)
         for context, text, length, ends in spans:
             yield Block(file, begin - context, begin, begin + length, ends, text if packed else None)
             begin += length
 
 
 class _Span(NamedTuple):
-    """A block as it is cut: bytes of context, the text with it, the bytes it goes on by, whether a document ends."""
+    """A block as it is cut: bytes of context, the text with it, the bytes it goes on by, whether a document ends.
+
+    The text may be empty where it is not to be kept.
+    """
 
     context: int
     text: bytes
@@ -283,7 +286,13 @@ class _Span(NamedTuple):
 
 def _lines(stream: IO[bytes], buffer: bytes, size: int, keep: bool) -> Iterator[_Span]:
     """Whole lines, or one that is longer than `size`; of one above `MAX_LINE`, or unless `keep`, the length alone."""
-    while buffer := _read_to(stream, buffer, size):
+    while True:
+        if not keep and (length := _skip_to_last(b"\n", stream, len(buffer), size)):
+            yield _Span(0, b"", length, True)
+            buffer = b""
+            continue
+        if not (buffer := _read_to(stream, buffer, size)):
+            return
         end = (buffer.rfind(b"\n", 0, size) + 1) or (buffer.find(b"\n", size) + 1)
         if not end and len(buffer) < size:
             end = len(buffer)
@@ -305,13 +314,20 @@ def _lines(stream: IO[bytes], buffer: bytes, size: int, keep: bool) -> Iterator[
         buffer = rest
 
 
-def _texts(stream: IO[bytes], buffer: bytes, size: int, file_format: str) -> Iterator[_Span]:
+def _texts(stream: IO[bytes], buffer: bytes, size: int, file_format: str, keep: bool) -> Iterator[_Span]:
     """Texts up to a blank line between conversations: the last one within `size`, else the first one after it.
 
     If neither that nor the file's end is within another `size`, the text is cut between two words.
     """
     context = 0
-    while len(buffer := _read_to(stream, buffer, context + size + 1)) > context + size:
+    can_skip = file_format == CONVERSATIONS and not keep
+    while True:
+        if can_skip and not context and (length := _skip_to_last(b"\n\n", stream, len(buffer), size)):
+            yield _Span(0, b"", length, True)
+            buffer = b""
+            continue
+        if len(buffer := _read_to(stream, buffer, context + size + 1)) <= context + size:
+            break
         end = following = 0
         if file_format == CONVERSATIONS:
             end = _last_gap(buffer, context, context + size)
@@ -327,6 +343,21 @@ def _texts(stream: IO[bytes], buffer: bytes, size: int, file_format: str) -> Ite
         buffer, context = buffer[end - following :], following
     if len(buffer) > context:
         yield _Span(context, buffer, len(buffer) - context, True)
+
+
+def _skip_to_last(mark: bytes, stream: IO[bytes], ahead: int, size: int) -> int:
+    """Moves a file behind the last `mark` among the `size` bytes that begin `ahead` bytes back; how far from there.
+
+    0, and the file stays, if fewer bytes follow or the mark is none of the last 64 KB: so a block is found without
+    reading it.
+    """
+    here, seen = stream.tell(), min(_SEEN, size)
+    begin = here - ahead + size - seen
+    stream.seek(begin)
+    tail = stream.read(seen + 1)
+    found = tail.rfind(mark, 0, seen) if len(tail) > seen else -1
+    stream.seek(here if found < 0 else begin + found + len(mark))
+    return 0 if found < 0 else size - seen + found + len(mark)
 
 
 def _last_gap(buffer: bytes, start: int, end: int) -> int:
