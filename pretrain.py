@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,13 +28,21 @@ if TYPE_CHECKING:
 
     from lit_gpt.lora import LoRASettings
     from utils.checkpoint import CheckpointWriter, Progress, Saved
+    from utils.data import StepData, TrainingData
     from utils.folder_lock import FolderLock
+    from utils.loggers import ScalarLogger
+    from utils.metrics import Meter
     from utils.mixture import Mixture
+    from utils.profiler import StepProfiler
     from utils.run_folder import CsvLog, RunLog
     from utils.shards import DatasetSplit, Manifest
     from utils.stop_request import StopRequest
-    from utils.training import Due, Schedule, StepResult
+    from utils.training import Due, Schedule, StepHistory, StepRecord, StepResult
     from utils.watchdog import Watchdog
+
+
+DEFAULT_PEAK = 312e12
+"""Operations per second that --dry_run reckons with where there is no GPU and none is stated: an A100's, in bf16."""
 
 
 @dataclass(frozen=True)
@@ -117,16 +125,39 @@ class PretrainOptions:
     """Adapt the feed-forward matrices."""
     lora_head: bool = False
     """Adapt the output head."""
+    quantize: Literal["bnb.nf4", "bnb.int8"] | None = None
+    """With --use_lora, keep the base's matrices in 4 or 8 bits (QLoRA); needs bitsandbytes."""
     mask_documents: bool = True
     """A token attends only to its own document, and positions restart with it."""
+    compile: bool = False
+    """Compile each block of the model: a minute or more at the start, faster steps on a GPU."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again instead of keeping it: nothing; all but products and attention; all."""
+    master_weights: bool = True
+    """With --precision bf16-true, update fp32 copies of the weights: bf16 alone rounds small updates away."""
+    log_interval: int | None = None
+    """Steps between two looks at the losses, for which a GPU is waited for; after 10 seconds in any case.
+    Default: 10 on a GPU, 1 without one."""
+    logger: Literal["none", "tensorboard", "wandb"] = "none"
+    """Where curves go besides metrics.csv."""
+    peak_tflops: float | None = None
+    """What one device can do at most, in 10^12 operations per second, for the MFU. Default: its data sheet's figure."""
+    profile_steps: str | None = None
+    """Steps A-B to record with torch's profiler, into OUT_DIR/profile."""
     max_nonfinite_steps: int = 5
-    """Stop after this many steps in a row whose loss or gradient is not finite; such steps are skipped and logged."""
+    """Stop after this many steps in a row whose gradient is not finite; such steps are skipped and logged."""
     verify_data: bool = True
     """Compare every shard with the manifest's SHA-256 before training."""
     async_checkpoints: bool = True
     """Go on training while a checkpoint is written; takes host memory for a copy of what is saved."""
     hang_timeout: int = 600
     """Seconds that a step, a batch of validation or a checkpoint may take; then the run ends with exit code 75."""
+    dry_run: bool = False
+    """Print what the run would need (memory, time, disk) and end: on any machine, without the model's weights."""
+    gpu_memory: float | None = None
+    """With --dry_run, GiB of memory of the GPUs to run on. Default: as here."""
+    mfu: float = 0.4
+    """With --dry_run, the share of --peak_tflops that is expected to be reached."""
     resume: Literal["auto", "never"] = "auto"
     """What to do when --out_dir holds this run: go on from its newest valid checkpoint, or refuse."""
     seed: int = 1337
@@ -139,7 +170,8 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         positive = ("batch_size", "micro_batch_size", "num_epochs", "save_interval", "eval_interval", "learning_rate")
         positive += ("devices", "num_nodes", "max_steps", "max_checkpoints", "eval_samples", "early_stopping", "lora_r")
-        positive += ("max_nonfinite_steps", "lora_alpha", "hang_timeout")
+        positive += ("max_nonfinite_steps", "lora_alpha", "hang_timeout", "log_interval", "peak_tflops")
+        positive += ("gpu_memory", "mfu")
         values = vars(self)
         problems = [f"--{name} must be above 0" for name in positive if values[name] is not None and values[name] <= 0]
         not_negative = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
@@ -151,6 +183,8 @@ class PretrainOptions:
             problems.append("--use_lora true without any matrix to adapt (--lora_query, … --lora_head)")
         if self.early_stopping and self.enable_validation is False:
             problems.append("--early_stopping needs --enable_validation")
+        if self.quantize and not self.use_lora:
+            problems.append("--quantize needs --use_lora true: what is trained cannot be quantised")
         if self.use_lora and self.model_config:
             problems.append("--use_lora needs a foundation model: random weights (--model_config) are not kept")
         command.raise_problems(problems)
@@ -189,6 +223,9 @@ class Run:
     watchdog: Watchdog
     log: RunLog
     metrics: CsvLog | None
+    curves: ScalarLogger | None
+    meter: Meter
+    profiler: StepProfiler
 
 
 def main(options: PretrainOptions) -> None:
@@ -197,6 +234,9 @@ def main(options: PretrainOptions) -> None:
     stop = StopRequest()
     options = try_small(options) if options.try_small else options
     plan = make_plan(options)
+    if options.dry_run:
+        print(describe_needs(options, plan))
+        return
 
     from utils.data import verify_data
     from utils.launch import launch
@@ -208,7 +248,8 @@ def main(options: PretrainOptions) -> None:
             verify_data(options.data_dir, [*plan.mixture.entries, *plan.validation])
         with owned(options.out_dir) as lock:
             run, progress = set_up(fabric, options, plan, lock, stop, watchdog)
-            fit(run, progress)
+            with closing(run.profiler), closing(run.curves) if run.curves else nullcontext():
+                fit(run, progress)
 
 
 def try_small(options: PretrainOptions) -> PretrainOptions:
@@ -226,34 +267,93 @@ def make_plan(options: PretrainOptions) -> Plan:
     """
     from lit_gpt.foundation import config_values, read_config, read_weights, weights_fingerprint
     from lit_gpt.lora import LoRASettings
+    from lit_gpt.quantize import import_bitsandbytes
     from lit_gpt.tokenizer import Tokenizer
     from utils.launch import resolve_processes
+    from utils.loggers import check_logger
     from utils.mixture import Mixture
+    from utils.profiler import parse_profile_steps
     from utils.shards import TRAIN, Manifest
 
+    check_logger(options.logger)
+    if options.quantize and not options.dry_run:
+        import_bitsandbytes()
+    if options.profile_steps:
+        parse_profile_steps(options.profile_steps)
     manifest = Manifest.load(options.data_dir)
     config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
     check_data_fits(manifest, Tokenizer(options.checkpoint_dir), config, options)
     mixture = Mixture.of(manifest.select(TRAIN, options.language), options.mixture)
-    processes = resolve_processes(options.devices, options.num_nodes)
+    processes = (options.devices or 1, options.num_nodes or 1)
+    if not options.dry_run:
+        processes = resolve_processes(options.devices, options.num_nodes)
     samples_per_step = check_batch(options, processes, options.out_dir)
-    weights = None if options.model_config else read_weights(options.checkpoint_dir)
+    weights = None if options.model_config or options.dry_run else read_weights(options.checkpoint_dir)
     names = ("r", "alpha", "dropout", "query", "key", "value", "projection", "mlp", "head")
     lora = LoRASettings(**{name: getattr(options, f"lora_{name}") for name in names}) if options.use_lora else None
     identity = {
         "model": config_values(config),
         "lora": lora and dataclasses.asdict(lora),
         "base": weights and weights_fingerprint(weights),
+        "quantize": options.quantize,
         "data": manifest.fingerprint(mixture.entries),
         "mixture": {entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)},
         "samples_per_step": samples_per_step,
         "mask_documents": options.mask_documents,
+        "master_weights": uses_master_weights(options),
         "seed": options.seed,
     }
-    check_out_dir(options, identity)
+    if not options.dry_run:
+        check_out_dir(options, identity)
     schedule = make_schedule(options, mixture, samples_per_step)
     validation = choose_validation(options, manifest)
     return Plan(manifest, mixture, validation, config, lora, weights, processes, schedule, identity)
+
+
+def describe_needs(options: PretrainOptions, plan: Plan) -> str:
+    """What the run would need, and what to change where it would not fit."""
+    import numpy as np
+    import torch
+
+    from lit_gpt.flops import mean_context, peak_flops
+    from utils.estimate import Workload, advice, describe, estimate
+
+    manifest, entries = plan.manifest, plan.mixture.entries
+    documents = sum(entry.documents for entry in entries) if options.mask_documents else 1
+    length = min(manifest.block_size, sum(entry.tokens for entry in entries) / documents)
+    needs = estimate(
+        Workload(
+            config=plan.config,
+            lora=plan.lora,
+            precision=options.precision,
+            master_weights=options.master_weights,
+            quantize=options.quantize,
+            activation_checkpointing=options.activation_checkpointing,
+            micro_batch_size=options.micro_batch_size,
+            block_size=manifest.block_size,
+            processes=plan.processes[0] * plan.processes[1],
+            processes_per_node=plan.processes[0],
+            tensor_parallel=1,
+            samples_per_step=plan.samples_per_step,
+            rows=plan.mixture.rows,
+            targets_per_row=sum(entry.targets for entry in entries) / sum(entry.rows for entry in entries),
+            context=mean_context(np.array([length]), plan.config.sliding_window_size),
+            steps=plan.schedule.max_steps,
+        )
+    )
+    memory, peak = options.gpu_memory, options.peak_tflops and options.peak_tflops * 1e12
+    if torch.cuda.is_available():
+        memory = memory or torch.cuda.get_device_properties(0).total_memory / 2**30
+        peak = peak or peak_flops(torch.cuda.get_device_name(0), options.precision)
+    peak = peak or DEFAULT_PEAK
+    count = plan.schedule.max_steps / options.save_interval
+    if options.interval_unit == "time":
+        count = 3600 * needs.hours(peak, options.mfu) / options.save_interval
+    checkpoints = min(math.floor(count) + 1, options.max_checkpoints or math.inf)
+    lines = [describe(needs, memory, peak, options.mfu, checkpoints)]
+    if memory and not needs.fits(memory):
+        lines += ["it would with", *(f"  {line}" for line in advice(needs, memory))]
+    return "\n".join(lines)
 
 
 def check_data_fits(manifest: Manifest, tokenizer: Any, config: Config, options: PretrainOptions) -> None:
@@ -372,20 +472,12 @@ def set_up(
     watchdog: Watchdog,
 ) -> tuple[Run, Progress]:
     """Builds the model on every process, loads the checkpoint to go on from and opens the run's files."""
-    import torch
-
-    from lit_gpt.foundation import build_model, refresh_rotary_tables
     from utils.checkpoint import Progress, load_checkpoint
     from utils.processes import on_rank_zero
-    from utils.run_folder import LOG, METRIC_COLUMNS, METRICS, CsvLog, RunLog, drop_metrics_after
-    from utils.training import make_optimizer
+    from utils.profiler import StepProfiler, parse_profile_steps
+    from utils.run_folder import LOG, RunLog
 
-    torch.autograd.set_detect_anomaly(options.debug)
-    dtype = torch.bfloat16 if options.precision == "bf16-true" else torch.float32
-    model = fabric.setup(build_model(plan.config, plan.weights, plan.lora, options.seed, dtype))
-    refresh_rotary_tables(model.module, fabric.device)
-    betas = (options.beta1, options.beta2)
-    optimizer = fabric.setup_optimizers(make_optimizer(model, options.weight_decay, betas))
+    model, optimizer = build(fabric, options, plan)
     on_rank_zero(lambda: check_out_dir(options, plan.identity))  # again: now nobody else can begin a run there
     log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
     checkpoint = find_checkpoint(options.out_dir, log) if options.resume == "auto" else None
@@ -393,19 +485,103 @@ def set_up(
     if checkpoint:
         progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer)
         progress = dataclasses.replace(progress, skipped_in_a_row=0)  # a restart is meant to be another try
-    metrics = None
-    if fabric.is_global_zero:
-        last_step = progress.step if checkpoint else -1
-        drop_metrics_after(options.out_dir, last_step, keep_validation=not progress.validation_pending)
-        metrics = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
-        for change in record_start(options, plan, fabric.world_size, progress):
-            log.line(f"changed since the last start: {change}")
-        log.line(describe(options, plan, model, fabric.world_size))
-        record_mixture(options, plan, log)
-        if checkpoint:
-            log.line(f"going on from {checkpoint}")
-    writer = make_writer(options, lock)
-    return Run(options, plan, fabric, model, optimizer, writer, stop, watchdog, log, metrics), progress
+    last_step = progress.step if checkpoint else -1
+    metrics = open_metrics(options, plan, fabric.world_size, progress, checkpoint, log)
+    steps = parse_profile_steps(options.profile_steps) if options.profile_steps and fabric.is_global_zero else None
+    run = Run(
+        options=options,
+        plan=plan,
+        fabric=fabric,
+        model=model,
+        optimizer=optimizer,
+        writer=make_writer(options, lock),
+        stop=stop,
+        watchdog=watchdog,
+        log=log,
+        metrics=metrics,
+        curves=open_curves(options, last_step, log),
+        meter=make_meter(options, plan, fabric),
+        profiler=StepProfiler(steps, options.out_dir),
+    )
+    return run, progress
+
+
+def open_curves(options: PretrainOptions, last_step: int, log: RunLog) -> ScalarLogger | None:
+    """Where --logger sends curves, on process 0; a problem of its is known on every process."""
+    from utils.loggers import open_logger
+    from utils.processes import on_rank_zero
+
+    opened: list[ScalarLogger | None] = []
+    values = command.public_values(options)
+    on_rank_zero(lambda: opened.append(open_logger(options.logger, options.out_dir, last_step, values, log.line)))
+    return opened[0] if opened else None
+
+
+def build(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[nn.Module, Optimizer]:
+    """The model on the run's devices and its optimiser."""
+    import torch
+
+    from lit_gpt.foundation import empty_model
+    from utils.launch import place_model
+    from utils.training import make_optimizer
+
+    torch.autograd.set_detect_anomaly(options.debug)
+    dtype = torch.bfloat16 if options.precision == "bf16-true" else torch.float32
+    frozen_dtype = torch.float32 if options.precision == "32-true" else torch.bfloat16
+    empty = empty_model(plan.config, plan.lora, dtype, frozen_dtype, options.quantize)
+    prepare_blocks(empty, options)
+    model = place_model(fabric, empty, plan.weights, options.seed, options.precision)
+    betas, masters = (options.beta1, options.beta2), uses_master_weights(options)
+    return model, fabric.setup_optimizers(make_optimizer(model, options.weight_decay, betas, masters))
+
+
+def open_metrics(
+    options: PretrainOptions, plan: Plan, world_size: int, progress: Progress, checkpoint: Path | None, log: RunLog
+) -> CsvLog | None:
+    """metrics.csv up to the checkpoint, and this start in run.yaml and the log; None on every process but one."""
+    from utils.processes import rank
+    from utils.run_folder import METRIC_COLUMNS, METRICS, CsvLog, drop_metrics_after
+
+    if rank() != 0:
+        return None
+    last_step = progress.step if checkpoint else -1
+    drop_metrics_after(options.out_dir, last_step, keep_validation=not progress.validation_pending)
+    metrics = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
+    for change in record_start(options, plan, world_size, progress):
+        log.line(f"changed since the last start: {change}")
+    log.line(describe(options, plan, world_size))
+    record_mixture(options, plan, log)
+    if checkpoint:
+        log.line(f"going on from {checkpoint}")
+    return metrics
+
+
+def uses_master_weights(options: PretrainOptions) -> bool:
+    return options.master_weights and options.precision == "bf16-true"
+
+
+def prepare_blocks(model: nn.Module, options: PretrainOptions) -> None:
+    """Sets what the blocks compute again, and compiles them; the names of their parameters stay."""
+    import torch
+
+    for block in model.transformer.h:
+        block.recompute = options.activation_checkpointing
+        if options.compile:
+            block.forward = torch.compile(block.forward)
+
+
+def make_meter(options: PretrainOptions, plan: Plan, fabric: Fabric) -> Meter:
+    from functools import partial
+
+    import torch
+
+    from lit_gpt.flops import flops_per_token, peak_flops
+    from utils.metrics import Meter
+
+    peak = options.peak_tflops and options.peak_tflops * 1e12
+    if peak is None and fabric.device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(fabric.device), options.precision)
+    return Meter(fabric.device, fabric.world_size, peak, partial(flops_per_token, plan.config, plan.lora))
 
 
 def make_writer(options: PretrainOptions, lock: FolderLock | None) -> CheckpointWriter:
@@ -478,10 +654,15 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
     return [f"--{key} {value} → {now.get(key)}" for key, value in changed.items()]
 
 
-def describe(options: PretrainOptions, plan: Plan, model: nn.Module, world_size: int) -> str:
+def describe(options: PretrainOptions, plan: Plan, world_size: int) -> str:
+    import torch
+
+    from lit_gpt.foundation import empty_model
+
+    model = empty_model(plan.config, plan.lora, torch.float32)  # not the real one, whose parts may be quantised
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    kind = "LoRA" if plan.lora else "full"
+    kind = f"LoRA{f' ({options.quantize} base)' if options.quantize else ''}" if plan.lora else "full"
     return (
         f"{kind} training of {trained:,} of {total:,} parameters, {options.precision}, on {world_size} process(es): "
         f"{plan.schedule.max_steps:,} steps of {plan.samples_per_step} samples from {len(plan.mixture.entries)} "
@@ -502,37 +683,43 @@ def record_mixture(options: PretrainOptions, plan: Plan, log: RunLog, counts: tu
 
 
 def fit(run: Run, progress: Progress) -> None:
-    """The training loop: fetch, step, log, validate, save, stop."""
+    """The training loop: fetch, step, log, validate, save, stop. It waits for the device only where it logs."""
     from utils.data import TrainingData
-    from utils.training import Agenda
+    from utils.training import Agenda, StepHistory
 
     options, plan, fabric = run.options, run.plan, run.fabric
-    data = TrainingData(
-        options.data_dir,
-        plan.mixture,
-        options.seed,
-        plan.samples_per_step,
-        plan.manifest.window,
-        options.mask_documents,
-    )
-    micro_batches = data.steps(progress.step, fabric.global_rank, fabric.world_size, options.micro_batch_size)
+    window, samples = plan.manifest.window, plan.samples_per_step
+    data = TrainingData(options.data_dir, plan.mixture, options.seed, samples, window, options.mask_documents)
+    steps = data.steps(progress.step, fabric.global_rank, fabric.world_size, options.micro_batch_size)
     progress = catch_up(run, progress)
-    agenda = Agenda(options.interval_unit, options.eval_interval if plan.validation else None, options.save_interval)
+    eval_interval = options.eval_interval if plan.validation else None
+    log_interval = options.log_interval or (10 if fabric.device.type == "cuda" else 1)
+    agenda = Agenda(options.interval_unit, eval_interval, options.save_interval, log_interval)
+    history = StepHistory(len(plan.mixture.entries))
+    phase = run.meter.timer.phase
 
     while (reason := stop_reason(run, progress)) is None:
         run.watchdog.mark(f"reading the samples of step {progress.step + 1}")
+        run.profiler.step(progress.step + 1)
         began = time.monotonic()
-        batches = next(micro_batches)
+        with phase("data"):
+            step_data = next(steps)
         run.watchdog.mark(f"step {progress.step + 1}")
-        result = train_step(run, progress, batches, data)
-        progress = advance(run, progress, result, time.monotonic() - began)
-        log_step(run, progress, result, time.monotonic() - began)
+        result = train_step(run, progress, step_data, data)
+        with phase("communication"):
+            due = agenda.due(progress.step + 1, run.stop.received, run.writer.failed())
+        progress = advance(run, progress, step_data, time.monotonic() - began)
+        history.add(result, step_data, place(progress) | {"learning_rate": run.optimizer.param_groups[0]["lr"]})
+        last = is_last_step(run, progress, due)
+        if last or any(due):
+            progress = log_steps(run, progress, history)
+        if last or due.validate or due.save or due.interrupted:
+            log_datasets(run, progress, history)
 
-        due = agenda.due(progress.step, run.stop.received, run.writer.failed())
         if due.failed:
             run.writer.raise_failure()
         log_saved(run, run.writer.poll())
-        pending = bool(plan.validation) and (due.validate or is_last_step(run, progress, due))
+        pending = bool(plan.validation) and (due.validate or last)
         progress = dataclasses.replace(progress, validation_pending=pending)
         if pending and not due.interrupted:
             progress = validate_now(run, progress)
@@ -591,51 +778,95 @@ def is_last_step(run: Run, progress: Progress, due: Due) -> bool:
     return last_checkpoint or progress.step >= run.plan.schedule.max_steps
 
 
-def train_step(run: Run, progress: Progress, batches: list[Any], data: Any) -> StepResult:
-    """One optimiser step at its learning rate; a step that is not finite is logged with its sample numbers."""
+def train_step(run: Run, progress: Progress, step_data: StepData, data: TrainingData) -> StepResult:
+    """One optimiser step at its learning rate."""
     from utils.training import optimiser_step
 
+    options = run.options
     for group in run.optimizer.param_groups:
         group["lr"] = run.plan.schedule.learning_rate(progress.step)
     samples = data.samples(progress.step, run.fabric.global_rank, run.fabric.world_size)
     # any two samples of any two seeds below 2^20 get different generators
-    seeds = [
-        run.options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in samples[:: run.options.micro_batch_size]
-    ]
-    result = optimiser_step(run.fabric, run.model, run.optimizer, batches, run.options.grad_clip, seeds)
-    if result.skipped:
-        first = progress.step * run.plan.samples_per_step
-        run.log.line(
-            f"step {progress.step + 1} skipped: loss {result.loss}, gradient norm {result.grad_norm}, "
-            f"samples {first} to {first + run.plan.samples_per_step - 1}"
-        )
-    return result
+    seeds = [options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in samples[:: options.micro_batch_size]]
+    return optimiser_step(run.fabric, run.model, run.optimizer, step_data, options.grad_clip, seeds, run.meter.timer)
 
 
-def advance(run: Run, progress: Progress, result: StepResult, seconds: float) -> Progress:
-    return dataclasses.replace(
+def advance(run: Run, progress: Progress, step_data: StepData, seconds: float) -> Progress:
+    run.meter.add(step_data, seconds)
+    progress = dataclasses.replace(
         progress,
         step=progress.step + 1,
         samples=progress.samples + run.plan.samples_per_step,
-        tokens=progress.tokens + result.targets,
+        tokens=progress.tokens + step_data.targets,
+    )
+    return spend(run, progress, seconds)
+
+
+def spend(run: Run, progress: Progress, seconds: float) -> Progress:
+    return dataclasses.replace(
+        progress,
         seconds=progress.seconds + seconds,
         device_seconds=progress.device_seconds + seconds * run.fabric.world_size,
-        skipped_in_a_row=progress.skipped_in_a_row + 1 if result.skipped else 0,
     )
 
 
-def log_step(run: Run, progress: Progress, result: StepResult, seconds: float) -> None:
+def log_steps(run: Run, progress: Progress, history: StepHistory) -> Progress:
+    """Waits for the steps since the last look and writes down how they went; a step that was skipped by its samples."""
+    began = time.monotonic()
+    records = history.read()
+    waited = time.monotonic() - began
+    columns = run.meter.read(waited)
+    progress = spend(run, progress, waited)
+    skipped = progress.skipped_in_a_row
+    for record in records:
+        skipped = skipped + 1 if record.skipped else 0
+        if record.skipped:
+            end = record.columns["samples"]
+            run.log.line(
+                f"step {record.columns['step']} skipped: loss {record.loss}, gradient norm {record.grad_norm}, "
+                f"samples {end - run.plan.samples_per_step} to {end - 1}"
+            )
+    write_metrics(run, records, columns)
+    last, steps = records[-1], run.plan.schedule.max_steps
+    left = (steps - progress.step) * progress.seconds / progress.step
+    run.log.progress(
+        f"step {progress.step:,}/{steps:,}  loss {last.loss:.4f}  lr {last.columns['learning_rate']:.2e}  "
+        f"norm {last.grad_norm:.2f}  {float(columns['tokens_per_second']):,.0f} tokens/s"
+        + (f"  MFU {float(columns['mfu']):.1%}" if "mfu" in columns else "")
+        + f"  {left / 60:,.0f} min left"
+    )
+    return dataclasses.replace(progress, skipped_in_a_row=skipped)
+
+
+def write_metrics(run: Run, records: list[StepRecord], columns: dict[str, Any]) -> None:
+    """A line per step, the last one with what was measured since the last look."""
     if run.metrics is None:
         return
-    learning_rate = run.optimizer.param_groups[0]["lr"]
-    row = {"split": "train", "loss": result.loss, "targets": result.targets, "learning_rate": learning_rate}
-    row |= {"grad_norm": result.grad_norm, "tokens_per_second": f"{result.targets / seconds:.0f}"}
-    run.metrics.write([place(progress) | row])
-    left = (run.plan.schedule.max_steps - progress.step) * progress.seconds / progress.step
-    run.log.progress(
-        f"step {progress.step:,}/{run.plan.schedule.max_steps:,}  loss {result.loss:.4f}  lr {learning_rate:.2e}  "
-        f"norm {result.grad_norm:.2f}  {result.targets / seconds:,.0f} tokens/s  {left / 60:,.0f} min left"
+    rows = [
+        record.columns
+        | {"split": "train", "loss": record.loss, "targets": record.targets, "grad_norm": record.grad_norm}
+        for record in records
+    ]
+    rows[-1] |= columns
+    run.metrics.write(rows)
+    if run.curves:
+        names = ("loss", "learning_rate", "grad_norm", *columns)
+        run.curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
+
+
+def log_datasets(run: Run, progress: Progress, history: StepHistory) -> None:
+    """A line for each dataset that was trained on since the last time."""
+    if run.metrics is None:
+        return
+    names = [entry.dataset for entry in run.plan.mixture.entries]
+    losses = {name: loss for name, loss in zip(names, history.take_dataset_losses(), strict=True) if loss.targets}
+    run.metrics.write(
+        place(progress) | {"split": "train", "dataset": name, "loss": loss.mean, "targets": loss.targets}
+        for name, loss in losses.items()
     )
+    if run.curves:
+        scalars = {f"train/{name}": loss.mean for name, loss in losses.items()}
+        run.curves.log(progress.step, scalars, always=True)
 
 
 def place(progress: Progress) -> dict[str, Any]:
@@ -676,9 +907,7 @@ def validate_now(run: Run, progress: Progress) -> Progress:
     best = progress.best_loss
     better = best is None or not math.isfinite(best) or losses[ALL].mean < progress.best_loss
     progress = dataclasses.replace(
-        progress,
-        seconds=progress.seconds + seconds,
-        device_seconds=progress.device_seconds + seconds * run.fabric.world_size,
+        spend(run, progress, seconds),
         best_loss=losses[ALL].mean if better else best,
         validations_without_improvement=0 if better else progress.validations_without_improvement + 1,
         validation_pending=False,
@@ -688,6 +917,8 @@ def validate_now(run: Run, progress: Progress) -> Progress:
             place(progress) | {"split": "valid", "dataset": name, "loss": loss.mean, "targets": loss.targets}
             for name, loss in losses.items()
         )
+    if run.curves:
+        run.curves.log(progress.step, {f"valid/{name}": loss.mean for name, loss in losses.items()}, always=True)
     each = "  ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items() if name != ALL)
     run.log.line(f"validation at step {progress.step:,}: {losses[ALL].mean:.4f}  ({each})")
     return progress

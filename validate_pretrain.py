@@ -125,8 +125,9 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
     """Measures one checkpoint, unless it was done before, and appends its losses; False if it is damaged."""
     import torch
 
-    from lit_gpt.foundation import build_model, refresh_rotary_tables
+    from lit_gpt.foundation import empty_model
     from utils.checkpoint import verify_checkpoint
+    from utils.launch import place_model
     from utils.processes import on_rank_zero
     from utils.run_folder import VALIDATION, RunRecord, read_csv
     from utils.trained import load_trained
@@ -142,8 +143,7 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
         return False
     trained = load_trained(checkpoint, options.checkpoint_dir, verify=False)
     dtype = torch.bfloat16 if task.precision == "bf16-true" else torch.float32
-    model = fabric.setup(build_model(trained.config, trained.state_dict, None, 0, dtype))
-    refresh_rotary_tables(model.module, fabric.device)
+    model = place_model(fabric, empty_model(trained.config, None, dtype), trained.state_dict, 0, task.precision)
     mask_documents = RunRecord.load(checkpoint).identity["mask_documents"]
     max_rows = options.max_batches and options.max_batches * options.batch_size
     losses = validate(

@@ -257,7 +257,14 @@ def require_equal(whole: Path, interrupted: Path) -> None:
     from utils.checkpoint import list_checkpoints
 
     columns = ("step", "samples", "tokens", "split", "dataset", "loss", "targets", "learning_rate", "grad_norm")
-    one, other = ([[row[column] for column in columns] for row in rows_of(folder)] for folder in (whole, interrupted))
+    one, other = (
+        [
+            [row[column] for column in columns]
+            for row in rows_of(folder)
+            if row["split"] == "valid" or not row["dataset"]
+        ]
+        for folder in (whole, interrupted)
+    )
     assert one == other, next((a, b) for a, b in zip(one, other, strict=False) if a != b)
     states = []
     for folder in (whole, interrupted):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from litgpt.config import Config
 from torch import Tensor, nn
 
 from lit_gpt.command import DataError, UserError, as_os_error
-from lit_gpt.lora import LoRASettings, is_adapter
+from lit_gpt.lora import LoRASettings, base_name, is_adapter
 from lit_gpt.model import GPT, LoRAGPT
+from lit_gpt.quantize import Quantization, quantise_frozen, quantised_layers
 
 WEIGHTS = "lit_model.pth"
 CONFIG = "model_config.yaml"
@@ -92,29 +95,75 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
 def build_model(
     config: Config, weights: Mapping[str, Tensor] | None, lora: LoRASettings | None, seed: int, dtype: torch.dtype
 ) -> nn.Module:
-    """A model on the CPU: with `weights`, or random ones when None; with fresh adapters when `lora` is given.
+    """A whole model on the CPU, in one dtype: see `empty_model` and `materialise`."""
+    model = empty_model(config, lora, dtype)
+    materialise(model, weights, seed, torch.device("cpu"))
+    return model
 
-    Equal on every process: random numbers come from `seed`.
+
+def empty_model(
+    config: Config,
+    lora: LoRASettings | None,
+    dtype: torch.dtype,
+    frozen_dtype: torch.dtype | None = None,
+    quantize: Quantization | None = None,
+) -> nn.Module:
+    """A model on the meta device, which takes no memory, as it is to be sharded and then filled by `materialise`.
+
+    Args:
+        config: the base model's.
+        lora: adapters; they alone are trained.
+        dtype: of what is trained.
+        frozen_dtype: of the base under adapters. Default: `dtype`.
+        quantize: keeps the matrices of the base's blocks in this format, and computes in `frozen_dtype`; needs `lora`.
+
+    Raises:
+        UserError: if `quantize` needs a package that is missing.
+    """
+    assert lora or not quantize, "what is trained cannot be quantised"
+    with torch.device("meta"):
+        model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype if parameter.requires_grad else frozen_dtype or dtype)
+    if quantize:
+        quantise_frozen(model, quantize)
+    return model
+
+
+@torch.no_grad()
+def materialise(model: nn.Module, weights: Mapping[str, Tensor] | None, seed: int, device: torch.device) -> None:
+    """Fills a model of `empty_model`, also one whose parameters FSDP2 has sharded, in place on `device`.
+
+    Of a sharded parameter a process reads, converts and keeps only its own part; quantised matrices are whole on every
+    process, and are made one at a time. An unsharded parameter whose tensor in `weights` has the right dtype and device
+    shares its memory. Random numbers come from `seed` alone, tensor by tensor on the host, so that any number of
+    processes gets the same values.
+
+    Args:
+        model: on the meta device.
+        weights: the base model's state dict, best memory-mapped (`read_weights`); random ones when None. Adapters are
+            always fresh.
+        seed: of the random numbers.
+        device: where the model is to be.
 
     Raises:
         DataError: if `weights` are not those of a model of this config.
     """
-    with torch.device("meta"):
-        model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
-    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    parameters = dict(model.named_parameters())
+    adapters = _fresh_adapters(parameters, generator)
     if weights is None:
-        model.to_empty(device="cpu")
-        _initialise(model, config)
+        values = chain(_random_base(parameters, model.config.n_layer, generator), adapters)
     else:
-        _load(model, weights, config)
-    for module in model.modules():
-        if hasattr(module, "lora_A"):
-            module.lora_A = nn.Parameter(torch.empty(module.lora_A.shape))
-            module.lora_B = nn.Parameter(torch.empty(module.lora_B.shape))
-            module.reset_parameters()
-    model = model.to(dtype)
-    refresh_rotary_tables(model, torch.device("cpu"))
-    return model
+        _check_weights(model, weights)
+        base = ((name, weights[base_name(name)]) for name in parameters if not is_adapter(name))
+        values = chain(base, adapters)
+    own = {name: _own_part(value, parameters[name], device) for name, value in values}
+    model.load_state_dict(own, strict=False, assign=True)  # FSDP2 hears of new tensors by load_state_dict's hooks
+    for name, layer in quantised_layers(model):
+        assert weights is not None, "random weights are not quantised"
+        layer.fill(weights[base_name(f"{name}.weight")], device)
+    refresh_rotary_tables(model, device)
 
 
 def refresh_rotary_tables(model: nn.Module, device: torch.device) -> None:
@@ -122,34 +171,56 @@ def refresh_rotary_tables(model: nn.Module, device: torch.device) -> None:
     model.cos, model.sin = model.rope_cache(device=device)
 
 
-def _load(model: nn.Module, weights: Mapping[str, Tensor], config: Config) -> None:
-    try:
-        missing, unexpected = model.load_state_dict(dict(weights), strict=False, assign=True)
-    except RuntimeError as e:
-        raise DataError(
-            f"the weights are not of the model '{config.name}': {str(e).splitlines()[-1].strip()}"
-        ) from None
-    missing = [name for name in missing if not is_adapter(name)]
-    if missing or unexpected:
-        first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place"
-        raise DataError(f"the weights are not of the model '{config.name}': {first}")
-    trained = LoRAGPT if isinstance(model, LoRAGPT) else GPT
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(trained is GPT or is_adapter(name))
+def _own_part(value: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
+    """What this process holds of the whole tensor `value`, in the dtype and the sharding of `parameter`."""
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    if not isinstance(parameter, DTensor):
+        return value.to(device, parameter.dtype)
+    mesh, placements, shape = parameter.device_mesh, parameter.placements, parameter.shape
+    sizes, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
+    part = value[tuple(slice(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True))]
+    part = part.to(device, parameter.dtype, copy=True)  # a view would keep the whole tensor
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=shape, stride=parameter.stride())
 
 
-def _initialise(model: nn.Module, config: Config) -> None:
+def _check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    expected = {base_name(name): list(p.shape) for name, p in model.named_parameters() if not is_adapter(name)}
+    for name, layer in quantised_layers(model):
+        expected[base_name(f"{name}.weight")] = [layer.out_features, layer.in_features]
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    differing = [name for name, shape in expected.items() if name in weights and list(weights[name].shape) != shape]
+    if missing or unexpected or differing:
+        first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place" if unexpected else None
+        first = first or f"{differing[0]} has shape {list(weights[differing[0]].shape)}, not {expected[differing[0]]}"
+        raise DataError(f"the weights are not of the model '{model.config.name}': {first}")
+
+
+def _random_base(
+    parameters: Mapping[str, Tensor], layers: int, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
     """GPT-2's initialisation: N(0, 0.02), the projections into the residual stream scaled by 1/sqrt(2·layers)."""
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-        if isinstance(module, nn.LayerNorm) or type(module).__name__ == "RMSNorm":
-            module.reset_parameters()
-    for name, parameter in model.named_parameters():
-        if name.endswith((".proj.weight", ".proj.linear.weight")):
-            parameter.data.mul_((2 * config.n_layer) ** -0.5)
+    for name, parameter in parameters.items():
+        if is_adapter(name):
+            continue
+        value = torch.zeros(parameter.shape) if name.endswith(".bias") else torch.ones(parameter.shape)
+        if parameter.dim() >= 2:
+            value.normal_(std=0.02, generator=generator)
+        if base_name(name).endswith(".proj.weight"):
+            value *= (2 * layers) ** -0.5
+        yield name, value
+
+
+def _fresh_adapters(parameters: Mapping[str, Tensor], generator: torch.Generator) -> Iterator[tuple[str, Tensor]]:
+    """litgpt's initialisation: B is zero, A is nn.Linear's."""
+    for name, parameter in parameters.items():
+        if name.endswith(".lora_A"):
+            value = torch.empty(parameter.shape)
+            yield name, nn.init.kaiming_uniform_(value, a=math.sqrt(5), generator=generator)
+        elif is_adapter(name):
+            yield name, torch.zeros(parameter.shape)
 
 
 def write_foundation(folder: Path, config: Config, weights: Mapping[str, Tensor], companions: Iterable[Path]) -> Path:

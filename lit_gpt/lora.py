@@ -42,6 +42,11 @@ def is_adapter(name: str) -> bool:
     return "lora_" in name.rsplit(".", 1)[-1]
 
 
+def base_name(name: str) -> str:
+    """The base model's name of a LoRA model's frozen tensor, such as `transformer.h.0.attn.qkv.linear.weight`."""
+    return name.replace(".linear.", ".")
+
+
 @torch.no_grad()
 def merge_adapter(
     base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], config: Config, settings: LoRASettings

@@ -6,19 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 import yaml
 from lightning.fabric import Fabric
 from litgpt.config import Config
-from torch.optim import SGD
+from torch.optim import Optimizer
 
+from lit_gpt import loss
 from lit_gpt.command import end_process
-from lit_gpt.foundation import build_model
+from lit_gpt.foundation import build_model, refresh_rotary_tables
 from lit_gpt.lora import LoRASettings, is_adapter
 from tests.conftest import TINY_MODEL, random_rows
-from utils.data import collate
-from utils.launch import launch
-from utils.training import optimiser_step
+from utils.data import StepData, collate
+from utils.launch import launch, shard_model
+from utils.profiler import StepTimer
+from utils.training import StepHistory, optimiser_step
 
 WINDOW, VOCABULARY, SAMPLES = 33, 97, 12
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)
@@ -34,37 +38,71 @@ def make_model(lora: bool) -> torch.nn.Module:
     return model
 
 
-def main(devices: int, micro_batch_sizes: list[int], lora: bool, output: Path) -> None:
-    """Saves one step's loss, gradient norm and gradient for each size of micro-batch."""
-    fabric = launch(devices, 1, "32-true")
-    results = [one_step(fabric, size, lora) for size in micro_batch_sizes]
+class GradientReader(Optimizer):
+    """Keeps the gradients and leaves the weights as they are."""
+
+    def __init__(self, params: list[torch.nn.Parameter]) -> None:
+        super().__init__(params, {"lr": 1.0})
+        self.gradients: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        self.gradients = {p: p.grad.detach().double() for p in self.param_groups[0]["params"]}
+
+
+def main(devices: int, micro_batch_sizes: list[int], kind: str, variant: str, output: Path) -> None:
+    """Saves one step's loss, gradient norm and gradient for each size of micro-batch.
+
+    `variant` is a precision, `compile`, a kind of recomputation, or `chunks` for a loss in chunks of three positions.
+    """
+    precision = variant if variant.startswith("bf16") else "32-true"
+    if variant == "chunks":
+        loss._LOGITS_PER_CHUNK = 3 * VOCABULARY
+    fabric = launch(devices, 1, precision)
+    results = [one_step(fabric, size, kind == "lora", variant, precision) for size in micro_batch_sizes]
     if fabric.is_global_zero:
         torch.save(results, output)
     end_process(0)
 
 
-def one_step(fabric: Fabric, micro_batch_size: int, lora: bool) -> dict[str, Any]:
-    """The gradient is what one step of plain SGD at learning rate 1 subtracts."""
-    model = fabric.setup(make_model(lora))
+def one_step(fabric: Fabric, micro_batch_size: int, lora: bool, variant: str, precision: str) -> dict[str, Any]:
+    """One step whose gradient is read and not applied."""
+    module = make_model(lora).to(torch.bfloat16 if variant == "bf16-true" else torch.float32)
+    for block in module.transformer.h:
+        block.recompute = variant if variant in ("selective", "full") else "none"
+        if variant == "compile":
+            block.forward = torch.compile(block.forward)
+    if fabric.world_size > 1:
+        shard_model(module, fabric.strategy.device_mesh["data_parallel"], precision)
+    model = fabric.setup(module)
+    refresh_rotary_tables(model.module, fabric.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = fabric.setup_optimizers(SGD(trained, lr=1.0))
+    optimizer = fabric.setup_optimizers(GradientReader(trained))
     share = SAMPLES // fabric.world_size
-    rows = random_rows(SAMPLES, WINDOW, VOCABULARY)[fabric.global_rank * share :][:share]
+    every_row = random_rows(SAMPLES, WINDOW, VOCABULARY)
+    rows = every_row[fabric.global_rank * share :][:share]
     batches = [collate(rows[i : i + micro_batch_size], WINDOW) for i in range(0, share, micro_batch_size)]
-    before = gather(model.module)
-    result = optimiser_step(fabric, model, optimizer, batches, 0.0, [0] * len(batches))
-    after = gather(model.module)
-    gradient = {name: before[name].double() - after[name].double() for name in before}
-    return {"loss": result.loss, "norm": result.grad_norm, "gradient": gradient}
+    data = StepData(
+        batches,
+        [torch.zeros(len(batch.input_ids), dtype=torch.int64) for batch in batches],
+        collate(every_row, WINDOW).target_count,
+        np.array([sum(batch.target_count for batch in batches)]),
+    )
+    history, timer = StepHistory(1), StepTimer(fabric.device)
+    history.add(optimiser_step(fabric, model, optimizer, data, 0.0, [0] * len(batches), timer), data, {})
+    [record], [dataset] = history.read(), history.take_dataset_losses()
+    assert dataset == (pytest.approx(record.loss, rel=1e-6), record.targets)
+    return {"loss": record.loss, "norm": record.grad_norm, "gradient": gather(optimizer.optimizer.gradients, model)}
 
 
-def gather(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {
-        name: (p.full_tensor() if hasattr(p, "full_tensor") else p).detach().clone()
-        for name, p in model.named_parameters()
-        if p.requires_grad
-    }
+def gather(gradients: dict[torch.nn.Parameter, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {}
+    for name, parameter in model.module.named_parameters():
+        if parameter.requires_grad:
+            gradient = gradients[parameter]
+            found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return found
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")], sys.argv[3] == "lora", Path(sys.argv[4]))
+    main(int(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")], sys.argv[3], sys.argv[4], Path(sys.argv[5]))

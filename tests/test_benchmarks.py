@@ -1,8 +1,10 @@
-"""The measuring scripts of data preparation run, and their own arithmetic is right; nothing here is a measurement."""
+"""The measuring scripts run, and their own arithmetic is right; nothing here is a measurement."""
 
 from __future__ import annotations
 
+import gc
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import padding, prepare, prepare_peers
+import pretrain
+from benchmarks import padding, prepare, prepare_peers, stagnation, steady, step
+from lit_gpt import command
 from tests.conftest import ROOT, SAMPLE, TOKENIZER, run
 
 MEGABYTE = 1_000_000
@@ -76,6 +80,112 @@ def test_padding_shows_three_ways():
     assert set(rows) == {"ours", "per", "concatenated"}, output
     assert rows["ours"][3] == "0", "a token is lost"
     assert float(rows["ours"][1][:-1]) < float(rows["per"][1][:-1])
+
+
+# A training step
+
+
+class Connection:
+    """Stands for the process that gives the turns."""
+
+    def __init__(self, turns: list[int]) -> None:
+        self.turns, self.answers = turns, []
+
+    def recv(self) -> int:
+        return self.turns.pop(0)
+
+    def send(self, answer: object) -> None:
+        self.answers.append(answer)
+
+
+STEP = ("--shape", "tiny", "--positions", 64, "--batch", 2, "--rounds", 1, "--no_record")
+
+
+@pytest.mark.parametrize(
+    ("options", "candidates"),
+    [
+        ((), step.FULL),
+        (("--lora", "--activation_checkpointing", "selective"), step.ADAPTED),
+        (("--precision", "bf16-true"), ("ours",)),
+    ],
+)
+def test_step_candidates_take_their_turns_with_one_model(tmp_path, data_dir, options, candidates):
+    arguments = step.parse_arguments([*map(str, (*STEP, *options, "--data_dir", data_dir, "--tokenizer", TOKENIZER))])
+    arguments.source, arguments.work_dir = SAMPLE / "french", tmp_path
+    assert set(candidates) <= set(arguments.candidates)
+    facts = {}
+    for who in candidates:
+        connection = Connection([1, 2, 1, 0])
+        try:
+            step.work(who, connection, arguments)
+        finally:
+            gc.enable()
+        *turns, facts[who] = connection.answers
+        assert len(turns) == 3 and min(turns) > 0
+        assert 0.9 < facts[who].targets < 1 and facts[who].peak > 1e6 and facts[who].recompilations == 0
+    assert len({answer.parameters for answer in facts.values()}) == 1
+    apart = {"ours", "dense", "padded"} & facts.keys()
+    flops = {who: answer.flops for who, answer in facts.items() if who != "padded"}
+    assert len({flops[who] for who in flops if who not in apart}) <= 1
+    if "unmasked" in flops:
+        assert flops["ours"] < flops["unmasked"], "masked documents see fewer keys"
+
+
+def test_step_compares_processes(data_dir):
+    output = run("benchmarks/step.py", *STEP, "--data_dir", data_dir, "--candidates", "ours", "unmasked").stdout
+    assert re.search(r"^ours +155,808 .* 1\.000 +1\.000 ", output, re.MULTILINE), output
+    assert re.search(r"^document masks cost ours -?[\d.]+ % of the speed of unmasked$", output, re.MULTILINE), output
+
+
+def test_step_measures_the_loss():
+    output = run("benchmarks/step.py", "--loss_memory", "--shape", "tiny", "--positions", 8192, "--no_record").stdout
+    ours, logits = (figures(output, name)[0] for name in ("our loss ", "all logits"))
+    # 65,536 positions by 2,048 entries: 0.25 GiB in bf16, and several of them
+    assert 0 < ours < logits / 2 and logits > 0.5, output
+
+
+# Whole runs
+
+
+def test_steady_watches_a_run():
+    output = run("benchmarks/steady.py", "--minutes", 0.05, "--source", SAMPLE / "french", "--no_record").stdout
+    (speed, memory), (last_speed, last_memory) = (figures(output, name) for name in ("first tenth", "last tenth"))
+    assert min(speed, last_speed) > 100 and min(memory, last_memory) > 50, output
+    ratio = float(re.search(r"^last / first: ([\d.]+); memory grew by -?[\d.]+ MB an hour$", output, re.MULTILINE)[1])
+    assert ratio == pytest.approx(last_speed / speed, rel=0.01)
+
+
+def test_tenths_leave_the_warm_up_out():
+    speeds = [50] * 2 + [100] * 91 + [200] * 10  # of seconds 1 to 103
+    lines = [(second, 100 * second, speed) for second, speed in enumerate(speeds, start=1)]
+    names = ("split", "seconds", "tokens", "tokens_per_second")
+    rows = [dict(zip(names, ("train", *map(str, line)), strict=True)) for line in lines]
+    rows.insert(50, dict(zip(names, ("train", "50", "5000", ""), strict=True)))
+    rows.insert(50, dict(zip(names, ("valid", "50", "5000", ""), strict=True)))
+    assert steady.find_tenths(rows, warm_up=2) == pytest.approx((100, 11 / (1 + 10 * 0.5) * 100, 100))
+
+
+def test_stagnation_goes_on_from_one_start_and_draws(tmp_path, monkeypatch, capsys, trained_run):
+    parsed = {}
+
+    def copy_run(folder: Path, name: str, *options: object) -> None:
+        """Stands for pretrain.py, whose options it parses."""
+        parsed[name] = command.parse(pretrain.PretrainOptions, stagnation.pretrain_options(folder, name, *options))
+        shutil.copytree(trained_run, folder / name)
+        if name == "way-3":
+            path = folder / name / "metrics.csv"
+            path.write_text(path.read_text().replace(",train,,", ",train,,1"))  # 1 before the loss's first digit
+
+    monkeypatch.setattr(stagnation, "run_pretrain", copy_run)
+    where = ("--source", SAMPLE / "french", "--figure", tmp_path / "figure.svg")
+    stagnation.main([*map(str, where), "--no_record"])
+    printed = re.findall(r"^(\S.*?)  +([\d.]+)  ([\d.]+) of fp32's$", capsys.readouterr().out, re.MULTILINE)
+    assert [way for way, _, _ in printed] == list(stagnation.WAYS)
+    assert [float(ratio) == 1 for _, _, ratio in printed] == [True, True, True, False]
+    foundations = {options.checkpoint_dir for name, options in parsed.items() if name != "start"}
+    assert len(parsed) == 5 and len(foundations) == 1 and foundations.pop().name == "foundation"
+    assert [options.master_weights for options in parsed.values()] == [True] * 4 + [False]
+    assert "</svg>" in (tmp_path / "figure.svg").read_text()
 
 
 # The text

@@ -40,7 +40,7 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) 
     for step in range(steps):
         torch.manual_seed(step)
         ids = torch.randint(0, 97, (2, 20))
-        model(ids, targets=ids).backward()
+        model(ids, targets=ids).sum.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -11,10 +11,24 @@ from litgpt.config import Config
 from lit_gpt.command import UserError
 from lit_gpt.foundation import build_model, weights_fingerprint
 from lit_gpt.lora import LoRASettings, is_adapter
-from lit_gpt.model import GPT, IGNORE, LoRAGPT, segment_mask, segment_positions, summed_cross_entropy
+from lit_gpt.model import GPT, LoRAGPT
 from tests.conftest import TINY_MODEL
 
-CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97)
+CONFIG_VALUES = {**yaml.safe_load(TINY_MODEL), "vocab_size": 97, "padded_vocab_size": 97}
+CONFIG = Config(**CONFIG_VALUES)
+LLAMA_SHAPE = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000},
+    "tie_word_embeddings": False,
+}
+LORA_WITH_DROPOUT = LoRASettings(4, 8, 0.1, query=True, key=False, value=True, projection=True, mlp=True, head=True)
 ALL_LORA = LoRASettings(4, 8, 0.0, query=True, key=True, value=True, projection=True, mlp=True, head=True)
 
 
@@ -24,16 +38,7 @@ def model() -> torch.nn.Module:
 
 
 def segments_of(*lengths: int) -> torch.Tensor:
-    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).unsqueeze(0)
-
-
-def test_positions_restart_and_masks_separate_documents() -> None:
-    segments = segments_of(3, 1, 4)
-    assert segment_positions(segments).tolist() == [[0, 1, 2, 0, 0, 1, 2, 3]]
-    mask = segment_mask(segments)[0, 0]
-    for query in range(8):
-        for key in range(8):
-            assert mask[query, key] == (key <= query and segments[0, key] == segments[0, query])
+    return torch.tensor([0, *lengths]).cumsum(0).int()
 
 
 def test_packed_documents_give_the_logits_of_litgpt_on_each_alone(model: torch.nn.Module) -> None:
@@ -53,24 +58,56 @@ def test_a_tokens_logits_do_not_change_with_another_document(model: torch.nn.Mod
     before, after = model(ids, segments=segments), model(changed, segments=segments)
     assert torch.equal(before[:, 20:], after[:, 20:])
     assert not torch.equal(before[:, :20], after[:, :20])
-    unmasked = model(ids, segments=torch.zeros_like(segments)), model(changed, segments=torch.zeros_like(segments))
+    unmasked = model(ids, segments=segments_of(60)), model(changed, segments=segments_of(60))
     assert not torch.equal(unmasked[0][:, 20:], unmasked[1][:, 20:])
 
 
-def test_chunked_loss_and_gradient_equal_the_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    head, hidden = torch.nn.Linear(16, 50, bias=False), torch.randn(3, 11, 16, requires_grad=True)
-    targets = torch.randint(0, 50, (3, 11))
-    targets[0, :5] = IGNORE
-    logits = head(hidden).double().flatten(0, 1)
-    expected = -logits.log_softmax(-1)[torch.arange(33), targets.flatten().clamp(min=0)]
-    expected = expected[targets.flatten() != IGNORE].sum()
-    gradients = torch.autograd.grad(expected, (hidden, head.weight))
-    for chunk in (1 << 27, 50 * 4, 1):
-        monkeypatch.setattr("lit_gpt.model._LOGITS_PER_CHUNK", chunk)
-        loss = summed_cross_entropy(head, hidden, targets, vocabulary=50)
-        torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-        for gradient, ours in zip(gradients, torch.autograd.grad(loss, (hidden, head.weight)), strict=True):
-            torch.testing.assert_close(ours, gradient.float(), atol=1e-6, rtol=1e-5)
+def test_rows_of_a_batch_do_not_see_each_other(model: torch.nn.Module) -> None:
+    ids = torch.randint(0, 97, (3, 40))
+    bounds = torch.tensor([0, 13, 40, 80, 81, 120], dtype=torch.int32)
+    together = model(ids, segments=bounds)
+    for index, own in enumerate(([0, 13, 40], [0, 40], [0, 1, 40])):
+        alone = model(ids[index : index + 1], segments=torch.tensor(own, dtype=torch.int32))
+        torch.testing.assert_close(together[index : index + 1], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_a_sliding_window_is_that_of_transformers_mistral() -> None:
+    """Beyond the window too, and within it two documents of a row do not see each other."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = Config(**CONFIG_VALUES, sliding_window_size=8)
+    ours = build_model(config, None, None, seed=3, dtype=torch.float32)
+    assert all(block.attn.apply_sliding_window_attention for block in ours.transformer.h)
+    theirs = MistralForCausalLM(
+        MistralConfig(**LLAMA_SHAPE, head_dim=8, sliding_window=8, attn_implementation="eager")
+    ).eval()
+    copy_into_llama({name: tensor.detach() for name, tensor in ours.state_dict().items()}, theirs)
+    ids = torch.randint(0, 97, (1, 60))
+    packed = ours(ids, segments=segments_of(40, 20))
+    for first, last in ((0, 40), (40, 60)):
+        torch.testing.assert_close(packed[:, first:last], theirs(ids[:, first:last]).logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize("lora", [None, LORA_WITH_DROPOUT], ids=["full", "lora"])
+def test_recomputed_activations_change_no_gradient(recompute: str, lora: LoRASettings | None) -> None:
+    base = build_model(CONFIG, None, None, seed=1, dtype=torch.float32).state_dict()
+    ids = torch.randint(0, 97, (2, 40))
+    found = []
+    for kind in ("none", recompute):
+        model = build_model(CONFIG, base, lora, seed=1, dtype=torch.float32)
+        for block in model.transformer.h:
+            block.recompute = kind
+        kept = []
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            loss = model(ids, segments=segments_of(20, 20, 7, 33), targets=ids).sum
+        loss.backward()
+        found.append((sum(kept), loss, [p.grad for p in model.parameters() if p.requires_grad]))
+    (kept, loss, gradients), (kept_less, loss_again, gradients_again) = found
+    assert kept_less < kept
+    assert torch.equal(loss, loss_again)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True))
 
 
 def test_lora_equals_peft_on_transformers_llama(model: torch.nn.Module) -> None:
@@ -83,18 +120,7 @@ def test_lora_equals_peft_on_transformers_llama(model: torch.nn.Module) -> None:
     for name, parameter in ours.named_parameters():
         if is_adapter(name):
             torch.nn.init.normal_(parameter, std=0.1)
-    config = LlamaConfig(
-        vocab_size=97,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000},
-        tie_word_embeddings=False,
-    )
+    config = LlamaConfig(**LLAMA_SHAPE)
     targets = ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
     peft_model = get_peft_model(
         LlamaForCausalLM(config), LoraConfig(r=4, lora_alpha=8, target_modules=targets, lora_dropout=0.0)
@@ -102,6 +128,20 @@ def test_lora_equals_peft_on_transformers_llama(model: torch.nn.Module) -> None:
     copy_into_peft(ours, peft_model)
     ids = torch.randint(0, 97, (2, 50))
     torch.testing.assert_close(ours(ids), peft_model.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def copy_into_llama(own: dict[str, torch.Tensor], llama: torch.nn.Module) -> None:
+    """The weights, q/k/v taken apart."""
+    weights = {"model.embed_tokens": "transformer.wte", "model.norm": "transformer.ln_f", "lm_head": "lm_head"}
+    values = {f"{theirs}.weight": own[f"{ours}.weight"] for theirs, ours in weights.items()}
+    names = {"self_attn.o_proj": "attn.proj", "mlp.gate_proj": "mlp.fc_1", "mlp.up_proj": "mlp.fc_2"}
+    names |= {"mlp.down_proj": "mlp.proj", "input_layernorm": "norm_1", "post_attention_layernorm": "norm_2"}
+    for layer in range(2):
+        a, b = f"model.layers.{layer}", f"transformer.h.{layer}"
+        values |= {f"{a}.{theirs}.weight": own[f"{b}.{ours}.weight"] for theirs, ours in names.items()}
+        parts = own[f"{b}.attn.qkv.weight"].split([32, 16, 16])
+        values |= {f"{a}.self_attn.{p}_proj.weight": part for p, part in zip("qkv", parts, strict=True)}
+    llama.load_state_dict(values)
 
 
 def copy_into_peft(ours: LoRAGPT, peft_model: torch.nn.Module) -> None:
@@ -148,5 +188,5 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_what_training_would_get_wrong_is_refused() -> None:
-    with pytest.raises(UserError, match="sliding_window_size"):
-        GPT(Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97, sliding_window_size=8))
+    with pytest.raises(UserError, match="attention_logit_softcapping"):
+        GPT(Config(**CONFIG_VALUES, attention_logit_softcapping=8.0))

@@ -19,12 +19,13 @@ def losses(run_dir: Path) -> list[tuple[str, ...]]:
     """What metrics.csv says of the losses, as it is written there."""
     columns = ("step", "samples", "tokens", "split", "dataset", "loss", "targets", "learning_rate", "grad_norm")
     with (run_dir / "metrics.csv").open() as file:
-        return [tuple(row[column] for column in columns) for row in csv.DictReader(file)]
+        rows = [row for row in csv.DictReader(file) if row["split"] == "valid" or not row["dataset"]]
+    return [tuple(row[column] for column in columns) for row in rows]  # a dataset's are since the last save
 
 
 def steps_made(run_dir: Path) -> int:
     path = run_dir / "metrics.csv"
-    return path.read_text().count(",train,") if path.is_file() else 0
+    return path.read_text().count(",train,,") if path.is_file() else 0
 
 
 def start_and_signal(arguments: list[object], run_dir: Path, after: int, number: int) -> int:

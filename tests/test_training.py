@@ -19,14 +19,29 @@ from tests.conftest import ROOT, TOKENIZER, assert_error, random_rows, run
 from tests.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
 from utils.training import Agenda, Schedule
 
-SPLITS = [
-    ("full", 1, "12,4,1"),
-    ("full", 2, "6,1"),
-    ("full", 3, "2"),
-    ("full", 4, "3"),
-    ("lora", 1, "4"),
-    ("lora", 2, "3"),
+WAYS = [
+    ("full", 1, "12,4,1", "plain"),
+    ("full", 2, "6,1", "plain"),
+    ("full", 3, "2", "plain"),
+    ("full", 4, "3", "plain"),
+    ("lora", 1, "4", "plain"),
+    ("lora", 2, "3", "plain"),
+    ("full", 1, "4", "chunks"),
+    ("full", 2, "3", "chunks"),
+    ("full", 1, "4", "compile"),
+    ("lora", 2, "3", "compile"),
+    ("full", 1, "4", "selective"),
+    ("full", 2, "3", "selective"),
+    ("full", 1, "4", "full"),
+    ("lora", 2, "3", "full"),
+    ("full", 1, "4", "bf16-mixed"),
+    ("full", 2, "3", "bf16-mixed"),
+    ("lora", 1, "4", "bf16-mixed"),
+    ("full", 1, "12", "bf16-true"),
+    ("full", 4, "3", "bf16-true"),
 ]
+# Of the loss and the norm relative to themselves, of a gradient to the largest of its matrix: bf16 has three digits.
+TOLERANCES = {"bf16-mixed": (2e-3, 3e-2, 0.1), "bf16-true": (5e-3, 5e-2, 0.2)}
 
 
 def brute_force(lora: bool) -> tuple[float, dict[str, torch.Tensor]]:
@@ -50,19 +65,33 @@ def brute_force(lora: bool) -> tuple[float, dict[str, torch.Tensor]]:
     return loss.item(), dict(zip(names, gradients, strict=True))
 
 
-@pytest.mark.parametrize(("kind", "devices", "micro_batch_sizes"), SPLITS)
-def test_gradient_is_that_of_the_whole_step(kind: str, devices: int, micro_batch_sizes: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "devices", "micro_batch_sizes", "variant"), WAYS)
+def test_gradient_is_that_of_the_whole_step(
+    kind: str, devices: int, micro_batch_sizes: str, variant: str, tmp_path: Path
+) -> None:
     loss, gradients = brute_force(kind == "lora")
     norm = math.sqrt(sum((gradient**2).sum().item() for gradient in gradients.values()))
     output = tmp_path / "gradients.pt"
-    worker = [sys.executable, "-m", "tests.gradient_worker", str(devices), micro_batch_sizes, kind, str(output)]
-    subprocess.run(worker, check=True, cwd=ROOT, timeout=120, capture_output=True)
+    worker = [
+        sys.executable,
+        "-m",
+        "tests.gradient_worker",
+        str(devices),
+        micro_batch_sizes,
+        kind,
+        variant,
+        str(output),
+    ]
+    done = subprocess.run(worker, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    loss_tolerance, norm_tolerance, tolerance = TOLERANCES.get(variant, (1e-6, 1e-5, 1e-5))
     for result in torch.load(output, weights_only=True):
-        assert result["loss"] == pytest.approx(loss, rel=1e-6)
-        assert result["norm"] == pytest.approx(norm, rel=1e-5)
+        assert result["loss"] == pytest.approx(loss, rel=loss_tolerance)
+        assert result["norm"] == pytest.approx(norm, rel=norm_tolerance)
         assert result["gradient"].keys() == gradients.keys()
         for name, gradient in gradients.items():
-            torch.testing.assert_close(result["gradient"][name], gradient, atol=1e-6, rtol=0)
+            largest = tolerance * float(gradient.abs().max())
+            torch.testing.assert_close(result["gradient"][name], gradient, atol=largest, rtol=0)
 
 
 def test_merged_adapter_gives_the_unmerged_models_logits() -> None:
@@ -119,7 +148,9 @@ def test_agenda_counts_steps_or_seconds(monkeypatch: pytest.MonkeyPatch) -> None
 
 def rows_of(run_dir: Path, split: str) -> list[dict[str, str]]:
     with (run_dir / "metrics.csv").open() as file:
-        return [row for row in csv.DictReader(file) if row["split"] == split]
+        return [
+            row for row in csv.DictReader(file) if row["split"] == split and (split == "valid" or not row["dataset"])
+        ]
 
 
 def test_the_loss_falls_and_every_dataset_is_validated(trained_run: Path) -> None:

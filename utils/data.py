@@ -4,6 +4,7 @@
 2. `SampleOrder` (utils/sample_order.py) says which (dataset, row) sample number i is.
 3. `TrainingData.step` reads the rows of one optimiser step that belong to one process; a thread reads ahead.
 4. `collate` turns rows into the tensors of a micro-batch.
+5. How many targets a step has on all processes together each of them counts by itself: nobody waits for it.
 
 Nothing here has a position to save: step s of a run is samples [s·G, (s+1)·G) for any number of processes.
 """
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_gpt.model import IGNORE
+from lit_gpt.loss import IGNORE
 from utils.mixture import Mixture
 from utils.processes import rank, together, world_size
 from utils.sample_order import SampleOrder
@@ -27,9 +28,11 @@ from utils.shards import DatasetSplit, Row, RowReader, verify_shards
 
 
 class Batch(NamedTuple):
-    """A micro-batch: [B, T] int64 each. `targets` is `IGNORE` where there is nothing to predict.
+    """A micro-batch.
 
-    `segments` says which document a token belongs to; None where documents are not kept apart.
+    input_ids, targets: [B, T] int64; a target is `IGNORE` where there is nothing to predict.
+    segments: int32 [segments + 1], where each document begins, counted through all rows, and B·T; None where documents
+        are not kept apart.
     """
 
     input_ids: Tensor
@@ -41,31 +44,50 @@ class Batch(NamedTuple):
         return int((self.targets != IGNORE).sum())
 
     def to(self, device: torch.device) -> Batch:
-        if device.type == "cuda":
-            moved = (t if t is None else t.pin_memory().to(device, non_blocking=True) for t in self)
-            return Batch(*moved)
-        return self
+        return Batch(*(tensor if tensor is None else moved(tensor, device) for tensor in self))
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on `device`, where it may arrive later: what uses it there waits, the host does not."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class StepData(NamedTuple):
+    """What one process trains on in one optimiser step.
+
+    datasets: for each micro-batch int64 [B], the number of each row's dataset in the mixture.
+    targets: of the step on all processes together.
+    dataset_targets: int64 [datasets], on this process.
+    """
+
+    batches: list[Batch]
+    datasets: list[Tensor]
+    targets: int
+    dataset_targets: np.ndarray
 
 
 def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
     """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target.
 
-    A segment's leading `segment_overlaps` tokens are no targets.
+    A segment's leading `segment_overlaps` tokens are no targets. Padding is a segment of its own.
     """
+    positions = window - 1
     tokens = np.zeros((len(rows), window), np.int64)
-    segments = np.full((len(rows), window), -1, np.int64)
     is_target = np.zeros((len(rows), window), bool)
+    bounds = []
     for index, row in enumerate(rows):
+        lengths = np.zeros(0, np.int32) if row is None else row.segment_lengths
+        edges = np.append(0, np.cumsum(lengths))
+        bounds.append(edges[edges < positions] + index * positions)
         if row is None:
             continue
-        lengths = row.segment_lengths
-        used = int(lengths.sum())
+        used = int(edges[-1])
         tokens[index] = row.tokens
-        segments[index, :used] = np.repeat(np.arange(len(lengths)), lengths)
-        offsets = np.arange(used) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        offsets = np.arange(used) - np.repeat(edges[:-1], lengths)
         is_target[index, :used] = offsets >= np.repeat(row.segment_overlaps, lengths)
     targets = np.where(is_target, tokens, IGNORE)
-    parts = (tokens[:, :-1], targets[:, 1:], segments[:, :-1])
+    segments = np.concatenate([*bounds, [len(rows) * positions]]).astype(np.int32)
+    parts = (tokens[:, :-1], targets[:, 1:], segments)
     input_ids, targets, segments = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
     return Batch(input_ids, targets, segments if mask_documents else None)
 
@@ -103,25 +125,39 @@ class TrainingData:
         first = step * self._samples_per_step + rank * share
         return range(first, first + share)
 
-    def step(self, step: int, rank: int, world_size: int, micro_batch_size: int) -> list[Batch]:
-        """The micro-batches of process `rank` in `step`."""
-        rows = []
-        for sample in self.samples(step, rank, world_size):
+    def step(self, step: int, rank: int, world_size: int, micro_batch_size: int) -> StepData:
+        """What process `rank` trains on in `step`."""
+        own = self.samples(step, rank, world_size)
+        rows, datasets = [], []
+        dataset_targets = np.zeros(len(self._readers), np.int64)
+        targets = 0
+        for sample in self.samples(step, 0, 1):
             place = self.order.locate(sample)
-            rows.append(self._readers[place.dataset].read(place.row))
-        micro_batches = (rows[i : i + micro_batch_size] for i in range(0, len(rows), micro_batch_size))
-        return [collate(rows, self._window, self._mask_documents) for rows in micro_batches]
+            reader = self._readers[place.dataset]
+            count = reader.count_targets(place.row)
+            targets += count
+            if sample in own:
+                rows.append(reader.read(place.row))
+                datasets.append(place.dataset)
+                dataset_targets[place.dataset] += count
+        micro_batches = [slice(i, i + micro_batch_size) for i in range(0, len(rows), micro_batch_size)]
+        return StepData(
+            [collate(rows[part], self._window, self._mask_documents) for part in micro_batches],
+            [torch.tensor(datasets[part]) for part in micro_batches],
+            targets,
+            dataset_targets,
+        )
 
-    def steps(self, first: int, rank: int, world_size: int, micro_batch_size: int) -> Iterator[list[Batch]]:
+    def steps(self, first: int, rank: int, world_size: int, micro_batch_size: int) -> Iterator[StepData]:
         """`step(first)`, `step(first + 1)`, … without end; the next one is read while the caller works."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
             step = first
             ahead = pool.submit(self.step, step, rank, world_size, micro_batch_size)
             while True:
-                batches = ahead.result()
+                data = ahead.result()
                 step += 1
                 ahead = pool.submit(self.step, step, rank, world_size, micro_batch_size)
-                yield batches
+                yield data
 
 
 def validation_batches(

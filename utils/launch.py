@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 from datetime import timedelta
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from lit_gpt.command import UserError
@@ -14,7 +16,7 @@ from utils.slurm import every_task_needed, slurm_step, use_own_interface
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
     from lightning.fabric.plugins.environments import ClusterEnvironment
-    from torch import nn
+    from torch import Tensor, nn
     from torch.distributed.device_mesh import DeviceMesh
 
 
@@ -61,7 +63,7 @@ def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
     strategy = "auto"
     if devices * num_nodes > 1:
         strategy = ModelParallelStrategy(
-            parallelize_fn=shard_model,
+            parallelize_fn=lambda model, _mesh: model,  # `place_model` has done it
             data_parallel_size=devices * num_nodes,
             tensor_parallel_size=1,
             process_group_backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -91,10 +93,43 @@ def environment() -> ClusterEnvironment:
     return SLURMEnvironment(auto_requeue=False) if slurm_step() else LightningEnvironment()
 
 
-def shard_model(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """FSDP2: each block is gathered when its turn comes; the embedding and the head stay gathered in between."""
-    from torch.distributed.fsdp import fully_shard
+def place_model(
+    fabric: Fabric, model: nn.Module, weights: Mapping[str, Tensor] | None, seed: int, precision: str
+) -> nn.Module:
+    """A model of `empty_model` on the run's devices, sharded where there are several, and set up for training.
 
-    for block in model.transformer.h:
-        fully_shard(block, mesh=mesh["data_parallel"])
-    return fully_shard(model, mesh=mesh["data_parallel"], reshard_after_forward=False)
+    Args:
+        fabric: launched.
+        model: on the meta device.
+        weights, seed: see `lit_gpt.foundation.materialise`.
+        precision: that of `launch`.
+    """
+    from lit_gpt.foundation import materialise, refresh_rotary_tables
+
+    if fabric.world_size > 1:
+        shard_model(model, fabric.strategy.device_mesh["data_parallel"], precision)
+    materialise(model, weights, seed, fabric.device)
+    placed = fabric.setup(model)
+    refresh_rotary_tables(placed.module, fabric.device)  # bf16-true has made them bf16
+    return placed
+
+
+def shard_model(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
+    """FSDP2: each block is gathered while its neighbour computes; the embedding and the head stay gathered in between.
+
+    Gradients are summed in fp32. With bf16-mixed the weights are kept in fp32 and gathered in bf16.
+    """
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+    if precision != "32-true":
+        gathered = torch.bfloat16 if precision == "bf16-mixed" else None
+        policy = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
+    blocks = list(model.transformer.h)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for block, following in pairwise(blocks):
+        block.set_modules_to_forward_prefetch([following])
+        following.set_modules_to_backward_prefetch([block])

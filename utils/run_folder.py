@@ -31,7 +31,11 @@ ALL = "all"
 
 PLACE_COLUMNS = ("step", "samples", "tokens", "seconds", "device_seconds")
 LOSS_COLUMNS = ("dataset", "loss", "targets")
-METRIC_COLUMNS = (*PLACE_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", "tokens_per_second")
+METER_COLUMNS = ("tokens_per_second", "mfu", "memory_gib", "data_seconds", "forward_seconds", "backward_seconds")
+METER_COLUMNS += ("communication_seconds", "optimiser_seconds")
+"""What utils/metrics.py measures; seconds are those of one step."""
+METRIC_COLUMNS = (*PLACE_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", *METER_COLUMNS)
+"""Of training a line per step, without a dataset, and at each look at the losses one per dataset since the last."""
 VALIDATION_COLUMNS = ("checkpoint", *PLACE_COLUMNS, *LOSS_COLUMNS, "max_samples", "precision", "data")
 
 PACKAGES = ("torch", "lightning", "litgpt", "numpy", "safetensors", "sentencepiece", "tokenizers")

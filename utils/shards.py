@@ -369,6 +369,16 @@ class RowReader:
 
     def read(self, row: int) -> Row:
         """The row numbered `row`, counting through all shards in order."""
+        tokens, local, segments, index = self._find(row)
+        return Row(tokens[local], index["segment_lengths"][segments], index["segment_overlaps"][segments])
+
+    def count_targets(self, row: int) -> int:
+        """How many tokens of the row are prediction targets; reads none of them."""
+        _, _, segments, index = self._find(row)
+        return int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
+
+    def _find(self, row: int) -> tuple[Any, int, slice, dict[str, np.ndarray]]:
+        """The tokens of the row's shard, the row's number there, its segments, and the shard's other arrays."""
         from safetensors import safe_open
 
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -378,6 +388,4 @@ class RowReader:
             self._open[shard] = (file, file.get_slice("tokens"), index)
         _, tokens, index = self._open[shard]
         local = row - int(self._starts[shard])
-        first, last = index["row_segments"][local : local + 2]
-        segments = slice(first, last)
-        return Row(tokens[local], index["segment_lengths"][segments], index["segment_overlaps"][segments])
+        return tokens, local, slice(*index["row_segments"][local : local + 2]), index

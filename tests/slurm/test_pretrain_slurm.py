@@ -33,7 +33,11 @@ def end_of(cluster: Cluster, clone: Path, job_id: int) -> tuple[JobEnd, str]:
 
 def read_losses(run_dir: Path) -> list[tuple[str, str, str, float]]:
     with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
-        return [(row["step"], row["split"], row["dataset"], float(row["loss"])) for row in csv.DictReader(file)]
+        return [
+            (row["step"], row["split"], row["dataset"], float(row["loss"]))
+            for row in csv.DictReader(file)
+            if row["split"] == "valid" or not row["dataset"]
+        ]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,260 @@
+"""Attention within documents, without a [T, T] mask.
+
+All rows of a batch stand side by side as one sequence of N = B·T positions, and `bounds` says where its segments begin.
+A query attends to the keys of its own segment up to itself; in a sliding window's layers to the last `window` of them.
+
+On a GPU torch's variable-length flash attention does it, or FlexAttention where that cannot (fp32, GPUs before Ampere,
+older torch); on the CPU torch's flash kernel, one segment after the other, which is less work than one causal pass over
+whole rows. Keys and values of grouped queries are never repeated.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+_FLASH_HEAD_SIZE = 256
+"""The largest that flash attention does."""
+
+
+class Segments(NamedTuple):
+    """Where the documents of a batch lie: made once per batch, used by every layer.
+
+    bounds: int32 [segments + 1], the first position of each segment and N.
+    longest: at least the length of the longest one.
+    blocks, window_blocks: FlexAttention's block masks, of all layers and of a sliding window's; None where unused.
+    """
+
+    bounds: Tensor
+    longest: int
+    blocks: Any = None
+    window_blocks: Any = None
+
+
+def whole_rows(rows: int, positions: int, device: torch.device | str = "cpu") -> Tensor:
+    """The bounds where each row is one segment."""
+    return torch.arange(0, rows * positions + 1, positions, dtype=torch.int32, device=device)
+
+
+def segment_positions(bounds: Tensor, count: int) -> Tensor:
+    """int64 [count]: the place of each position in its segment."""
+    index = torch.arange(count, dtype=torch.int32, device=bounds.device)
+    return (index - bounds[_segment_numbers(bounds, index)]).long()
+
+
+def _segment_numbers(bounds: Tensor, index: Tensor) -> Tensor:
+    return torch.searchsorted(bounds, index, right=True) - 1
+
+
+def find_segments(
+    bounds: Tensor, count: int, longest: int, dtype: torch.dtype, head_size: int, window: int | None
+) -> Segments:
+    """The `Segments` of `count` positions whose attention is computed in `dtype`."""
+    if bounds.device.type == "cpu" or _varlen_does(bounds.device, dtype, head_size):
+        return Segments(bounds, longest)
+    blocks = _block_mask(bounds, count, None)
+    return Segments(bounds, longest, blocks, _block_mask(bounds, count, window) if window else None)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None) -> Tensor:
+    """Causal attention within each segment.
+
+    Args:
+        q: [N, heads, head size].
+        k, v: [N, groups, head size]; each group serves heads / groups neighbouring heads.
+        segments: of these N positions.
+        scale: factor of the scores.
+        window: how many keys up to its own position a query sees at most; None for all of its segment's.
+
+    Returns:
+        [N, heads, head size].
+    """
+    if segments.blocks is not None:
+        return _attend_by_blocks(q, k, v, segments.window_blocks if window else segments.blocks, scale)
+    if q.device.type == "cuda":
+        reach = (window - 1 if window else -1, 0)
+        bounds, longest, grouped = segments.bounds, segments.longest, q.size(1) != k.size(1)
+        return _varlen_attention()(
+            q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=reach, enable_gqa=grouped
+        )
+    return _segment_attention(q, k, v, segments.bounds, scale, window or 0)[0]
+
+
+# GPU
+
+
+@cache
+def _varlen_attention() -> Callable[..., Tensor] | None:
+    """torch's, if it has one with sliding windows and grouped queries (2.11 has)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys() else None
+
+
+def _varlen_does(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    half = dtype in (torch.bfloat16, torch.float16)
+    if _varlen_attention() is None or not half or head_size > _FLASH_HEAD_SIZE:
+        return False
+    return device.type == "meta" or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
+
+
+def _block_mask(bounds: Tensor, count: int, window: int | None) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    number = _segment_numbers(bounds, torch.arange(count, dtype=torch.int32, device=bounds.device))
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = (number[query] == number[key]) & (query >= key)
+        return seen & (query - key < window) if window else seen
+
+    # compiled it is made block by block: [N, N] never exists
+    make = _compiled(create_block_mask) if bounds.is_cuda else create_block_mask
+    return make(sees, None, None, count, count, device=str(bounds.device))
+
+
+def _attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Any, scale: float) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compute = _compiled(flex_attention) if q.is_cuda else flex_attention
+    q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (q, k, v))
+    y = compute(q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.size(1) != k.size(1))
+    return y.squeeze(0).transpose(0, 1)
+
+
+# CPU
+
+
+class _Tile(NamedTuple):
+    """Queries [start, end), which see keys from `keys` on; `is_causal`, or within the window too."""
+
+    start: int
+    end: int
+    keys: int
+    is_causal: bool
+
+
+def _tiles(bounds: Tensor, window: int) -> Iterator[_Tile]:
+    """The work of a layer: a tile per segment, or where that is longer than the window, one per window of queries."""
+    edges = bounds.tolist()
+    for start, end in pairwise(edges):
+        if start == end:
+            continue
+        first = min(end, start + window) if window else end
+        yield _Tile(start, first, start, True)
+        for begin in range(first, end, window or 1):
+            yield _Tile(begin, min(end, begin + window), begin - window + 1, False)
+
+
+def _grouped(tensor: Tensor, groups: int, repeats: int) -> Tensor:
+    """[L, heads, D], heads being all or the groups → [groups, repeats, L, D], a view."""
+    return tensor.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).expand(-1, repeats, -1, -1)
+
+
+def _band(tile: _Tile, dtype: torch.dtype) -> Tensor | None:
+    """0 where a tile's query sees a key, else -inf: [queries, keys]; None for a causal tile."""
+    if tile.is_causal:
+        return None
+    queries, window = tile.end - tile.start, tile.start - tile.keys + 1
+    seen = torch.ones(queries, queries + window - 1, dtype=torch.bool).tril(window - 1).triu()
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+
+
+@torch.library.custom_op("fabricant::segment_attention", mutates_args=(), device_types="cpu")
+def _segment_attention(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int
+) -> tuple[Tensor, Tensor]:
+    """Output [N, heads, D] and log-sum-exp [heads, N]; `window` 0 for none."""
+    groups, repeats = k.size(1), q.size(1) // k.size(1)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    sums = q.new_empty((q.size(1), q.size(0)), dtype=_sum_dtype(q))
+    for tile in _tiles(bounds, window):
+        queries, keys = slice(tile.start, tile.end), slice(tile.keys, tile.end)
+        parts = (_grouped(t, groups, repeats) for t in (q[queries], k[keys], v[keys]))
+        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *parts, 0.0, tile.is_causal, attn_mask=_band(tile, q.dtype), scale=scale
+        )
+        out[queries] = y.permute(2, 0, 1, 3).flatten(1, 2)
+        sums[:, queries] = lse.flatten(0, 1)
+    return out, sums
+
+
+def _sum_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+@_segment_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty((q.size(1), q.size(0)), dtype=_sum_dtype(q))
+
+
+@torch.library.custom_op("fabricant::segment_attention_backward", mutates_args=(), device_types="cpu")
+def _segment_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    bounds: Tensor,
+    scale: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    groups, repeats = k.size(1), q.size(1) // k.size(1)
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (k, v))
+    for tile in _tiles(bounds, window):
+        queries, keys = slice(tile.start, tile.end), slice(tile.keys, tile.end)
+        dy, y, part_q = (_grouped(t[queries], groups, repeats) for t in (grad, out, q))
+        part_k, part_v = (_grouped(t[keys], groups, repeats) for t in (k, v))
+        lse = sums[:, queries].unflatten(0, (groups, repeats))
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            dy, part_q, part_k, part_v, y, lse, 0.0, tile.is_causal, attn_mask=_band(tile, q.dtype), scale=scale
+        )
+        dq[queries] = grads[0].permute(2, 0, 1, 3).flatten(1, 2)
+        dk[keys] += grads[1].sum(1).transpose(0, 1)
+        dv[keys] += grads[2].sum(1).transpose(0, 1)
+    return dq, dk, dv
+
+
+@_segment_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    bounds: Tensor,
+    scale: float,
+    window: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    return dq, dk, dv
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale, ctx.window = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, bounds, out, sums = ctx.saved_tensors
+    grads = _segment_attention_backward(grad, q, k, v, out, sums, bounds, ctx.scale, ctx.window)
+    return *grads, None, None, None
+
+
+_segment_attention.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,76 @@
+"""Attention within segments against a dense mask in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lit_gpt import attention
+from lit_gpt.attention import Segments, attend, segment_positions, whole_rows
+
+HEADS, SIZE, SCALE = 6, 16, 0.3
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, window: int | None) -> Tensor:
+    """By one mask over all positions, pair by pair."""
+    count = len(q)
+    owner = [sum(int(bound) <= position for bound in bounds) for position in range(count)]
+    rows = [
+        [owner[i] == owner[j] and j <= i and (window is None or i - j < window) for j in range(count)]
+        for i in range(count)
+    ]
+    k, v = (t.repeat_interleave(HEADS // t.size(1), 1) for t in (k, v))
+    q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.tensor(rows), scale=SCALE)[0].transpose(0, 1)
+
+
+# The relative error of one rounding is 1e-16, 6e-8 and 4e-3; sums of some dozen terms of size 1.
+TOLERANCES = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 8e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@settings(deadline=None, max_examples=25)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    window=st.none() | st.integers(1, 45),
+    groups=st.sampled_from([1, 2, 3, 6]),
+    seed=st.integers(0, 2**31),
+)
+def test_outputs_and_gradients_are_those_of_a_dense_mask(
+    dtype: torch.dtype, lengths: list[int], window: int | None, groups: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    bounds, count = torch.tensor([0, *lengths]).cumsum(0).int(), sum(lengths)
+    shapes = ((count, heads, SIZE) for heads in (HEADS, groups, groups))
+    inputs = [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    segments = Segments(bounds, max(lengths))
+    found, expected = attend(*inputs, segments, SCALE, window), dense(*exact, bounds, window)
+    slope = torch.randn(count, HEADS, SIZE)
+    gradients = torch.autograd.grad(found, inputs, slope.to(dtype))
+    tolerance = TOLERANCES[dtype]
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+    for own, twin in zip(gradients, torch.autograd.grad(expected, exact, slope.double()), strict=True):
+        torch.testing.assert_close(own.double(), twin, atol=tolerance * 4, rtol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 7])
+def test_block_masks_are_the_same_documents(window: int | None) -> None:
+    """What GPUs without the flash kernel do; the CPU has its forward pass."""
+    torch.manual_seed(0)
+    bounds = torch.tensor([0, 5, 6, 50, 97], dtype=torch.int32)
+    q, k, v = (torch.randn(97, heads, SIZE, dtype=torch.float64) for heads in (HEADS, 2, 2))
+    blocks = [attention._block_mask(bounds, 97, reach) for reach in (None, window)]
+    found = attend(q, k, v, Segments(bounds, 97, *blocks), SCALE, window)
+    torch.testing.assert_close(found, dense(q, k, v, bounds, window))
+
+
+def test_positions_restart_with_every_segment() -> None:
+    bounds = torch.tensor([0, 3, 4, 8], dtype=torch.int32)
+    assert segment_positions(bounds, 8).tolist() == [0, 1, 2, 0, 0, 1, 2, 3]
+    assert segment_positions(whole_rows(2, 3), 6).tolist() == [0, 1, 2, 0, 1, 2]
