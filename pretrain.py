@@ -391,7 +391,7 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: P
             f"take --micro_batch_size {max(divisors)}, or --batch_size {-(-batch // micro) * micro}"
         )
     world_size = processes[0] * processes[1]
-    if (out_dir / RUN).is_file():
+    if not options.dry_run and (out_dir / RUN).is_file():
         begun = RunRecord.load(out_dir).identity.get("samples_per_step")
         if isinstance(begun, int) and begun != batch * world_size:
             advice = (
