@@ -135,3 +135,9 @@ def test_nothing_to_validate_on(copied_data: Path, arguments: list[object], tmp_
 def test_debug_shows_the_traceback(arguments: list[object], tmp_path: Path) -> None:
     done = run("pretrain.py", *arguments, "--data_dir", "absent", "--debug", "true", check=False)
     assert done.returncode == 2 and "Traceback" in done.stderr
+
+
+def test_options_of_the_engine_that_cannot_be(arguments: list[object], tmp_path: Path) -> None:
+    expect(tmp_path, [*arguments, "--quantize", "bnb.nf4"], 2, "--quantize needs --use_lora")
+    expect(tmp_path, [*arguments, "--profile_steps", "5-3"], 2, "--profile_steps 5-3")
+    expect(tmp_path, [*arguments, "--logger", "wandb"], 2, "pip install wandb")

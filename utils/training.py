@@ -56,7 +56,8 @@ class MasterAdamW(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, closure: None = None) -> None:
+        """`closure` is what torch.distributed.checkpoint gives every optimiser: None."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             states = [self._state_of(weight) for weight in weights]
@@ -81,6 +82,15 @@ class MasterAdamW(Optimizer):
             )
             for weight, master in zip(weights, masters, strict=True):
                 weight.copy_(master)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would round everything to the weights' bf16."""
+        super().load_state_dict(state_dict)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for weight, number in zip(weights, numbers, strict=True):
+            for name, value in state_dict["state"].get(number, {}).items():
+                self.state[weight][name] = value.to(weight.device)
 
     def _state_of(self, weight: Tensor) -> dict[str, Tensor]:
         state = self.state[weight]
