@@ -8,12 +8,14 @@ of keeping them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 import litgpt.lora
 import litgpt.model
 import torch
+import torch.nn.functional as F
 from litgpt.config import Config
 from litgpt.model import apply_rope, do_softcapping
 from torch import Tensor, nn
@@ -43,14 +45,21 @@ class DocumentAttention(nn.Module):
             return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
         config: Config = self.config
         size, n = config.head_size, config.rope_n_elem
-        heads = (config.n_head, config.n_query_groups, config.n_query_groups)
-        parts = self.qkv(x).split([count * size for count in heads], dim=-1)
-        q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in parts)
+        q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in self._project(x))
         q, k = (torch.cat((apply_rope(t[..., :n], cos, sin), t[..., n:]), dim=-1) for t in (q, k))
         scale = (config.attention_scores_scalar or size) ** -0.5 * self.mscale**2
         window = config.sliding_window_size if self.apply_sliding_window_attention else None
         y = attend(*(t.squeeze(0).transpose(0, 1) for t in (q, k, v)), mask, scale, window)
         return self.proj(y.flatten(1).unsqueeze(0))
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values, [..., heads · head size] each."""
+        return self._split(self.qkv(x))
+
+    def _split(self, qkv: Tensor) -> Sequence[Tensor]:
+        config = self.config
+        heads = (config.n_head, config.n_query_groups, config.n_query_groups)
+        return qkv.split([count * config.head_size for count in heads], dim=-1)
 
 
 class CausalSelfAttention(DocumentAttention, litgpt.model.CausalSelfAttention):
@@ -59,6 +68,18 @@ class CausalSelfAttention(DocumentAttention, litgpt.model.CausalSelfAttention):
 
 class LoRACausalSelfAttention(DocumentAttention, litgpt.lora.CausalSelfAttention):
     """litgpt's LoRA attention with document masks."""
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        """Each adapter adds to its own part: litgpt makes a tensor of all three, of zeros where there is no adapter."""
+        layer = self.qkv
+        parts = list(self._split(layer.linear(x)))
+        adapted = [index for index, enabled in enumerate(layer.enable_lora) if enabled]
+        if adapted:
+            down = F.linear(layer.lora_dropout(x), layer.lora_A).chunk(len(adapted), dim=-1)
+            up = layer.lora_B.split(layer.qkv_shapes)
+            for index, a, b in zip(adapted, down, up, strict=True):
+                parts[index] = parts[index] + F.linear(a, b) * layer.scaling
+        return parts
 
 
 # What is dear to compute and cheap to keep; norms, activation functions and rotations are the rest.
