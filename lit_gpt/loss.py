@@ -19,8 +19,10 @@ from torch.utils.checkpoint import checkpoint
 IGNORE = -100
 """The target of a position that predicts nothing."""
 
-# Logits of a chunk: 2^25 are 1,024 positions at a vocabulary of 32,000, 128 MB in fp32.
+# Logits of a chunk: 2^25 are 1,024 positions at a vocabulary of 32,000, 128 MB in fp32. On the CPU 16 MB, which malloc
+# keeps for the next chunk: of more than 32 MB each chunk's pages are new, which took 17 % of a step.
 _LOGITS_PER_CHUNK = 1 << 25
+_LOGITS_PER_CHUNK_ON_CPU = 1 << 22
 
 
 class Losses(NamedTuple):
@@ -54,12 +56,21 @@ def _each_position(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: fl
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
     with torch.autocast(device, enabled=False):
         return _ChunkedLoss.apply(
-            hidden, head.weight, head.bias, targets, softcap, dtype, _chunk(head.out_features), torch.is_grad_enabled()
+            hidden,
+            head.weight,
+            head.bias,
+            targets,
+            softcap,
+            dtype,
+            _chunk(head.out_features, device),
+            torch.is_grad_enabled(),
         )
 
 
-def _chunk(vocabulary: int) -> int:
-    return max(1, _LOGITS_PER_CHUNK // vocabulary)
+def _chunk(vocabulary: int, device: str) -> int:
+    """Positions of a chunk on this kind of device."""
+    logits = min(_LOGITS_PER_CHUNK, _LOGITS_PER_CHUNK_ON_CPU) if device == "cpu" else _LOGITS_PER_CHUNK
+    return max(1, logits // vocabulary)
 
 
 def _by_recomputation(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -71,7 +82,7 @@ def _by_recomputation(head: nn.Module, hidden: Tensor, targets: Tensor, softcap:
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
         return F.cross_entropy(logits, chunk_targets, ignore_index=IGNORE, reduction="none")
 
-    size = _chunk(getattr(head, "linear", head).out_features)
+    size = _chunk(getattr(head, "linear", head).out_features, hidden.device.type)
     parts = zip(hidden.split(size), targets.split(size), strict=True)
     losses = torch.cat([checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts])
     return losses.sum(), losses.detach()
