@@ -315,7 +315,7 @@ def describe_needs(options: PretrainOptions, plan: Plan) -> str:
     import numpy as np
     import torch
 
-    from lit_gpt.flops import mean_context, peak_flops
+    from lit_gpt.flops import mean_context
     from utils.estimate import Workload, advice, describe, estimate
 
     manifest, entries = plan.manifest, plan.mixture.entries
@@ -341,11 +341,9 @@ def describe_needs(options: PretrainOptions, plan: Plan) -> str:
             steps=plan.schedule.max_steps,
         )
     )
-    memory, peak = options.gpu_memory, options.peak_tflops and options.peak_tflops * 1e12
+    memory, peak = options.gpu_memory, find_peak(options) or DEFAULT_PEAK
     if torch.cuda.is_available():
         memory = memory or torch.cuda.get_device_properties(0).total_memory / 2**30
-        peak = peak or peak_flops(torch.cuda.get_device_name(0), options.precision)
-    peak = peak or DEFAULT_PEAK
     count = plan.schedule.max_steps / options.save_interval
     if options.interval_unit == "time":
         count = 3600 * needs.hours(peak, options.mfu) / options.save_interval
@@ -573,15 +571,22 @@ def prepare_blocks(model: nn.Module, options: PretrainOptions) -> None:
 def make_meter(options: PretrainOptions, plan: Plan, fabric: Fabric) -> Meter:
     from functools import partial
 
-    import torch
-
-    from lit_gpt.flops import flops_per_token, peak_flops
+    from lit_gpt.flops import flops_per_token
     from utils.metrics import Meter
 
-    peak = options.peak_tflops and options.peak_tflops * 1e12
-    if peak is None and fabric.device.type == "cuda":
-        peak = peak_flops(torch.cuda.get_device_name(fabric.device), options.precision)
-    return Meter(fabric.device, fabric.world_size, peak, partial(flops_per_token, plan.config, plan.lora))
+    flops = partial(flops_per_token, plan.config, plan.lora)
+    return Meter(fabric.device, fabric.world_size, find_peak(options), flops)
+
+
+def find_peak(options: PretrainOptions) -> float | None:
+    """Operations per second of one device at most: as stated, else its data sheet's; None where neither is known."""
+    import torch
+
+    from lit_gpt.flops import peak_flops
+
+    if options.peak_tflops:
+        return options.peak_tflops * 1e12
+    return peak_flops(torch.cuda.get_device_name(), options.precision) if torch.cuda.is_available() else None
 
 
 def make_writer(options: PretrainOptions, lock: FolderLock | None) -> CheckpointWriter:

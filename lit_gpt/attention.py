@@ -179,7 +179,7 @@ def _segment_attention(
     """Output [N, heads, D] and log-sum-exp [heads, N]; `window` 0 for none."""
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    sums = q.new_empty((q.size(1), q.size(0)), dtype=_sum_dtype(q))
+    sums = q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
     for tile in _tiles(bounds, window):
         queries, keys = slice(tile.start, tile.end), slice(tile.keys, tile.end)
         parts = (_grouped(t, groups, repeats) for t in (q[queries], k[keys], v[keys]))
@@ -191,14 +191,10 @@ def _segment_attention(
     return out, sums
 
 
-def _sum_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 @_segment_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    return out, q.new_empty((q.size(1), q.size(0)), dtype=_sum_dtype(q))
+    return out, q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @torch.library.custom_op("fabricant::segment_attention_backward", mutates_args=(), device_types="cpu")

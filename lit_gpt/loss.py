@@ -78,7 +78,7 @@ def _by_recomputation(head: nn.Module, hidden: Tensor, targets: Tensor, softcap:
 
     def chunk_loss(states: Tensor, chunk_targets: Tensor) -> Tensor:
         logits = head(states)
-        logits = logits.to(_sum_dtype(logits.dtype))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logits = softcap * torch.tanh(logits / softcap) if softcap else logits
         return F.cross_entropy(logits, chunk_targets, ignore_index=IGNORE, reduction="none")
 
@@ -86,10 +86,6 @@ def _by_recomputation(head: nn.Module, hidden: Tensor, targets: Tensor, softcap:
     parts = zip(hidden.split(size), targets.split(size), strict=True)
     losses = torch.cat([checkpoint(chunk_loss, *part, use_reentrant=False) for part in parts])
     return losses.sum(), losses.detach()
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -107,7 +103,7 @@ class _ChunkedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Products are made in `dtype`; `chunk` positions at once."""
         wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
-        exact = _sum_dtype(dtype)
+        exact = torch.promote_types(dtype, torch.float32)
         matrix = weight.to(dtype)
         losses = torch.empty(len(hidden), dtype=exact, device=hidden.device)
         grads = [
@@ -135,7 +131,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # a factor rounded to bf16 would be wrong by up to 0.4 %, for every gradient of the model
-        exact = _sum_dtype(grad.dtype)
+        exact = torch.promote_types(grad.dtype, torch.float32)
         grads = (g if g is None else (g.to(exact) * grad).to(g.dtype) for g in ctx.saved_tensors)
         return *grads, None, None, None, None, None
 
@@ -144,7 +140,7 @@ def _losses_and_slope(
     logits: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None, with_slope: bool
 ) -> tuple[Tensor, Tensor]:
     """The losses [positions], and their derivatives by the logits before the soft cap [positions, vocabulary]."""
-    exact = _sum_dtype(logits.dtype)
+    exact = torch.promote_types(logits.dtype, torch.float32)
     capped = None
     if bias is not None:
         logits = logits.to(exact) + bias

@@ -145,7 +145,6 @@ def count(workload: Workload) -> Count:
     """The tensors of the whole model."""
     model = empty_model(workload.config, workload.lora, *_dtypes(workload))
     everything = list(model.parameters())
-    blocks = [list(block.parameters()) for block in model.transformer.h]
     parameters, trained = _numel(everything), _numel(_trained(everything))
     quantised = 0
     for owner, name, linear in list(_frozen_linears(model)) if workload.quantize else []:
