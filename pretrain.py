@@ -67,8 +67,10 @@ class PretrainOptions:
     """Nodes. Default: as Slurm's step has them, else 1."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "bf16-mixed"
     """Weights and arithmetic: all fp32; fp32 weights and bf16 arithmetic; all bf16 (least memory)."""
+    tensor_parallel: int = 1
+    """Neighbouring devices that share each matrix, for models that do not fit otherwise; divides --devices."""
     batch_size: int = 16
-    """Samples per device per optimiser step."""
+    """Samples per device per optimiser step; with --tensor_parallel, per group of devices that share a model."""
     micro_batch_size: int = 1
     """Samples per forward and backward pass; divides --batch_size."""
     num_epochs: float = 1
@@ -171,7 +173,7 @@ class PretrainOptions:
         positive = ("batch_size", "micro_batch_size", "num_epochs", "save_interval", "eval_interval", "learning_rate")
         positive += ("devices", "num_nodes", "max_steps", "max_checkpoints", "eval_samples", "early_stopping", "lora_r")
         positive += ("max_nonfinite_steps", "lora_alpha", "hang_timeout", "log_interval", "peak_tflops")
-        positive += ("gpu_memory", "mfu")
+        positive += ("gpu_memory", "mfu", "tensor_parallel")
         values = vars(self)
         problems = [f"--{name} must be above 0" for name in positive if values[name] is not None and values[name] <= 0]
         not_negative = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
@@ -185,6 +187,8 @@ class PretrainOptions:
             problems.append("--early_stopping needs --enable_validation")
         if self.quantize and not self.use_lora:
             problems.append("--quantize needs --use_lora true: what is trained cannot be quantised")
+        if self.use_lora and self.tensor_parallel > 1:
+            problems.append("--tensor_parallel trains all weights, not --use_lora's adapters")
         if self.use_lora and self.model_config:
             problems.append("--use_lora needs a foundation model: random weights (--model_config) are not kept")
         command.raise_problems(problems)
@@ -242,7 +246,7 @@ def main(options: PretrainOptions) -> None:
     from utils.launch import launch
     from utils.watchdog import Watchdog
 
-    fabric = launch(*plan.processes, options.precision)
+    fabric = launch(*plan.processes, options.precision, options.tensor_parallel)
     with Watchdog(options.hang_timeout) as watchdog:
         if options.verify_data:
             verify_data(options.data_dir, [*plan.mixture.entries, *plan.validation])
@@ -287,6 +291,7 @@ def make_plan(options: PretrainOptions) -> Plan:
     processes = (options.devices or 1, options.num_nodes or 1)
     if not options.dry_run:
         processes = resolve_processes(options.devices, options.num_nodes)
+    check_tensor_parallel(options, processes, config, manifest.block_size)
     samples_per_step = check_batch(options, processes, options.out_dir)
     weights = None if options.model_config or options.dry_run else read_weights(options.checkpoint_dir)
     names = ("r", "alpha", "dropout", "query", "key", "value", "projection", "mlp", "head")
@@ -333,7 +338,7 @@ def describe_needs(options: PretrainOptions, plan: Plan) -> str:
             block_size=manifest.block_size,
             processes=plan.processes[0] * plan.processes[1],
             processes_per_node=plan.processes[0],
-            tensor_parallel=1,
+            tensor_parallel=options.tensor_parallel,
             samples_per_step=plan.samples_per_step,
             rows=plan.mixture.rows,
             targets_per_row=sum(entry.targets for entry in entries) / sum(entry.rows for entry in entries),
@@ -388,20 +393,30 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: P
             f"--batch_size {batch} is not a multiple of --micro_batch_size {micro}; "
             f"take --micro_batch_size {max(divisors)}, or --batch_size {-(-batch // micro) * micro}"
         )
-    world_size = processes[0] * processes[1]
+    parts = processes[0] * processes[1] // options.tensor_parallel
     if not options.dry_run and (out_dir / RUN).is_file():
         begun = RunRecord.load(out_dir).identity.get("samples_per_step")
-        if isinstance(begun, int) and begun != batch * world_size:
-            advice = (
-                f"take --batch_size {begun // world_size}"
-                if begun % world_size == 0
-                else "take as many as it divides by"
-            )
+        if isinstance(begun, int) and begun != batch * parts:
+            advice = f"take --batch_size {begun // parts}" if begun % parts == 0 else "take as many as it divides by"
+            groups = f" in groups of {options.tensor_parallel}" if options.tensor_parallel > 1 else ""
             raise UserError(
-                f"{out_dir} was begun with {begun} samples per step, --batch_size {batch} on {world_size} processes "
-                f"makes {batch * world_size}; {advice}"
+                f"{out_dir} was begun with {begun} samples per step, --batch_size {batch} on "
+                f"{processes[0] * processes[1]} processes{groups} makes {batch * parts}; {advice}"
             )
-    return batch * world_size
+    return batch * parts
+
+
+def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], config: Config, positions: int) -> None:
+    """Raises unless --tensor_parallel divides the processes of a node, and the model and its micro-batches."""
+    from lit_gpt.tensor_parallel import obstacles
+
+    share = options.tensor_parallel
+    if share == 1:
+        return
+    if processes[0] % share:
+        raise UserError(f"--tensor_parallel {share} does not divide the {processes[0]} process(es) of a node")
+    if found := obstacles(config, share, options.micro_batch_size * positions):
+        raise UserError(f"--tensor_parallel {share} does not divide the model '{config.name}': {', '.join(found)}")
 
 
 def check_out_dir(options: PretrainOptions, identity: dict[str, Any]) -> None:
@@ -690,12 +705,13 @@ def record_mixture(options: PretrainOptions, plan: Plan, log: RunLog, counts: tu
 def fit(run: Run, progress: Progress) -> None:
     """The training loop: fetch, step, log, validate, save, stop. It waits for the device only where it logs."""
     from utils.data import TrainingData
+    from utils.launch import data_place
     from utils.training import Agenda, StepHistory
 
     options, plan, fabric = run.options, run.plan, run.fabric
     window, samples = plan.manifest.window, plan.samples_per_step
     data = TrainingData(options.data_dir, plan.mixture, options.seed, samples, window, options.mask_documents)
-    steps = data.steps(progress.step, fabric.global_rank, fabric.world_size, options.micro_batch_size)
+    steps = data.steps(progress.step, *data_place(fabric), options.micro_batch_size)
     progress = catch_up(run, progress)
     eval_interval = options.eval_interval if plan.validation else None
     log_interval = options.log_interval or (10 if fabric.device.type == "cuda" else 1)
@@ -785,12 +801,13 @@ def is_last_step(run: Run, progress: Progress, due: Due) -> bool:
 
 def train_step(run: Run, progress: Progress, step_data: StepData, data: TrainingData) -> StepResult:
     """One optimiser step at its learning rate."""
+    from utils.launch import data_place
     from utils.training import optimiser_step
 
     options = run.options
     for group in run.optimizer.param_groups:
         group["lr"] = run.plan.schedule.learning_rate(progress.step)
-    samples = data.samples(progress.step, run.fabric.global_rank, run.fabric.world_size)
+    samples = data.samples(progress.step, *data_place(run.fabric))
     # any two samples of any two seeds below 2^20 get different generators
     seeds = [options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in samples[:: options.micro_batch_size]]
     return optimiser_step(run.fabric, run.model, run.optimizer, step_data, options.grad_clip, seeds, run.meter.timer)

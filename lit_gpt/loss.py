@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lit_gpt.tensor_parallel import gathered
+
 IGNORE = -100
 """The target of a position that predicts nothing."""
 
@@ -32,20 +34,24 @@ class Losses(NamedTuple):
     rows: Tensor
 
 
-def cross_entropies(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: float | None = None) -> Losses:
+def cross_entropies(
+    head: nn.Module, hidden: Tensor, targets: Tensor, softcap: float | None = None, first: int = 0
+) -> Losses:
     """Cross-entropy summed over the positions that have a target.
 
     Args:
         head: from hidden states to logits, an `nn.Linear` or an adapted one.
-        hidden: [B, T, C].
+        hidden: [B, T, C]; or [positions, C], some of them, from number `first` on: only they count then.
         targets: [B, T] int64, `IGNORE` where there is nothing to predict.
         softcap: logits are softcap · tanh(logits / softcap), if given.
 
     Returns:
         fp32 (float64 for float64 states).
     """
-    each = _each_position(head, hidden.flatten(0, 1), targets.flatten(), softcap)
-    return Losses(each[0], each[1].view(targets.shape).sum(1))
+    hidden = hidden.flatten(0, -2)
+    end = first + len(hidden)
+    total, each = _each_position(head, hidden, targets.flatten()[first:end], softcap)
+    return Losses(total, F.pad(each, (first, targets.numel() - end)).view(targets.shape).sum(1))
 
 
 def _each_position(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
@@ -57,8 +63,8 @@ def _each_position(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: fl
     with torch.autocast(device, enabled=False):
         return _ChunkedLoss.apply(
             hidden,
-            head.weight,
-            head.bias,
+            gathered(head.weight),
+            head.bias if head.bias is None else gathered(head.bias),
             targets,
             softcap,
             dtype,

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from lit_gpt.attention import Segments, attend, find_segments, segment_positions, whole_rows
 from lit_gpt.command import UserError
 from lit_gpt.loss import Losses, cross_entropies
+from lit_gpt.tensor_parallel import HeadExchange
 
 Recompute = Literal["none", "selective", "full"]
 """What a block computes again in the backward pass: nothing, all but matrix products and attention, or everything."""
@@ -31,6 +32,9 @@ Recompute = Literal["none", "selective", "full"]
 
 class DocumentAttention(nn.Module):
     """litgpt's attention over packed rows when `mask` is `Segments`; with a cache litgpt's own."""
+
+    exchange: HeadExchange | None = None
+    """Where other processes have some of the heads: brings this process's their queries, keys and values."""
 
     def forward(
         self,
@@ -54,12 +58,14 @@ class DocumentAttention(nn.Module):
 
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values, [..., heads · head size] each."""
-        return self._split(self.qkv(x))
+        qkv = self.qkv(x)
+        return self._split(self.exchange(qkv) if self.exchange else qkv)
 
     def _split(self, qkv: Tensor) -> Sequence[Tensor]:
+        """Of all heads, or of an equal share of each kind."""
         config = self.config
         heads = (config.n_head, config.n_query_groups, config.n_query_groups)
-        return qkv.split([count * config.head_size for count in heads], dim=-1)
+        return qkv.split([qkv.size(-1) * count // sum(heads) for count in heads], dim=-1)
 
 
 class CausalSelfAttention(DocumentAttention, litgpt.model.CausalSelfAttention):
@@ -140,6 +146,9 @@ def _check_supported(config: Config) -> None:
 class DocumentGPT(nn.Module):
     """What both models below share: the forward pass over packed rows."""
 
+    place: tuple[int, int] = (0, 1)
+    """This process's number among those that share the model, and how many do (lit_gpt/tensor_parallel.py)."""
+
     def forward(
         self,
         idx: Tensor,
@@ -158,19 +167,21 @@ class DocumentGPT(nn.Module):
             targets: [B, T] int64, the next tokens.
 
         Returns:
-            Logits [B, T, vocabulary], or with `targets` the `Losses`.
+            Logits [B, T, vocabulary], or with `targets` the `Losses`: where processes share the model those of this
+            process's positions, of which the sum over the processes is the batch's.
         """
         if input_pos is not None or (segments is None and targets is None):
             return super().forward(idx, input_pos, input_pos_maxp1, lm_head_chunk_size)
         hidden = self._hidden(idx, whole_rows(*idx.shape, idx.device) if segments is None else segments)
         capping = self.config.final_logit_softcapping
         if targets is not None:
-            return cross_entropies(self.lm_head, hidden, targets, capping)
-        logits = self.lm_head(hidden)
+            return cross_entropies(self.lm_head, hidden, targets, capping, first=self.place[0] * len(hidden))
+        assert self.place[1] == 1, "each process has only the states of its positions"
+        logits = self.lm_head(hidden.unflatten(0, idx.shape))
         return logits if capping is None else do_softcapping(logits, capping)
 
     def _hidden(self, idx: Tensor, bounds: Tensor) -> Tensor:
-        """[B, T] token ids → [B, T, n_embd], the states after the last norm."""
+        """[B, T] token ids → [B·T, n_embd], the states after the last norm; of this process's positions only."""
         rows, length = idx.shape
         if length > self.max_seq_length:
             raise UserError(f"rows of {length} positions do not fit the model's window of {self.max_seq_length}")
@@ -188,7 +199,7 @@ class DocumentGPT(nn.Module):
             x = x * torch.tensor(config.n_embd**0.5, dtype=x.dtype)
         for block in self.transformer.h:
             x = block(x, cos, sin, segments)
-        return self.transformer.ln_f(x).unflatten(1, (rows, length)).squeeze(0)
+        return self.transformer.ln_f(x).squeeze(0)
 
 
 class GPT(DocumentGPT, litgpt.model.GPT):

@@ -20,11 +20,11 @@ from lit_gpt.foundation import build_model, refresh_rotary_tables
 from lit_gpt.lora import LoRASettings, is_adapter
 from tests.conftest import TINY_MODEL, random_rows
 from utils.data import StepData, collate
-from utils.launch import launch, shard_model
+from utils.launch import data_place, launch, shard_model
 from utils.profiler import StepTimer
 from utils.training import StepHistory, optimiser_step
 
-WINDOW, VOCABULARY, SAMPLES = 33, 97, 12
+WINDOW, VOCABULARY, SAMPLES = 33, 98, 12
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)
 LORA = LoRASettings(4, 8, 0.0, query=True, key=False, value=True, projection=True, mlp=True, head=True)
 
@@ -53,12 +53,14 @@ class GradientReader(Optimizer):
 def main(devices: int, micro_batch_sizes: list[int], kind: str, variant: str, output: Path) -> None:
     """Saves one step's loss, gradient norm and gradient for each size of micro-batch.
 
-    `variant` is a precision, `compile`, a kind of recomputation, or `chunks` for a loss in chunks of three positions.
+    `variant` is a precision, `compile`, a kind of recomputation, or `chunks` for a loss in chunks of three positions;
+    then, if processes share each matrix, a slash and how many do.
     """
+    variant, _, tensor_parallel = variant.partition("/")
     precision = variant if variant.startswith("bf16") else "32-true"
     if variant == "chunks":
         loss._LOGITS_PER_CHUNK = 3 * VOCABULARY
-    fabric = launch(devices, 1, precision)
+    fabric = launch(devices, 1, precision, int(tensor_parallel or 1))
     results = [one_step(fabric, size, kind == "lora", variant, precision) for size in micro_batch_sizes]
     if fabric.is_global_zero:
         torch.save(results, output)
@@ -73,20 +75,21 @@ def one_step(fabric: Fabric, micro_batch_size: int, lora: bool, variant: str, pr
         if variant == "compile":
             block.forward = torch.compile(block.forward)
     if fabric.world_size > 1:
-        shard_model(module, fabric.strategy.device_mesh["data_parallel"], precision)
+        shard_model(module, fabric.strategy.device_mesh, precision)
     model = fabric.setup(module)
     refresh_rotary_tables(model.module, fabric.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = fabric.setup_optimizers(GradientReader(trained))
-    share = SAMPLES // fabric.world_size
+    part, parts = data_place(fabric)
+    share = SAMPLES // parts
     every_row = random_rows(SAMPLES, WINDOW, VOCABULARY)
-    rows = every_row[fabric.global_rank * share :][:share]
+    rows = every_row[part * share :][:share]
     batches = [collate(rows[i : i + micro_batch_size], WINDOW) for i in range(0, share, micro_batch_size)]
     data = StepData(
         batches,
         [torch.zeros(len(batch.input_ids), dtype=torch.int64) for batch in batches],
-        collate(every_row, WINDOW).target_count,
-        np.array([sum(batch.target_count for batch in batches)]),
+        targets := collate(every_row, WINDOW).target_count,
+        np.array([targets]),
     )
     history, timer = StepHistory(1), StepTimer(fabric.device)
     history.add(optimiser_step(fabric, model, optimizer, data, 0.0, [0] * len(batches), timer), data, {})

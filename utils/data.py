@@ -57,7 +57,7 @@ class StepData(NamedTuple):
 
     datasets: for each micro-batch int64 [B], the number of each row's dataset in the mixture.
     targets: of the step on all processes together.
-    dataset_targets: int64 [datasets], on this process.
+    dataset_targets: int64 [datasets], the same by dataset.
     """
 
     batches: list[Batch]
@@ -130,21 +130,18 @@ class TrainingData:
         own = self.samples(step, rank, world_size)
         rows, datasets = [], []
         dataset_targets = np.zeros(len(self._readers), np.int64)
-        targets = 0
         for sample in self.samples(step, 0, 1):
             place = self.order.locate(sample)
             reader = self._readers[place.dataset]
-            count = reader.count_targets(place.row)
-            targets += count
+            dataset_targets[place.dataset] += reader.count_targets(place.row)
             if sample in own:
                 rows.append(reader.read(place.row))
                 datasets.append(place.dataset)
-                dataset_targets[place.dataset] += count
         micro_batches = [slice(i, i + micro_batch_size) for i in range(0, len(rows), micro_batch_size)]
         return StepData(
             [collate(rows[part], self._window, self._mask_documents) for part in micro_batches],
             [torch.tensor(datasets[part]) for part in micro_batches],
-            targets,
+            int(dataset_targets.sum()),
             dataset_targets,
         )
 

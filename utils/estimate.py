@@ -36,6 +36,7 @@ from lit_gpt.foundation import empty_model
 from lit_gpt.lora import LoRASettings
 from lit_gpt.model import Recompute
 from lit_gpt.quantize import QuantisedLinear, Quantization
+from lit_gpt.tensor_parallel import obstacles
 from utils.training import make_optimizer
 
 RESERVE = 0.1
@@ -305,6 +306,26 @@ def _fill(model: nn.Module, workload: Workload) -> None:
         getattr(module, "lora_ind", None)  # litgpt makes the indices when they are first asked for
     for block in model.transformer.h:
         block.recompute = workload.activation_checkpointing
+    if workload.tensor_parallel > 1:
+        _share_positions(model, workload.tensor_parallel)
+
+
+def _share_positions(model: nn.Module, processes: int) -> None:
+    """Between its matrices a process has the first positions only; copies stand for those that others would send."""
+
+    def gather(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return arguments[0].repeat(1, processes, 1), *arguments[1:]
+
+    def scatter(_module: nn.Module, _arguments: tuple[Any, ...], sums: Tensor) -> Tensor:
+        return sums[:, : sums.size(1) // processes].clone()
+
+    model.transformer.wte.register_forward_hook(scatter)
+    for block in model.transformer.h:
+        for module in (block.attn.qkv, block.mlp):
+            module.register_forward_pre_hook(gather)
+        for module in (block.attn.proj, block.mlp.proj):
+            module.register_forward_hook(scatter)
+    model.place = (0, processes)
 
 
 def _mark_phases(model: nn.Module, live: _Live) -> dict[str, int]:
@@ -454,7 +475,9 @@ def _sharded_heights(workload: Workload, tensors: Count, step: Trace) -> dict[st
     activations = step.before_loss + more * step.kept
     rise = more * step.kept + before
     forward = _Height(root + 3 * each, before, activations, step.heights["forward"] + rise)
-    loss = _Height(root + each, before, activations, step.heights["loss"] + rise)
+    head = size * workload.config.padded_vocab_size * workload.config.n_embd  # the loss wants all of it
+    head -= head // workload.tensor_parallel
+    loss = _Height(root + each + head, before, activations, step.heights["loss"] + rise)
     loss = max(forward, loss, key=lambda height: height.gathered + height.total)
     block, waiting = step.heights.get("block", 0) + _REDUCED * tensors.block_trained, max(before, scattered)
     first = _Height(root + 2 * each, before, activations, block + more * step.held + before)
@@ -551,8 +574,12 @@ def _changes(base: Workload) -> list[list[tuple[str, Workload]]]:
     recompute = kinds[kinds.index(base.activation_checkpointing) + 1 :]
     per_process = base.samples_per_step // base.data_parallel
     more = [base.processes * 2**power for power in range(1, 7) if per_process % (2**power * base.micro_batch_size) == 0]
+    groups_of = [n for n in (2, 4, 8) if n > base.tensor_parallel and base.processes_per_node % n == 0]
+    positions = base.micro_batch_size * base.block_size
+    shared = [n for n in groups_of if not base.lora and not obstacles(base.config, n, positions)]
     lora = base.lora or LoRASettings(8, 16, 0.05, True, False, True, False, False, False)
     name = "" if base.lora else "--use_lora true "
+    may_adapt = base.tensor_parallel == 1
     groups = [
         [(f"--micro_batch_size {size}", replace(micro_batch_size=size)) for size in micro],
         [(f"--activation_checkpointing {kind}", replace(activation_checkpointing=kind)) for kind in recompute],
@@ -560,8 +587,17 @@ def _changes(base: Workload) -> list[list[tuple[str, Workload]]]:
             (f"{n} GPUs, --batch_size {per_process * base.processes // n}", replace(processes=n, processes_per_node=1))
             for n in more
         ],
+        [
+            (
+                f"--tensor_parallel {n} --batch_size {base.samples_per_step * n // base.processes}",
+                replace(tensor_parallel=n),
+            )
+            for n in shared
+        ],
         [("--precision bf16-true", replace(precision="bf16-true"))] if base.precision != "bf16-true" else [],
-        [(name.strip(), replace(lora=lora))] if not base.lora else [],
-        [(f"{name}--quantize bnb.nf4", replace(lora=lora, quantize="bnb.nf4"))] if not base.quantize else [],
+        [(name.strip(), replace(lora=lora))] if may_adapt and not base.lora else [],
+        [(f"{name}--quantize bnb.nf4", replace(lora=lora, quantize="bnb.nf4"))]
+        if may_adapt and not base.quantize
+        else [],
     ]
     return groups

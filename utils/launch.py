@@ -47,9 +47,10 @@ def resolve_processes(devices: int | None, num_nodes: int | None) -> tuple[int, 
     return devices, nodes
 
 
-def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
+def launch(devices: int, num_nodes: int, precision: str, tensor_parallel: int = 1) -> Fabric:
     """Starts (or under Slurm joins) `devices` × `num_nodes` processes; FSDP2 from two processes on.
 
+    Every `tensor_parallel` neighbours share the model's matrices (lit_gpt/tensor_parallel.py); FSDP2 shards them again.
     Small decisions travel between hosts over gloo, so that they never wait for an accelerator's queue.
     """
     import torch
@@ -64,8 +65,8 @@ def launch(devices: int, num_nodes: int, precision: str) -> Fabric:
     if devices * num_nodes > 1:
         strategy = ModelParallelStrategy(
             parallelize_fn=lambda model, _mesh: model,  # `place_model` has done it
-            data_parallel_size=devices * num_nodes,
-            tensor_parallel_size=1,
+            data_parallel_size=devices * num_nodes // tensor_parallel,
+            tensor_parallel_size=tensor_parallel,
             process_group_backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             timeout=timedelta(minutes=30),
         )
@@ -93,6 +94,17 @@ def environment() -> ClusterEnvironment:
     return SLURMEnvironment(auto_requeue=False) if slurm_step() else LightningEnvironment()
 
 
+def data_place(fabric: Fabric) -> tuple[int, int]:
+    """The number of this process's part of the samples, and how many parts there are.
+
+    Processes that share the model's matrices work on the same samples.
+    """
+    if fabric.world_size == 1:
+        return 0, 1
+    mesh = fabric.strategy.device_mesh["data_parallel"]
+    return mesh.get_local_rank(), mesh.size()
+
+
 def place_model(
     fabric: Fabric, model: nn.Module, weights: Mapping[str, Tensor] | None, seed: int, precision: str
 ) -> nn.Module:
@@ -107,7 +119,7 @@ def place_model(
     from lit_gpt.foundation import materialise, refresh_rotary_tables
 
     if fabric.world_size > 1:
-        shard_model(model, fabric.strategy.device_mesh["data_parallel"], precision)
+        shard_model(model, fabric.strategy.device_mesh, precision)
     materialise(model, weights, seed, fabric.device)
     placed = fabric.setup(model)
     refresh_rotary_tables(placed.module, fabric.device)  # bf16-true has made them bf16
@@ -115,13 +127,20 @@ def place_model(
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
-    """FSDP2: each block is gathered while its neighbour computes; the embedding and the head stay gathered in between.
+    """Tensor parallelism, then FSDP2 of what each process has, over the two dimensions of Fabric's `mesh`.
 
+    FSDP2 gathers each block while its neighbour computes; the embedding and the head stay gathered in between.
     Gradients are summed in fp32. With bf16-mixed the weights are kept in fp32 and gathered in bf16.
     """
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+    from lit_gpt.tensor_parallel import share_model
+
+    if mesh["tensor_parallel"].size() > 1:
+        share_model(model, mesh["tensor_parallel"])
+        mesh._flatten()  # the gradient's norm is then one sum, the same to the last bit on every process
+    mesh = mesh["data_parallel"]
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision != "32-true":
         gathered = torch.bfloat16 if precision == "bf16-mixed" else None

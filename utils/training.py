@@ -17,6 +17,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from utils.data import StepData, moved, validation_batches
+from utils.launch import data_place
 from utils.processes import rank, sum_over_processes
 from utils.profiler import StepTimer
 from utils.run_folder import ALL
@@ -147,12 +148,12 @@ def optimiser_step(
     """One step over this process's micro-batches, which never waits for the device.
 
     The gradient is that of the summed loss divided by the number of targets of the whole step, over accumulation and
-    processes. FSDP averages over processes, hence the factor `world_size`. `seeds` (one per micro-batch) decide
+    processes. FSDP averages over the parts of the samples, hence that factor. `seeds` (one per micro-batch) decide
     dropout, so that a resumed step drops what the first one dropped. If the gradient is not finite the optimiser
     leaves the weights and its state as they are, on the device and so on every process alike.
     """
     assert data.targets > 0, "a step without targets"
-    scale = fabric.world_size / data.targets
+    scale = data_place(fabric)[1] / data.targets
     loss_sum = torch.zeros((), dtype=torch.float64, device=fabric.device)
     dataset_losses = torch.zeros(len(data.dataset_targets), dtype=torch.float64, device=fabric.device)
     for index, (batch, datasets) in enumerate(zip(data.batches, data.datasets, strict=True)):
@@ -216,9 +217,8 @@ class StepHistory:
         datasets = torch.stack([result.dataset_losses for result, *_ in results]).sum(0)
         values = torch.cat([norms, losses, datasets]).tolist()
         steps = len(results)
-        norms, own = values[:steps], values[steps:]
-        sums = sum_over_processes([*own, *sum(data.dataset_targets for _, data, _ in results)])
-        self._dataset_sums += np.array(sums[steps:]).reshape(2, -1)
+        norms, sums = values[:steps], sum_over_processes(values[steps:])
+        self._dataset_sums += np.array([sums[steps:], sum(data.dataset_targets for _, data, _ in results)])
         return [
             StepRecord(columns, loss / data.targets, data.targets, norm, not math.isfinite(norm))
             for loss, norm, (_, data, columns) in zip(sums[:steps], norms, results, strict=True)
@@ -250,11 +250,12 @@ def validate(
     """
     entries = list(entries)
     model.eval()
+    part, parts = data_place(fabric)
     sums: list[float] = []
     for entry in entries:
         loss_sum, targets = torch.zeros((), device=fabric.device, dtype=torch.float64), 0
         for batch in validation_batches(
-            data_dir, entry, window, fabric.global_rank, fabric.world_size, micro_batch_size, max_rows, mask_documents
+            data_dir, entry, window, part, parts, micro_batch_size, max_rows, mask_documents
         ):
             if cut_short():
                 model.train()
@@ -262,16 +263,16 @@ def validate(
             targets += batch.target_count
             batch = batch.to(fabric.device)
             loss_sum += model(batch.input_ids, segments=batch.segments, targets=batch.targets).sum
-        sums += [loss_sum.item(), targets]
+        sums += [loss_sum.item(), targets * parts / fabric.world_size]  # processes that share a model count the same
     model.train()
     sums = sum_over_processes(sums)
     losses = {
-        entry.dataset: Loss(loss_sum / targets, int(targets))
+        entry.dataset: Loss(loss_sum / targets, round(targets))
         for entry, loss_sum, targets in zip(entries, sums[::2], sums[1::2], strict=True)
         if targets
     }
-    total = sum(sums[1::2])
-    return {**losses, ALL: Loss(sum(sums[::2]) / total, int(total))}
+    total = sum(loss.targets for loss in losses.values())
+    return {**losses, ALL: Loss(sum(sums[::2]) / total, total)}
 
 
 class Due(NamedTuple):
