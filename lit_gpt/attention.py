@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _FLASH_HEAD_SIZE = 256
@@ -137,25 +138,47 @@ def _attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Any, scale: float
 # CPU
 
 
+_HALF_STEP = 64
+"""In 16 bits torch compiles its kernel's products for every shape that it meets, and keeps them all: 100 passes over
+random documents took 1.6 GB, and their compilation half of the time. Tiles are rounded up to a multiple of this."""
+
+
 class _Tile(NamedTuple):
-    """Queries [start, end), which see keys from `keys` on; `is_causal`, or within the window too."""
+    """Queries [start, end), which see keys from `keys` on; `is_causal`, or within the window too.
+
+    `padded` is the end up to which it is computed: what lies beyond its own end no query of its sees.
+    """
 
     start: int
     end: int
+    padded: int
     keys: int
     is_causal: bool
 
 
-def _tiles(bounds: Tensor, window: int) -> Iterator[_Tile]:
+def _tiles(bounds: Tensor, window: int, step: int) -> Iterator[_Tile]:
     """The work of a layer: a tile per segment, or where that is longer than the window, one per window of queries."""
-    edges = bounds.tolist()
-    for start, end in pairwise(edges):
+
+    def tile(start: int, end: int, keys: int) -> _Tile:
+        return _Tile(start, end, start + -(-(end - start) // step) * step, keys, is_causal=keys == start)
+
+    for start, end in pairwise(bounds.tolist()):
         if start == end:
             continue
         first = min(end, start + window) if window else end
-        yield _Tile(start, first, start, True)
+        yield tile(start, first, start)
         for begin in range(first, end, window or 1):
-            yield _Tile(begin, min(end, begin + window), begin - window + 1, False)
+            yield tile(begin, min(end, begin + window), begin - window + 1)
+
+
+def _step(dtype: torch.dtype) -> int:
+    return _HALF_STEP if dtype in (torch.bfloat16, torch.float16) else 1
+
+
+def _extended(tensor: Tensor) -> Tensor:
+    """[N, heads, D] with room for the last tile's rounding; itself where nothing is rounded."""
+    extra = _step(tensor.dtype) - 1
+    return F.pad(tensor, (0, 0, 0, 0, 0, extra)) if extra else tensor
 
 
 def _grouped(tensor: Tensor, groups: int, repeats: int) -> Tensor:
@@ -167,7 +190,7 @@ def _band(tile: _Tile, dtype: torch.dtype) -> Tensor | None:
     """0 where a tile's query sees a key, else -inf: [queries, keys]; None for a causal tile."""
     if tile.is_causal:
         return None
-    queries, window = tile.end - tile.start, tile.start - tile.keys + 1
+    queries, window = tile.padded - tile.start, tile.start - tile.keys + 1
     seen = torch.ones(queries, queries + window - 1, dtype=torch.bool).tril(window - 1).triu()
     return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
 
@@ -180,14 +203,16 @@ def _segment_attention(
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     sums = q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
-    for tile in _tiles(bounds, window):
-        queries, keys = slice(tile.start, tile.end), slice(tile.keys, tile.end)
+    q, k, v = (_extended(t) for t in (q, k, v))
+    for tile in _tiles(bounds, window, _step(q.dtype)):
+        queries, keys = slice(tile.start, tile.padded), slice(tile.keys, tile.padded)
+        own, count = slice(tile.start, tile.end), tile.end - tile.start
         parts = (_grouped(t, groups, repeats) for t in (q[queries], k[keys], v[keys]))
         y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *parts, 0.0, tile.is_causal, attn_mask=_band(tile, q.dtype), scale=scale
         )
-        out[queries] = y.permute(2, 0, 1, 3).flatten(1, 2)
-        sums[:, queries] = lse.flatten(0, 1)
+        out[own] = y.permute(2, 0, 1, 3).flatten(1, 2)[:count]
+        sums[:, own] = lse.flatten(0, 1)[:, :count]
     return out, sums
 
 
@@ -212,17 +237,20 @@ def _segment_attention_backward(
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (k, v))
-    for tile in _tiles(bounds, window):
-        queries, keys = slice(tile.start, tile.end), slice(tile.keys, tile.end)
-        dy, y, part_q = (_grouped(t[queries], groups, repeats) for t in (grad, out, q))
-        part_k, part_v = (_grouped(t[keys], groups, repeats) for t in (k, v))
-        lse = sums[:, queries].unflatten(0, (groups, repeats))
+    q, k, v = (_extended(t) for t in (q, k, v))
+    for tile in _tiles(bounds, window, _step(q.dtype)):
+        queries, keys = slice(tile.start, tile.padded), slice(tile.keys, tile.padded)
+        own, count, rest = slice(tile.start, tile.end), tile.end - tile.start, tile.padded - tile.end
+        dy, y = (_grouped(F.pad(t[own], (0, 0, 0, 0, 0, rest)), groups, repeats) for t in (grad, out))
+        part_q, part_k, part_v = (_grouped(t, groups, repeats) for t in (q[queries], k[keys], v[keys]))
+        lse = F.pad(sums[:, own], (0, rest), value=torch.inf).unflatten(0, (groups, repeats))  # probabilities of 0
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             dy, part_q, part_k, part_v, y, lse, 0.0, tile.is_causal, attn_mask=_band(tile, q.dtype), scale=scale
         )
-        dq[queries] = grads[0].permute(2, 0, 1, 3).flatten(1, 2)
-        dk[keys] += grads[1].sum(1).transpose(0, 1)
-        dv[keys] += grads[2].sum(1).transpose(0, 1)
+        dq[own] = grads[0].permute(2, 0, 1, 3).flatten(1, 2)[:count]
+        seen = slice(tile.keys, tile.end)
+        for total, part in ((dk, grads[1]), (dv, grads[2])):
+            total[seen] += part.sum(1).transpose(0, 1)[: tile.end - tile.keys]
     return dq, dk, dv
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from utils.training import StepHistory, optimiser_step
 
 WINDOW, VOCABULARY, SAMPLES = 33, 98, 12
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)
+LOGITS_PER_CHUNK = loss._LOGITS_PER_CHUNK
 LORA = LoRASettings(4, 8, 0.0, query=True, key=False, value=True, projection=True, mlp=True, head=True)
 
 
@@ -50,26 +52,27 @@ class GradientReader(Optimizer):
         self.gradients = {p: p.grad.detach().double() for p in self.param_groups[0]["params"]}
 
 
-def main(devices: int, micro_batch_sizes: list[int], kind: str, variant: str, output: Path) -> None:
-    """Saves one step's loss, gradient norm and gradient for each size of micro-batch.
+def main(options: dict[str, Any], ways: list[tuple[str, list[int], str]], output: Path) -> None:
+    """Saves one step's loss, gradient norm and gradient for each way and size of micro-batch.
 
-    `variant` is a precision, `compile`, a kind of recomputation, or `chunks` for a loss in chunks of three positions;
-    then, if processes share each matrix, a slash and how many do.
+    A way's kind is `full` or `lora`; its variant `plain`, `compile`, a kind of recomputation, or `chunks` for a loss in
+    chunks of three positions. `options` are `launch`'s.
     """
-    variant, _, tensor_parallel = variant.partition("/")
-    precision = variant if variant.startswith("bf16") else "32-true"
-    if variant == "chunks":
-        loss._LOGITS_PER_CHUNK = 3 * VOCABULARY
-    fabric = launch(devices, 1, precision, int(tensor_parallel or 1))
-    results = [one_step(fabric, size, kind == "lora", variant, precision) for size in micro_batch_sizes]
+    fabric = launch(**options)
+    results = [
+        one_step(fabric, kind, size, variant, options["precision"]) | {"kind": kind, "way": f"{kind} {size} {variant}"}
+        for kind, sizes, variant in ways
+        for size in sizes
+    ]
     if fabric.is_global_zero:
         torch.save(results, output)
     end_process(0)
 
 
-def one_step(fabric: Fabric, micro_batch_size: int, lora: bool, variant: str, precision: str) -> dict[str, Any]:
+def one_step(fabric: Fabric, kind: str, micro_batch_size: int, variant: str, precision: str) -> dict[str, Any]:
     """One step whose gradient is read and not applied."""
-    module = make_model(lora).to(torch.bfloat16 if variant == "bf16-true" else torch.float32)
+    loss._LOGITS_PER_CHUNK = 3 * VOCABULARY if variant == "chunks" else LOGITS_PER_CHUNK
+    module = make_model(kind == "lora").to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     for block in module.transformer.h:
         block.recompute = variant if variant in ("selective", "full") else "none"
         if variant == "compile":
@@ -85,12 +88,9 @@ def one_step(fabric: Fabric, micro_batch_size: int, lora: bool, variant: str, pr
     every_row = random_rows(SAMPLES, WINDOW, VOCABULARY)
     rows = every_row[part * share :][:share]
     batches = [collate(rows[i : i + micro_batch_size], WINDOW) for i in range(0, share, micro_batch_size)]
-    data = StepData(
-        batches,
-        [torch.zeros(len(batch.input_ids), dtype=torch.int64) for batch in batches],
-        targets := collate(every_row, WINDOW).target_count,
-        np.array([targets]),
-    )
+    targets = collate(every_row, WINDOW).target_count
+    datasets = [torch.zeros(len(batch.input_ids), dtype=torch.int64) for batch in batches]
+    data = StepData(batches, datasets, targets, np.array([targets]))
     history, timer = StepHistory(1), StepTimer(fabric.device)
     history.add(optimiser_step(fabric, model, optimizer, data, 0.0, [0] * len(batches), timer), data, {})
     [record], [dataset] = history.read(), history.take_dataset_losses()
@@ -108,4 +108,4 @@ def gather(gradients: dict[torch.nn.Parameter, torch.Tensor], model: torch.nn.Mo
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), [int(size) for size in sys.argv[2].split(",")], sys.argv[3], sys.argv[4], Path(sys.argv[5]))
+    main(json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]))
