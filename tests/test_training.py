@@ -21,7 +21,7 @@ from tests.conftest import ROOT, TOKENIZER, assert_error, random_rows, run
 from tests.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
 from utils.training import Agenda, Schedule
 
-# Processes, how many of them share each matrix, and precision → (kind, micro-batch sizes, variant), see gradient_worker.
+# Processes, how many of them share each matrix, precision → (kind, micro-batch sizes, variant): see gradient_worker.
 WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
     (1, 1, "32-true"): [
         ("full", [12, 4, 1], "plain"),
