@@ -20,6 +20,7 @@ from lit_gpt import command
 from lit_gpt.command import DataError, Interrupted, UserError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from lightning.fabric import Fabric
     from litgpt.config import Config
@@ -178,6 +179,10 @@ class PretrainOptions:
         problems = [f"--{name} must be above 0" for name in positive if values[name] is not None and values[name] <= 0]
         not_negative = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
         problems += [f"--{name} must be at least 0" for name in not_negative if values[name] < 0]
+        if self.mfu > 1:
+            problems.append("--mfu is a share of the peak, at most 1")
+        if self.min_learning_rate > self.learning_rate:
+            problems.append("--min_learning_rate must not be above --learning_rate")
         in_unit = ("beta1", "beta2", "lora_dropout")
         problems += [f"--{name} must be at least 0 and below 1" for name in in_unit if not 0 <= values[name] < 1]
         adapted = ("query", "key", "value", "projection", "mlp", "head")
@@ -282,8 +287,7 @@ def make_plan(options: PretrainOptions) -> Plan:
     check_logger(options.logger)
     if options.quantize and not options.dry_run:
         import_bitsandbytes()
-    if options.profile_steps:
-        parse_profile_steps(options.profile_steps)
+    profiled = parse_profile_steps(options.profile_steps) if options.profile_steps else None
     manifest = Manifest.load(options.data_dir)
     config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
     check_data_fits(manifest, Tokenizer(options.checkpoint_dir), config, options)
@@ -311,6 +315,8 @@ def make_plan(options: PretrainOptions) -> Plan:
     if not options.dry_run:
         check_out_dir(options, identity)
     schedule = make_schedule(options, mixture, samples_per_step)
+    if profiled and profiled[0] > schedule.max_steps:
+        raise UserError(f"--profile_steps {options.profile_steps}: the run has {schedule.max_steps} steps")
     validation = choose_validation(options, manifest)
     return Plan(manifest, mixture, validation, config, lora, weights, processes, schedule, identity)
 
@@ -342,7 +348,8 @@ def describe_needs(options: PretrainOptions, plan: Plan) -> str:
             samples_per_step=plan.samples_per_step,
             rows=plan.mixture.rows,
             targets_per_row=sum(entry.targets for entry in entries) / sum(entry.rows for entry in entries),
-            context=mean_context(np.array([length]), plan.config.sliding_window_size),
+            context=mean_context(np.array([length])),
+            window_context=mean_context(np.array([length]), plan.config.sliding_window_size),
             steps=plan.schedule.max_steps,
         )
     )
@@ -354,6 +361,8 @@ def describe_needs(options: PretrainOptions, plan: Plan) -> str:
         count = 3600 * needs.hours(peak, options.mfu) / options.save_interval
     checkpoints = min(math.floor(count) + 1, options.max_checkpoints or math.inf)
     lines = [describe(needs, memory, peak, options.mfu, checkpoints)]
+    if not options.devices:
+        lines.insert(0, "reckoned for one device a node: --devices is not given")
     if memory and not needs.fits(memory):
         lines += ["it would with", *(f"  {line}" for line in advice(needs, memory))]
     return "\n".join(lines)
@@ -538,7 +547,8 @@ def build(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[nn.Modu
     from utils.launch import place_model
     from utils.training import make_optimizer
 
-    torch.autograd.set_detect_anomaly(options.debug)
+    # of gradients that processes share torch cannot tell whether they hold a NaN
+    torch.autograd.set_detect_anomaly(options.debug, check_nan=options.tensor_parallel == 1)
     dtype = torch.bfloat16 if options.precision == "bf16-true" else torch.float32
     frozen_dtype = torch.float32 if options.precision == "32-true" else torch.bfloat16
     empty = empty_model(plan.config, plan.lora, dtype, frozen_dtype, options.quantize)
@@ -577,6 +587,9 @@ def prepare_blocks(model: nn.Module, options: PretrainOptions) -> None:
     """Sets what the blocks compute again, and compiles them; the names of their parameters stay."""
     import torch
 
+    if options.compile:
+        # A block has variants: training or not, with a window or not, the first batch's number of documents or any.
+        torch._dynamo.config.recompile_limit = 32
     for block in model.transformer.h:
         block.recompute = options.activation_checkpointing
         if options.compile:
@@ -584,12 +597,13 @@ def prepare_blocks(model: nn.Module, options: PretrainOptions) -> None:
 
 
 def make_meter(options: PretrainOptions, plan: Plan, fabric: Fabric) -> Meter:
-    from functools import partial
-
-    from lit_gpt.flops import flops_per_token
+    from lit_gpt.flops import flops_per_token, mean_context
     from utils.metrics import Meter
 
-    flops = partial(flops_per_token, plan.config, plan.lora)
+    def flops(lengths: np.ndarray) -> float:
+        windowed = mean_context(lengths, plan.config.sliding_window_size)
+        return flops_per_token(plan.config, plan.lora, mean_context(lengths), windowed)
+
     return Meter(fabric.device, fabric.world_size, find_peak(options), flops)
 
 
@@ -841,7 +855,8 @@ def log_steps(run: Run, progress: Progress, history: StepHistory) -> Progress:
     progress = spend(run, progress, waited)
     skipped = progress.skipped_in_a_row
     for record in records:
-        skipped = skipped + 1 if record.skipped else 0
+        if skipped < run.options.max_nonfinite_steps:  # which ends the training, whatever came after
+            skipped = skipped + 1 if record.skipped else 0
         if record.skipped:
             end = record.columns["samples"]
             run.log.line(

@@ -137,6 +137,7 @@ def make_workload(shape: Shape, precision: str) -> Workload:
         rows=rows * STEPS,
         targets_per_row=shape.positions,
         context=shape.positions / 8,
+        window_context=shape.positions / 8,
         steps=STEPS,
     )
 

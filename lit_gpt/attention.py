@@ -20,8 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_gpt.command import UserError
+
 _FLASH_HEAD_SIZE = 256
-"""The largest that flash attention does."""
+"""The largest that flash attention does; it wants a multiple of 8."""
+_FLEX_HEAD_SIZE = 16
+"""The smallest that FlexAttention does."""
 
 
 class Segments(NamedTuple):
@@ -59,6 +63,8 @@ def find_segments(
     """The `Segments` of `count` positions whose attention is computed in `dtype`."""
     if bounds.device.type == "cpu" or _varlen_does(bounds.device, dtype, head_size):
         return Segments(bounds, longest)
+    if head_size < _FLEX_HEAD_SIZE:
+        raise UserError(f"attention on a GPU needs heads of at least {_FLEX_HEAD_SIZE} numbers, not {head_size}")
     blocks = _block_mask(bounds, count, None)
     return Segments(bounds, longest, blocks, _block_mask(bounds, count, window) if window else None)
 
@@ -81,7 +87,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, wi
     if q.device.type == "cuda":
         reach = (window - 1 if window else -1, 0)
         bounds, longest, grouped = segments.bounds, segments.longest, q.size(1) != k.size(1)
-        return _varlen_attention()(
+        from torch.nn.attention.varlen import varlen_attn
+
+        return varlen_attn(
             q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=reach, enable_gqa=grouped
         )
     return _segment_attention(q, k, v, segments.bounds, scale, window or 0)[0]
@@ -102,7 +110,7 @@ def _varlen_attention() -> Callable[..., Tensor] | None:
 
 def _varlen_does(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     half = dtype in (torch.bfloat16, torch.float16)
-    if _varlen_attention() is None or not half or head_size > _FLASH_HEAD_SIZE:
+    if _varlen_attention() is None or not half or head_size > _FLASH_HEAD_SIZE or head_size % 8:
         return False
     return device.type == "meta" or torch.cuda.get_device_capability(device) >= (8, 0)
 
@@ -129,7 +137,8 @@ def _block_mask(bounds: Tensor, count: int, window: int | None) -> Any:
 def _attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Any, scale: float) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    compute = _compiled(flex_attention) if q.is_cuda else flex_attention
+    is_eager = q.is_cuda and not torch.compiler.is_compiling()
+    compute = _compiled(flex_attention) if is_eager else flex_attention
     q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (q, k, v))
     y = compute(q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.size(1) != k.size(1))
     return y.squeeze(0).transpose(0, 1)

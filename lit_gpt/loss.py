@@ -56,6 +56,8 @@ def cross_entropies(
 
 def _each_position(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
     """The sum, and the losses [positions], which carry no gradient."""
+    if getattr(head, "r", None) == 0:
+        head = head.linear  # litgpt's LoRA layer without an adapter
     if type(head) is not nn.Linear:
         return _by_recomputation(head, hidden, targets, softcap)
     device = hidden.device.type

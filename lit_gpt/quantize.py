@@ -96,7 +96,8 @@ class QuantisedLinear(nn.Module):
         if self.kind == "bnb.int8":
             out = torch.empty(shape, dtype=self.dtype, device=self.weight.device)
             return torch.mul(self.weight, scale.unsqueeze(1) / _INT8_MAX, out=out)
-        functional = import_bitsandbytes().functional
+        from bitsandbytes import functional
+
         # As one row: of rows whose length is a multiple of 16 and not of 64, bitsandbytes 0.50.2 mixes up the scales on
         # CPUs with AVX-512.
         row = torch.Size((1, math.prod(shape)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -31,8 +32,14 @@ LOGITS_PER_CHUNK = loss._LOGITS_PER_CHUNK
 LORA = LoRASettings(4, 8, 0.0, query=True, key=False, value=True, projection=True, mlp=True, head=True)
 
 
-def make_model(lora: bool) -> torch.nn.Module:
-    model = build_model(CONFIG, None, LORA if lora else None, seed=1, dtype=torch.float32)
+NEOX = dataclasses.replace(
+    CONFIG, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", parallel_residual=True, bias=True
+)
+
+
+def make_model(kind: str) -> torch.nn.Module:
+    config, lora = NEOX if kind == "neox" else CONFIG, LORA if kind == "lora" else None
+    model = build_model(config, None, lora, seed=1, dtype=torch.float32)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if is_adapter(name):
@@ -55,8 +62,8 @@ class GradientReader(Optimizer):
 def main(options: dict[str, Any], ways: list[tuple[str, list[int], str]], output: Path) -> None:
     """Saves one step's loss, gradient norm and gradient for each way and size of micro-batch.
 
-    A way's kind is `full` or `lora`; its variant `plain`, `compile`, a kind of recomputation, or `chunks` for a loss in
-    chunks of three positions. `options` are `launch`'s.
+    A way's kind is `full`, `lora` or `neox` (biases, LayerNorm, parallel residual); its variant `plain`, `compile`, a
+    kind of recomputation, or `chunks` for a loss in chunks of three positions. `options` are `launch`'s.
     """
     fabric = launch(**options)
     results = [
@@ -72,7 +79,7 @@ def main(options: dict[str, Any], ways: list[tuple[str, list[int], str]], output
 def one_step(fabric: Fabric, kind: str, micro_batch_size: int, variant: str, precision: str) -> dict[str, Any]:
     """One step whose gradient is read and not applied."""
     loss._LOGITS_PER_CHUNK = 3 * VOCABULARY if variant == "chunks" else LOGITS_PER_CHUNK
-    module = make_model(kind == "lora").to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
+    module = make_model(kind).to(torch.bfloat16 if precision == "bf16-true" else torch.float32)
     for block in module.transformer.h:
         block.recompute = variant if variant in ("selective", "full") else "none"
         if variant == "compile":

@@ -42,6 +42,7 @@ def workload(config: Config = CONFIG, layers: int = 4, **changes) -> Workload:
         "rows": 100,
         "targets_per_row": 40.0,
         "context": 10.0,
+        "window_context": 10.0,
         "steps": 50,
     }
     return Workload(config=config, **(values | changes))

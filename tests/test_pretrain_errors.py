@@ -141,3 +141,8 @@ def test_options_of_the_engine_that_cannot_be(arguments: list[object], tmp_path:
     expect(tmp_path, [*arguments, "--quantize", "bnb.nf4"], 2, "--quantize needs --use_lora")
     expect(tmp_path, [*arguments, "--profile_steps", "5-3"], 2, "--profile_steps 5-3")
     expect(tmp_path, [*arguments, "--logger", "wandb"], 2, "pip install wandb")
+
+
+def test_options_that_contradict_each_other(arguments: list[object], tmp_path: Path) -> None:
+    expect(tmp_path, [*arguments, "--min_learning_rate", 1, "--mfu", 40], 2, "--min_learning_rate", "--mfu")
+    expect(tmp_path, [*arguments, "--profile_steps", "13-14"], 2, "--profile_steps 13-14", "12 steps")

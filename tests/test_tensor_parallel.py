@@ -64,7 +64,7 @@ def test_a_run_is_that_of_one_process_and_goes_on_with_any_number(
     run("pretrain.py", *pretrain_arguments, *SHARED, "--out_dir", tmp_path, "--max_checkpoints", 2)
     assert [int(row["step"]) for row in rows_of(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
     run("pretrain.py", *pretrain_arguments, *ALONE, "--out_dir", tmp_path, "--max_checkpoints", 3)
-    run("pretrain.py", *pretrain_arguments, *SHARED, "--out_dir", tmp_path)
+    run("pretrain.py", *pretrain_arguments, *SHARED, "--out_dir", tmp_path, "--debug", "true")
     for split in ("train", "valid"):
         expected = rows_of(trained_run, split)
         steps = {row["step"] for row in expected}  # each start ends with a validation of its own

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import litgpt.lora
 import litgpt.model
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from lit_gpt.lora import merge_adapter
 from tests.conftest import ROOT, TOKENIZER, assert_error, random_rows, run
 from tests.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
-from utils.training import Agenda, Schedule
+from utils.data import StepData
+from utils.training import Agenda, Schedule, StepHistory, StepResult, clip_gradients, make_optimizer
 
 # Processes, how many of them share each matrix, precision → (kind, micro-batch sizes, variant): see gradient_worker.
 WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
@@ -43,10 +45,15 @@ WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
     (3, 1, "32-true"): [("full", [2], "plain")],
     (4, 1, "32-true"): [("full", [3], "plain")],
     (1, 1, "bf16-mixed"): [("full", [4], "plain"), ("lora", [4], "plain")],
-    (2, 1, "bf16-mixed"): [("full", [3], "plain")],
-    (1, 1, "bf16-true"): [("full", [12], "plain")],
+    (2, 1, "bf16-mixed"): [("full", [3], "plain"), ("neox", [3], "plain")],
+    (1, 1, "bf16-true"): [("full", [12, 1], "plain")],
     (4, 1, "bf16-true"): [("full", [3], "plain")],
-    (2, 2, "32-true"): [("full", [12, 4], "plain"), ("full", [4], "compile"), ("full", [4], "selective")],
+    (2, 2, "32-true"): [
+        ("full", [12, 4], "plain"),
+        ("full", [4], "compile"),
+        ("full", [4], "selective"),
+        ("neox", [4], "plain"),
+    ],
     (4, 2, "32-true"): [("full", [6, 2], "chunks")],
     (4, 2, "bf16-mixed"): [("full", [3], "plain")],
 }
@@ -55,10 +62,10 @@ TOLERANCES = {"bf16-mixed": (2e-3, 3e-2, 0.1), "bf16-true": (5e-3, 5e-2, 0.2)}
 
 
 @cache
-def brute_force(lora: bool) -> tuple[float, dict[str, torch.Tensor]]:
+def brute_force(kind: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient in float64 with litgpt's own model: each document alone, one after the other."""
-    ours = make_model(lora)
-    twin = (litgpt.lora.GPT(LORA.extend(CONFIG)) if lora else litgpt.model.GPT(CONFIG)).double()
+    ours = make_model(kind)
+    twin = (litgpt.lora.GPT(LORA.extend(CONFIG)) if kind == "lora" else litgpt.model.GPT(ours.config)).double()
     twin.load_state_dict(ours.state_dict())
     losses, targets = [], 0
     for row in random_rows(SAMPLES, WINDOW, VOCABULARY):
@@ -86,7 +93,7 @@ def test_gradient_is_that_of_the_whole_step(devices: int, tensor_parallel: int, 
     assert done.returncode == 0, done.stderr[-3000:]
     loss_tolerance, norm_tolerance, tolerance = TOLERANCES.get(precision, (1e-6, 1e-5, 1e-5))
     for result in torch.load(output, weights_only=True):
-        loss, gradients = brute_force(result["kind"] == "lora")
+        loss, gradients = brute_force(result["kind"])
         norm = math.sqrt(sum((gradient**2).sum().item() for gradient in gradients.values()))
         assert result["loss"] == pytest.approx(loss, rel=loss_tolerance), result["way"]
         assert result["norm"] == pytest.approx(norm, rel=norm_tolerance), result["way"]
@@ -96,8 +103,34 @@ def test_gradient_is_that_of_the_whole_step(devices: int, tensor_parallel: int, 
             assert difference <= tolerance * float(gradient.abs().max()), (result["way"], name)
 
 
+def test_masters_add_up_gradients_in_fp32() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))
+    make_optimizer(torch.nn.ParameterList([weight]), 0.0, (0.9, 0.95), master_weights=True)
+    for _ in range(300):  # in bf16 the sum stops at 256
+        weight.sum().backward()
+    assert weight.grad.dtype == torch.float32 and torch.equal(weight.grad, torch.full((2, 2), 300.0))
+
+
+def test_the_norm_of_bf16_gradients_is_not_rounded_to_bf16() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16))
+    parameter.grad = torch.linspace(1, 40, 1000).bfloat16()
+    expected = parameter.grad.double().norm().item()
+    assert clip_gradients([parameter], 1.0).item() == pytest.approx(expected, rel=1e-6)
+    assert parameter.grad.double().norm().item() == pytest.approx(1, rel=1e-3)
+
+
+def test_a_skipped_step_leaves_the_others_dataset_losses_alone() -> None:
+    history = StepHistory(2)
+    for loss, norm, targets in ((6.0, 1.0, 3), (math.nan, math.nan, 5)):
+        losses = torch.tensor([loss, 0.0], dtype=torch.float64)
+        data = StepData([], [], targets, np.array([targets, 0]))
+        history.add(StepResult(losses.sum(), losses, torch.tensor(norm)), data, {})
+    assert [record.skipped for record in history.read()] == [False, True]
+    assert history.take_dataset_losses()[0] == (2.0, 3)
+
+
 def test_merged_adapter_gives_the_unmerged_models_logits() -> None:
-    ours = make_model(lora=True)
+    ours = make_model("lora")
     state = ours.state_dict()
     base = {name.replace(".linear.", "."): tensor for name, tensor in state.items() if "lora_" not in name}
     adapter = {name: tensor for name, tensor in state.items() if "lora_" in name}

@@ -77,6 +77,8 @@ class Workload:
     """Mean number of positions of a row that predict something."""
     context: float
     """Keys that a query sees on average (lit_gpt/flops.py)."""
+    window_context: float
+    """The same in layers with a sliding window."""
     steps: int
     """Optimiser steps of the run."""
 
@@ -243,6 +245,8 @@ def trace(workload: Workload) -> Trace:
     with FakeTensorMode():
         _fill(model, workload)
         optimizer = make_optimizer(model, 0.1, (0.9, 0.95), _has_masters(workload))
+        for parameter in model.parameters() if workload.processes > 1 else ():
+            parameter.grad_dtype = parameter.dtype  # FSDP2 has them so until it has taken them away
         ids = torch.zeros(workload.micro_batch_size, workload.block_size, dtype=torch.int64)
         bounds = whole_rows(*ids.shape)
         with _Live([*model.parameters(), *model.buffers(), ids, bounds]) as live:
@@ -403,7 +407,7 @@ def estimate(workload: Workload) -> Estimate:
         trained=tensors.trained,
         moments=_moments(workload, tensors),
         checkpoint=tensors.trained_bytes + _optimiser_bytes(workload, tensors),
-        flops_per_position=flops_per_token(workload.config, workload.lora, workload.context),
+        flops_per_position=flops_per_token(workload.config, workload.lora, workload.context, workload.window_context),
     )
 
 

@@ -21,25 +21,29 @@ if TYPE_CHECKING:
 
 
 def resolve_processes(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
-    """Processes per node and nodes: as given, else as Slurm's step has them, else all GPUs, else one process.
+    """Processes per node and nodes: as given, else as torchrun or Slurm's step has them, else all GPUs, else
+    one process.
 
     Raises:
-        UserError: if Slurm's step has other numbers than those given, or a node has fewer GPUs than processes.
+        UserError: if torchrun or Slurm's step has other numbers than those given, or a node has fewer GPUs than
+            processes.
     """
     import torch
 
     gpus = torch.cuda.device_count()
+    started, starter = slurm_step(), ("Slurm", "sbatch's --ntasks-per-node and --nodes")
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    elif step := slurm_step():
-        for option, given, has in (("--devices", devices, step[0]), ("--num_nodes", num_nodes, step[1])):
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        started = (local, int(os.environ["WORLD_SIZE"]) // local)
+        starter = ("torchrun", "its --nproc_per_node and --nnodes")
+    if started:
+        for option, given, has in (("--devices", devices, started[0]), ("--num_nodes", num_nodes, started[1])):
             if given not in (None, has):
                 raise UserError(
-                    f"{option} {given}, but Slurm started {step[0]} task(s) on each of {step[1]} node(s); leave it out,"
-                    " or change sbatch's --ntasks-per-node and --nodes"
+                    f"{option} {given}, but {starter[0]} started {started[0]} task(s) on each of {started[1]} node(s); "
+                    f"leave it out, or change {starter[1]}"
                 )
-        devices, nodes = step
+        devices, nodes = started
     else:
         devices, nodes = devices or max(1, gpus), num_nodes or 1
     if 0 < gpus < devices:
@@ -130,7 +134,8 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     """Tensor parallelism, then FSDP2 of what each process has, over the two dimensions of Fabric's `mesh`.
 
     FSDP2 gathers each block while its neighbour computes; the embedding and the head stay gathered in between.
-    Gradients are summed in fp32. With bf16-mixed the weights are kept in fp32 and gathered in bf16.
+    Between parts of the samples gradients are summed in fp32. With bf16-mixed the weights are kept in fp32 and gathered
+    in bf16.
     """
     import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -143,7 +148,8 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
     mesh = mesh["data_parallel"]
     policy = MixedPrecisionPolicy(cast_forward_inputs=False)
     if precision != "32-true":
-        gathered = torch.bfloat16 if precision == "bf16-mixed" else None
+        # on the CPU LayerNorm wants its weights in the type of its input, which autocast leaves in fp32
+        gathered = torch.bfloat16 if precision == "bf16-mixed" and mesh.device_type != "cpu" else None
         policy = MixedPrecisionPolicy(gathered, torch.float32, cast_forward_inputs=False)
     blocks = list(model.transformer.h)
     for block in blocks:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_gpt.flops import mean_context
 from utils.data import StepData
 from utils.profiler import StepTimer
 
@@ -25,11 +24,11 @@ class Meter:
         device: of this process.
         devices: of all.
         peak: operations per second of one device at most; None where unknown, and there is no MFU.
-        flops_per_token: training operations per token, by the mean number of keys that a query attends to.
+        flops_per_token: training operations per token, by the lengths of the documents.
     """
 
     def __init__(
-        self, device: torch.device, devices: int, peak: float | None, flops_per_token: Callable[[float], float]
+        self, device: torch.device, devices: int, peak: float | None, flops_per_token: Callable[[np.ndarray], float]
     ) -> None:
         self.timer = StepTimer(device)
         self._device, self._devices, self._peak = device, devices, peak
@@ -41,7 +40,7 @@ class Meter:
     def add(self, data: StepData, seconds: float) -> None:
         """Counts a step that took the host `seconds`."""
         if self._flops is None and self._peak:
-            self._flops = self._flops_per_token(_context_of(data))  # of one step: documents vary little between them
+            self._flops = self._flops_per_token(_lengths(data))  # of one step: documents vary little between them
         self._steps += 1
         self._targets += data.targets
         self._seconds += seconds
@@ -71,9 +70,13 @@ class Meter:
         return 1024 * int(found[1]) if found else 0
 
 
-def _context_of(data: StepData) -> float:
-    lengths = [
-        np.full(len(batch.input_ids), batch.input_ids.size(1)) if batch.segments is None else np.diff(batch.segments)
-        for batch in data.batches
-    ]
-    return mean_context(np.concatenate(lengths))
+def _lengths(data: StepData) -> np.ndarray:
+    """Positions of each of a step's documents."""
+    return np.concatenate(
+        [
+            np.full(len(batch.input_ids), batch.input_ids.size(1))
+            if batch.segments is None
+            else np.diff(batch.segments)
+            for batch in data.batches
+        ]
+    )

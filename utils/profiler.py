@@ -105,9 +105,9 @@ class StepTimer:
     of the host that the device does not feel counts nothing. Elsewhere they are the host's.
 
     Phases must not overlap; what lies in none of them is in none of the totals. "communication" is what can be seen
-    from outside: the reductions of target counts, losses and gradient norm, and the processes' agreement on what to do
-    next, each with the wait for the slowest process. FSDP's gathering of weights and scattering of gradients overlaps
-    with computing and is part of "forward" and "backward"; only the profiler tells them apart.
+    from outside: the reduction of the gradient norm and the processes' agreement on what to do next, each with the wait
+    for the slowest process. FSDP's gathering of weights and scattering of gradients overlaps with computing and is part
+    of "forward" and "backward"; only the profiler tells them apart.
     """
 
     def __init__(self, device: torch.device) -> None:

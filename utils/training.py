@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
@@ -50,11 +51,14 @@ class MasterAdamW(Optimizer):
 
     A bf16 weight has eight bits: an update below 0.2 % of it is rounded away, and late in a training most are. The
     copy takes what the weight cannot; the weight is the copy, rounded. Costs 12 bytes per trained parameter instead of
-    the 4 of moments in bf16.
+    the 4 of moments in bf16. Micro-batches' gradients are added up in fp32 too.
     """
 
     def __init__(self, params: Iterable[Any], betas: tuple[float, float], lr: float = 1e-3, eps: float = 1e-8) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        for weight in (weight for group in self.param_groups for weight in group["params"]):
+            if not isinstance(weight, DTensor):  # FSDP2 adds up in fp32 by itself
+                weight.grad_dtype = torch.float32
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -168,14 +172,25 @@ def optimiser_step(
         dataset_losses.index_add_(0, moved(datasets, fabric.device), losses.rows.double())
     with timer.phase("communication"):
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, grad_clip or math.inf)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = clip_gradients(trained, grad_clip or math.inf)
     with timer.phase("optimiser"):
         fused: Any = getattr(optimizer, "optimizer", optimizer)
         fused.found_inf = (~norm.isfinite()).float()
         optimizer.step()
         optimizer.zero_grad()
     return StepResult(loss_sum, dataset_losses, norm)
+
+
+def clip_gradients(parameters: Sequence[Tensor], largest: float) -> Tensor:
+    """Scales the gradients down to a joint norm of `largest`; returns what it was, over all processes, in fp32.
+
+    torch's `clip_grad_norm_` rounds the norm of bf16 gradients to bf16, and all of them with it.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class StepRecord(NamedTuple):
@@ -214,11 +229,13 @@ class StepHistory:
         results, self._results = self._results, []
         losses = torch.stack([result.loss for result, *_ in results])
         norms = torch.stack([result.grad_norm for result, *_ in results]).double()
-        datasets = torch.stack([result.dataset_losses for result, *_ in results]).sum(0)
+        datasets = torch.stack([result.dataset_losses for result, *_ in results])
+        datasets = torch.where(norms.isfinite().unsqueeze(1), datasets, 0).sum(0)  # a skipped step's would hide others
         values = torch.cat([norms, losses, datasets]).tolist()
         steps = len(results)
         norms, sums = values[:steps], sum_over_processes(values[steps:])
-        self._dataset_sums += np.array([sums[steps:], sum(data.dataset_targets for _, data, _ in results)])
+        made = [data.dataset_targets for norm, (_, data, _) in zip(norms, results, strict=True) if math.isfinite(norm)]
+        self._dataset_sums += np.array([sums[steps:], sum(made, np.zeros_like(sums[steps:]))])
         return [
             StepRecord(columns, loss / data.targets, data.targets, norm, not math.isfinite(norm))
             for loss, norm, (_, data, columns) in zip(sums[:steps], norms, results, strict=True)

@@ -179,7 +179,8 @@ class Watchdog:
     def _waits(self) -> bool:
         frame: FrameType | None = sys._current_frames().get(self._main_thread)
         while frame is not None:
-            if "/torch/distributed/" in frame.f_code.co_filename:
+            file = frame.f_code.co_filename
+            if "/torch/distributed/" in file and "/distributed/tensor/" not in file:  # where DTensors also compute
                 return True
             frame = frame.f_back
         return False
