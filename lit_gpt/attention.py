@@ -147,15 +147,17 @@ def _attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Any, scale: float
 # CPU
 
 
+_SHORT = 512
+"""In 16 bits the CPU's kernel is slower than in fp32 up to some 1,000 keys (by 30 % at 170), where these tiles go."""
 _HALF_STEP = 64
-"""In 16 bits torch compiles its kernel's products for every shape that it meets, and keeps them all: 100 passes over
-random documents took 1.6 GB, and their compilation half of the time. Tiles are rounded up to a multiple of this."""
+"""In 16 bits torch also compiles products for every shape that it meets, and keeps them all: 100 passes over random
+documents took 1.6 GB, and their compilation half of the time. Such tiles are rounded up to a multiple of this."""
 
 
 class _Tile(NamedTuple):
     """Queries [start, end), which see keys from `keys` on; `is_causal`, or within the window too.
 
-    `padded` is the end up to which it is computed: what lies beyond its own end no query of its sees.
+    It is computed in `dtype` up to `padded`: what lies beyond its own end no query of its sees.
     """
 
     start: int
@@ -163,45 +165,46 @@ class _Tile(NamedTuple):
     padded: int
     keys: int
     is_causal: bool
+    dtype: torch.dtype
 
 
-def _tiles(bounds: Tensor, window: int, step: int) -> Iterator[_Tile]:
+def _tiles(bounds: Tensor, window: int, dtype: torch.dtype) -> Iterator[_Tile]:
     """The work of a layer: a tile per segment, or where that is longer than the window, one per window of queries."""
 
-    def tile(start: int, end: int, keys: int) -> _Tile:
-        return _Tile(start, end, start + -(-(end - start) // step) * step, keys, is_causal=keys == start)
+    def tile(start: int, end: int, keys: int, is_causal: bool) -> _Tile:
+        if dtype not in (torch.bfloat16, torch.float16):
+            return _Tile(start, end, end, keys, is_causal, dtype)
+        if end - keys <= _SHORT:
+            return _Tile(start, end, end, keys, is_causal, torch.float32)
+        return _Tile(start, end, start + -(-(end - start) // _HALF_STEP) * _HALF_STEP, keys, is_causal, dtype)
 
     for start, end in pairwise(bounds.tolist()):
         if start == end:
             continue
         first = min(end, start + window) if window else end
-        yield tile(start, first, start)
+        yield tile(start, first, start, True)
         for begin in range(first, end, window or 1):
-            yield tile(begin, min(end, begin + window), begin - window + 1)
+            yield tile(begin, min(end, begin + window), begin - window + 1, False)
 
 
-def _step(dtype: torch.dtype) -> int:
-    return _HALF_STEP if dtype in (torch.bfloat16, torch.float16) else 1
+def _part(tensor: Tensor, start: int, tile: _Tile, groups: int, repeats: int) -> Tensor:
+    """[N, heads, D], heads being all or the groups → [groups, repeats, L, D] in the tile's dtype, if it can a view.
+
+    The positions from `start` to the tile's padded end; zeros where there are none.
+    """
+    part = tensor[start : tile.padded].to(tile.dtype)
+    if missing := tile.padded - start - len(part):
+        part = F.pad(part, (0, 0, 0, 0, 0, missing))
+    return part.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).expand(-1, repeats, -1, -1)
 
 
-def _extended(tensor: Tensor) -> Tensor:
-    """[N, heads, D] with room for the last tile's rounding; itself where nothing is rounded."""
-    extra = _step(tensor.dtype) - 1
-    return F.pad(tensor, (0, 0, 0, 0, 0, extra)) if extra else tensor
-
-
-def _grouped(tensor: Tensor, groups: int, repeats: int) -> Tensor:
-    """[L, heads, D], heads being all or the groups → [groups, repeats, L, D], a view."""
-    return tensor.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).expand(-1, repeats, -1, -1)
-
-
-def _band(tile: _Tile, dtype: torch.dtype) -> Tensor | None:
+def _band(tile: _Tile) -> Tensor | None:
     """0 where a tile's query sees a key, else -inf: [queries, keys]; None for a causal tile."""
     if tile.is_causal:
         return None
     queries, window = tile.padded - tile.start, tile.start - tile.keys + 1
     seen = torch.ones(queries, queries + window - 1, dtype=torch.bool).tril(window - 1).triu()
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, -torch.inf)
+    return torch.zeros(seen.shape, dtype=tile.dtype).masked_fill_(~seen, -torch.inf)
 
 
 @torch.library.custom_op("fabricant::segment_attention", mutates_args=(), device_types="cpu")
@@ -212,13 +215,12 @@ def _segment_attention(
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     sums = q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
-    q, k, v = (_extended(t) for t in (q, k, v))
-    for tile in _tiles(bounds, window, _step(q.dtype)):
-        queries, keys = slice(tile.start, tile.padded), slice(tile.keys, tile.padded)
+    for tile in _tiles(bounds, window, q.dtype):
         own, count = slice(tile.start, tile.end), tile.end - tile.start
-        parts = (_grouped(t, groups, repeats) for t in (q[queries], k[keys], v[keys]))
+        places = ((q, tile.start), (k, tile.keys), (v, tile.keys))
+        parts = (_part(tensor, start, tile, groups, repeats) for tensor, start in places)
         y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *parts, 0.0, tile.is_causal, attn_mask=_band(tile, q.dtype), scale=scale
+            *parts, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
         )
         out[own] = y.permute(2, 0, 1, 3).flatten(1, 2)[:count]
         sums[:, own] = lse.flatten(0, 1)[:, :count]
@@ -246,15 +248,14 @@ def _segment_attention_backward(
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (k, v))
-    q, k, v = (_extended(t) for t in (q, k, v))
-    for tile in _tiles(bounds, window, _step(q.dtype)):
-        queries, keys = slice(tile.start, tile.padded), slice(tile.keys, tile.padded)
+    for tile in _tiles(bounds, window, q.dtype):
         own, count, rest = slice(tile.start, tile.end), tile.end - tile.start, tile.padded - tile.end
-        dy, y = (_grouped(F.pad(t[own], (0, 0, 0, 0, 0, rest)), groups, repeats) for t in (grad, out))
-        part_q, part_k, part_v = (_grouped(t, groups, repeats) for t in (q[queries], k[keys], v[keys]))
+        queries, keys = (grad[: tile.end], q, out[: tile.end]), (k, v)
+        dy, part_q, y = (_part(tensor, tile.start, tile, groups, repeats) for tensor in queries)
+        part_k, part_v = (_part(tensor, tile.keys, tile, groups, repeats) for tensor in keys)
         lse = F.pad(sums[:, own], (0, rest), value=torch.inf).unflatten(0, (groups, repeats))  # probabilities of 0
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            dy, part_q, part_k, part_v, y, lse, 0.0, tile.is_causal, attn_mask=_band(tile, q.dtype), scale=scale
+            dy, part_q, part_k, part_v, y, lse, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
         )
         dq[own] = grads[0].permute(2, 0, 1, 3).flatten(1, 2)[:count]
         seen = slice(tile.keys, tile.end)
