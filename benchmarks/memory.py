@@ -1,8 +1,10 @@
 """The memory that utils/estimate.py foresees beside the memory that training takes.
 
     python benchmarks/memory.py [--device cuda] [--shapes 6x256 8x512 4x1024] [--precisions 32-true bf16-mixed]
+    python benchmarks/memory.py --processes 2 [--tensor_parallel 2] --shapes 8x512
 
-1. Each shape and precision has a fresh process, which makes three steps with the functions that pretrain.py calls.
+1. Each shape and precision has a fresh process, which makes three steps with the functions that pretrain.py calls; with
+   --processes so many, of which process 0 is measured.
 2. On a GPU its memory is the peak of torch's allocations. On the CPU it is the peak of resident memory (VmHWM) less
    what was resident just before the model was made, after a small model's step that loads libraries and kernels.
 3. glibc's malloc keeps freed blocks of up to 32 MiB for later ones, which may not fit: `by default` has that too, 13 to
@@ -24,6 +26,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
     from utils.data import StepData
     from utils.estimate import Workload
 
@@ -50,7 +54,7 @@ SHAPES = {
     "4x1024": Shape(4, 1024, 32000, 2048, 1, 1, "full"),
     "12x768": Shape(12, 768, 50304, 2048, 8, 1, "selective"),
 }
-WARM_UP = Shape(1, 64, 512, 64, 1, 1, "none")
+WARM_UP = Shape(1, 512, 512, 64, 1, 1, "none")
 
 
 def main() -> None:
@@ -58,15 +62,18 @@ def main() -> None:
 
     arguments = parse_arguments()
     if arguments.measure:
-        print(json.dumps(measure(SHAPES[arguments.shapes[0]], arguments.precisions[0], arguments.device)))
+        measure(SHAPES[arguments.shapes[0]], arguments.precisions[0], arguments)
         return
     print(f"{'MiB':20} {'estimated':>10} {'measured':>10} {'ratio':>6} {'by default':>11}")
     figures = []
     for name in arguments.shapes:
         for precision in arguments.precisions:
-            foreseen, *measured = compare(name, precision, arguments.device)
+            foreseen, *measured = compare(name, precision, arguments)
             ratio = f"{foreseen / measured[0]:.3f}"
-            shape, sizes = f"{name} {precision}", [f"{size / 2**20:.0f}" for size in (foreseen, *measured)]
+            shape, sizes = (
+                f"{name} {precision}{describe(arguments)}",
+                [f"{size / 2**20:.0f}" for size in (foreseen, *measured)],
+            )
             print(f"{shape:20} {sizes[0]:>10} {sizes[1]:>10} {ratio:>6} {sizes[-1]:>11}", flush=True)
             figures.append(Figure("estimated", shape, ratio, "of measured"))
             for who, size in zip(("measured", "by default"), measured, strict=False):
@@ -80,17 +87,27 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["6x256", "8x512", "4x1024"])
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["32-true", "bf16-mixed"])
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--tensor_parallel", type=int, default=1)
     parser.add_argument("--no_record", action="store_true")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def compare(name: str, precision: str, device: str) -> list[int]:
+def describe(arguments: argparse.Namespace) -> str:
+    """How many processes there are, where it is not one."""
+    shared = f", {arguments.tensor_parallel} tensor-parallel" if arguments.tensor_parallel > 1 else ""
+    return f", {arguments.processes} processes{shared}" if arguments.processes > 1 else ""
+
+
+def compare(name: str, precision: str, arguments: argparse.Namespace) -> list[int]:
     """Bytes foreseen here, measured in a fresh process, and on the CPU measured with malloc's own threshold."""
     from utils.estimate import estimate
 
+    device = arguments.device
     command = [sys.executable, __file__, "--measure", "--shapes", name, "--precisions", precision, "--device", device]
-    sizes = [estimate(make_workload(SHAPES[name], precision)).memory]
+    command += ["--processes", str(arguments.processes), "--tensor_parallel", str(arguments.tensor_parallel)]
+    sizes = [estimate(make_workload(SHAPES[name], precision, arguments)).memory]
     for threshold in [{"MALLOC_MMAP_THRESHOLD_": "65536"}, {}][: 1 if device == "cuda" else 2]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | threshold)
         if done.returncode:
@@ -99,7 +116,7 @@ def compare(name: str, precision: str, device: str) -> list[int]:
     return sizes
 
 
-def make_workload(shape: Shape, precision: str) -> Workload:
+def make_workload(shape: Shape, precision: str, arguments: argparse.Namespace) -> Workload:
     from litgpt.config import Config
 
     from utils.estimate import Workload
@@ -110,17 +127,17 @@ def make_workload(shape: Shape, precision: str) -> Workload:
         n_layer=shape.layers,
         n_embd=shape.width,
         n_head=shape.width // 64,
-        n_query_groups=max(1, shape.width // 256),
+        n_query_groups=max(2, shape.width // 256),
         rotary_percentage=1.0,
         parallel_residual=False,
         bias=False,
         norm_class_name="RMSNorm",
         mlp_class_name="LLaMAMLP",
-        intermediate_size=shape.width * 8 // 3,
+        intermediate_size=shape.width * 8 // 3 // 32 * 32,
         vocab_size=shape.vocabulary,
         padded_vocab_size=shape.vocabulary,
     )
-    rows = shape.micro_batch_size * shape.micro_batches
+    rows = shape.micro_batch_size * shape.micro_batches * arguments.processes // arguments.tensor_parallel
     return Workload(
         config=config,
         lora=None,
@@ -130,9 +147,9 @@ def make_workload(shape: Shape, precision: str) -> Workload:
         activation_checkpointing=shape.recompute,
         micro_batch_size=shape.micro_batch_size,
         block_size=shape.positions,
-        processes=1,
-        processes_per_node=1,
-        tensor_parallel=1,
+        processes=arguments.processes,
+        processes_per_node=arguments.processes,
+        tensor_parallel=arguments.tensor_parallel,
         samples_per_step=rows,
         rows=rows * STEPS,
         targets_per_row=shape.positions,
@@ -142,23 +159,30 @@ def make_workload(shape: Shape, precision: str) -> Workload:
     )
 
 
-def measure(shape: Shape, precision: str, device: str) -> int:
-    """Bytes that training takes in this process."""
+def measure(shape: Shape, precision: str, arguments: argparse.Namespace) -> None:
+    """Prints the bytes that training takes in process 0."""
     import torch
 
-    if device == "cuda":
-        train(WARM_UP, precision)
+    from lit_gpt.command import end_process
+    from utils.launch import launch
+
+    fabric = launch(arguments.processes, 1, precision, arguments.tensor_parallel)
+    train(fabric, WARM_UP, precision, arguments)
+    if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        train(shape, precision)
-        return torch.cuda.max_memory_allocated() - before
-    train(WARM_UP, precision)
-    # what malloc keeps of that would not count as new
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = resident("VmRSS")
-    train(shape, precision)
-    return resident("VmHWM") - before
+        train(fabric, shape, precision, arguments)
+        taken = torch.cuda.max_memory_allocated() - before
+    else:
+        # what malloc keeps of that would not count as new
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident("VmRSS")
+        train(fabric, shape, precision, arguments)
+        taken = resident("VmHWM") - before
+    if fabric.is_global_zero:
+        print(json.dumps(taken))
+    end_process(0)
 
 
 def resident(field: str) -> int:
@@ -168,22 +192,20 @@ def resident(field: str) -> int:
     return int(found[1]) * 1024
 
 
-def train(shape: Shape, precision: str) -> None:
+def train(fabric: Fabric, shape: Shape, precision: str, arguments: argparse.Namespace) -> None:
     """Makes the steps, as pretrain.py does."""
     import torch
 
-    from lit_gpt.foundation import empty_model, materialise
-    from utils.launch import launch
+    from lit_gpt.foundation import empty_model
+    from utils.launch import place_model
     from utils.profiler import StepTimer
     from utils.training import make_optimizer, optimiser_step
 
-    fabric = launch(1, 1, precision)
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
-    model = empty_model(make_workload(shape, precision).config, None, dtype)
-    materialise(model, None, 1, fabric.device)
+    model = empty_model(make_workload(shape, precision, arguments).config, None, dtype)
     for block in model.transformer.h:
         block.recompute = shape.recompute
-    model = fabric.setup(model)
+    model = place_model(fabric, model, None, 1, precision)
     optimizer = fabric.setup_optimizers(make_optimizer(model, 0.1, (0.9, 0.95)))
     seeds = list(range(shape.micro_batches))
     for _ in range(STEPS):
