@@ -59,7 +59,9 @@ class Architecture:
 
 def _config(hf: Mapping[str, Any], **fields: Any) -> Config:
     """Llama's shape, but for `fields`."""
-    heads = hf["num_attention_heads"]
+    heads, scaling = hf["num_attention_heads"], _rope_settings(hf)
+    if "rotary_percentage" not in fields:
+        _only({**hf, **scaling}, partial_rotary_factor=1.0)
     values = {
         # litgpt looks for family names in `name` ("Gemma" changes its norm), so a directory's name must not get here
         "name": hf.get("model_type", ""),
@@ -77,29 +79,34 @@ def _config(hf: Mapping[str, Any], **fields: Any) -> Config:
         "bias": False,
         "mlp_class_name": "LLaMAMLP",
         "intermediate_size": hf["intermediate_size"],
-        **_rope(hf, hf.get("rope_parameters") or hf.get("rope_scaling") or {}),
+        "rotary_percentage": 1.0,
+        "rope_base": scaling.get("rope_theta", hf.get("rope_theta", 10000)),
+        "rope_adjustments": _rope_adjustments(scaling),
     }
+    if float(values["rope_base"]).is_integer():
+        values["rope_base"] = int(values["rope_base"])
     return Config(**{**values, **fields})
 
 
-def _rope(hf: Mapping[str, Any], scaling: Mapping[str, Any]) -> dict[str, Any]:
-    """litgpt's fields of rotary positions; transformers 5 keeps in `rope_parameters` what 4 had in several keys."""
-    base = scaling.get("rope_theta", hf.get("rope_theta", 10000))
-    fields = {
-        "rope_base": int(base) if float(base).is_integer() else base,
-        "rotary_percentage": scaling.get("partial_rotary_factor", hf.get("partial_rotary_factor", 1.0)),
-        "rope_adjustments": None,
-    }
+def _rope_settings(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 5 keeps in `rope_parameters` what 4 had in `rope_scaling` and several other keys."""
+    return hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+
+
+def _rope_adjustments(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
     if kind == "linear":
-        fields["rope_adjustments"] = {"factor": scaling["factor"]}
-    elif kind == "llama3":
+        return {"factor": scaling["factor"]}
+    if kind == "llama3":
         adjustments = {name: scaling[name] for name in ("factor", "low_freq_factor", "high_freq_factor")}
-        original = scaling["original_max_position_embeddings"]
-        fields["rope_adjustments"] = {**adjustments, "original_max_seq_len": original}
-    elif kind != "default":
-        raise UserError(f"rope scaling {kind!r} is not supported, only 'linear' and 'llama3'")
-    return fields
+        return {**adjustments, "original_max_seq_len": scaling["original_max_position_embeddings"]}
+    raise UserError(f"rope scaling {kind!r} is not supported, only 'linear' and 'llama3'")
+
+
+def _rotated_share(hf: Mapping[str, Any]) -> float:
+    return _rope_settings(hf).get("partial_rotary_factor", hf["partial_rotary_factor"])
 
 
 def _only(hf: Mapping[str, Any], **values: Any) -> None:
@@ -217,9 +224,9 @@ def _falcon_block(hf: dict[str, Any]) -> dict[str, str]:
 
 
 def _gpt_neox(hf: dict[str, Any]) -> Config:
-    older = {"rope_theta": hf["rotary_emb_base"], "partial_rotary_factor": hf["rotary_pct"]}
     return _config(
-        {**older, **hf, "num_key_value_heads": None},
+        {**hf, "rope_theta": hf["rotary_emb_base"], "num_key_value_heads": None},
+        rotary_percentage=hf.get("rotary_pct", _rotated_share(hf)),
         norm_class_name="LayerNorm",
         norm_eps=hf["layer_norm_eps"],
         parallel_residual=hf["use_parallel_residual"],
@@ -255,6 +262,7 @@ def _phi(hf: dict[str, Any]) -> Config:
     _only(hf, qk_layernorm=False)
     return _config(
         hf,
+        rotary_percentage=_rotated_share(hf),
         norm_class_name="LayerNorm",
         norm_eps=hf["layer_norm_eps"],
         parallel_residual=True,
@@ -271,7 +279,7 @@ _PHI_BLOCK = {**_BLOCK, "attn.proj": "self_attn.dense", "mlp.fc": "mlp.fc1", "ml
 
 def _phi3(hf: dict[str, Any]) -> Config:
     _only(hf, hidden_act="silu")
-    return _config(hf, **_window(hf, [1] * hf["num_hidden_layers"]))
+    return _config(hf, rotary_percentage=_rotated_share(hf), **_window(hf, [1] * hf["num_hidden_layers"]))
 
 
 _PHI3_BLOCK = {
@@ -303,6 +311,7 @@ def _stablelm(hf: dict[str, Any]) -> Config:
     _only(hf, hidden_act="silu", qk_layernorm=False)
     return _config(
         hf,
+        rotary_percentage=_rotated_share(hf),
         norm_class_name="LayerNorm",
         norm_eps=hf["layer_norm_eps"],
         parallel_residual=hf["use_parallel_residual"],
@@ -334,11 +343,11 @@ def _gemma2(hf: dict[str, Any], **fields: Any) -> Config:
 def _gemma3(hf: dict[str, Any]) -> Config:
     layers = _sliding_layers(hf, lambda layer: (layer + 1) % hf["sliding_window_pattern"] > 0)
     both = hf.get("rope_parameters") or {}
-    distant = both.get("full_attention") or hf.get("rope_scaling") or {}
+    distant = {**(both.get("full_attention") or {}), **(hf.get("rope_scaling") or {})}
     local = (both.get("sliding_attention") or {}).get("rope_theta", hf["rope_local_base_freq"])
     named = ["sliding_attention" if slides else "full_attention" for slides in layers]
     return _gemma2(
-        {**hf, "layer_types": named, "rope_parameters": distant},
+        {**hf, "layer_types": named, "rope_scaling": None, "rope_parameters": distant},
         norm_qk=True,
         rope_local_base_freq=float(local),
         rope_indices=layers,
@@ -386,7 +395,7 @@ _GPT_NEOX_DEFAULTS = {
     "hidden_act": "gelu",
     "max_position_embeddings": 2048,
     "layer_norm_eps": 1e-5,
-    "rotary_pct": 0.25,
+    "partial_rotary_factor": 0.25,
     "rotary_emb_base": 10000,
     "use_parallel_residual": True,
     "attention_bias": True,
@@ -410,6 +419,7 @@ _PHI_DEFAULTS = {
     "tie_word_embeddings": False,
 }
 _PHI3_DEFAULTS = {
+    "partial_rotary_factor": 1.0,
     "hidden_act": "silu",
     "max_position_embeddings": 4096,
     "rms_norm_eps": 1e-5,

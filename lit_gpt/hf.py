@@ -60,7 +60,7 @@ class Weight:
 
 
 def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
-    """The config.json of `checkpoint_dir`, of a supported architecture, completed by what its class assumes.
+    """The config.json of `checkpoint_dir`, of a supported architecture.
 
     Raises:
         UserError: if there is none, or its architecture is not supported.
@@ -70,7 +70,8 @@ def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: not a Hugging Face checkpoint (lit_gpt/scripts/download.py fetches one)")
     hf = read_json(path)
-    return {**architecture_of(hf).defaults, **hf}
+    architecture_of(hf)
+    return hf
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -216,16 +217,18 @@ def settle_config(
     Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
     where Hugging Face's architecture had none (its one `bias` covers attention and MLP).
     """
-    settled = {**architecture_of(hf).defaults, **hf, "torch_dtype": dtype}
+    defaults = architecture_of(hf).defaults
+    assumed = {**defaults, **hf}
+    settled = {**hf, "torch_dtype": dtype}  # what it leaves unsaid stays so: versions of a class read keys differently
     settled.pop("dtype", None)  # transformers 5's name for torch_dtype
     settled.pop("transformers_version", None)
     changes = []
-    if settled["tie_word_embeddings"] and not is_tied(state_dict):
+    if assumed["tie_word_embeddings"] and not is_tied(state_dict):
         settled["tie_word_embeddings"] = False
         changes.append("the output layer is no longer tied to the embeddings")
     for option, module in _BIASES.items():
         moved = any(t.any() for name, t in state_dict.items() if f".{module}." in name and name.endswith(".bias"))
-        if moved and not architecture_of(hf).defaults.get(option, True) and not settled[option]:
+        if moved and option in defaults and not assumed[option]:
             settled[option] = True
             changes.append(f"training moved biases the foundation does not have: {option} is now true")
     expected = config_from_hf(settled)

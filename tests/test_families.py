@@ -13,7 +13,7 @@ from convert_litgpt_to_transformers import main as convert
 from lit_gpt.command import DataError, UserError
 from lit_gpt.families import ARCHITECTURES
 from lit_gpt.foundation import build_model
-from lit_gpt.hf import config_from_hf, read_hf_config, settle_config, tensors_from_hf, tensors_to_hf
+from lit_gpt.hf import config_from_hf, is_tied, read_hf_config, settle_config, tensors_from_hf, tensors_to_hf
 from lit_gpt.lora import LoRASettings, is_adapter, merge_adapter
 from lit_gpt.model import GPT
 from tests.hf_models import VOCABULARY, make_hf, make_litgpt
@@ -148,7 +148,7 @@ def test_gradients_are_those_of_transformers(checkpoint, converted):
     for part in ids.split(DOCUMENTS, dim=1):
         torch.nn.functional.cross_entropy(model(part).logits[0], part[0], reduction="sum").backward()
     gradients = {name: p.grad for name, p in ours.named_parameters()}
-    if hf["tie_word_embeddings"]:
+    if is_tied(weights):
         both = gradients["lm_head.weight"] + gradients["transformer.wte.weight"]
         gradients |= {"lm_head.weight": both, "transformer.wte.weight": both}
     if config.bias and not hf.get("attention_bias", True):
@@ -274,6 +274,7 @@ def test_keys_of_transformers_4():
         ("Phi", {"qk_layernorm": True}, "qk_layernorm True"),
         ("StableLM", {"qk_layernorm": True}, "qk_layernorm True"),
         ("Phi 3", {"rope_scaling": {"type": "longrope"}, "rope_parameters": None}, "rope scaling 'longrope'"),
+        ("Mistral", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported, only 1.0"),
         ("Qwen 3", {"attention_bias": True}, "attention_bias True"),
         (
             "Gemma",
