@@ -326,7 +326,7 @@ def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
 
 
 def read_context(checkpoint_dir: Path) -> int:
-    """The positions of the model in `checkpoint_dir`: its context, or its sliding window where that is smaller.
+    """The positions of the model in `checkpoint_dir`.
 
     Raises:
         UserError: if there is no file that says so.
@@ -341,11 +341,9 @@ def read_context(checkpoint_dir: Path) -> int:
             continue
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
-            context = next(int(config[key]) for key in names if config.get(key))
+            return next(int(config[key]) for key in names if config.get(key))
         except (yaml.YAMLError, ValueError, AttributeError, TypeError, StopIteration):
             raise DataError(f"{path} does not say the model's {' or '.join(names)}; give --max_length") from None
-        sliding = config.get("sliding_window_size") or config.get("sliding_window")
-        return min(context, int(sliding)) if sliding and config.get("use_sliding_window", True) else context
     raise UserError(
         f"{checkpoint_dir} has neither model_config.yaml nor config.json to say its context: give --max_length"
     )

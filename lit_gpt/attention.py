@@ -4,8 +4,8 @@ All rows of a batch stand side by side as one sequence of N = B·T positions, an
 A query attends to the keys of its own segment up to itself; in a sliding window's layers to the last `window` of them.
 
 On a GPU torch's variable-length flash attention does it, or FlexAttention where that cannot (fp32, GPUs before Ampere,
-older torch); on the CPU torch's flash kernel, one segment after the other, which is less work than one causal pass over
-whole rows. Keys and values of grouped queries are never repeated.
+older torch, soft caps); on the CPU torch's flash kernel, one segment after the other, which is less work than one
+causal pass over whole rows. Keys and values of grouped queries are never repeated.
 """
 
 from __future__ import annotations
@@ -58,10 +58,16 @@ def _segment_numbers(bounds: Tensor, index: Tensor) -> Tensor:
 
 
 def find_segments(
-    bounds: Tensor, count: int, longest: int, dtype: torch.dtype, head_size: int, window: int | None
+    bounds: Tensor,
+    count: int,
+    longest: int,
+    dtype: torch.dtype,
+    head_size: int,
+    window: int | None,
+    softcap: float | None = None,
 ) -> Segments:
     """The `Segments` of `count` positions whose attention is computed in `dtype`."""
-    if bounds.device.type == "cpu" or _varlen_does(bounds.device, dtype, head_size):
+    if bounds.device.type == "cpu" or (not softcap and _varlen_does(bounds.device, dtype, head_size)):
         return Segments(bounds, longest)
     if head_size < _FLEX_HEAD_SIZE:
         raise UserError(f"attention on a GPU needs heads of at least {_FLEX_HEAD_SIZE} numbers, not {head_size}")
@@ -69,7 +75,15 @@ def find_segments(
     return Segments(bounds, longest, blocks, _block_mask(bounds, count, window) if window else None)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, window: int | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: Segments,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """Causal attention within each segment.
 
     Args:
@@ -78,12 +92,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, wi
         segments: of these N positions.
         scale: factor of the scores.
         window: how many keys up to its own position a query sees at most; None for all of its segment's.
+        softcap: scores are softcap · tanh(scores / softcap), if given (Gemma 2, https://arxiv.org/abs/2408.00118).
 
     Returns:
         [N, heads, head size].
     """
     if segments.blocks is not None:
-        return _attend_by_blocks(q, k, v, segments.window_blocks if window else segments.blocks, scale)
+        return _attend_by_blocks(q, k, v, segments.window_blocks if window else segments.blocks, scale, softcap)
     if q.device.type == "cuda":
         reach = (window - 1 if window else -1, 0)
         bounds, longest, grouped = segments.bounds, segments.longest, q.size(1) != k.size(1)
@@ -92,7 +107,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float, wi
         return varlen_attn(
             q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=reach, enable_gqa=grouped
         )
-    return _segment_attention(q, k, v, segments.bounds, scale, window or 0)[0]
+    return _segment_attention(q, k, v, segments.bounds, scale, window or 0, softcap or 0.0)[0]
 
 
 # GPU
@@ -134,13 +149,22 @@ def _block_mask(bounds: Tensor, count: int, window: int | None) -> Any:
     return make(sees, None, None, count, count, device=str(bounds.device))
 
 
-def _attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Any, scale: float) -> Tensor:
+@cache  # one function for each value, as torch compiles every new one
+def _cap(softcap: float) -> Callable[..., Tensor]:
+    def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
+
+
+def _attend_by_blocks(q: Tensor, k: Tensor, v: Tensor, blocks: Any, scale: float, softcap: float | None) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
     is_eager = q.is_cuda and not torch.compiler.is_compiling()
     compute = _compiled(flex_attention) if is_eager else flex_attention
     q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (q, k, v))
-    y = compute(q, k, v, block_mask=blocks, scale=scale, enable_gqa=q.size(1) != k.size(1))
+    changed = _cap(softcap) if softcap else None
+    y = compute(q, k, v, score_mod=changed, block_mask=blocks, scale=scale, enable_gqa=q.size(1) != k.size(1))
     return y.squeeze(0).transpose(0, 1)
 
 
@@ -207,28 +231,60 @@ def _band(tile: _Tile) -> Tensor | None:
     return torch.zeros(seen.shape, dtype=tile.dtype).masked_fill_(~seen, -torch.inf)
 
 
+def _capped_scores(tile: _Tile, q: Tensor, k: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """tanh(scores / softcap), and the capped scores, -inf where a query does not see a key."""
+    queries = torch.arange(tile.start, tile.padded).unsqueeze(1)
+    distance = queries - torch.arange(tile.keys, tile.padded)
+    seen = (distance >= 0) & (tile.is_causal | (distance <= tile.start - tile.keys))
+    bent = torch.tanh(q @ k.mT * (scale / softcap))
+    return bent, (bent * softcap).masked_fill_(~seen, -torch.inf)
+
+
+def _capped(tile: _Tile, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """torch's kernel knows no soft caps: the same in plain steps."""
+    with torch.autocast("cpu", enabled=False):
+        _, scores = _capped_scores(tile, q, k, scale, softcap)
+        return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+def _capped_backward(
+    tile: _Tile, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, scale: float, softcap: float
+) -> tuple[Tensor, ...]:
+    with torch.autocast("cpu", enabled=False):
+        bent, scores = _capped_scores(tile, q, k, scale, softcap)
+        shares = (scores - lse.unsqueeze(-1)).exp_()
+        slope = dy @ v.mT
+        slope = shares * (slope - (slope * shares).sum(-1, keepdim=True)) * (1 - bent**2) * scale
+        return slope @ k, slope.mT @ q, shares.mT @ dy
+
+
 @torch.library.custom_op("fabricant::segment_attention", mutates_args=(), device_types="cpu")
 def _segment_attention(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int, softcap: float
 ) -> tuple[Tensor, Tensor]:
-    """Output [N, heads, D] and log-sum-exp [heads, N]; `window` 0 for none."""
+    """Output [N, heads, D] and log-sum-exp [heads, N]; `window` and `softcap` 0 for none."""
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     sums = q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
-    for tile in _tiles(bounds, window, q.dtype):
+    for tile in _tiles(bounds, window, torch.promote_types(q.dtype, torch.float32) if softcap else q.dtype):
         own, count = slice(tile.start, tile.end), tile.end - tile.start
         places = ((q, tile.start), (k, tile.keys), (v, tile.keys))
         parts = (_part(tensor, start, tile, groups, repeats) for tensor, start in places)
-        y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            *parts, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
-        )
+        if softcap:
+            y, lse = _capped(tile, *parts, scale, softcap)
+        else:
+            y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                *parts, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
+            )
         out[own] = y.permute(2, 0, 1, 3).flatten(1, 2)[:count]
         sums[:, own] = lse.flatten(0, 1)[:, :count]
     return out, sums
 
 
 @_segment_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int) -> tuple[Tensor, Tensor]:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int, softcap: float
+) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
 
@@ -244,19 +300,23 @@ def _segment_attention_backward(
     bounds: Tensor,
     scale: float,
     window: int,
+    softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk, dv = (torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (k, v))
-    for tile in _tiles(bounds, window, q.dtype):
+    for tile in _tiles(bounds, window, torch.promote_types(q.dtype, torch.float32) if softcap else q.dtype):
         own, count, rest = slice(tile.start, tile.end), tile.end - tile.start, tile.padded - tile.end
         queries, keys = (grad[: tile.end], q, out[: tile.end]), (k, v)
         dy, part_q, y = (_part(tensor, tile.start, tile, groups, repeats) for tensor in queries)
         part_k, part_v = (_part(tensor, tile.keys, tile, groups, repeats) for tensor in keys)
         lse = F.pad(sums[:, own], (0, rest), value=torch.inf).unflatten(0, (groups, repeats))  # probabilities of 0
-        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            dy, part_q, part_k, part_v, y, lse, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
-        )
+        if softcap:
+            grads = _capped_backward(tile, dy, part_q, part_k, part_v, lse, scale, softcap)
+        else:
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                dy, part_q, part_k, part_v, y, lse, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
+            )
         dq[own] = grads[0].permute(2, 0, 1, 3).flatten(1, 2)[:count]
         seen = slice(tile.keys, tile.end)
         for total, part in ((dk, grads[1]), (dv, grads[2])):
@@ -275,20 +335,21 @@ def _(
     bounds: Tensor,
     scale: float,
     window: int,
+    softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     return dq, dk, dv
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.scale, ctx.window = inputs
+    *tensors, ctx.scale, ctx.window, ctx.softcap = inputs
     ctx.save_for_backward(*tensors, *output)
 
 
 def _backward(ctx: Any, grad: Tensor, _grad_sums: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, bounds, out, sums = ctx.saved_tensors
-    grads = _segment_attention_backward(grad, q, k, v, out, sums, bounds, ctx.scale, ctx.window)
-    return *grads, None, None, None
+    grads = _segment_attention_backward(grad, q, k, v, out, sums, bounds, ctx.scale, ctx.window, ctx.softcap)
+    return *grads, None, None, None, None
 
 
 _segment_attention.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,16 +1,16 @@
 """Hugging Face checkpoints ⇄ litgpt: the configuration and the weights, chosen by architecture, never by model name.
 
-An architecture is one entry of `ARCHITECTURES`: how its config.json reads as a litgpt `Config`, and which of its
-tensors make up which of ours. That one list of tensors serves both directions, so what is read can be written back bit
-for bit, and in both directions every tensor has to be accounted for.
+`lit_gpt/families.py` has an entry per architecture: how its config.json reads as a litgpt `Config`, and what its
+modules are called. From it and the model's own shapes `weights_of` makes one list of tensors, which serves both
+directions, so that what is read can be written back bit for bit, and in both every tensor has to be accounted for.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from litgpt.config import Config
 
 from lit_gpt.command import DataError, UserError
+from lit_gpt.families import ARCHITECTURES, Architecture
 
 # How the four kinds of weight files begin, best first: an index of several files, or one file.
 WEIGHT_FILES = (
@@ -28,35 +29,38 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
 )
 
-# Buffers that older checkpoints carry along; every implementation computes them from the configuration.
-_COMPUTED = ("rotary_emb.inv_freq",)
+# Buffers that older checkpoints carry along, masks and frequencies; every implementation computes them.
+_COMPUTED = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
+
+# The options of some classes that say whether the matrices of these modules have biases.
+_BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of litgpt and the Hugging Face tensors it is made of."""
+    """The same numbers in both formats: tensors of litgpt and of Hugging Face, one under the other."""
 
-    name: str
-    shape: tuple[int, ...]
-    parts: dict[str, int]
-    """Names and rows of the tensors that make it up, one under the other. Empty: there is none, it counts as zeros."""
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A Hugging Face model class."""
-
-    defaults: dict[str, Any]
-    """What the class assumes where config.json is silent."""
-    config: Callable[[dict[str, Any]], Config]
-    weights: Callable[[Config, dict[str, Any]], list[Weight]]
+    ours: dict[str, tuple[int, ...]]
+    """Names and shapes."""
+    theirs: dict[str, int]
+    """Names and rows. Empty: Hugging Face has none, it counts as zeros."""
+    transposed: bool = False
+    """Theirs are [columns, rows]."""
+    runs: tuple[int, ...] = ()
+    """Rows of queries, keys and values in a group, where theirs has the groups one after the other."""
 
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
 
 def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
-    """The config.json of `checkpoint_dir`, of a supported architecture, completed by what its class assumes.
+    """The config.json of `checkpoint_dir`, of a supported architecture.
 
     Raises:
         UserError: if there is none, or its architecture is not supported.
@@ -66,7 +70,8 @@ def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is missing: not a Hugging Face checkpoint (lit_gpt/scripts/download.py fetches one)")
     hf = read_json(path)
-    return {**architecture_of(hf).defaults, **hf}
+    architecture_of(hf)
+    return hf
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,54 +110,6 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
         return architecture.config({**architecture.defaults, **hf})
     except KeyError as e:
         raise DataError(f"config.json has no {e}") from None
-
-
-def _llama_config(hf: dict[str, Any]) -> Config:
-    if hf["hidden_act"] != "silu":
-        raise UserError(f"hidden_act {hf['hidden_act']!r} is not supported, only 'silu'")
-    heads = hf["num_attention_heads"]
-    base, adjustments = _rope_from_hf(hf)
-    # litgpt's blocks see all earlier positions: up to the sliding window that is the same thing, beyond it it is not
-    window = hf.get("sliding_window") or hf["max_position_embeddings"]
-    return Config(
-        # litgpt looks for family names in `name` ("Gemma" changes its norm), so a directory's name must not get here
-        name=hf.get("model_type", ""),
-        block_size=min(hf["max_position_embeddings"], window),
-        n_layer=hf["num_hidden_layers"],
-        n_embd=hf["hidden_size"],
-        n_head=heads,
-        n_query_groups=hf["num_key_value_heads"] or heads,
-        head_size=hf.get("head_dim") or hf["hidden_size"] // heads,
-        vocab_size=hf["vocab_size"],
-        padded_vocab_size=hf["vocab_size"],
-        norm_class_name="RMSNorm",
-        norm_eps=hf["rms_norm_eps"],
-        parallel_residual=False,
-        bias=hf["attention_bias"] or hf["mlp_bias"],
-        mlp_class_name="LLaMAMLP",
-        intermediate_size=hf["intermediate_size"],
-        rotary_percentage=1.0,
-        rope_base=base,
-        rope_adjustments=adjustments,
-    )
-
-
-def _rope_from_hf(hf: Mapping[str, Any]) -> tuple[int | float, dict[str, Any] | None]:
-    """litgpt's `rope_base` and `rope_adjustments`. transformers 5 keeps in `rope_parameters` what 4 had in two keys."""
-    scaling = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    base = scaling.get("rope_theta", hf.get("rope_theta", 10000))
-    base = int(base) if float(base).is_integer() else base
-    if hf.get("partial_rotary_factor", scaling.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise UserError("partial_rotary_factor is not supported for this architecture")
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind == "default":
-        return base, None
-    if kind == "linear":
-        return base, {"factor": scaling["factor"]}
-    if kind == "llama3":
-        adjustments = {name: scaling[name] for name in ("factor", "low_freq_factor", "high_freq_factor")}
-        return base, {**adjustments, "original_max_seq_len": scaling["original_max_position_embeddings"]}
-    raise UserError(f"rope scaling {kind!r} is not supported, only 'linear' and 'llama3'")
 
 
 # litgpt's options that have no counterpart in Llama's architecture, with the one value that they may have
@@ -260,16 +217,18 @@ def settle_config(
     Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
     where Hugging Face's architecture had none (its one `bias` covers attention and MLP).
     """
-    settled = {**architecture_of(hf).defaults, **hf, "torch_dtype": dtype}
+    defaults = architecture_of(hf).defaults
+    assumed = {**defaults, **hf}
+    settled = {**hf, "torch_dtype": dtype}  # what it leaves unsaid stays so: versions of a class read keys differently
     settled.pop("dtype", None)  # transformers 5's name for torch_dtype
     settled.pop("transformers_version", None)
     changes = []
-    if settled["tie_word_embeddings"] and not is_tied(state_dict):
+    if assumed["tie_word_embeddings"] and not is_tied(state_dict):
         settled["tie_word_embeddings"] = False
         changes.append("the output layer is no longer tied to the embeddings")
-    for option, layer in (("attention_bias", ".attn."), ("mlp_bias", ".mlp.")):
-        moved = any(t.any() for name, t in state_dict.items() if layer in name and name.endswith(".bias"))
-        if moved and not settled[option]:
+    for option, module in _BIASES.items():
+        moved = any(t.any() for name, t in state_dict.items() if f".{module}." in name and name.endswith(".bias"))
+        if moved and option in defaults and not assumed[option]:
             settled[option] = True
             changes.append(f"training moved biases the foundation does not have: {option} is now true")
     expected = config_from_hf(settled)
@@ -289,67 +248,55 @@ def is_tied(state_dict: Mapping[str, torch.Tensor]) -> bool:
 # ---------------------------------------------------------------------------------------------------------- weights
 
 
-def _llama_weights(config: Config, hf: dict[str, Any]) -> list[Weight]:
-    n_embd, size = config.n_embd, config.intermediate_size
-    q_rows, kv_rows = config.n_head * config.head_size, config.n_query_groups * config.head_size
-    vocabulary = (config.padded_vocab_size, n_embd)
+def weights_of(config: Config, hf: Mapping[str, Any]) -> list[Weight]:
+    """All tensors of the model, in litgpt's names and in Hugging Face's."""
+    from lit_gpt.model import GPT
 
-    def single(name: str, hf_name: str, *shape: int) -> Weight:
-        return Weight(name, shape, {hf_name: shape[0]})
-
-    weights = [single("transformer.wte.weight", "model.embed_tokens.weight", *vocabulary)]
+    architecture = architecture_of(hf)
+    hf = {**architecture.defaults, **hf}
+    with torch.device("meta"):
+        shapes = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+    weights = _named_weights(architecture.outer, "", "", shapes)
     for layer in range(config.n_layer):
-        ours, theirs = f"transformer.h.{layer}", f"model.layers.{layer}"
-        attention = f"{theirs}.self_attn"
-        qkv = {f"{attention}.q_proj": q_rows, f"{attention}.k_proj": kv_rows, f"{attention}.v_proj": kv_rows}
-        linear = [
-            ("attn.qkv", qkv, n_embd, hf["attention_bias"]),
-            ("attn.proj", {f"{attention}.o_proj": n_embd}, q_rows, hf["attention_bias"]),
-            ("mlp.fc_1", {f"{theirs}.mlp.gate_proj": size}, n_embd, hf["mlp_bias"]),
-            ("mlp.fc_2", {f"{theirs}.mlp.up_proj": size}, n_embd, hf["mlp_bias"]),
-            ("mlp.proj", {f"{theirs}.mlp.down_proj": n_embd}, size, hf["mlp_bias"]),
-        ]
-        weights.append(single(f"{ours}.norm_1.weight", f"{theirs}.input_layernorm.weight", n_embd))
-        weights.append(single(f"{ours}.norm_2.weight", f"{theirs}.post_attention_layernorm.weight", n_embd))
-        for name, parts, columns, has_bias in linear:
-            rows = sum(parts.values())
-            weight_parts = {f"{part}.weight": count for part, count in parts.items()}
-            weights.append(Weight(f"{ours}.{name}.weight", (rows, columns), weight_parts))
-            if config.bias:
-                bias_parts = {f"{part}.bias": count for part, count in parts.items()} if has_bias else {}
-                weights.append(Weight(f"{ours}.{name}.bias", (rows,), bias_parts))
-    weights.append(single("transformer.ln_f.weight", "model.norm.weight", n_embd))
-    head = "model.embed_tokens.weight" if hf["tie_word_embeddings"] else "lm_head.weight"
-    weights.append(single("lm_head.weight", head, *vocabulary))
+        places = f"transformer.h.{layer}.", f"{architecture.layers}.{layer}."
+        block = _named_weights(architecture.block(hf), *places, shapes)
+        weights += [_in_their_layout(weight, config, architecture, hf) for weight in block]
+    assert shapes.keys() == {name for weight in weights for name in weight.ours}, "a module that its family lacks"
+    if hf["tie_word_embeddings"]:
+        head = next(weight for weight in weights if "lm_head.weight" in weight.ours)
+        embeddings = next(weight for weight in weights if "transformer.wte.weight" in weight.ours)
+        weights[weights.index(head)] = replace(head, theirs=embeddings.theirs)
     return weights
 
 
-_LLAMA_DEFAULTS = {
-    "hidden_act": "silu",
-    "num_key_value_heads": None,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-}
-_MISTRAL_DEFAULTS = {
-    **_LLAMA_DEFAULTS,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "sliding_window": 4096,
-}
-
-ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(_LLAMA_DEFAULTS, _llama_config, _llama_weights),
-    "MistralForCausalLM": Architecture(_MISTRAL_DEFAULTS, _llama_config, _llama_weights),
-}
+def _named_weights(
+    names: Mapping[str, str], prefix: str, their_prefix: str, shapes: Mapping[str, tuple[int, ...]]
+) -> list[Weight]:
+    """Weights and biases of the modules `names` that the model has, theirs as yet with all rows under one name."""
+    weights = []
+    for left, right in names.items():
+        for kind in ("weight", "bias"):
+            own = [f"{prefix}{module}.{kind}" for module in left.split()]
+            ours = {name: shapes[name] for name in own if name in shapes}
+            rows = sum(shape[0] for shape in ours.values())
+            if ours:
+                weights.append(Weight(ours, {f"{their_prefix}{module}.{kind}": rows for module in right.split()}))
+    return weights
 
 
-def weights_of(config: Config, hf: Mapping[str, Any]) -> list[Weight]:
-    """All tensors of the model, in litgpt's names and in Hugging Face's."""
-    architecture = architecture_of(hf)
-    return architecture.weights(config, {**architecture.defaults, **hf})
+def _in_their_layout(weight: Weight, config: Config, architecture: Architecture, hf: Mapping[str, Any]) -> Weight:
+    """A tensor of a block: which rows are whose, and how they stand."""
+    name, shape = next(iter(weight.ours.items()))
+    if name.endswith(".bias") and ".norm" not in name:
+        options = (option for option, module in _BIASES.items() if f".{module}." in name)
+        if not all(hf[option] for option in options if option in architecture.defaults):
+            return replace(weight, theirs={})
+    group = (config.n_head // config.n_query_groups * config.head_size, config.head_size, config.head_size)
+    if len(weight.theirs) == 3:
+        rows = (count * config.n_query_groups for count in group)
+        weight = replace(weight, theirs=dict(zip(weight.theirs, rows, strict=True)))
+    runs = group if architecture.interleaved and ".attn.qkv." in name else ()
+    return replace(weight, transposed=architecture.transposed and len(shape) == 2, runs=runs)
 
 
 def tensors_from_hf(
@@ -361,45 +308,72 @@ def tensors_from_hf(
         UserError: if there are no weight files.
         DataError: if a file is missing or damaged, or a tensor is missing, left over or of another shape.
     """
+    architecture = architecture_of(hf)
     files = TensorFiles(checkpoint_dir)
     weights = weights_of(config, hf)
-    needed = {part for weight in weights for part in weight.parts}
-    _complain_of_names("missing from the weight files", needed - files.names)
-    spare = {"lm_head.weight"} if architecture_of(hf) and hf.get("tie_word_embeddings") else set()
-    left_over = {name for name in files.names - needed - spare if not name.endswith(_COMPUTED)}
+    head = f"{architecture.outer['lm_head']}.weight"
+    prefix = architecture.prefix
+    stored = {name if name.startswith(prefix) or name == head else prefix + name: name for name in files.names}
+    needed = {part for weight in weights for part in weight.theirs}
+    _complain_of_names("missing from the weight files", needed - stored.keys())
+    spare = {head} if head not in needed else set()  # tied to the embeddings
+    left_over = {name for name in stored.keys() - needed - spare if not name.endswith(_COMPUTED)}
     _complain_of_names("in the weight files, but not in this architecture", left_over)
     for weight in weights:
-        parts = [files.read(name, (rows, *weight.shape[1:])) for name, rows in weight.parts.items()]
+        columns = next(iter(weight.ours.values()))[1:]
+        parts = []
+        for name, rows in weight.theirs.items():
+            part = files.read(stored[name], (*columns, rows) if weight.transposed else (rows, *columns))
+            parts.append(part.T.contiguous() if weight.transposed else part)
         if not parts:
-            parts = [torch.zeros(weight.shape, dtype=files.dtype)]
+            rows = sum(shape[0] for shape in weight.ours.values())
+            parts = [torch.zeros((rows, *columns), dtype=files.dtype)]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        yield weight.name, tensor if dtype is None else tensor.to(dtype)
+        tensor = _by_kind(tensor, weight.runs) if weight.runs else tensor
+        tensor = tensor if dtype is None else tensor.to(dtype)
+        yield from zip(weight.ours, tensor.split([shape[0] for shape in weight.ours.values()]), strict=True)
 
 
 def tensors_to_hf(
     state_dict: Mapping[str, torch.Tensor], config: Config, hf: Mapping[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face's tensors, as views of litgpt's.
+    """Hugging Face's tensors, where the layout is the same as views of litgpt's.
 
     Raises:
         DataError: if one of ours is missing, left over, of another shape, or has no place where it matters.
     """
     weights = weights_of(config, hf)
-    names = {weight.name for weight in weights}
+    names = {name for weight in weights for name in weight.ours}
     _complain_of_names("missing from the trained model", names - state_dict.keys())
     _complain_of_names("in the trained model, but not in its configuration", state_dict.keys() - names)
     written: set[str] = set()
     for weight in weights:
-        tensor = state_dict[weight.name]
-        if tuple(tensor.shape) != weight.shape:
-            raise DataError(f"{weight.name} has shape {tuple(tensor.shape)}, its configuration says {weight.shape}")
-        if not weight.parts and tensor.any():
-            raise DataError(f"{weight.name} is not zero, and Hugging Face's architecture has no place for it")
-        parts = tensor.split(list(weight.parts.values())) if weight.parts else ()
-        for name, part in zip(weight.parts, parts, strict=True):
-            if name not in written:  # the output layer of tied embeddings
-                written.add(name)
-                yield name, part
+        for name, shape in weight.ours.items():
+            if tuple(state_dict[name].shape) != shape:
+                found = tuple(state_dict[name].shape)
+                raise DataError(f"{name} has shape {found}, its configuration says {shape}")
+            if not weight.theirs and state_dict[name].any():
+                raise DataError(f"{name} is not zero, and Hugging Face's architecture has no place for it")
+        if weight.theirs.keys() <= written:  # the output layer of tied embeddings, or nothing at all
+            continue
+        parts = [state_dict[name] for name in weight.ours]
+        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+        tensor = _by_run(tensor, weight.runs) if weight.runs else tensor
+        for name, part in zip(weight.theirs, tensor.split(list(weight.theirs.values())), strict=True):
+            written.add(name)
+            yield name, part.T if weight.transposed else part
+
+
+def _by_kind(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
+    """Rows of queries, keys and values in turn, `run` of them → all queries, all keys, all values."""
+    return torch.cat([part.flatten(0, 1) for part in tensor.unflatten(0, (-1, sum(run))).split(run, dim=1)])
+
+
+def _by_run(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
+    """The other way round."""
+    count = len(tensor) // sum(run)
+    kinds = tensor.split([count * rows for rows in run])
+    return torch.cat([kind.unflatten(0, (count, rows)) for kind, rows in zip(kinds, run, strict=True)], 1).flatten(0, 1)
 
 
 def write_lit_model(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:

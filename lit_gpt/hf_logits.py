@@ -55,9 +55,10 @@ def probe_sequences(vocab_size: int, block_size: int) -> list[list[int]]:
 
 
 def litgpt_logits(config: Config, state_dict: dict[str, torch.Tensor], sequences: list[list[int]]) -> list[np.ndarray]:
-    """float32 [length, vocabulary] of each sequence, computed by litgpt on the CPU from the weights cast to float32."""
+    """float32 [length, vocabulary] of each sequence, computed by our model from the weights cast to float32."""
     import torch
-    from litgpt.model import GPT
+
+    from lit_gpt.model import GPT
 
     with torch.device("meta"):
         model = GPT(config)
@@ -119,8 +120,9 @@ def _answer(folder: Path, request: dict[str, Any], path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # its other kinds of attention leave out Gemma 2's soft cap
     model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, attn_implementation="eager"
     )
     if problems := {kind: names for kind, names in loading.items() if names}:
         sys.exit(f"the weights do not fit the configuration: {problems}")

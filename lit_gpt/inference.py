@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 from litgpt.generate.base import generate_fn
-from litgpt.model import GPT
 
 from lit_gpt.command import DataError, UserError, raise_problems
 from lit_gpt.foundation import read_config, read_weights
+from lit_gpt.model import GPT
 from lit_gpt.tokenizer import Tokenizer
 
 Precision = Literal["auto", "32-true", "16-true", "bf16-true"]

@@ -1,14 +1,15 @@
 """litgpt's model, extended for training on rows that hold several documents.
 
-Four things are added and nothing is copied: a token attends only to its own document and positions restart with it
+Five things are added and nothing is copied: a token attends only to its own document and positions restart with it
 (`lit_gpt/attention.py`); keys and values of grouped queries are not repeated in memory; the loss is computed from the
-hidden states in chunks (`lit_gpt/loss.py`); and a block can compute its activations again in the backward pass instead
-of keeping them.
+hidden states in chunks (`lit_gpt/loss.py`); a block can compute its activations again in the backward pass instead of
+keeping them; and a model that does not rotate (`rotary_percentage` 0) has learned positions, `transformer.wpe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ import litgpt.model
 import torch
 import torch.nn.functional as F
 from litgpt.config import Config
-from litgpt.model import apply_rope, do_softcapping
+from litgpt.model import KVCache, apply_rope, apply_rope_interleave, do_softcapping
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -31,7 +32,7 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class DocumentAttention(nn.Module):
-    """litgpt's attention over packed rows when `mask` is `Segments`; with a cache litgpt's own."""
+    """litgpt's attention over packed rows when `mask` is `Segments`; with a cache litgpt's own, but for two faults."""
 
     exchange: HeadExchange | None = None
     """Where other processes have some of the heads: brings this process's their queries, keys and values."""
@@ -46,15 +47,45 @@ class DocumentAttention(nn.Module):
         input_pos_maxp1: int | None = None,
     ) -> Tensor:
         if not isinstance(mask, Segments):
+            mask = mask if mask is None else self._litgpt_mask(mask, input_pos)
             return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
         config: Config = self.config
-        size, n = config.head_size, config.rope_n_elem
-        q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in self._project(x))
-        q, k = (torch.cat((apply_rope(t[..., :n], cos, sin), t[..., n:]), dim=-1) for t in (q, k))
+        size = config.head_size
+        q, k, v = self._project(x)
+        if config.norm_qk and config.norm_qk_type == "olmo2":  # over all heads
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in (q, k, v))
+        if config.norm_qk and config.norm_qk_type == "default":
+            q, k = self.norm_q(q), self.norm_k(k)
+        if n := config.rope_n_elem:
+            rotate = apply_rope_interleave if config.rope_interleave else apply_rope
+            q, k = (torch.cat((rotate(t[..., :n], cos, sin), t[..., n:]), dim=-1) for t in (q, k))
         scale = (config.attention_scores_scalar or size) ** -0.5 * self.mscale**2
         window = config.sliding_window_size if self.apply_sliding_window_attention else None
-        y = attend(*(t.squeeze(0).transpose(0, 1) for t in (q, k, v)), mask, scale, window)
+        softcap = config.attention_logit_softcapping
+        y = attend(*(t.squeeze(0).transpose(0, 1) for t in (q, k, v)), mask, scale, window, softcap)
         return self.proj(y.flatten(1).unsqueeze(0))
+
+    def build_kv_cache(
+        self,
+        batch_size: int,
+        max_seq_length: int,
+        rope_cache_length: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
+        """Of all positions: litgpt's of a sliding window's layer holds the window only, and refuses longer prompts."""
+        shape = (batch_size, self.config.n_query_groups, max_seq_length, self.config.head_size)
+        return KVCache(shape, shape, device=device, dtype=dtype)
+
+    def _litgpt_mask(self, mask: Tensor, input_pos: Tensor) -> Tensor:
+        """[…, queries, keys], true where a query sees a key, as litgpt's attention with a cache needs it."""
+        if self.apply_sliding_window_attention:
+            keys = torch.arange(mask.size(-1), device=mask.device)
+            mask = mask & (keys > input_pos[..., None, :, None] - self.config.sliding_window_size)
+        if self.config.attention_logit_softcapping is not None:  # then litgpt adds the mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+        return mask
 
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """Queries, keys and values, [..., heads · head size] each."""
@@ -132,15 +163,13 @@ class LoRABlock(DocumentBlock, litgpt.lora.Block):
 
 
 def _check_supported(config: Config) -> None:
-    unsupported = {
-        "norm_qk": config.norm_qk,
-        "attention_logit_softcapping": config.attention_logit_softcapping,
-        "rope_interleave": config.rope_interleave,
-        "latent_attention": config.latent_attention,
-        "rope_local_base_freq": config.rope_local_base_freq,
-    }
-    if used := [name for name, value in unsupported.items() if value]:
-        raise UserError(f"model '{config.name}' uses {', '.join(used)}, which training on packed rows does not support")
+    if config.latent_attention:
+        raise UserError(f"model '{config.name}' uses latent_attention, which training on packed rows does not support")
+
+
+def has_learned_positions(config: Config) -> bool:
+    """Whether the model looks its positions up (`transformer.wpe`), as GPT-2 does: it rotates nothing."""
+    return config.rotary_percentage == 0
 
 
 class DocumentGPT(nn.Module):
@@ -171,7 +200,9 @@ class DocumentGPT(nn.Module):
             process's positions, of which the sum over the processes is the batch's.
         """
         if input_pos is not None or (segments is None and targets is None):
-            return super().forward(idx, input_pos, input_pos_maxp1, lm_head_chunk_size)
+            positions = torch.arange(idx.size(1), device=idx.device) if input_pos is None else input_pos
+            with self._learned_positions(positions):
+                return super().forward(idx, input_pos, input_pos_maxp1, lm_head_chunk_size)
         hidden = self._hidden(idx, whole_rows(*idx.shape, idx.device) if segments is None else segments)
         capping = self.config.final_logit_softcapping
         if targets is not None:
@@ -191,15 +222,35 @@ class DocumentGPT(nn.Module):
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x = x.float()  # the sum of all layers' outputs, whatever the embedding is kept in
-        window = config.sliding_window_size
-        segments = find_segments(bounds, rows * length, length, dtype, config.head_size, window)
+        window, softcap = config.sliding_window_size, config.attention_logit_softcapping
+        segments = find_segments(bounds, rows * length, length, dtype, config.head_size, window, softcap)
         positions = segment_positions(bounds, rows * length)
         cos, sin = self.cos[positions].unsqueeze(0), self.sin[positions].unsqueeze(0)
+        # with a second base, for some of the blocks, the tables stand side by side in a last dimension
+        tables = [(cos, sin)] if cos.dim() == 3 else list(zip(cos.unbind(-1), sin.unbind(-1), strict=True))
         if config.scale_embeddings:
             x = x * torch.tensor(config.n_embd**0.5, dtype=x.dtype)
-        for block in self.transformer.h:
-            x = block(x, cos, sin, segments)
+        if has_learned_positions(config):
+            x = x + self.transformer.wpe(positions)
+        for index, block in enumerate(self.transformer.h):
+            x = block(x, *tables[config.rope_indices[index] if len(tables) > 1 else 0], segments)
         return self.transformer.ln_f(x).squeeze(0)
+
+    def _add_positions(self) -> None:
+        if has_learned_positions(self.config):
+            self.transformer["wpe"] = nn.Embedding(self.config.block_size, self.config.n_embd)
+
+    @contextmanager
+    def _learned_positions(self, positions: Tensor) -> Iterator[None]:
+        """Adds them to what litgpt's forward pass, which does not know them, looks up of the tokens."""
+        if not has_learned_positions(self.config):
+            yield
+            return
+        hook = self.transformer.wte.register_forward_hook(lambda _module, _ids, x: x + self.transformer.wpe(positions))
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 class GPT(DocumentGPT, litgpt.model.GPT):
@@ -209,6 +260,7 @@ class GPT(DocumentGPT, litgpt.model.GPT):
         _check_supported(config)
         super().__init__(config)
         self.transformer.h = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
+        self._add_positions()
 
 
 class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
@@ -218,4 +270,5 @@ class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
         _check_supported(config)
         super().__init__(config)
         self.transformer.h = nn.ModuleList(LoRABlock(config, index) for index in range(config.n_layer))
+        self._add_positions()
         litgpt.lora.mark_only_lora_as_trainable(self)

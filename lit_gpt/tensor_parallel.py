@@ -34,6 +34,10 @@ def obstacles(config: Config, processes: int, positions: int) -> list[str]:
     """Why `processes` cannot share a model of this config over forward passes of `positions`; empty if they can."""
     if config.mlp_class_name == "LLaMAMoE":
         return ["experts are not shared out"]
+    if config.norm_qk:
+        return ["norms of queries and keys are not shared out"]
+    if config.rotary_percentage == 0:
+        return ["learned positions are not shared out"]
     counts = {
         "attention heads": config.n_head,
         "key and value heads": config.n_query_groups,

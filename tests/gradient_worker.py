@@ -37,9 +37,31 @@ NEOX = dataclasses.replace(
 )
 
 
+GEMMA = dataclasses.replace(
+    CONFIG,
+    name="Gemma",
+    mlp_class_name="GemmaMLP",
+    scale_embeddings=True,
+    norm_qk=True,
+    post_attention_norm=True,
+    post_mlp_norm=True,
+    attention_logit_softcapping=0.5,
+    final_logit_softcapping=2.0,
+    sliding_window_size=5,
+    sliding_window_indices=[1, 0],
+    rope_local_base_freq=100.0,
+    rope_indices=[1, 0],
+)
+CONFIGS = {
+    "neox": NEOX,
+    "gpt2": dataclasses.replace(NEOX, parallel_residual=False, rotary_percentage=0.0),
+    "gemma": GEMMA,
+}
+
+
 def make_model(kind: str) -> torch.nn.Module:
-    config, lora = NEOX if kind == "neox" else CONFIG, LORA if kind == "lora" else None
-    model = build_model(config, None, lora, seed=1, dtype=torch.float32)
+    lora = LORA if kind == "lora" else None
+    model = build_model(CONFIGS.get(kind, CONFIG), None, lora, seed=1, dtype=torch.float32)
     torch.manual_seed(2)
     for name, parameter in model.named_parameters():
         if is_adapter(name):
@@ -62,8 +84,8 @@ class GradientReader(Optimizer):
 def main(options: dict[str, Any], ways: list[tuple[str, list[int], str]], output: Path) -> None:
     """Saves one step's loss, gradient norm and gradient for each way and size of micro-batch.
 
-    A way's kind is `full`, `lora` or `neox` (biases, LayerNorm, parallel residual); its variant `plain`, `compile`, a
-    kind of recomputation, or `chunks` for a loss in chunks of three positions. `options` are `launch`'s.
+    A way's kind is `full`, `lora` or one of `CONFIGS`; its variant `plain`, `compile`, a kind of recomputation, or
+    `chunks` for a loss in chunks of three positions. `options` are `launch`'s.
     """
     fabric = launch(**options)
     results = [

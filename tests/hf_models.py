@@ -17,7 +17,10 @@ VOCABULARY = 420
 
 
 def make_hf(folder: Path, architecture: str = "Llama", config: dict[str, Any] | None = None, **save: Any):
-    """Saves a random model of that family in `folder` and returns it, in float32 unless `save` names a dtype."""
+    """Saves a random model in `folder` and returns it, in float32 unless `save` names a dtype.
+
+    `architecture` is transformers' class, or what stands before ForCausalLM.
+    """
     import torch
     import transformers
 
@@ -31,11 +34,17 @@ def make_hf(folder: Path, architecture: str = "Llama", config: dict[str, Any] | 
         "max_position_embeddings": 128,
     }
     torch.manual_seed(0)
-    config_class = getattr(transformers, f"{architecture}Config")
-    model = getattr(transformers, f"{architecture}ForCausalLM")(config_class(**{**sizes, **(config or {})}))
+    is_whole = architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    model_class = getattr(transformers, architecture if is_whole else f"{architecture}ForCausalLM")
+    sizes = sizes if model_class.config_class.model_type != "gpt2" else {"vocab_size": VOCABULARY}
+    model_config = model_class.config_class(**{**sizes, **(config or {})})
+    # the other kinds of attention leave out Gemma 2's soft cap
+    model = model_class._from_config(model_config, attn_implementation="eager")
+    adds_one = "gemma" in model.config.model_type
     for name, parameter in model.named_parameters():
         # large enough that attention is not flat: a wrong head order or position must change the logits
-        torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.3)
+        is_norm = name.endswith(".weight") and any(part in name for part in ("norm", "ln_"))
+        torch.nn.init.normal_(parameter, mean=1.0 if is_norm and not adds_one else 0.0, std=0.3)
     model.tie_weights()
     model = model.to(save.pop("dtype", torch.float32)).eval()
     model.save_pretrained(folder, **save)

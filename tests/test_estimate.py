@@ -21,7 +21,10 @@ from utils.estimate import GIB, Estimate, Workload, advice, count, describe, est
 from utils.training import make_optimizer
 
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97)
-GPT2 = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "bias": True, "parallel_residual": True}
+NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "bias": True, "parallel_residual": True}
+GPT2 = {**NEOX, "parallel_residual": False, "rotary_percentage": 0.0}
+GEMMA = {"norm_qk": True, "attention_logit_softcapping": 5.0, "sliding_window_size": 16, "rope_local_base_freq": 100.0}
+GEMMA |= {"n_layer": 4, "sliding_window_indices": [1, 0, 1, 0], "rope_indices": [1, 0, 1, 0], "name": "Gemma"}
 LORA = LoRASettings(4, 8, 0.1, query=True, key=False, value=True, projection=True, mlp=True, head=False)
 
 
@@ -93,7 +96,7 @@ def train(work: Workload) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("lora", [None, LORA])
-@pytest.mark.parametrize("changes", [{}, GPT2])
+@pytest.mark.parametrize("changes", [{}, NEOX, GPT2, GEMMA])
 def test_parameters_are_those_of_a_real_model(lora, changes):
     work = workload(dataclasses.replace(CONFIG, **changes), lora=lora)
     model, plan = build_model(work.config, None, lora, 1, torch.float32), estimate(work)
@@ -142,7 +145,7 @@ def test_quantised_weights_are_as_large_as_real_ones(kind):
 @pytest.mark.parametrize(
     "changes", [{}, {"precision": "bf16-mixed"}, {"precision": "bf16-true"}, {"lora": LORA}, {"micro_batch_size": 1}]
 )
-@pytest.mark.parametrize("shape", [{}, GPT2])
+@pytest.mark.parametrize("shape", [{}, NEOX, GPT2, GEMMA])
 def test_a_blocks_activations_are_what_autograd_saves_of_a_real_one(recompute, changes, shape):
     config = dataclasses.replace(CONFIG, **shape)
     three, four = (workload(config, layers, activation_checkpointing=recompute, **changes) for layers in (3, 4))

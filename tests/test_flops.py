@@ -100,8 +100,10 @@ def test_mean_context_is_what_queries_see(window: int | None) -> None:
 
 
 def test_a_model_that_cannot_be_trained_here_is_refused() -> None:
-    with pytest.raises(UserError, match="norm_qk"):
-        flops_per_token(replace(LLAMA, norm_qk=True), None, 8)
+    sizes = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    latent = dict.fromkeys(sizes, 8)
+    with pytest.raises(UserError, match="latent_attention"):
+        flops_per_token(replace(LLAMA, n_query_groups=LLAMA.n_head, latent_attention=latent), None, 8)
 
 
 @pytest.mark.parametrize(

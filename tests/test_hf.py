@@ -85,11 +85,12 @@ def test_same_logits_and_same_bits_back(variant, tmp_path):
     assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, theirs.abs().max().item())
 
 
-def test_context_ends_where_the_sliding_window_begins_to_matter(tmp_path):
+def test_sliding_window_is_kept_where_it_matters(tmp_path):
     make_hf(tmp_path, "Mistral", {"sliding_window": 48})
-    assert config_from_hf(read_hf_config(tmp_path)).block_size == 48
-    hf = {**read_hf_config(tmp_path), "sliding_window": 4096}
-    assert config_from_hf(hf).block_size == 128
+    config = config_from_hf(read_hf_config(tmp_path))
+    assert config.block_size == 128 and config.sliding_window_size == 48 and config.sliding_window_indices == [1, 1]
+    config = config_from_hf({**read_hf_config(tmp_path), "sliding_window": 4096})
+    assert config.block_size == 128 and config.sliding_window_size is None
 
 
 def test_config_keys_of_transformers_4(tmp_path):

@@ -188,5 +188,7 @@ def test_random_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_what_training_would_get_wrong_is_refused() -> None:
-    with pytest.raises(UserError, match="attention_logit_softcapping"):
-        GPT(Config(**CONFIG_VALUES, attention_logit_softcapping=8.0))
+    sizes = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    values = {**CONFIG_VALUES, "n_query_groups": CONFIG_VALUES["n_head"]}
+    with pytest.raises(UserError, match="latent_attention"):
+        GPT(Config(**values, latent_attention=dict.fromkeys(sizes, 8)))

@@ -820,9 +820,8 @@ def test_wrong_tokenizers(tmp_path, capsys):
     ("name", "content", "window"),
     [
         ("model_config.yaml", "block_size: 40\n", 41),
-        ("model_config.yaml", "block_size: 40\nsliding_window_size: 16\n", 17),
+        ("model_config.yaml", "block_size: 40\nsliding_window_size: 16\n", 41),
         ("config.json", '{"max_position_embeddings": 32, "sliding_window": null}', 33),
-        ("config.json", '{"max_position_embeddings": 32, "sliding_window": 8, "use_sliding_window": false}', 33),
         ("config.json", '{"n_positions": 20}', 21),
         ("config.json", '{"n_layer": 20}', None),
         ("config.json", "{", None),

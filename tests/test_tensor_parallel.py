@@ -34,6 +34,12 @@ class Rank:
         return self._number
 
 
+def test_what_is_not_shared_out_is_named() -> None:
+    assert obstacles(CONFIG, 2, 64) == []
+    assert "norms of queries" in obstacles(dataclasses.replace(CONFIG, norm_qk=True), 2, 64)[0]
+    assert "learned positions" in obstacles(dataclasses.replace(CONFIG, rotary_percentage=0.0), 2, 64)[0]
+
+
 @pytest.mark.parametrize(("heads", "groups", "processes"), [(4, 4, 2), (8, 2, 2), (8, 4, 4), (12, 6, 3), (6, 6, 6)])
 def test_each_process_gets_the_rows_of_its_heads(
     heads: int, groups: int, processes: int, monkeypatch: pytest.MonkeyPatch

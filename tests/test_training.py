@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import lit_gpt.model
 from lit_gpt.lora import merge_adapter
 from tests.conftest import ROOT, TOKENIZER, assert_error, random_rows, run
 from tests.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
@@ -32,6 +33,8 @@ WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
         ("full", [4], "compile"),
         ("full", [4], "selective"),
         ("full", [4], "full"),
+        ("gpt2", [4], "plain"),
+        ("gemma", [4], "plain"),
     ],
     (2, 1, "32-true"): [
         ("full", [6, 1], "plain"),
@@ -41,11 +44,13 @@ WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
         ("lora", [3], "compile"),
         ("full", [3], "selective"),
         ("lora", [3], "full"),
+        ("gpt2", [3], "selective"),
+        ("gemma", [3], "compile"),
     ],
     (3, 1, "32-true"): [("full", [2], "plain")],
     (4, 1, "32-true"): [("full", [3], "plain")],
     (1, 1, "bf16-mixed"): [("full", [4], "plain"), ("lora", [4], "plain")],
-    (2, 1, "bf16-mixed"): [("full", [3], "plain"), ("neox", [3], "plain")],
+    (2, 1, "bf16-mixed"): [(kind, [3], "plain") for kind in ("full", "neox", "gpt2")],
     (1, 1, "bf16-true"): [("full", [12, 1], "plain")],
     (4, 1, "bf16-true"): [("full", [3], "plain")],
     (2, 2, "32-true"): [
@@ -63,9 +68,13 @@ TOLERANCES = {"bf16-mixed": (2e-3, 3e-2, 0.1), "bf16-true": (5e-3, 5e-2, 0.2)}
 
 @cache
 def brute_force(kind: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradient in float64 with litgpt's own model: each document alone, one after the other."""
+    """Loss and gradient in float64 with litgpt's own model: each document alone, one after the other.
+
+    It does not know GPT-2's positions, for which tests/test_families.py has transformers.
+    """
     ours = make_model(kind)
-    twin = (litgpt.lora.GPT(LORA.extend(CONFIG)) if kind == "lora" else litgpt.model.GPT(ours.config)).double()
+    made = lit_gpt.model.GPT if kind == "gpt2" else litgpt.model.GPT
+    twin = (litgpt.lora.GPT(LORA.extend(CONFIG)) if kind == "lora" else made(ours.config)).double()
     twin.load_state_dict(ours.state_dict())
     losses, targets = [], 0
     for row in random_rows(SAMPLES, WINDOW, VOCABULARY):

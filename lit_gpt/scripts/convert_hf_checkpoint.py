@@ -40,8 +40,9 @@ def main(options: Options) -> None:
         staged_config.unlink(missing_ok=True)
         staged_model.unlink(missing_ok=True)
     print(f"{hf['architectures'][0]}, {parameters:,} parameters, context {config.block_size:,}")
-    if config.block_size < hf["max_position_embeddings"]:
-        print(f"context: the sliding window, not {hf['max_position_embeddings']:,}, as litgpt attends to all positions")
+    if config.sliding_window_size:
+        sliding = sum(config.sliding_window_indices)
+        print(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
     print(f"wrote {directory / 'lit_model.pth'} and {directory / 'model_config.yaml'}")
 
 
