@@ -329,7 +329,7 @@ def tensors_from_hf(
             rows = sum(shape[0] for shape in weight.ours.values())
             parts = [torch.zeros((rows, *columns), dtype=files.dtype)]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        tensor = _by_kind(tensor, weight.runs) if weight.runs else tensor
+        tensor = by_kind(tensor, weight.runs) if weight.runs else tensor
         tensor = tensor if dtype is None else tensor.to(dtype)
         yield from zip(weight.ours, tensor.split([shape[0] for shape in weight.ours.values()]), strict=True)
 
@@ -358,18 +358,18 @@ def tensors_to_hf(
             continue
         parts = [state_dict[name] for name in weight.ours]
         tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        tensor = _by_run(tensor, weight.runs) if weight.runs else tensor
+        tensor = by_run(tensor, weight.runs) if weight.runs else tensor
         for name, part in zip(weight.theirs, tensor.split(list(weight.theirs.values())), strict=True):
             written.add(name)
             yield name, part.T if weight.transposed else part
 
 
-def _by_kind(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
+def by_kind(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
     """Rows of queries, keys and values in turn, `run` of them → all queries, all keys, all values."""
     return torch.cat([part.flatten(0, 1) for part in tensor.unflatten(0, (-1, sum(run))).split(run, dim=1)])
 
 
-def _by_run(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
+def by_run(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
     """The other way round."""
     count = len(tensor) // sum(run)
     kinds = tensor.split([count * rows for rows in run])
