@@ -27,10 +27,14 @@ if TYPE_CHECKING:
 
     from utils.trained import TrainedModel
 
-HF_FILES = Path(__file__).resolve().parent / "hf_files"
+ROOT = Path(__file__).resolve().parent
 PROVENANCE = "training_provenance.json"
-LITGPT_FILES = ("lit_model.pth", "model_config.yaml")
-"""May lie in the same folder (the merged model), but do not belong on the Hub."""
+COMPANIONS = {
+    "handler.py": "hf_files/handler.py",
+    "requirements.txt": "hf_files/requirements.txt",
+    "dialogue_text.py": "utils/text.py",
+}
+"""What an endpoint runs, by its name in the folder: our file."""
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -56,6 +60,8 @@ class ConvertOptions:
     """Upload the folder to this repository of the Hugging Face Hub, as ORG/NAME."""
     private: bool = True
     """Whether the repository is private, if it has to be made."""
+    license: str | None = None
+    """Licence of the model as the Hub names it, such as cc-by-sa-4.0. Default: the base model's, as its card says."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -63,8 +69,12 @@ class ConvertOptions:
         problems = []
         if not parse_size(self.max_shard_size):
             problems.append(f"--max_shard_size must be a size like 5GB, not '{self.max_shard_size}'")
-        if self.repo_id is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", self.repo_id):
-            problems.append(f"--repo_id must be ORG/NAME, not '{self.repo_id}'")
+        if self.repo_id is not None:
+            from lit_gpt.hub import check_repo_id
+
+            problems += check_repo_id(self.repo_id, "--repo_id")
+        if self.license is not None and not re.fullmatch(r"[a-z0-9.-]+", self.license):
+            problems.append(f"--license must be a name such as apache-2.0, not {self.license!r}")
         raise_problems(problems)
 
 
@@ -88,10 +98,11 @@ def main(options: ConvertOptions) -> None:
         shutil.rmtree(stage, ignore_errors=True)
     report(output_dir)
     if options.repo_id:
-        from lit_gpt.hub import upload
+        from lit_gpt.hub import files_to_send, upload
 
-        address = upload(output_dir, options.repo_id, options.private, ignore=(*LITGPT_FILES, "*.gguf"))
-        print(f"uploaded to {address}")
+        names = files_to_send(output_dir, ignore=("*.gguf",))  # made from an earlier conversion
+        address = upload(output_dir, names, options.repo_id, options.private, "Upload model", print)
+        print(f"on the Hub: {len(names)} files with the hashes of those here, {address}")
 
 
 def check_output_dir(folder: Path) -> None:
@@ -116,6 +127,7 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     from lit_gpt.hf_logits import PROBE_TEXT
     from lit_gpt.hf_tokenizer import export_tokenizer
     from lit_gpt.tokenizer import Tokenizer
+    from utils.model_card import publishable, write_card
 
     if options.dtype:
         dtype = getattr(torch, options.dtype)
@@ -129,14 +141,24 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     write_weights(stage, trained, state_dict, hf, parse_size(options.max_shard_size))
     if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
         print(f"warning: {warning}")
-    for name in ("handler.py", "requirements.txt"):
-        shutil.copyfile(HF_FILES / name, stage / name)
+    for name, source in COMPANIONS.items():
+        shutil.copyfile(ROOT / source, stage / name)
+    for path in licence_files(trained):
+        shutil.copyfile(path, stage / path.name)
     checks = {"logits": verify_logits, "tensors": verify_tensors, "none": lambda *_: "not verified"}
     checked = checks[options.verify](stage, trained, state_dict, hf, tokenizer)
     print(checked)
     provenance = {**publishable(trained.provenance), "conversion": conversion_record(hf, checked)}
     write_json(stage / PROVENANCE, provenance)
-    (stage / "README.md").write_text(model_card(trained, hf, provenance, options), encoding="utf-8")
+    model_id = options.repo_id or options.output_dir.resolve().name
+    write_card(stage, trained, hf, provenance, model_id, options.license)
+
+
+def licence_files(trained: TrainedModel) -> list[Path]:
+    """The foundation's licence and notices, which most licences ask to be passed on."""
+    folder = trained.foundation_dir
+    found = [*folder.glob("LICENSE*"), *folder.glob("NOTICE*")] if folder else []
+    return [path for path in found if path.is_file()]
 
 
 # ------------------------------------------------------------------------------------------------ what the folder holds
@@ -277,16 +299,7 @@ def verify_tensors(
     return f"verified: {len(names)} tensors read back, equal bit for bit"
 
 
-# ---------------------------------------------------------------------------------------------- provenance and the card
-
-
-def publishable(value: Any) -> Any:
-    """`value` without what names a machine or its folders: the last part of absolute paths, no host names."""
-    if isinstance(value, dict):
-        return {key: publishable(item) for key, item in value.items() if key not in ("host", "hostname")}
-    if isinstance(value, list):
-        return [publishable(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+# ----------------------------------------------------------------------------------------------------------- publishing
 
 
 def conversion_record(hf: dict[str, Any], checked: str) -> dict[str, Any]:
@@ -295,91 +308,6 @@ def conversion_record(hf: dict[str, Any], checked: str) -> dict[str, Any]:
     when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     versions = {name: version(name) for name in ("torch", "litgpt", "safetensors")}
     return {"time": when, "architecture": hf["architectures"][0], "verification": checked, "versions": versions}
-
-
-def model_card(trained: TrainedModel, hf: dict[str, Any], provenance: dict[str, Any], options: ConvertOptions) -> str:
-    """README.md, from hf_files/README.md; lines without a known value are left out, and so are empty sections."""
-    import yaml
-
-    name = options.repo_id or options.output_dir.resolve().name
-    training = trained.provenance.get("options") or {}
-    base, licence = foundation_facts(trained.foundation_dir) if trained.provenance else (None, None)
-    front = {
-        "license": licence,
-        "language": training.get("language"),
-        "base_model": base if base and "/" in base else None,
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["continual-pretraining" if base else "pretraining"],
-    }
-    front = {key: value for key, value in front.items() if value is not None}
-    loss = provenance.get("validation_loss")
-    values = {
-        "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
-        "name": name.rpartition("/")[2],
-        "model_id": name,
-        "base_model": f"[{base}](https://huggingface.co/{base})" if base and "/" in base else base,
-        "architecture": hf["architectures"][0],
-        "parameters": f"{sum(t.numel() for t in trained.state_dict.values()):,}",
-        "context": f"{trained.config.block_size:,}",
-        "dtype": hf["torch_dtype"],
-        "step": _number(provenance.get("step")),
-        "tokens": _number(provenance.get("tokens")),
-        "validation_loss": f"{loss:.4f}" if isinstance(loss, float) else None,
-        "data_fingerprint": provenance.get("data"),
-        "datasets": _table(provenance.get("validation_losses"), "Dataset", "Validation loss"),
-        "options": _table(publishable(training), "Option", "Value"),
-        "verification": provenance["conversion"]["verification"],
-    }
-    return fill_card((HF_FILES / "README.md").read_text(encoding="utf-8"), values)
-
-
-def foundation_facts(foundation_dir: Path | None) -> tuple[str | None, str | None]:
-    """The foundation's name, ORG/NAME where its folder is as download.py makes it, and its licence as its card says."""
-    import yaml
-
-    if foundation_dir is None:
-        return None, None
-    folder = foundation_dir.resolve()
-    name = f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == "checkpoints" else folder.name
-    card = folder / "README.md"
-    match = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8"), re.DOTALL) if card.is_file() else None
-    try:
-        front = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError:
-        front = {}
-    return name, front.get("license") if isinstance(front, dict) else None
-
-
-def fill_card(template: str, values: dict[str, Any]) -> str:
-    """Puts `values` in place of `$name`; lines that lack a value go, and then headings with nothing under them."""
-    known = {name: str(value) for name, value in values.items() if value not in (None, "")}
-    placeholder = re.compile(r"\$(\w+)")
-    lines = [line for line in template.splitlines() if all(name in known for name in placeholder.findall(line))]
-    text = placeholder.sub(lambda match: known[match[1]], "\n".join(lines))
-    blocks = re.split(r"(?m)^(?=## )", text)
-    blocks = [block for block in blocks if not block.startswith("## ") or block.partition("\n")[2].strip()]
-    return re.sub(r"\n{3,}", "\n\n", "".join(blocks)).rstrip() + "\n"
-
-
-def _number(value: Any) -> str | None:
-    return f"{value:,}" if isinstance(value, int) else None
-
-
-def _table(values: dict[str, Any] | None, *titles: str) -> str | None:
-    """A Markdown table of two columns."""
-    rows = {name: value for name, value in (values or {}).items() if value is not None}
-    if not rows:
-        return None
-    lines = [f"| {titles[0]} | {titles[1]} |", "|---|---|"]
-    cells = (
-        (name, f"{value:.4f}" if isinstance(value, float) and titles[1] != "Value" else value)
-        for name, value in rows.items()
-    )
-    return "\n".join(lines + [f"| {name} | {str(value).replace('|', '/')} |" for name, value in cells])
-
-
-# ----------------------------------------------------------------------------------------------------------- publishing
 
 
 def publish(stage: Path, folder: Path) -> None:

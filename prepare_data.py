@@ -286,7 +286,7 @@ def make_plan(options: PrepareOptions) -> Plan:
     facts = read_metadata(options.metadata) if options.metadata else {}
     for source in sources:
         if dialogue := dialogue_of(source, facts, options):
-            text.normalise("", dialogue.language)  # refuses a language that it does not know
+            check_language(dialogue.language)
     known = {name for source in sources for name in (source.dataset, f"{source.dataset}/{source.split.upper()}")}
     if unknown := sorted(facts.keys() - known):
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
@@ -438,6 +438,14 @@ def dialogue_of(source: Source, all_facts: dict[str, DatasetFacts], options: Pre
     if options.augmentation_level is not None and source.split != TEST:
         level = options.augmentation_level
     return Dialogue(facts.language or source.language, level)
+
+
+def check_language(language: str) -> None:
+    """Raises a UserError if dialogue in this language cannot be normalised."""
+    try:
+        text.normalise("", language)
+    except ValueError as e:
+        raise UserError(str(e)) from None
 
 
 def find_duplicates(
@@ -702,6 +710,11 @@ def publish(found: dict[Source, DatasetSplit], plan: Plan, options: PrepareOptio
             "min_characters": recipe.min_characters,
             "max_characters": recipe.max_characters,
             "seed": recipe.seed,
+            "normalised": {
+                source.dataset: dialogue.language
+                for source in plan.sources
+                if (dialogue := dialogue_of(source, plan.facts, options))
+            },
             "version": PREPARATION_VERSION,
         },
     )

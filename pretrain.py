@@ -671,6 +671,7 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
         versions=software_versions(),
         commit=source_commit(),
         history=before.history if before else [],
+        normalised=normalised_datasets(plan),
     )
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -686,6 +687,12 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
     record.save(options.out_dir)
     write_atomically(options.out_dir / CONFIG, yaml.safe_dump(plan.identity["model"], sort_keys=False))
     return [f"--{key} {value} → {now.get(key)}" for key, value in changed.items()]
+
+
+def normalised_datasets(plan: Plan) -> dict[str, str]:
+    """Of the mixture's datasets those whose conversations were normalised, and in which language."""
+    languages = plan.manifest.made_by.get("normalised", {})
+    return {entry.dataset: languages[entry.dataset] for entry in plan.mixture.entries if entry.dataset in languages}
 
 
 def describe(options: PretrainOptions, plan: Plan, world_size: int) -> str:

@@ -29,8 +29,11 @@ often the first task finds the same, says it, and Slurm ends the others."""
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 """Errors of a file system that is failing over or was mounted anew: the same command may go on a while later."""
 
-FOLDERS = "folders"
-"""A field of this name, `list[Path]`, is given without an option's name: `script.py FOLDER FOLDER`."""
+POSITIONAL: dict[str, dict[str, Any]] = {
+    "folders": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "One or several of them."},
+    "repo": {"type": str, "metavar": "REPO", "help": "A repository of the Hugging Face Hub, as ORG/NAME."},
+}
+"""Fields of these names are given without an option's name: `script.py FOLDER FOLDER`."""
 
 OptionsT = TypeVar("OptionsT")
 
@@ -159,11 +162,11 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
     options_class.__init__.__annotations__ = {**get_type_hints(options_class), "return": type(None)}
     names = [field.name for field in fields(options_class)]
-    parser.add_class_arguments(options_class, as_group=False, skip={FOLDERS} & set(names))
-    if FOLDERS in names:
-        parser.add_argument(FOLDERS, nargs="+", type=Path, metavar="FOLDER", help="One or several of them.")
+    parser.add_class_arguments(options_class, as_group=False, skip=POSITIONAL.keys() & set(names))
+    for name in POSITIONAL.keys() & set(names):
+        parser.add_argument(name, **POSITIONAL[name])
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
-    options = [name for name in names if name != FOLDERS]
+    options = [name for name in names if name not in POSITIONAL]
     try:
         namespace = parser.parse_args(_expand(argv, [*options, "config", "help", "print_config"]))
     except ArgumentError as e:
@@ -196,8 +199,8 @@ def _readable(message: str, options_class: type) -> str:
     if match := re.search(r"Key '([\w.]+)' is not expected", message):
         return f"unknown option {match[1]} in --config; see --help"
     if match := re.search(r'Key "([\w.]+)" is required', message):
-        if match[1] == FOLDERS:
-            return "no folder is given; see --help"
+        if match[1] in POSITIONAL:
+            return f"no {POSITIONAL[match[1]]['metavar']} is given; see --help"
         return f"--{match[1]} is required; see --help"
     if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
         name, reason = match[1], match[2]

@@ -50,6 +50,38 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
         raise UserError(f"{path} is no model config: {e}") from None
 
 
+def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> list[str]:
+    """Writes `lit_model.pth` and `model_config.yaml` beside a Hugging Face checkpoint; returns lines that say so.
+
+    Args:
+        directory: with config.json and the weights.
+        dtype: of the weights. Default: as in the files.
+
+    Raises:
+        UserError: for an architecture that is not supported.
+        DataError: for damaged weights, or some that do not fit config.json.
+        OSError: if the disk is full.
+    """
+    from lit_gpt.hf import config_from_hf, read_hf_config, tensors_from_hf, write_lit_model
+
+    hf = read_hf_config(directory)
+    config = config_from_hf(hf)
+    staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
+    try:
+        parameters = write_lit_model(staged_model, tensors_from_hf(directory, config, hf, dtype))
+        staged_config.write_text(yaml.safe_dump(asdict(config)))
+        staged_config.replace(directory / CONFIG)
+        staged_model.replace(directory / WEIGHTS)  # last: where it is, the directory is complete
+    finally:
+        staged_config.unlink(missing_ok=True)
+        staged_model.unlink(missing_ok=True)
+    lines = [f"{hf['architectures'][0]}, {parameters:,} parameters, context {config.block_size:,}"]
+    if config.sliding_window_size:
+        sliding = sum(config.sliding_window_indices)
+        lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
+    return [*lines, f"wrote {directory / WEIGHTS} and {directory / CONFIG}"]
+
+
 def config_values(config: Config) -> dict[str, Any]:
     """The config as plain YAML values, as litgpt writes them."""
     return yaml.safe_load(yaml.dump(asdict(config)))

@@ -7,13 +7,17 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.conftest import ROOT
+import pytest
 
-# These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, the download against a local
-# server, and litgpt's own command in test_trained.py.
-ELSEWHERE = ("make ", "sbatch ", "python lit_gpt/scripts/download.py", "litgpt ")
+from tests.conftest import ROOT
+from tests.hf_models import make_hf, make_tokenizer
+from tests.hub_server import TOKEN, Hub
+
+# These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, litgpt's own in test_trained.py.
+ELSEWHERE = ("make ", "sbatch ", "litgpt ")
 
 
 def commands() -> list[str]:
@@ -21,7 +25,19 @@ def commands() -> list[str]:
     return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def test_every_command_runs(tmp_path: Path) -> None:
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A Hub on this machine, with a small model under the name of a large one."""
+    folder = tmp_path / "Mistral"
+    make_hf(folder, "Mistral")
+    make_tokenizer(folder)
+    server = Hub()
+    server.add("mistralai/Mistral-7B-v0.1", {path.name: path.read_bytes() for path in folder.iterdir()})
+    yield server
+    server.close()
+
+
+def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
     copy = tmp_path / "checkout"
     ignored = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", "checkpoints")
     shutil.copytree(ROOT, copy, ignore=ignored)
@@ -32,13 +48,20 @@ def test_every_command_runs(tmp_path: Path) -> None:
         words = shlex.split(command)
         assert words[0] == "python", command
         small = ["--max_steps", "10", "--eval_samples", "8"] if words[1] == "pretrain.py" else []
-        done = subprocess.run(
-            [sys.executable, *words[1:], *small], cwd=copy, capture_output=True, text=True, timeout=300
-        )
+        line = [sys.executable, *words[1:], *small]
+        environment = hub.environment(tmp_path / "home")
+        done = subprocess.run(line, cwd=copy, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        assert TOKEN not in done.stdout + done.stderr, command
         ran.append(words[1])
     assert len(set(ran)) >= 7, ran
     assert (copy / "out/readme/convergence.png").stat().st_size > 10_000
+    assert (copy / "checkpoints/mistralai/Mistral-7B-v0.1/lit_model.pth").is_file()
+    assert {"README.md", "handler.py", "model.safetensors"} < hub.files("my-organisation/my-model").keys()
+    # every command had the token in its environment
+    folders = (copy / "out", copy / "checkpoints", tmp_path / "home")
+    written = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert written and not [path for path in written if TOKEN.encode() in path.read_bytes()]
 
 
 def test_the_picture_names_files_that_exist() -> None:

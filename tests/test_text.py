@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_gpt.command import UserError
 from tests.conftest import ROOT, SHARED
 from utils.text import (
     anonymise,
@@ -26,6 +25,7 @@ from utils.text import (
     invent_names,
     lower_case,
     normalise,
+    restore_names,
     variants,
     without_punctuation,
     without_tags,
@@ -191,10 +191,45 @@ def test_another_language_is_the_users_error(language):
         lambda: anonymise("[A:] x", language),
         lambda: invent_names("[A:] x", language, 1),
         lambda: variants("[A:] x", language, 0, 1, "x"),
+        lambda: restore_names("[A:] x", "", language),
     ]
     for call in calls:
-        with pytest.raises(UserError, match=rf"language '{language}' .* en and fr"):
+        with pytest.raises(ValueError, match=rf"language '{language}' .* en and fr"):
             call()
+
+
+# --- and back
+
+
+@pytest.mark.parametrize(
+    ("original", "continuation", "restored"),
+    [
+        (
+            "[speaker001:] a\n[speaker002:]",
+            " b\n[Speaker 1:] c\n[Speaker 13:] d",
+            " b\n[speaker001:] c\n[speaker013:] d",
+        ),
+        ("[Intervenant_2:] a", "\n[Speaker 2:] b\n[Speaker 3:] c", "\n[Intervenant_2:] b\n[Intervenant_3:] c"),
+        ("[ANNE:] a\n[speaker 7:] b", "\n[Anne:] c\n[Speaker 8:] d\n[Bob:] e", "\n[ANNE:] c\n[speaker 8:] d\n[Bob:] e"),
+        ("[Anne:] a\n[ANNE:] b", "\n[Anne:] c", "\n[Anne:] c"),
+        ("no turns", "\n[Speaker 1:] a [NOISE] [x] [", "\n[Speaker 1:] a [NOISE] [x] ["),
+        ("- a\n- b", "\n- c", "\n- c"),
+        ("", "", ""),
+    ],
+)
+def test_names_come_back_as_they_were_written(original, continuation, restored):
+    assert restore_names(continuation, original, "en") == restored
+
+
+@given(conversations | anything, languages)
+@settings(max_examples=200, deadline=None)
+def test_a_conversation_that_repeats_itself_has_its_names_back(raw, language):
+    """Of its own normal form, each name comes back as the text first writes it."""
+    normal = normalise(raw, language, open_end=True)
+    back = restore_names(normal, raw, language)
+    assert normalise(back, language, open_end=True) == normal
+    written = {name.strip() for name, _ in turns_of(raw)}
+    assert {name.strip() for name, _ in turns_of(back)} <= written
 
 
 # --- single changes
@@ -369,4 +404,5 @@ def test_time_is_linear_in_the_text(kind):
         variants(normalise(raw, language), language, 3, 0, "x")
         variants(raw, language, 3, 0, "x")
     without_punctuation(raw)
+    restore_names(raw, raw, "fr")
     assert time.process_time() - start < 20

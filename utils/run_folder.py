@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,8 @@ class RunRecord:
     commit: str | None
     history: list[dict[str, Any]]
     """One entry per start: when, where, on how many processes, from which step."""
+    normalised: dict[str, str] = field(default_factory=dict)
+    """Datasets whose conversations have the one form that utils/text.py gives them, and in which language."""
 
     def save(self, run_dir: Path) -> None:
         text = yaml.safe_dump(vars(self), sort_keys=False, allow_unicode=True, width=120)

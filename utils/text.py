@@ -5,6 +5,8 @@ A conversation is a text with turns, `[Name:] words`, most often one per line. `
 other functions are the single changes, for texts that `normalise` gave.
 
 What they do is what the Claire models were trained with; every function takes time linear in its text.
+
+An endpoint of a published model runs this file too, without the rest of the program: it imports nothing of it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ import itertools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
-
-from lit_gpt.command import UserError
 
 
 class _Language(NamedTuple):
@@ -104,7 +104,7 @@ def normalise(text: str, language: str, keep_specials: bool = False, open_end: b
     No word is lost but special tags, and `normalise` of its own result changes nothing.
 
     Raises:
-        UserError: if the language is not known.
+        ValueError: if the language is not known.
     """
     speech = _language(language)
     written = speech.tags if keep_specials else {}
@@ -125,7 +125,7 @@ def normalise(text: str, language: str, keep_specials: bool = False, open_end: b
 def _language(language: str) -> _Language:
     if language not in _LANGUAGES:
         known = " and ".join(_LANGUAGES)
-        raise UserError(
+        raise ValueError(
             f"dialogue in language {language!r} cannot be normalised, only in {known}; correct the dataset's language, "
             "or treat it as plain text"
         )
@@ -181,11 +181,35 @@ def _join_turns(pieces: list[str], wordless: frozenset[str], open_end: bool = Fa
     return "".join(parts).strip()
 
 
+def restore_names(text: str, original: str, language: str) -> str:
+    """What continues `normalise(original, language)`, with the speakers as `original` writes them.
+
+    A new one keeps the name, but where `original` has `[speaker001:]`, `[Intervenant 4:]` becomes `[speaker004:]`.
+
+    Raises:
+        ValueError: if the language is not known.
+    """
+    unnamed = _language(language).speaker
+    written: dict[str, str] = {}
+    for name in _TURN.findall(original):
+        written.setdefault(_speaker_name(name, unnamed), name)
+    first = next((name for known, name in written.items() if _UNNAMED.fullmatch(known)), "")
+    form = re.match(r"(.*?)(\d+)\s*$", first)
+
+    def restore(name: str) -> str:
+        number = _UNNAMED.fullmatch(name)
+        if name in written or not number or not form:
+            return written.get(name, name)
+        return form[1] + number[1].zfill(len(form[2]))
+
+    return _rename(text, restore)
+
+
 def anonymise(text: str, language: str) -> str:
     """Every speaker as `[Intervenant 1:]` or `[Speaker 1:]`, numbered from 1 as they first speak.
 
     Raises:
-        UserError: if the language is not known.
+        ValueError: if the language is not known.
     """
     number, speaker = itertools.count(1), _language(language).speaker
     return _rename(text, lambda _: f"{speaker} {next(number)}")
@@ -195,7 +219,7 @@ def invent_names(text: str, language: str, seed: int) -> str:
     """Every speaker under a name that no other one has; which one depends on `seed` and the order they first speak in.
 
     Raises:
-        UserError: if the language is not known.
+        ValueError: if the language is not known.
     """
     speech = _language(language)
     given, family = speech.given_names.split(), speech.family_names.split()
@@ -275,7 +299,7 @@ def variants(text: str, language: str, level: int, seed: int, document: str) -> 
     of (`seed`, `document`). `document` names the conversation. The variants of a lower level are the first of a higher.
 
     Raises:
-        UserError: if the language is not known.
+        ValueError: if the language is not known.
     """
     _language(language)
     assert level >= 0

@@ -32,6 +32,8 @@ class TrainedModel:
     """The adapter that was merged, None after full training."""
     provenance: dict[str, Any]
     """What was run, on what, and with what loss, as plain values; empty for a plain `lit_model.pth`."""
+    run_dir: Path | None = None
+    """The run folder that a checkpoint lies in."""
 
 
 def find_input(path: Path) -> Path:
@@ -83,7 +85,8 @@ def load_trained(input_path: Path, checkpoint_dir: Path | None = None, verify: b
     if record.identity["lora"]:
         lora = LoRASettings(**record.identity["lora"])
         tensors = merge_adapter(_foundation_weights(record, foundation, source), tensors, config, lora)
-    return TrainedModel(config, tensors, source, foundation, lora, _provenance(record, source))
+    run_dir = source.resolve().parents[1]
+    return TrainedModel(config, tensors, source, foundation, lora, _provenance(record, source), run_dir)
 
 
 def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:

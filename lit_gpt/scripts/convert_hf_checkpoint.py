@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,28 +22,11 @@ class Options:
 
 def main(options: Options) -> None:
     import torch
-    import yaml
 
-    from lit_gpt.hf import config_from_hf, read_hf_config, tensors_from_hf, write_lit_model
+    from lit_gpt.foundation import convert_hf_checkpoint
 
-    directory = options.checkpoint_dir
-    hf = read_hf_config(directory)
-    config = config_from_hf(hf)
-    staged_config, staged_model = (directory / f".{name}.tmp" for name in ("model_config.yaml", "lit_model.pth"))
-    try:
-        dtype = getattr(torch, options.dtype) if options.dtype else None
-        parameters = write_lit_model(staged_model, tensors_from_hf(directory, config, hf, dtype))
-        staged_config.write_text(yaml.safe_dump(asdict(config)))
-        staged_config.replace(directory / "model_config.yaml")
-        staged_model.replace(directory / "lit_model.pth")  # last: where it is, the directory is complete
-    finally:
-        staged_config.unlink(missing_ok=True)
-        staged_model.unlink(missing_ok=True)
-    print(f"{hf['architectures'][0]}, {parameters:,} parameters, context {config.block_size:,}")
-    if config.sliding_window_size:
-        sliding = sum(config.sliding_window_indices)
-        print(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
-    print(f"wrote {directory / 'lit_model.pth'} and {directory / 'model_config.yaml'}")
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    print("\n".join(convert_hf_checkpoint(options.checkpoint_dir, dtype)))
 
 
 if __name__ == "__main__":

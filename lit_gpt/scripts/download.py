@@ -1,32 +1,49 @@
-"""A model of the Hugging Face Hub → checkpoints/ORG/NAME: configuration, tokenizer and weights."""
+"""A model of the Hugging Face Hub → checkpoints/ORG/NAME, ready to be trained on.
+
+1. The revision is settled to a commit; of its files those are chosen that are needed. Programs are none of them: what
+   is loaded later is numbers and text.
+2. The configuration and the tokenizer come first: whether the model is supported is known before its weights are here.
+3. What a call that was interrupted has left is gone on with. Each file's hash must be the one that the Hub lists.
+4. The checkpoint is converted to litgpt's form (`--convert`).
+"""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
 
 # The card says which licence the weights have. Weights in other layouts (original/, consolidated.*) are left there.
 COMPANIONS = (
     "config.json",
     "generation_config.json",
-    "tokenizer*",
+    "tokenizer*.json",
+    "tokenizer*.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template*",
+    "chat_template*.json",
+    "chat_template*.jinja",
     "README.md",
     "LICENSE*",
+    "NOTICE*",
 )
 SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 BIN = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
+PROGRAMS = (".py", ".sh", ".so")
 
 
 @dataclass(frozen=True)
 class Options:
-    """Download a model from the Hugging Face Hub; a second call goes on where the first one stopped.
+    """Download a model from the Hugging Face Hub and convert it; a second call goes on where the first one stopped.
 
     Gated and private models need a token: run `hf auth login`, or set HF_TOKEN.
     """
@@ -37,41 +54,95 @@ class Options:
     """Where models are kept; this one comes into the folder ORG/NAME in it."""
     revision: str | None = None
     """Branch, tag or commit. Default: the main branch."""
+    convert: bool = True
+    """Make it a litgpt directory, as lit_gpt/scripts/convert_hf_checkpoint.py does."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Type of the converted weights. Default: as in the files."""
     debug: bool = False
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        from lit_gpt.command import UserError
+        from lit_gpt.command import raise_problems
+        from lit_gpt.hub import check_repo_id
 
-        if self.repo_id.count("/") != 1 or not all(part.strip(".") for part in self.repo_id.split("/")):
-            raise UserError(f"--repo_id must be ORG/NAME, not '{self.repo_id}'")
+        problems = check_repo_id(self.repo_id, "--repo_id")
+        if self.revision is not None and not re.fullmatch(r"[\w./-]+", self.revision):
+            problems.append(f"--revision must be a branch, a tag or a commit, not {self.revision!r}")
+        raise_problems(problems)
 
 
 def main(options: Options) -> None:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     from lit_gpt.command import UserError
     from lit_gpt.hub import hub_errors
 
     folder = options.checkpoint_dir / options.repo_id
     with hub_errors(options.repo_id):
-        info = HfApi().model_info(options.repo_id, revision=options.revision)
-        wanted = choose_files([file.rfilename for file in info.siblings or []])
-        if not any(fnmatch(name, pattern) for name in wanted for pattern in (*SAFETENSORS, *BIN)):
-            raise UserError(f"{options.repo_id} has no weights in Hugging Face's layout (model.safetensors)")
-        # the commit that was listed, though the branch may move on meanwhile
-        snapshot_download(options.repo_id, revision=info.sha, local_dir=folder, allow_patterns=wanted)
-    print(f"downloaded {len(wanted)} files of {options.repo_id} (commit {info.sha}) to {folder}")
-    print(f"next: python lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir {folder}")
+        info = HfApi().model_info(options.repo_id, revision=options.revision, files_metadata=True)
+    names = [file.rfilename for file in info.siblings or []]
+    weights, companions = choose_weights(names), matching(names, COMPANIONS)
+    if not weights:
+        raise UserError(f"{options.repo_id} has no weights in Hugging Face's layout (model.safetensors)")
+    if programs := [name for name in names if name.endswith(PROGRAMS)]:
+        print(f"left on the Hub, as programs of others are never loaded: {', '.join(programs)}")
+    fetch(info, companions, folder)
+    if options.convert:
+        check_supported(folder)
+    fetch(info, weights, folder)
+    print(f"downloaded {len(companions) + len(weights)} files of {options.repo_id} (commit {info.sha}) to {folder}")
+    if options.convert:
+        convert(folder, options.dtype)
+    else:
+        print(f"next: python lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir {folder}")
 
 
-def choose_files(names: list[str]) -> list[str]:
-    """Of a repository's files the ones that are needed; .bin weights only where there are no safetensors."""
+def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    """The files at the top of the repository that match one of the patterns, in name order."""
+    plain = [name for name in names if re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not name.endswith(PROGRAMS)]
+    return sorted(name for name in plain if any(fnmatch(name, pattern) for pattern in patterns))
 
-    def matching(patterns: tuple[str, ...]) -> list[str]:
-        return [name for name in names if "/" not in name and any(fnmatch(name, pattern) for pattern in patterns)]
 
-    return sorted(matching(COMPANIONS) + (matching(SAFETENSORS) or matching(BIN)))
+def choose_weights(names: Sequence[str]) -> list[str]:
+    """The weights among a repository's files: safetensors, and .bin only where there are none."""
+    chosen = matching(names, SAFETENSORS) or matching(names, BIN)
+    return chosen if any(not name.endswith(".json") for name in chosen) else []
+
+
+def fetch(info: ModelInfo, names: Sequence[str], folder: Path) -> None:
+    """Downloads files of the commit `info`, though its branch may move on meanwhile, and compares their hashes.
+
+    Raises:
+        UserError, OSError, Interrupted: see `hub_errors`.
+        DataError: if a file is not what the Hub lists; it is removed.
+    """
+    from huggingface_hub import snapshot_download
+
+    from lit_gpt.command import DataError
+    from lit_gpt.hub import hub_errors, is_same
+
+    with hub_errors(info.id):
+        snapshot_download(info.id, revision=info.sha, local_dir=folder, allow_patterns=list(names))
+    listed = {file.rfilename: file for file in info.siblings or []}
+    if wrong := [name for name in names if not is_same(folder / name, listed[name])]:
+        for name in wrong:
+            (folder / name).unlink(missing_ok=True)
+        raise DataError(f"not what the Hub lists, and removed from {folder}: {', '.join(wrong)}; download again")
+
+
+def check_supported(folder: Path) -> None:
+    """Raises a UserError or DataError if the model whose config.json lies in `folder` cannot be converted."""
+    from lit_gpt.hf import config_from_hf, read_hf_config
+
+    config_from_hf(read_hf_config(folder))
+
+
+def convert(folder: Path, dtype: str | None) -> None:
+    import torch
+
+    from lit_gpt.foundation import convert_hf_checkpoint
+
+    print("\n".join(convert_hf_checkpoint(folder, getattr(torch, dtype) if dtype else None)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,120 @@
+"""hf_files/handler.py, as an endpoint starts it, in the folder of a model that was trained on normalised dialogue."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import SAMPLE, TOKENIZER, run
+
+PROMPT = "[speaker001:]   bonjour ,  ça va[NOISE] ?\n[speaker002:]"
+NORMAL = "[Intervenant 1:] bonjour, ça va ?\n[Intervenant 2:]"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model_config):
+    """Prepared with metadata, trained for two steps, converted: all by the programs themselves."""
+    place = tmp_path_factory.mktemp("endpoint")
+    source = ("--source_path", SAMPLE / "french", "--checkpoint_dir", TOKENIZER, "--metadata", SAMPLE / "metadata.csv")
+    data = ("--destination_path", place / "data", "--max_length", 64, "--num_workers", 1, "--augmentation_level", 0)
+    run("prepare_data.py", *source, *data)
+    model = ("--checkpoint_dir", TOKENIZER, "--model_config", model_config, "--precision", "32-true")
+    steps = ("--max_steps", 2, "--warmup_steps", 1, "--eval_samples", 4, "--batch_size", 2)
+    run("pretrain.py", "--data_dir", place / "data", "--out_dir", place / "run", *model, *steps)
+    converted = ("--output_dir", place / "model", "--verify", "tensors")
+    run("convert_litgpt_to_transformers.py", "--input_path", place / "run", *converted)
+    return place / "model"
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder):
+    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
+    handler = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(handler)
+    return handler.EndpointHandler(str(folder))
+
+
+def asked(endpoint, monkeypatch, answer, text, **parameters):
+    """What the model is given for `text`, and what the endpoint makes of its `answer`."""
+    prompts = []
+    monkeypatch.setattr(endpoint, "_continue", lambda prompt, _: prompts.append(prompt) or answer)
+    (result,) = endpoint({"inputs": text, "parameters": parameters})
+    return prompts[0], result["generated_text"]
+
+
+def test_provenance_says_what_was_normalised(folder, endpoint):
+    provenance = json.loads((folder / "training_provenance.json").read_text())
+    assert set(provenance["normalised"].values()) == {"fr"} and len(provenance["normalised"]) == 3
+    assert endpoint.language == "fr"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "[Intervenant 1:] Bonjour, vous m'entendez ?\\n[Intervenant 2:]" in card and "`fr`" in card
+
+
+def test_text_is_normalised_and_names_come_back(endpoint, monkeypatch):
+    answer = " Oui.\n[Intervenant 1:] Et toi ?\n[Intervenant 12:] [rire]"
+    back = " Oui.\n[speaker001:] Et toi ?\n[speaker012:] [rire]"
+    assert asked(endpoint, monkeypatch, answer, PROMPT) == (NORMAL, PROMPT + back)
+    assert asked(endpoint, monkeypatch, answer, PROMPT + " \n", return_full_text=False) == (NORMAL, back)
+    named = "[MARIE DUPONT:] Oui\n[Jean:]"
+    expected = "[Marie Dupont:] Oui\n[Jean:]"
+    answer = " Non.\n[Marie Dupont:] Si.\n[Intervenant 3:] Ah"
+    assert asked(endpoint, monkeypatch, answer, named)[0] == expected
+    assert asked(endpoint, monkeypatch, answer, named)[1] == f"{named} Non.\n[MARIE DUPONT:] Si.\n[Intervenant 3:] Ah"
+
+
+def test_language_of_a_request(endpoint, monkeypatch):
+    answer = " Yes.\n[Speaker 1:] Good"
+    english = "[Speaker 1:] bonjour, ça va?\n[Speaker 2:]"
+    assert asked(endpoint, monkeypatch, answer, PROMPT, language="en") == (
+        english,
+        f"{PROMPT} Yes.\n[speaker001:] Good",
+    )
+    assert asked(endpoint, monkeypatch, answer, PROMPT, language=None) == (PROMPT, PROMPT + answer)
+    with pytest.raises(ValueError, match="'de' cannot be normalised, only in en and fr"):
+        endpoint({"inputs": PROMPT, "parameters": {"language": "de"}})
+
+
+def test_answer_is_the_models(folder, endpoint):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    inputs = tokenizer(NORMAL, return_tensors="pt")
+    settings = {"max_new_tokens": 8, "do_sample": False}
+    output = model.generate(**inputs, **settings, pad_token_id=tokenizer.eos_token_id)[0]
+    expected = tokenizer.decode(output, skip_special_tokens=True)
+    assert expected.startswith(NORMAL)
+    answers = endpoint({"inputs": [NORMAL, "Il"], "parameters": settings})
+    assert answers[0]["generated_text"] == expected and answers[1]["generated_text"].startswith("Il")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({}, "inputs must be"),
+        ({"inputs": None}, "inputs must be"),
+        ({"inputs": [1]}, "inputs must be"),
+        ({"inputs": {"text": "x"}}, "inputs must be"),
+        ({"inputs": "mot " * 100}, "it must have 1 to 63"),
+    ],
+)
+def test_bad_requests(endpoint, data, words):
+    with pytest.raises(ValueError, match=words):
+        endpoint(data)
+
+
+def test_folder_needs_nothing_of_this_program(folder, tmp_path):
+    """A fresh process elsewhere, which cannot import lit_gpt or utils."""
+    code = (
+        "import importlib.util, sys\n"
+        "assert importlib.util.find_spec('utils') is None and importlib.util.find_spec('lit_gpt') is None\n"
+        f"sys.path.insert(0, {str(folder)!r})\n"
+        "from handler import EndpointHandler\n"
+        f"answer = EndpointHandler({str(folder)!r})({{'inputs': 'Il', 'parameters': {{'max_new_tokens': 3}}}})\n"
+        "assert answer[0]['generated_text'].startswith('Il')\n"
+    )
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
