@@ -56,6 +56,8 @@ class ConvertOptions:
     verify: Literal["logits", "tensors", "none"] = "logits"
     """logits: transformers, in a fresh process, computes what litgpt does (needs the model in memory in float32).
     tensors: the files hold what was to be written, bit for bit."""
+    as_adapter: bool = False
+    """Write LoRA's adapter for the peft library instead of the merged model, to be loaded on the same base."""
     repo_id: str | None = None
     """Upload the folder to this repository of the Hugging Face Hub, as ORG/NAME."""
     private: bool = True
@@ -88,11 +90,14 @@ def main(options: ConvertOptions) -> None:
     if options.verify == "logits":
         require_transformers()
     trained = load_trained(options.input_path, options.checkpoint_dir)
+    if options.as_adapter and trained.lora is None:
+        raise UserError(f"--as_adapter: {options.input_path} holds all weights, not an adapter")
     stage = output_dir.with_name(f".{output_dir.name}.tmp")
     shutil.rmtree(stage, ignore_errors=True)  # what a killed conversion left
     stage.mkdir(parents=True)
     try:
-        write_folder(stage, trained, options)
+        write = write_adapter if options.as_adapter else write_folder
+        write(stage, trained, options)
         publish(stage, output_dir)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -159,6 +164,36 @@ def licence_files(trained: TrainedModel) -> list[Path]:
     folder = trained.foundation_dir
     found = [*folder.glob("LICENSE*"), *folder.glob("NOTICE*")] if folder else []
     return [path for path in found if path.is_file()]
+
+
+def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -> None:
+    """Fills `stage` with the adapter for peft, and reads it back: merged again it must be the same model.
+
+    Raises:
+        DataError: if it is not.
+    """
+    import torch
+
+    from lit_gpt.foundation import read_weights
+    from lit_gpt.lora import merge_adapter
+    from lit_gpt.peft import read_peft, write_peft
+    from lit_gpt.tokenizer import Tokenizer
+    from utils.model_card import foundation_facts, publishable
+
+    base = read_weights(trained.foundation_dir)
+    hf = make_config(trained, base, Tokenizer(trained.tokenizer_dir))
+    name, _ = foundation_facts(trained.foundation_dir)
+    modules = write_peft(stage, trained.adapter, trained.config, trained.lora, hf, name)
+    again, settings = read_peft(stage, trained.config, hf)
+    merged = merge_adapter(base, again, trained.config, settings)
+    for name, tensor in trained.state_dict.items():
+        # the scale is multiplied in another place: a rounding of the weights' type apart at most
+        tolerance = 4 * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
+        if not torch.allclose(merged[name].float(), tensor.float(), atol=tolerance, rtol=0):
+            raise DataError(f"the adapter as it was written makes another {name}")
+    checked = f"verified: {modules} modules read back, merged again the same model"
+    print(checked)
+    write_json(stage / PROVENANCE, {**publishable(trained.provenance), "conversion": conversion_record(hf, checked)})
 
 
 # ------------------------------------------------------------------------------------------------ what the folder holds

@@ -155,3 +155,41 @@ def test_offline_validation_refuses_what_it_cannot_measure(trained_run: Path, da
     done = run("validate_pretrain.py", "--out_dir", copy, check=False)
     assert_error(done, 65, "damaged", list_checkpoints(copy)[0].name)
     assert f"passed over, {shard}" in done.stdout and len(done.stdout.splitlines()) == len(list_checkpoints(copy))
+
+
+def test_an_adapter_goes_out_to_peft_and_comes_back(lora_run: Path, foundation: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapter, base, merged = (tmp_path / name for name in ("adapter", "base", "merged"))
+    done = run(
+        "convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", adapter, "--as_adapter", True
+    )
+    assert "merged again the same model" in done.stdout
+    run(
+        "convert_litgpt_to_transformers.py",
+        "--input_path",
+        foundation / WEIGHTS,
+        "--output_dir",
+        base,
+        "--verify",
+        "none",
+    )
+    trained = load_trained(lora_run)
+    model = build_model(trained.config, trained.state_dict, None, 0, torch.float32)
+    ids = torch.randint(0, trained.config.vocab_size, (2, 40))
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-4, rtol=0)
+    run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", base)
+    arguments = ("--lora_path", adapter, "--save_path", merged)
+    assert_error(run("utils/merge_lora.py", *arguments, check=False), 2, "--checkpoint_dir")
+    run("utils/merge_lora.py", *arguments, "--checkpoint_dir", base)
+    for name, tensor in read_weights(merged).items():
+        torch.testing.assert_close(tensor, trained.state_dict[name], atol=1e-6, rtol=1e-5)
+
+
+def test_all_weights_are_no_adapter(trained_run: Path, tmp_path: Path) -> None:
+    arguments = ("--input_path", trained_run, "--output_dir", tmp_path / "out", "--as_adapter", True)
+    assert_error(run("convert_litgpt_to_transformers.py", *arguments, check=False), 2, "--as_adapter")
+    assert not (tmp_path / "out").exists()

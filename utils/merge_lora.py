@@ -1,4 +1,4 @@
-"""Merges a LoRA checkpoint into its foundation model: a litgpt checkpoint directory comes out."""
+"""Merges a LoRA checkpoint, or an adapter of peft, into its foundation model: a litgpt directory comes out."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Merge a LoRA checkpoint into the foundation model it was trained on."""
+    """Merge a LoRA checkpoint, or an adapter of peft, into the foundation model it was trained on."""
 
     lora_path: Path
-    """Run folder (its best checkpoint, else its newest) or a training checkpoint's directory."""
+    """Run folder (its best checkpoint, else its newest), a training checkpoint's directory, or peft's folder."""
     save_path: Path
     """The merged lit_model.pth, or the directory to write it in; config and tokenizer are put beside it."""
     checkpoint_dir: Path | None = None
-    """Foundation model. Default: the one in the run's run.yaml."""
+    """Foundation model. Default: the one in the run's run.yaml; peft's folder names none."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -35,7 +35,7 @@ def main(options: MergeOptions) -> None:
     if trained.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
     path = write_foundation(folder, trained.config, trained.state_dict, companion_files(trained))
-    print(f"merged {trained.provenance['checkpoint']} of {options.lora_path} into {path}")
+    print(f"merged {trained.provenance.get('checkpoint', 'the adapter')} of {options.lora_path} into {path}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lit_gpt.command import DataError, UserError
 from lit_gpt.foundation import CONFIG, WEIGHTS, read_config, read_weights, weights_fingerprint
+from lit_gpt.hf import read_hf_config
 from lit_gpt.lora import LoRASettings, merge_adapter
+from lit_gpt.peft import ADAPTER_CONFIG, read_peft
 from lit_gpt.tokenizer import TOKENIZER_FILES
 from utils.checkpoint import STATE, SUMS, Progress, list_checkpoints, read_model_tensors, verify_checkpoint
 from utils.run_folder import ALL, METRICS, RUN, RunRecord, best_checkpoint, read_csv
@@ -29,11 +31,13 @@ class TrainedModel:
     foundation_dir: Path | None
     """The litgpt directory the training began from; None if it began from random weights."""
     lora: LoRASettings | None
-    """The adapter that was merged, None after full training."""
+    """Of the adapter that was merged, None after full training."""
     provenance: dict[str, Any]
     """What was run, on what, and with what loss, as plain values; empty for a plain `lit_model.pth`."""
     run_dir: Path | None = None
     """The run folder that a checkpoint lies in."""
+    adapter: Mapping[str, Tensor] | None = None
+    """The adapter that was merged, by litgpt's names."""
 
 
 def find_input(path: Path) -> Path:
@@ -57,10 +61,10 @@ def find_input(path: Path) -> Path:
 
 
 def load_trained(input_path: Path, checkpoint_dir: Path | None = None, verify: bool = True) -> TrainedModel:
-    """The model that `input_path` stands for, see `find_input`.
+    """The model that `input_path` stands for, see `find_input`; or peft's adapter in it, merged.
 
     Args:
-        input_path: run folder, checkpoint or `lit_model.pth`.
+        input_path: run folder, checkpoint, `lit_model.pth` or peft's folder.
         checkpoint_dir: the foundation model, where run.yaml's is not to be found any more.
         verify: compare the checkpoint with its checksums first.
 
@@ -68,6 +72,8 @@ def load_trained(input_path: Path, checkpoint_dir: Path | None = None, verify: b
         UserError: for a path that is none of these.
         DataError: for a damaged checkpoint, or a foundation model other than the one it was trained on.
     """
+    if (input_path / ADAPTER_CONFIG).is_file():
+        return _load_peft(input_path, checkpoint_dir)
     source = find_input(input_path)
     if source.suffix == ".pth":
         if source.name != WEIGHTS:
@@ -79,14 +85,24 @@ def load_trained(input_path: Path, checkpoint_dir: Path | None = None, verify: b
     record = RunRecord.load(source)
     config = read_config(source / CONFIG)
     tensors = read_model_tensors(source)
-    foundation, lora = None, None
+    foundation, lora, adapter = None, None, None
     if record.identity["base"]:
         foundation = checkpoint_dir or Path(record.options["checkpoint_dir"])
     if record.identity["lora"]:
         lora = LoRASettings(**record.identity["lora"])
-        tensors = merge_adapter(_foundation_weights(record, foundation, source), tensors, config, lora)
+        adapter = tensors
+        tensors = merge_adapter(_foundation_weights(record, foundation, source), adapter, config, lora)
     run_dir = source.resolve().parents[1]
-    return TrainedModel(config, tensors, source, foundation, lora, _provenance(record, source), run_dir)
+    return TrainedModel(config, tensors, source, foundation, lora, _provenance(record, source), run_dir, adapter)
+
+
+def _load_peft(folder: Path, checkpoint_dir: Path | None) -> TrainedModel:
+    if checkpoint_dir is None:
+        raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
+    config = read_config(checkpoint_dir)
+    adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir))
+    merged = merge_adapter(read_weights(checkpoint_dir), adapter, config, lora)
+    return TrainedModel(config, merged, checkpoint_dir, checkpoint_dir, lora, {}, adapter=adapter)
 
 
 def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:
