@@ -131,6 +131,12 @@ def test_model_in_other_files_takes_the_place_of_the_earlier_one(hub, model, tmp
     assert "earlier model: model-00001-of-" in done.stdout
 
 
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00004.safetensors"])
+def test_hub_that_lists_another_hash(hub, model, name):
+    hub.spoilt = name
+    assert_error(upload(hub, model), 65, f"{name} on the Hub is not the file in")
+
+
 def test_failing_hub(hub, model):
     hub.faults["org/name"] = (501, b"{}")
     assert_error(upload(hub, model), 74, "the Hub failed on org/name")
