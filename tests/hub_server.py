@@ -43,6 +43,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories, self.objects, self.parts = {}, {}, {}
         self.faults = {}  # repository → status and headers of every answer about it
         self.requests, self.authorizations, self.messages = [], set(), []
+        self.spoilt = None  # the name of a file that a commit does not keep as it came
         self.stop_after = None
         self.received, self.sent = {}, {}  # bytes of each large file
         self.starts = {}  # name → where each of its downloads began
@@ -264,6 +265,8 @@ class Handler(BaseHTTPRequestHandler):
                 if value["oid"] not in self.server.objects:
                     return self.send(400, {"error": "LFS pointer pointed to a file that does not exist"})
                 files[value["path"]] = self.server.objects[value["oid"]]
+        if self.server.spoilt in files:
+            files[self.server.spoilt] += b" "
         commit = self.server.add(repo_id, files)
         return self.send(200, {"commitOid": commit, "commitUrl": f"{self.server.address}/{repo_id}/commit/{commit}"})
 

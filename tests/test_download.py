@@ -124,6 +124,17 @@ def test_pinned_revision_stays_when_the_branch_moves_on(hub, files, tmp_path):
     assert done.returncode == 0 and later in done.stdout and readme.read_bytes() == b"later"
 
 
+def test_weights_of_another_revision_do_not_stay(hub, files, tmp_path):
+    """An index that stayed would be read instead of the one file that came."""
+    others = {name: content for name, content in files.items() if not name.startswith("model")}
+    hub.add("org/model", {**others, "model.safetensors": save({"w": np.zeros(3)})})
+    arguments = ("--repo_id", "org/model", "--convert", "false")
+    assert download(hub, tmp_path, *arguments, "--revision", hub.commit).returncode == 0
+    done = download(hub, tmp_path, *arguments)
+    assert done.returncode == 0 and "of another revision: model-00001-of-" in done.stdout, done.stderr
+    assert [name for name in came(tmp_path / "org" / "model") if "safetensors" in name] == ["model.safetensors"]
+
+
 def test_file_that_was_changed_here_is_not_taken_for_the_hubs(hub, files, tmp_path):
     name = next(name for name in files if name.startswith("model-00002"))
     assert download(hub, tmp_path, "--repo_id", "org/model", "--convert", "false").returncode == 0

@@ -121,6 +121,24 @@ def test_killed_halfway_and_repeated(hub, model, tmp_path):
     assert set(large) < set(came) and hashes_here(folder, came) == hashes_here(model, came)
 
 
+def test_interrupted_from_the_keyboard(hub, model, tmp_path):
+    hub.stop_after = 1
+    words = command_line("utils/hf_upload_model.py", "org/name", "--input_dir", model)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=hub.environment(tmp_path / "home"))
+    assert hub.halted.wait(60)
+    process.send_signal(signal.SIGINT)
+    hub.released.set()
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (75, "error: interrupted from the keyboard\n")
+
+
+def test_options_from_a_file(hub, model, tmp_path):
+    (tmp_path / "upload.yaml").write_text(f"input_dir: {model}\ndry_run: true\n")
+    words = command_line("utils/hf_upload_model.py", "org/name", "--config", tmp_path / "upload.yaml")
+    done = subprocess.run(words, capture_output=True, text=True, env=hub.environment(tmp_path / "home"), timeout=100)
+    assert done.returncode == 0 and "would be sent to org/name: a model" in done.stdout, done.stderr
+
+
 def test_model_in_other_files_takes_the_place_of_the_earlier_one(hub, model, tmp_path):
     assert upload(hub, model).returncode == 0
     assert "model.safetensors.index.json" in hub.files("org/name")
@@ -129,6 +147,12 @@ def test_model_in_other_files_takes_the_place_of_the_earlier_one(hub, model, tmp
     files = hub.files("org/name")
     assert [name for name in files if "safetensors" in name] == ["model.safetensors"] and "README.md" in files
     assert "earlier model: model-00001-of-" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["config.json", "model-00001-of-00004.safetensors"])
+def test_hub_that_lists_another_hash(hub, model, name):
+    hub.spoilt = name
+    assert_error(upload(hub, model), 65, f"{name} on the Hub is not the file in")
 
 
 def test_failing_hub(hub, model):

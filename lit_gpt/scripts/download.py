@@ -90,6 +90,7 @@ def main(options: Options) -> None:
     if options.convert:
         check_supported(folder)
     fetch(info, weights, folder)
+    remove_other_weights(folder, weights)
     print(f"downloaded {len(companions) + len(weights)} files of {options.repo_id} (commit {info.sha}) to {folder}")
     if options.convert:
         convert(folder, options.dtype)
@@ -128,6 +129,17 @@ def fetch(info: ModelInfo, names: Sequence[str], folder: Path) -> None:
         for name in wrong:
             (folder / name).unlink(missing_ok=True)
         raise DataError(f"not what the Hub lists, and removed from {folder}: {', '.join(wrong)}; download again")
+
+
+def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
+    """Removes weights of a revision that was here before: an index of theirs would be read in place of `weights`."""
+    from lit_gpt.hub import LAYOUT
+
+    others = [path for path in sorted(folder.iterdir()) if LAYOUT.fullmatch(path.name) and path.name not in weights]
+    for path in others:
+        path.unlink()
+    if others:
+        print(f"removed, being of another revision: {', '.join(path.name for path in others)}")
 
 
 def check_supported(folder: Path) -> None:
