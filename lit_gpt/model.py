@@ -18,7 +18,7 @@ import litgpt.model
 import torch
 import torch.nn.functional as F
 from litgpt.config import Config
-from litgpt.model import KVCache, apply_rope, apply_rope_interleave, do_softcapping
+from litgpt.model import KVCache, RMSNorm, apply_rope, apply_rope_interleave, do_softcapping
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
@@ -162,6 +162,18 @@ class LoRABlock(DocumentBlock, litgpt.lora.Block):
         self.attn = LoRACausalSelfAttention(config, block_idx)
 
 
+class OffsetRMSNorm(RMSNorm):
+    """Gemma's norm, which multiplies by 1 + weight.
+
+    litgpt adds in the weights' type: in bf16 that loses what of a weight is below 0.004, and its training with it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = exact * torch.rsqrt(torch.mean(exact * exact, dim=-1, keepdim=True) + self.eps)
+        return (normed * (1 + self.weight.to(exact.dtype))).to(x.dtype)
+
+
 def _check_supported(config: Config) -> None:
     if config.latent_attention:
         raise UserError(f"model '{config.name}' uses latent_attention, which training on packed rows does not support")
@@ -236,9 +248,14 @@ class DocumentGPT(nn.Module):
             x = block(x, *tables[config.rope_indices[index] if len(tables) > 1 else 0], segments)
         return self.transformer.ln_f(x).squeeze(0)
 
-    def _add_positions(self) -> None:
+    def _complete(self) -> None:
+        """Makes what litgpt lacks: learned positions, and Gemma's norms."""
         if has_learned_positions(self.config):
             self.transformer["wpe"] = nn.Embedding(self.config.block_size, self.config.n_embd)
+        for parent in list(self.modules()):
+            for name, norm in parent.named_children():
+                if isinstance(norm, RMSNorm) and norm.add_unit_offset:
+                    setattr(parent, name, OffsetRMSNorm(norm.weight.numel(), eps=norm.eps))
 
     @contextmanager
     def _learned_positions(self, positions: Tensor) -> Iterator[None]:
@@ -260,7 +277,7 @@ class GPT(DocumentGPT, litgpt.model.GPT):
         _check_supported(config)
         super().__init__(config)
         self.transformer.h = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
-        self._add_positions()
+        self._complete()
 
 
 class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
@@ -270,5 +287,5 @@ class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
         _check_supported(config)
         super().__init__(config)
         self.transformer.h = nn.ModuleList(LoRABlock(config, index) for index in range(config.n_layer))
-        self._add_positions()
+        self._complete()
         litgpt.lora.mark_only_lora_as_trainable(self)

@@ -15,7 +15,7 @@ from lit_gpt.families import ARCHITECTURES
 from lit_gpt.foundation import build_model
 from lit_gpt.hf import config_from_hf, is_tied, read_hf_config, settle_config, tensors_from_hf, tensors_to_hf
 from lit_gpt.lora import LoRASettings, is_adapter, merge_adapter
-from lit_gpt.model import GPT
+from lit_gpt.model import GPT, OffsetRMSNorm
 from tests.hf_models import VOCABULARY, make_hf, make_litgpt
 
 LORA = LoRASettings(4, 8, 0.0, query=True, key=True, value=True, projection=True, mlp=True, head=True)
@@ -56,6 +56,14 @@ FAMILIES = {
     "StableLM 2": ("StableLmForCausalLM", {"use_qkv_bias": True, "use_parallel_residual": True}),
 }
 DOCUMENTS = (40, 1, 23, 64)
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "intermediate_size": 48,
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -230,6 +238,19 @@ def test_a_foundation_is_written_back_and_verified(family, tmp_path, capsys):
     assert written.keys() == load_file(tmp_path / "in" / "model.safetensors").keys()
 
 
+def test_gemmas_norm_is_that_of_transformers_in_bf16():
+    from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+
+    theirs, ours = GemmaRMSNorm(64, eps=1e-6), OffsetRMSNorm(64, eps=1e-6)
+    torch.nn.init.normal_(theirs.weight, std=0.01)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(9, 64, dtype=torch.bfloat16)
+    assert torch.equal(ours.bfloat16()(x), theirs.bfloat16()(x))
+    model = GPT(config_from_hf({"architectures": ["Gemma3ForCausalLM"], **SIZES}))
+    norms = [module for name, module in model.named_modules() if "norm" in name or "ln_f" in name]
+    assert len(norms) == 6 * 6 + 1 and {type(norm) for norm in norms} == {OffsetRMSNorm}
+
+
 def test_older_gpt2_files_name_no_transformer_and_carry_masks(tmp_path):
     make_hf(tmp_path, "GPT2LMHeadModel", GPT2)
     hf = read_hf_config(tmp_path)
@@ -244,11 +265,9 @@ def test_older_gpt2_files_name_no_transformer_and_carry_masks(tmp_path):
 
 def test_keys_of_transformers_4():
     """As the files on the Hub have them, which say less."""
-    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4}
-    sizes["intermediate_size"] = 48
 
     def config(architecture, **settings):
-        return config_from_hf({"architectures": [architecture], **sizes, **settings})
+        return config_from_hf({"architectures": [architecture], **SIZES, **settings})
 
     neox = config("GPTNeoXForCausalLM", rotary_pct=0.5, rotary_emb_base=20000)
     assert neox.rotary_percentage == 0.5 and neox.rope_base == 20000 and neox.parallel_residual
