@@ -200,7 +200,7 @@ def _readable(message: str, options_class: type) -> str:
         return f"unknown option {match[1]} in --config; see --help"
     if match := re.search(r'Key "([\w.]+)" is required', message):
         if match[1] in POSITIONAL:
-            return f"no {POSITIONAL[match[1]]['metavar']} is given; see --help"
+            return f"no {POSITIONAL[match[1]]['metavar'].lower()} is given; see --help"
         return f"--{match[1]} is required; see --help"
     if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
         name, reason = match[1], match[2]

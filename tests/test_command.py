@@ -135,7 +135,7 @@ def test_folders_are_given_without_a_name(capsys):
     options = command.parse(FolderOptions, ["one", "two/three", "--title", "T"])
     assert options == FolderOptions([Path("one"), Path("two/three")], "T")
     assert command.run(FolderOptions, lambda _: None, ["--title", "T"]) == 2
-    assert "no FOLDER is given" in capsys.readouterr().err
+    assert "no folder is given" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,14 @@ def test_killed_halfway_and_repeated(hub, model, tmp_path):
 def test_interrupted_from_the_keyboard(hub, model, tmp_path):
     hub.stop_after = 1
     words = command_line("utils/hf_upload_model.py", "org/name", "--input_dir", model)
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=hub.environment(tmp_path / "home"))
+    process = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=hub.environment(tmp_path / "home"),
+        # a program that was started in the background ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert hub.halted.wait(60)
     process.send_signal(signal.SIGINT)
     hub.released.set()
@@ -272,7 +279,7 @@ def test_folders_that_cannot_go(tmp_path, capsys, spoil, code, word):
     [
         (["org/name", "--input_dir", "nowhere"], "nowhere is not there"),
         (["org/name", "--input_dir", __file__], "is not a folder"),
-        (["--input_dir", "x"], "no REPO is given"),
+        (["--input_dir", "x"], "no repo is given"),
         (["org/name"], "--input_dir is required"),
         (["org/name", "--input_dir", "x", "--message", " "], "--message must not be empty"),
         (["org/name", "--input_dir", "x", "--token", "hf_x"], "unknown option --token"),
