@@ -18,7 +18,7 @@ from lit_gpt.quantize import quantised_layers
 from tests.conftest import TINY_MODEL
 from utils.checkpoint import CheckpointWriter, Progress
 from utils.estimate import GIB, Estimate, Workload, advice, count, describe, estimate, trace
-from utils.training import make_optimizer
+from utils.training import MasterAdamW, make_optimizer
 
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97)
 NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "bias": True, "parallel_residual": True}
@@ -87,6 +87,8 @@ def saved_bytes(work: Workload) -> int:
 def train(work: Workload) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model = real_model(work)
     optimizer = make_optimizer(model, 0.1, (0.9, 0.95), work.master_weights)
+    if isinstance(optimizer, MasterAdamW):
+        optimizer.add_up_in_fp32()
     forward(work, model).backward()
     optimizer.step()
     return model, optimizer

@@ -114,7 +114,7 @@ def test_gradient_is_that_of_the_whole_step(devices: int, tensor_parallel: int, 
 
 def test_masters_add_up_gradients_in_fp32() -> None:
     weight = torch.nn.Parameter(torch.zeros(2, 2, dtype=torch.bfloat16))
-    make_optimizer(torch.nn.ParameterList([weight]), 0.0, (0.9, 0.95), master_weights=True)
+    make_optimizer(torch.nn.ParameterList([weight]), 0.0, (0.9, 0.95), master_weights=True).add_up_in_fp32()
     for _ in range(300):  # in bf16 the sum stops at 256
         weight.sum().backward()
     assert weight.grad.dtype == torch.float32 and torch.equal(weight.grad, torch.full((2, 2), 300.0))

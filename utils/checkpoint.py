@@ -292,6 +292,10 @@ def read_model_tensors(checkpoint: Path) -> dict[str, Tensor]:
     return tensors
 
 
+# what random bytes make pickle raise; lengths that nothing can hold are a MemoryError
+_DAMAGED = (OSError, pickle.UnpicklingError, EOFError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     """Builds only the classes that a checkpoint's metadata is made of: unpickling anything could run foreign code."""
 
@@ -328,8 +332,8 @@ class CheckpointReader(dcp.FileSystemReader):
         try:
             with path.open("rb") as file:
                 metadata = _MetadataUnpickler(file).load()
-        except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ValueError) as e:
-            raise DataError(f"{path} is no checkpoint's metadata ({e})") from None
+        except _DAMAGED as e:
+            raise DataError(f"{path} is no checkpoint's metadata ({e or type(e).__name__})") from None
         if not isinstance(metadata, Metadata):
             raise DataError(f"{path} is no checkpoint's metadata")
         return metadata

@@ -37,7 +37,7 @@ from lit_gpt.lora import LoRASettings
 from lit_gpt.model import Recompute
 from lit_gpt.quantize import QuantisedLinear, Quantization
 from lit_gpt.tensor_parallel import obstacles
-from utils.training import make_optimizer
+from utils.training import MasterAdamW, make_optimizer
 
 RESERVE = 0.1
 """The share of a GPU's memory that is left to the context (0.5 GiB), NCCL and what the allocator cannot use again."""
@@ -245,8 +245,8 @@ def trace(workload: Workload) -> Trace:
     with FakeTensorMode():
         _fill(model, workload)
         optimizer = make_optimizer(model, 0.1, (0.9, 0.95), _has_masters(workload))
-        for parameter in model.parameters() if workload.processes > 1 else ():
-            parameter.grad_dtype = parameter.dtype  # FSDP2 has them so until it has taken them away
+        if isinstance(optimizer, MasterAdamW) and workload.processes == 1:
+            optimizer.add_up_in_fp32()
         ids = torch.zeros(workload.micro_batch_size, workload.block_size, dtype=torch.int64)
         bounds = whole_rows(*ids.shape)
         with _Live([*model.parameters(), *model.buffers(), ids, bounds]) as live:

@@ -56,8 +56,14 @@ class MasterAdamW(Optimizer):
 
     def __init__(self, params: Iterable[Any], betas: tuple[float, float], lr: float = 1e-3, eps: float = 1e-8) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    def add_up_in_fp32(self) -> None:
+        """From now on gradients of several micro-batches are added up in fp32.
+
+        Not from the start: to read a checkpoint torch first makes gradients of the weights' own type.
+        """
         for weight in (weight for group in self.param_groups for weight in group["params"]):
-            if not isinstance(weight, DTensor):  # FSDP2 adds up in fp32 by itself
+            if not isinstance(weight, DTensor):  # FSDP2 does it by itself
                 weight.grad_dtype = torch.float32
 
     @torch.no_grad()
@@ -157,6 +163,9 @@ def optimiser_step(
     leaves the weights and its state as they are, on the device and so on every process alike.
     """
     assert data.targets > 0, "a step without targets"
+    fused: Any = getattr(optimizer, "optimizer", optimizer)
+    if isinstance(fused, MasterAdamW):
+        fused.add_up_in_fp32()
     scale = data_place(fabric)[1] / data.targets
     loss_sum = torch.zeros((), dtype=torch.float64, device=fabric.device)
     dataset_losses = torch.zeros(len(data.dataset_targets), dtype=torch.float64, device=fabric.device)
@@ -174,7 +183,6 @@ def optimiser_step(
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         norm = clip_gradients(trained, grad_clip or math.inf)
     with timer.phase("optimiser"):
-        fused: Any = getattr(optimizer, "optimizer", optimizer)
         fused.found_inf = (~norm.isfinite()).float()
         optimizer.step()
         optimizer.zero_grad()
