@@ -222,22 +222,25 @@ def _part(tensor: Tensor, start: int, tile: _Tile, groups: int, repeats: int) ->
     return part.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).expand(-1, repeats, -1, -1)
 
 
+def _seen(tile: _Tile) -> Tensor:
+    """[queries, keys], true where a tile's query sees a key."""
+    queries, window = tile.padded - tile.start, tile.start - tile.keys + 1
+    seen = torch.ones(queries, queries + window - 1, dtype=torch.bool).tril(window - 1)
+    return seen if tile.is_causal else seen.triu()
+
+
 def _band(tile: _Tile) -> Tensor | None:
     """0 where a tile's query sees a key, else -inf: [queries, keys]; None for a causal tile."""
     if tile.is_causal:
         return None
-    queries, window = tile.padded - tile.start, tile.start - tile.keys + 1
-    seen = torch.ones(queries, queries + window - 1, dtype=torch.bool).tril(window - 1).triu()
+    seen = _seen(tile)
     return torch.zeros(seen.shape, dtype=tile.dtype).masked_fill_(~seen, -torch.inf)
 
 
 def _capped_scores(tile: _Tile, q: Tensor, k: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
     """tanh(scores / softcap), and the capped scores, -inf where a query does not see a key."""
-    queries = torch.arange(tile.start, tile.padded).unsqueeze(1)
-    distance = queries - torch.arange(tile.keys, tile.padded)
-    seen = (distance >= 0) & (tile.is_causal | (distance <= tile.start - tile.keys))
     bent = torch.tanh(q @ k.mT * (scale / softcap))
-    return bent, (bent * softcap).masked_fill_(~seen, -torch.inf)
+    return bent, (bent * softcap).masked_fill_(~_seen(tile), -torch.inf)
 
 
 def _capped(tile: _Tile, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
