@@ -26,6 +26,8 @@ NODES = ("node1", "node2")
 DAEMONS = ("munged", "slurmctld", "slurmd")
 START_TIMEOUT = 60.0
 """Seconds until both nodes are idle; 2 to 4 is usual."""
+UNFINISHED = {"PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "SIGNALING", "STOPPED", "SUSPENDED", "COMPLETING"}
+"""States that a job goes on from; SIGNALING, while slurmctld delivers one, is seen for an instant only."""
 MARK = "FABRICANT_SLURM_CLUSTER"
 """Environment variable of every daemon and of the job steps they fork: which cluster's they are."""
 
@@ -126,7 +128,7 @@ class Cluster:
     def wait(self, job_id: int, timeout: float) -> JobEnd:
         """Waits for the job's end; cancels it and raises a ClusterError if that does not come in `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while (job := self.job(job_id))["JobState"] in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+        while (job := self.job(job_id))["JobState"] in UNFINISHED:
             if time.monotonic() > deadline:
                 self.run("scancel", job_id, check=False)
                 raise ClusterError(f"job {job_id} is still {job['JobState']} ({job['Reason']}) after {timeout:.0f} s")
