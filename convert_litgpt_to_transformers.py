@@ -13,8 +13,7 @@ import os
 import re
 import shutil
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,6 +70,8 @@ class ConvertOptions:
         problems = []
         if not parse_size(self.max_shard_size):
             problems.append(f"--max_shard_size must be a size like 5GB, not '{self.max_shard_size}'")
+        if self.as_adapter and self.dtype:
+            problems.append("--as_adapter keeps the adapter's own type: leave --dtype out")
         if self.repo_id is not None:
             from lit_gpt.hub import check_repo_id
 
@@ -81,6 +82,8 @@ class ConvertOptions:
 
 
 def main(options: ConvertOptions) -> None:
+    import torch
+
     from lit_gpt.hf_logits import require_transformers
     from utils.trained import load_trained
 
@@ -89,7 +92,8 @@ def main(options: ConvertOptions) -> None:
     check_output_dir(output_dir)
     if options.verify == "logits":
         require_transformers()
-    trained = load_trained(options.input_path, options.checkpoint_dir)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    trained = load_trained(options.input_path, options.checkpoint_dir, dtype=dtype)
     if options.as_adapter and trained.lora is None:
         raise UserError(f"--as_adapter: {options.input_path} holds all weights, not an adapter")
     stage = output_dir.with_name(f".{output_dir.name}.tmp")
@@ -127,23 +131,20 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     Raises:
         DataError: if the folder does not hold the same model.
     """
-    import torch
-
+    from lit_gpt.hf import tensors_to_hf
     from lit_gpt.hf_logits import PROBE_TEXT
     from lit_gpt.hf_tokenizer import export_tokenizer
+    from lit_gpt.tensor_files import specs_of, write_safetensors
     from lit_gpt.tokenizer import Tokenizer
     from utils.model_card import publishable, write_card
 
-    if options.dtype:
-        dtype = getattr(torch, options.dtype)
-        state_dict = {name: tensor.to(dtype) for name, tensor in trained.state_dict.items()}
-    else:
-        state_dict = trained.state_dict
     tokenizer = Tokenizer(trained.tokenizer_dir)
-    hf = make_config(trained, state_dict, tokenizer)
+    hf = make_config(trained, trained.state_dict, tokenizer)
     write_json(stage / "config.json", hf)
     write_json(stage / "generation_config.json", generation_config(trained, tokenizer))
-    write_weights(stage, trained, state_dict, hf, parse_size(options.max_shard_size))
+    specs = dict(tensors_to_hf(specs_of(trained.state_dict), trained.config, hf))
+    tensors = tensors_to_hf(trained.state_dict, trained.config, hf)
+    write_safetensors(stage, specs, tensors, parse_size(options.max_shard_size))
     if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
         print(f"warning: {warning}")
     for name, source in COMPANIONS.items():
@@ -151,7 +152,7 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     for path in licence_files(trained):
         shutil.copyfile(path, stage / path.name)
     checks = {"logits": verify_logits, "tensors": verify_tensors, "none": lambda *_: "not verified"}
-    checked = checks[options.verify](stage, trained, state_dict, hf, tokenizer)
+    checked = checks[options.verify](stage, trained, hf, tokenizer)
     print(checked)
     provenance = {**publishable(trained.provenance), "conversion": conversion_record(hf, checked)}
     write_json(stage / PROVENANCE, provenance)
@@ -174,18 +175,16 @@ def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -
     """
     import torch
 
-    from lit_gpt.foundation import read_weights
     from lit_gpt.lora import merge_adapter
     from lit_gpt.peft import read_peft, write_peft
     from lit_gpt.tokenizer import Tokenizer
     from utils.model_card import foundation_facts, publishable
 
-    base = read_weights(trained.foundation_dir)
-    hf = make_config(trained, base, Tokenizer(trained.tokenizer_dir))
+    hf = make_config(trained, trained.base, Tokenizer(trained.tokenizer_dir))
     name, _ = foundation_facts(trained.foundation_dir)
     modules = write_peft(stage, trained.adapter, trained.config, trained.lora, hf, name)
     again, settings = read_peft(stage, trained.config, hf)
-    merged = merge_adapter(base, again, trained.config, settings)
+    merged = merge_adapter(trained.base, again, trained.config, settings)
     for name, tensor in trained.state_dict.items():
         # the scale is multiplied in another place: a rounding of the weights' type apart at most
         tolerance = 4 * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
@@ -199,11 +198,12 @@ def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -
 # ------------------------------------------------------------------------------------------------ what the folder holds
 
 
-def make_config(trained: TrainedModel, state_dict: dict[str, torch.Tensor], tokenizer: Any) -> dict[str, Any]:
+def make_config(trained: TrainedModel, state_dict: Mapping[str, torch.Tensor], tokenizer: Any) -> dict[str, Any]:
     """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
     from lit_gpt.hf import config_to_hf, is_tied, read_hf_config, settle_config
+    from lit_gpt.tensor_files import specs_of
 
-    dtype = str(state_dict["transformer.wte.weight"].dtype).removeprefix("torch.")
+    dtype = str(specs_of(state_dict)["transformer.wte.weight"].dtype).removeprefix("torch.")
     if trained.foundation_dir and (trained.foundation_dir / "config.json").is_file():
         hf, changes = settle_config(read_hf_config(trained.foundation_dir), trained.config, state_dict, dtype)
         for change in changes:
@@ -223,43 +223,6 @@ def generation_config(trained: TrainedModel, tokenizer: Any) -> dict[str, Any]:
     return {name: index for name, index in ids.items() if index is not None}
 
 
-def write_weights(
-    stage: Path, trained: TrainedModel, state_dict: dict[str, torch.Tensor], hf: dict[str, Any], max_bytes: int
-) -> None:
-    """model.safetensors; several files of at most `max_bytes` and their index where one would be larger."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    from lit_gpt.hf import tensors_to_hf
-
-    shards = list(split_shards(tensors_to_hf(state_dict, trained.config, hf), max_bytes))
-    weight_map, total = {}, 0
-    for index, shard in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        try:
-            save_file({key: tensor.contiguous() for key, tensor in shard.items()}, stage / name, {"format": "pt"})
-        except SafetensorError as e:
-            raise OSError(f"{stage / name} cannot be written: {e}") from None
-        weight_map |= dict.fromkeys(shard, name)
-        total += sum(tensor.nbytes for tensor in shard.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(stage / "model.safetensors.index.json", index)
-
-
-def split_shards(tensors: Iterator[tuple[str, torch.Tensor]], max_bytes: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Groups of tensors in order, each of at most `max_bytes` but for a single tensor that is larger."""
-    shard: dict[str, torch.Tensor] = {}
-    size = 0
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > max_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = tensor
-        size += tensor.nbytes
-    yield shard
-
-
 def parse_size(text: str) -> int:
     """Bytes of '5GB' or '500MiB'; 0 if it is no size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.strip().upper())
@@ -273,9 +236,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
 # --------------------------------------------------------------------------------------------------------- verification
 
 
-def verify_logits(
-    stage: Path, trained: TrainedModel, state_dict: dict[str, torch.Tensor], hf: dict[str, Any], tokenizer: Any
-) -> str:
+def verify_logits(stage: Path, trained: TrainedModel, hf: dict[str, Any], tokenizer: Any) -> str:
     """Compares logits and token ids with what transformers computes from `stage` in a fresh process; says the result.
 
     Raises:
@@ -291,7 +252,7 @@ def verify_logits(
     )
 
     sequences = probe_sequences(trained.config.padded_vocab_size, trained.config.block_size)
-    ours = litgpt_logits(trained.config, state_dict, sequences)
+    ours = litgpt_logits(trained.config, trained.state_dict, sequences)
     text = PROBE_TEXT if (stage / "tokenizer.json").is_file() else None
     answer = ask_transformers(stage, sequences, text)
     difference, relative = largest_difference(ours, answer.logits)
@@ -307,9 +268,7 @@ def verify_logits(
     return f"verified: {figures}, on {tokens} tokens in float32{equal_ids}"
 
 
-def verify_tensors(
-    stage: Path, trained: TrainedModel, state_dict: dict[str, torch.Tensor], hf: dict[str, Any], tokenizer: Any
-) -> str:
+def verify_tensors(stage: Path, trained: TrainedModel, hf: dict[str, Any], tokenizer: Any) -> str:
     """Reads the weights files again and compares every tensor bit for bit with what was to be written; says the result.
 
     Raises:
@@ -321,7 +280,7 @@ def verify_tensors(
 
     files = TensorFiles(stage)
     names = set()
-    for name, tensor in tensors_to_hf(state_dict, trained.config, hf):
+    for name, tensor in tensors_to_hf(trained.state_dict, trained.config, hf):
         names.add(name)
         if name not in files.names:
             raise DataError(f"{name} was not written")
@@ -340,9 +299,8 @@ def verify_tensors(
 def conversion_record(hf: dict[str, Any], checked: str) -> dict[str, Any]:
     from importlib.metadata import version
 
-    when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     versions = {name: version(name) for name in ("torch", "litgpt", "safetensors")}
-    return {"time": when, "architecture": hf["architectures"][0], "verification": checked, "versions": versions}
+    return {"architecture": hf["architectures"][0], "verification": checked, "versions": versions}
 
 
 def publish(stage: Path, folder: Path) -> None:

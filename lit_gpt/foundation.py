@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
@@ -17,10 +16,11 @@ import yaml
 from litgpt.config import Config
 from torch import Tensor, nn
 
-from lit_gpt.command import DataError, UserError, as_os_error
+from lit_gpt.command import DataError, UserError
 from lit_gpt.lora import LoRASettings, base_name, is_adapter
 from lit_gpt.model import GPT, LoRAGPT
 from lit_gpt.quantize import Quantization, quantise_frozen, quantised_layers
+from lit_gpt.tensor_files import LazyTensors, open_tensors, specs_of, write_lit_model
 
 WEIGHTS = "lit_model.pth"
 CONFIG = "model_config.yaml"
@@ -62,7 +62,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
         DataError: for damaged weights, or some that do not fit config.json.
         OSError: if the disk is full.
     """
-    from lit_gpt.hf import config_from_hf, read_hf_config, tensors_from_hf, write_lit_model
+    from lit_gpt.hf import config_from_hf, read_hf_config, tensors_from_hf
 
     hf = read_hf_config(directory)
     config = config_from_hf(hf)
@@ -95,10 +95,7 @@ def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
         DataError: if it cannot be read as a state dict.
     """
     path = checkpoint_dir / WEIGHTS
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)"
-        )
+    _check_there(path)
     try:
         weights = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
     except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError and others for one broken file
@@ -109,6 +106,25 @@ def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     return weights
 
 
+def lazy_weights(checkpoint_dir: Path) -> LazyTensors:
+    """The state dict of `checkpoint_dir/lit_model.pth`, each tensor read and compared with its CRC when asked for.
+
+    Raises:
+        UserError: if it is missing.
+        DataError: if it cannot be read as a state dict.
+    """
+    path = checkpoint_dir / WEIGHTS
+    _check_there(path)
+    return open_tensors(path)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)"
+        )
+
+
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes and a sample of each tensor's values.
 
@@ -117,9 +133,10 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(weights):
-        flat = weights[name].reshape(-1)
+        tensor = weights[name]
+        flat = tensor.reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)].float()
-        digest.update(f"{name} {list(weights[name].shape)}".encode())
+        digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(sample.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -223,10 +240,11 @@ def _check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         expected[base_name(f"{name}.weight")] = [layer.out_features, layer.in_features]
     missing = [name for name in expected if name not in weights]
     unexpected = [name for name in weights if name not in expected]
-    differing = [name for name, shape in expected.items() if name in weights and list(weights[name].shape) != shape]
+    found = {name: list(spec.shape) for name, spec in specs_of(weights).items()}
+    differing = [name for name, shape in expected.items() if name in found and found[name] != shape]
     if missing or unexpected or differing:
         first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} has no place" if unexpected else None
-        first = first or f"{differing[0]} has shape {list(weights[differing[0]].shape)}, not {expected[differing[0]]}"
+        first = first or f"{differing[0]} has shape {found[differing[0]]}, not {expected[differing[0]]}"
         raise DataError(f"the weights are not of the model '{model.config.name}': {first}")
 
 
@@ -274,11 +292,8 @@ def write_foundation(folder: Path, config: Config, weights: Mapping[str, Tensor]
     (folder / CONFIG).write_text(yaml.safe_dump(config_values(config), sort_keys=False), encoding="utf-8")
     staged = folder / f".{WEIGHTS}.tmp"
     try:
-        with staged.open("wb") as file:
-            torch.save(dict(weights), file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as e:
+        write_lit_model(staged, weights.items())
+    except BaseException:
         staged.unlink(missing_ok=True)
-        raise as_os_error(e, staged) or e from e
+        raise
     return staged.rename(folder / WEIGHTS)

@@ -8,8 +8,7 @@ directions, so that what is read can be written back bit for bit, and in both ev
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from litgpt.config import Config
 
 from lit_gpt.command import DataError, UserError
 from lit_gpt.families import ARCHITECTURES, Architecture
+from lit_gpt.tensor_files import LazyTensors, open_tensors, specs_of
 
 # How the four kinds of weight files begin, best first: an index of several files, or one file.
 WEIGHT_FILES = (
@@ -227,7 +227,7 @@ def settle_config(
         settled["tie_word_embeddings"] = False
         changes.append("the output layer is no longer tied to the embeddings")
     for option, module in _BIASES.items():
-        moved = any(t.any() for name, t in state_dict.items() if f".{module}." in name and name.endswith(".bias"))
+        moved = any(state_dict[name].any() for name in state_dict if f".{module}." in name and name.endswith(".bias"))
         if moved and option in defaults and not assumed[option]:
             settled[option] = True
             changes.append(f"training moved biases the foundation does not have: {option} is now true")
@@ -320,48 +320,63 @@ def tensors_from_hf(
     left_over = {name for name in stored.keys() - needed - spare if not name.endswith(_COMPUTED)}
     _complain_of_names("in the weight files, but not in this architecture", left_over)
     for weight in weights:
-        columns = next(iter(weight.ours.values()))[1:]
-        parts = []
-        for name, rows in weight.theirs.items():
-            part = files.read(stored[name], (*columns, rows) if weight.transposed else (rows, *columns))
-            parts.append(part.T.contiguous() if weight.transposed else part)
-        if not parts:
-            rows = sum(shape[0] for shape in weight.ours.values())
-            parts = [torch.zeros((rows, *columns), dtype=files.dtype)]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        tensor = by_kind(tensor, weight.runs) if weight.runs else tensor
-        tensor = tensor if dtype is None else tensor.to(dtype)
-        yield from zip(weight.ours, tensor.split([shape[0] for shape in weight.ours.values()]), strict=True)
+        yield from _our_tensors(weight, files, stored, dtype)
+
+
+def _our_tensors(
+    weight: Weight, files: TensorFiles, stored: Mapping[str, str], dtype: torch.dtype | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    columns = next(iter(weight.ours.values()))[1:]
+    parts = []
+    for name, rows in weight.theirs.items():
+        part = files.read(stored[name], (*columns, rows) if weight.transposed else (rows, *columns))
+        parts.append(part.T.contiguous() if weight.transposed else part)
+    if not parts:
+        rows = sum(shape[0] for shape in weight.ours.values())
+        parts = [torch.zeros((rows, *columns), dtype=files.dtype)]
+    tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+    tensor = by_kind(tensor, weight.runs) if weight.runs else tensor
+    tensor = tensor if dtype is None else tensor.to(dtype)
+    return zip(weight.ours, tensor.split([shape[0] for shape in weight.ours.values()]), strict=True)
 
 
 def tensors_to_hf(
     state_dict: Mapping[str, torch.Tensor], config: Config, hf: Mapping[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face's tensors, where the layout is the same as views of litgpt's.
+    """Hugging Face's tensors, one after the other, where the layout is the same as views of litgpt's.
+
+    Given tensors on the meta device (`specs_of`) it tells names, shapes and types.
 
     Raises:
         DataError: if one of ours is missing, left over, of another shape, or has no place where it matters.
     """
     weights = weights_of(config, hf)
-    names = {name for weight in weights for name in weight.ours}
-    _complain_of_names("missing from the trained model", names - state_dict.keys())
-    _complain_of_names("in the trained model, but not in its configuration", state_dict.keys() - names)
+    shapes = {name: shape for weight in weights for name, shape in weight.ours.items()}
+    found = {name: tuple(spec.shape) for name, spec in specs_of(state_dict).items()}
+    _complain_of_names("missing from the trained model", shapes.keys() - found.keys())
+    _complain_of_names("in the trained model, but not in its configuration", found.keys() - shapes.keys())
+    for name, shape in shapes.items():
+        if found[name] != shape:
+            raise DataError(f"{name} has shape {found[name]}, its configuration says {shape}")
     written: set[str] = set()
     for weight in weights:
-        for name, shape in weight.ours.items():
-            if tuple(state_dict[name].shape) != shape:
-                found = tuple(state_dict[name].shape)
-                raise DataError(f"{name} has shape {found}, its configuration says {shape}")
-            if not weight.theirs and state_dict[name].any():
-                raise DataError(f"{name} is not zero, and Hugging Face's architecture has no place for it")
-        if weight.theirs.keys() <= written:  # the output layer of tied embeddings, or nothing at all
-            continue
-        parts = [state_dict[name] for name in weight.ours]
-        tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-        tensor = by_run(tensor, weight.runs) if weight.runs else tensor
-        for name, part in zip(weight.theirs, tensor.split(list(weight.theirs.values())), strict=True):
-            written.add(name)
-            yield name, part.T if weight.transposed else part
+        # else it is the output layer of tied embeddings, or nothing at all
+        if not weight.theirs or not weight.theirs.keys() <= written:
+            yield from _their_tensors(weight, state_dict)
+        written |= weight.theirs.keys()
+
+
+def _their_tensors(weight: Weight, state_dict: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    parts = [state_dict[name] for name in weight.ours]
+    if not weight.theirs:
+        if any(not part.is_meta and part.any() for part in parts):
+            names = ", ".join(weight.ours)
+            raise DataError(f"{names} is not zero, and Hugging Face's architecture has no place for it")
+        return []
+    tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+    tensor = by_run(tensor, weight.runs) if weight.runs else tensor
+    split = tensor.split(list(weight.theirs.values()))
+    return [(name, part.T if weight.transposed else part) for name, part in zip(weight.theirs, split, strict=True)]
 
 
 def by_kind(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
@@ -376,31 +391,6 @@ def by_run(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
     return torch.cat([kind.unflatten(0, (count, rows)) for kind, rows in zip(kinds, run, strict=True)], 1).flatten(0, 1)
 
 
-def write_lit_model(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
-    """Writes a plain state dict that `torch.load` can map, a tensor at a time; returns the number of parameters.
-
-    Raises:
-        OSError: if the disk is full.
-    """
-    from litgpt.utils import incremental_save
-
-    parameters, stored = 0, {}
-    try:
-        with incremental_save(path) as file:
-            for name, tensor in tensors:
-                parameters += tensor.numel()
-                # a storage is written whole, and two tensors that shared one would also do so when trained
-                stored[name] = file.store_early(tensor.clone())
-            file.save(stored)
-    except RuntimeError as e:
-        if "PytorchStreamWriter" in str(e) or "PyTorchFileWriter" in str(e) or "unexpected pos" in str(e):
-            raise OSError(f"{path} cannot be written; is the disk full?") from None
-        raise
-    with path.open("rb") as written:
-        os.fsync(written.fileno())
-    return parameters
-
-
 def _complain_of_names(what: str, names: set[str]) -> None:
     if names:
         some = ", ".join(sorted(names)[:4])
@@ -409,8 +399,6 @@ def _complain_of_names(what: str, names: set[str]) -> None:
 
 class TensorFiles:
     """The weight files of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
-
-    Tensors are memory-mapped, so that only what is being read has to fit in memory.
 
     Raises:
         UserError: if `checkpoint_dir` has none.
@@ -421,14 +409,16 @@ class TensorFiles:
         found = next((name for name in WEIGHT_FILES if (checkpoint_dir / name).is_file()), None)
         if found is None:
             raise UserError(f"{checkpoint_dir} has no weights: none of {', '.join(WEIGHT_FILES)}")
-        self._open_files: dict[Path, Mapping[str, Any]] = {}
+        self._open_files: dict[Path, LazyTensors] = {}
         path = checkpoint_dir / found
         if path.suffix != ".json":
-            self._where = dict.fromkeys(self._open(path).keys(), path)
+            self._where = dict.fromkeys(self._open(path), path)
         else:
             weight_map = read_json(path).get("weight_map")
-            if not isinstance(weight_map, dict):
+            if not isinstance(weight_map, dict) or not weight_map:
                 raise DataError(f"{path} has no weight_map")
+            if outside := {str(file) for file in weight_map.values() if file != Path(str(file)).name}:
+                raise DataError(f"{path} names files outside its folder: {', '.join(sorted(outside))}")
             self._where = {name: checkpoint_dir / file for name, file in weight_map.items()}
             if absent := sorted({file.name for file in self._where.values() if not file.is_file()}):
                 raise DataError(f"{path} names files that are not there: {', '.join(absent)}; download them again")
@@ -437,46 +427,20 @@ class TensorFiles:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The type of the first tensor."""
-        return self.read(next(iter(self._where))).dtype
+        name, path = next(iter(self._where.items()))
+        return self._open(path).specs[name].dtype
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """The tensor `name`; a DataError if its shape is not the one given."""
         path = self._where[name]
-        try:
-            opened = self._open(path)
-            tensor = opened[name] if isinstance(opened, dict) else opened.get_tensor(name)
-        except DataError:
-            raise
-        except Exception as e:
-            raise DataError(f"{path} does not give {name}: {e}") from None
-        if shape is not None and tuple(tensor.shape) != shape:
-            raise DataError(f"{name} in {path} has shape {tuple(tensor.shape)}, config.json says {shape}")
-        return tensor
+        tensors = self._open(path)
+        if name not in tensors:
+            raise DataError(f"{path} does not hold {name}, which its index says it does; download it again")
+        if shape is not None and (found := tuple(tensors.specs[name].shape)) != shape:
+            raise DataError(f"{name} in {path} has shape {found}, config.json says {shape}")
+        return tensors[name]
 
-    def _open(self, path: Path) -> Any:
-        """The file's tensors by name: an open safetensors file, or a dictionary."""
+    def _open(self, path: Path) -> LazyTensors:
         if path not in self._open_files:
-            try:
-                self._open_files[path] = _open_safetensors(path) if path.suffix == ".safetensors" else _open_bin(path)
-            except (
-                Exception
-            ) as e:  # safetensors and torch raise many kinds; all mean that the content is not as it should be
-                raise DataError(f"{path} cannot be read ({_first_line(e)}); download it again") from None
+            self._open_files[path] = open_tensors(path)
         return self._open_files[path]
-
-
-def _open_safetensors(path: Path) -> Any:
-    from safetensors import safe_open
-
-    return safe_open(path, framework="pt")
-
-
-def _open_bin(path: Path) -> dict[str, torch.Tensor]:
-    import zipfile
-
-    # files older than torch 1.6 are no zip archives and cannot be mapped
-    return torch.load(path, mmap=zipfile.is_zipfile(path), weights_only=True, map_location="cpu")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0]

@@ -20,8 +20,12 @@ import numpy as np
 from lit_gpt.command import DataError, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from litgpt import Config
+
+    from lit_gpt.lora import LoRASettings
 
 TOLERANCE = 1e-5
 """Largest difference of two float32 logits, times the largest logit where that is above 1 (rounding grows with it)."""
@@ -54,20 +58,59 @@ def probe_sequences(vocab_size: int, block_size: int) -> list[list[int]]:
     return sequences
 
 
-def litgpt_logits(config: Config, state_dict: dict[str, torch.Tensor], sequences: list[list[int]]) -> list[np.ndarray]:
-    """float32 [length, vocabulary] of each sequence, computed by our model from the weights cast to float32."""
+def litgpt_logits(
+    config: Config, weights: Mapping[str, torch.Tensor], sequences: list[list[int]], lora: LoRASettings | None = None
+) -> list[np.ndarray]:
+    """float32 [length, vocabulary] of each sequence, computed by our model from the weights cast to float32.
+
+    A layer's weights are taken from `weights` when it is their turn and let go after it: with `LazyTensors` the model
+    may be larger than the memory. All sequences go through at once, filled up to the longest, as training's rows do.
+
+    Args:
+        config: the base model's.
+        weights: litgpt's names; with `lora` the adapter's among them, which is held whole.
+        sequences: token ids.
+        lora: computes the base model and its adapter, unmerged.
+    """
     import torch
 
-    from lit_gpt.model import GPT
+    from lit_gpt.attention import whole_rows
+    from lit_gpt.model import GPT, LoRAGPT
 
     with torch.device("meta"):
-        model = GPT(config)
-    model.load_state_dict({name: tensor.float() for name, tensor in state_dict.items()}, assign=True)
-    model.max_seq_length = min(config.block_size, max(PROBE_LENGTHS))
+        model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
+    model.max_seq_length = max(map(len, sequences))
     model.cos, model.sin = model.rope_cache()
     model.eval()
+    ids = torch.zeros(len(sequences), model.max_seq_length, dtype=torch.long)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = torch.tensor(sequence)
+    _take_turns(model, weights)
     with torch.inference_mode():
-        return [model(torch.tensor([ids]))[0].numpy() for ids in sequences]
+        logits = model(ids, segments=whole_rows(*ids.shape, ids.device))
+    return [row[: len(sequence)].numpy() for row, sequence in zip(logits, sequences, strict=True)]
+
+
+def _take_turns(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Makes each layer of a model on the meta device fetch its weights when it is called, and let them go after it."""
+    import torch
+
+    from lit_gpt.lora import base_name, is_adapter
+
+    def fetch(module: torch.nn.Module, names: Mapping[str, str]) -> None:
+        for own, name in names.items():
+            setattr(module, own, torch.nn.Parameter(weights[name].float(), requires_grad=False))
+
+    def let_go(module: torch.nn.Module, names: Mapping[str, str]) -> None:
+        for own in names:
+            setattr(module, own, None)
+
+    for prefix, module in model.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        fetch(module, {name: f"{prefix}.{name}" for name in own if is_adapter(name)})  # read outside their layer's call
+        if frozen := {name: base_name(f"{prefix}.{name}") for name in own if not is_adapter(name)}:
+            module.register_forward_pre_hook(lambda module, _, names=frozen: fetch(module, names))
+            module.register_forward_hook(lambda module, *_, names=frozen: let_go(module, names))
 
 
 def ask_transformers(folder: Path, sequences: list[list[int]], text: str | None) -> Answer:

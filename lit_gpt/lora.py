@@ -5,8 +5,7 @@ W' = W + (alpha / r) B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685), in 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import litgpt.lora
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from lit_gpt.command import DataError
 from lit_gpt.model import LoRAGPT
+from lit_gpt.tensor_files import LazyTensors, specs_of
 
 
 @dataclass(frozen=True)
@@ -47,48 +47,90 @@ def base_name(name: str) -> str:
     return name.replace(".linear.", ".")
 
 
-@torch.no_grad()
 def merge_adapter(
-    base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], config: Config, settings: LoRASettings
-) -> dict[str, Tensor]:
-    """The base weights with the adapter merged into them, computed in fp32, in the base's dtype.
+    base: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    config: Config,
+    settings: LoRASettings,
+    dtype: torch.dtype | None = None,
+) -> LazyTensors:
+    """The base weights with the adapter merged into them, computed in fp32; each matrix when it is asked for.
 
     Args:
         base: the base model's state dict.
         adapter: the adapter's, with keys such as `transformer.h.0.attn.qkv.lora_A`.
+        config: the base model's.
+        settings: the adapter's.
+        dtype: of the merged weights. Default: the base's.
 
     Raises:
-        DataError: if a key of the adapter was not used or is missing, or if no weight changed.
+        DataError: if a key of the adapter was not used or is missing, or if no weight changes.
     """
-    merged = dict(base)
-    unused = set(adapter)
-    changed = 0
     with torch.device("meta"):
         model = LoRAGPT(settings.extend(config))
-    layers = [(name, m) for name, m in model.named_modules() if hasattr(m, "lora_A")]
-    for name, on_meta in layers:
-        layer = copy.deepcopy(on_meta).to_empty(device="cpu").float()
-        for part in ("lora_A", "lora_B"):
-            _fill(getattr(layer, part), adapter, f"{name}.{part}")
-            unused.discard(f"{name}.{part}")
-        key = f"{name}.weight"
-        if key not in base:
+    layers = {f"{name}.weight": layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    specs = specs_of(base)
+    for key, layer in layers.items():
+        if key not in specs:
             raise DataError(f"the base model has no {key}, which the adapter changes: not the model it was trained on")
-        weight = base[key]
-        merged[key] = (weight.float() + layer.get_lora_AB()).to(weight.dtype)
-        changed += not torch.equal(merged[key], weight)
-    if unused:
+        for part in _parts(key):
+            _check_shape(adapter, part, getattr(layer, part.rsplit(".", 1)[1]))
+    if unused := adapter.keys() - {part for key in layers for part in _parts(key)}:
         raise DataError(f"{len(unused)} adapter tensors found no place in the model, such as {min(unused)}")
-    if not changed:
+
+    def read(name: str) -> Tensor:
+        weight = base[name]
+        target = dtype or weight.dtype
+        if name not in layers:
+            return weight.to(target)
+        return _merged(weight, layers[name], *(adapter[part].float() for part in _parts(name)), target)
+
+    if all(torch.equal(read(key), base[key].to(dtype or base[key].dtype)) for key in layers):  # the first one, mostly
         raise DataError(
             f"the adapter changes none of its {len(layers)} matrices: it is untrained or its effect is lost"
         )
+    return LazyTensors({name: spec.to(dtype or spec.dtype) for name, spec in specs.items()}, read)
+
+
+def _parts(weight: str) -> tuple[str, str]:
+    """The names of A and B of the matrix named `weight`."""
+    layer = weight.removesuffix(".weight")
+    return f"{layer}.lora_A", f"{layer}.lora_B"
+
+
+def _check_shape(adapter: Mapping[str, Tensor], key: str, expected: Tensor) -> None:
+    if key not in adapter:
+        raise DataError(f"the adapter lacks {key}: it was trained with other --lora_* settings")
+    if adapter[key].shape != expected.shape:
+        raise DataError(f"the adapter's {key} has shape {list(adapter[key].shape)}, expected {list(expected.shape)}")
+
+
+MERGED_AT_ONCE = 1 << 22
+"""Values of a matrix: of so many there is an fp32 copy beside the matrix and the merged one."""
+
+
+@torch.no_grad()
+def _merged(weight: Tensor, layer: litgpt.lora.LoRALinear, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """W + scale · B A of a layer; where queries, keys and values have an A and a B each, all their products."""
+    merged = weight.to(dtype, copy=True)
+    rows = max(1, MERGED_AT_ONCE // weight.size(1))
+    for first, down, up in _products(layer, a, b):
+        for start in range(0, len(up), rows):
+            own = up[start : start + rows]
+            place = slice(first + start, first + start + len(own))
+            merged[place] = torch.addmm(weight[place].float(), own, down, alpha=layer.scaling)
     return merged
 
 
-def _fill(parameter: Tensor, adapter: Mapping[str, Tensor], key: str) -> None:
-    if key not in adapter:
-        raise DataError(f"the adapter lacks {key}: it was trained with other --lora_* settings")
-    if adapter[key].shape != parameter.shape:
-        raise DataError(f"the adapter's {key} has shape {list(adapter[key].shape)}, expected {list(parameter.shape)}")
-    parameter.copy_(adapter[key])
+def _products(layer: litgpt.lora.LoRALinear, a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Of each product the first of the matrix's rows that it changes, A and B."""
+    if not isinstance(layer, litgpt.lora.LoRAQKVLinear):
+        yield 0, a, b
+        return
+    first = 0
+    for heads, enabled in zip((layer.n_head, *[layer.n_query_groups] * 2), layer.enable_lora, strict=True):
+        count = heads * layer.head_size
+        if enabled:
+            yield first, a[: layer.r], b[:count]
+            a, b = a[layer.r :], b[count:]
+        first += count

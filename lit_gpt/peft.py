@@ -221,6 +221,8 @@ def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
         rank = _of_pattern(described.get("rank_pattern"), module, described.get("r"))
         if rank != len(a):
             raise DataError(f"{path}: {module} has rank {len(a)}, {ADAPTER_CONFIG} says {rank}")
+        if not a.any() or not b.any():
+            raise DataError(f"{path}: the adapter of {module} is zero: it changes nothing")
         alpha = _of_pattern(described.get("alpha_pattern"), module, described.get("lora_alpha"))
         pairs[module] = _Pair(a, b, alpha / (math.sqrt(rank) if described.get("use_rslora") else rank))
     if not pairs:

@@ -19,9 +19,10 @@ import convert_litgpt_to_transformers as script
 from convert_litgpt_to_transformers import ConvertOptions, main, parse_size
 from lit_gpt import command
 from lit_gpt.command import DataError, UserError
-from lit_gpt.hf import TensorFiles, write_lit_model
+from lit_gpt.hf import TensorFiles
 from lit_gpt.hf_logits import PROBE_TEXT, largest_difference, litgpt_logits, probe_sequences
 from lit_gpt.hf_tokenizer import export_tokenizer, tokenizer_json
+from lit_gpt.tensor_files import write_lit_model, write_safetensors
 from lit_gpt.tokenizer import Tokenizer
 from tests.hf_models import VOCABULARY, make_litgpt, make_tokenizer
 from tests.hub_server import TOKEN, Hub
@@ -132,7 +133,7 @@ def test_provenance_and_licence_of_the_base(foundation, tmp_path, monkeypatch, c
     (foundation / "NOTICE").write_text("made by others")
     provenance = {"options": {"data_dir": "/home/someone/data"}, "history": [{"host": "node17", "processes": 4}]}
     trained = trained_from(foundation, **provenance)
-    monkeypatch.setattr("utils.trained.load_trained", lambda *_: trained)
+    monkeypatch.setattr("utils.trained.load_trained", lambda *_, **__: trained)
     main(ConvertOptions(Path("run"), tmp_path / "Claire", verify="tensors"))
     printed = capsys.readouterr().out
     assert "no longer tied" in printed and "equal bit for bit" in printed
@@ -164,15 +165,13 @@ def test_other_logits_leave_nothing(foundation, tmp_path, monkeypatch, capsys):
 
 
 def test_flipped_bit_is_found_by_tensors(foundation, tmp_path, monkeypatch):
-    real = script.write_weights
-
     def flipping(stage, *arguments):
-        real(stage, *arguments)
+        write_safetensors(stage, *arguments)
         content = bytearray((stage / "model.safetensors").read_bytes())
         content[-1] ^= 1
         (stage / "model.safetensors").write_bytes(content)
 
-    monkeypatch.setattr(script, "write_weights", flipping)
+    monkeypatch.setattr("lit_gpt.tensor_files.write_safetensors", flipping)
     with pytest.raises(DataError, match="was not written as it is"):
         main(ConvertOptions(foundation, tmp_path / "out", verify="tensors"))
     assert not list(tmp_path.iterdir())

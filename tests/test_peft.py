@@ -129,7 +129,12 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda folder: (folder / ADAPTER_WEIGHTS).write_bytes(b"\0" * 40), DataError, "cannot be read"),
         (lambda folder: change_tensors(folder, lambda t: t.pop(f"{Q}.lora_B.weight")), DataError, "do not belong"),
         (
-            lambda folder: change_tensors(folder, lambda t: t.update({f"{Q}.lora_B.weight": torch.zeros(9, 3)})),
+            lambda folder: change_tensors(folder, lambda t: t[f"{Q}.lora_B.weight"].zero_()),
+            DataError,
+            "changes nothing",
+        ),
+        (
+            lambda folder: change_tensors(folder, lambda t: t.update({f"{Q}.lora_B.weight": torch.ones(9, 3)})),
             DataError,
             r"is for a matrix \[9, 32\], the base model's is \[32, 32\]",
         ),

@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.optim import Optimizer
 
 from lit_gpt.command import DataError, as_os_error
+from lit_gpt.tensor_files import LazyTensors
 from utils.folder_lock import FolderLock
 from utils.processes import on_rank_zero, rank, together, world_size
 from utils.shards import file_sha256, write_atomically
@@ -280,16 +281,21 @@ def _check_shapes(metadata: Metadata, tensors: dict[str, Tensor], checkpoint: Pa
         )
 
 
-def read_model_tensors(checkpoint: Path) -> dict[str, Tensor]:
-    """The model's tensors of a checkpoint (with LoRA only the adapter's), whole, on the CPU, in one process."""
+def read_model_tensors(checkpoint: Path) -> LazyTensors:
+    """The model's tensors of a checkpoint (with LoRA only the adapter's), each whole, on the CPU, when asked for."""
     reader = CheckpointReader(checkpoint)
-    tensors: dict[str, Tensor] = {
-        name.removeprefix("model."): torch.empty(entry.size, dtype=entry.properties.dtype)
+    specs = {
+        name.removeprefix("model."): torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
         for name, entry in reader.read_metadata().state_dict_metadata.items()
         if name.startswith("model.") and isinstance(entry, TensorStorageMetadata)
     }
-    _quietly(dcp.load, {"model": tensors}, storage_reader=reader, no_dist=True)
-    return tensors
+
+    def read(name: str) -> Tensor:
+        tensor = torch.empty_like(specs[name], device="cpu")
+        _quietly(dcp.load, {"model": {name: tensor}}, storage_reader=reader, no_dist=True)
+        return tensor
+
+    return LazyTensors(specs, read)
 
 
 # what random bytes make pickle raise; lengths that nothing can hold are a MemoryError
@@ -325,9 +331,15 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class CheckpointReader(dcp.FileSystemReader):
-    """torch's reader, with the pickled metadata restricted to its format's classes."""
+    """torch's reader, with the pickled metadata restricted to its format's classes and read once."""
+
+    _metadata: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self._metadata = self._metadata or self._unpickled_metadata()
+        return self._metadata
+
+    def _unpickled_metadata(self) -> Metadata:
         path = Path(self.path) / ".metadata"
         try:
             with path.open("rb") as file:

@@ -1,10 +1,15 @@
-"""Merges a LoRA checkpoint, or an adapter of peft, into its foundation model: a litgpt directory comes out."""
+"""Merges a LoRA checkpoint, or an adapter of peft, into its foundation model: a litgpt directory comes out.
+
+The weights pass through one by one. They are written beside --save_path, read again and compared, and renamed last.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,25 +22,53 @@ class MergeOptions:
     """The merged lit_model.pth, or the directory to write it in; config and tokenizer are put beside it."""
     checkpoint_dir: Path | None = None
     """Foundation model. Default: the one in the run's run.yaml; peft's folder names none."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Type of the merged weights. Default: the foundation model's. The sum is computed in float32 always."""
+    verify: Literal["logits", "none"] = "logits"
+    """logits: those of the written model, computed layer by layer in float32, are those of base and adapter."""
     debug: bool = False
     """Show tracebacks."""
 
 
 def main(options: MergeOptions) -> None:
+    import torch
+
     from lit_gpt.command import UserError
-    from lit_gpt.foundation import WEIGHTS, write_foundation
-    from utils.trained import companion_files, load_trained
+    from lit_gpt.foundation import WEIGHTS, lazy_weights, write_foundation
+    from utils.trained import companion_files, compare_merged, load_trained
 
     folder = options.save_path.parent if options.save_path.suffix == ".pth" else options.save_path
     if options.save_path.suffix == ".pth" and options.save_path.name != WEIGHTS:
         raise UserError(f"--save_path {options.save_path} must be named {WEIGHTS}, which litgpt looks for")
     if (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS} exists already; give another --save_path")
-    trained = load_trained(options.lora_path, options.checkpoint_dir)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    trained = load_trained(options.lora_path, options.checkpoint_dir, dtype=dtype)
     if trained.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
-    path = write_foundation(folder, trained.config, trained.state_dict, companion_files(trained))
-    print(f"merged {trained.provenance.get('checkpoint', 'the adapter')} of {options.lora_path} into {path}")
+    stage = folder.resolve().with_name(f".{folder.resolve().name}.tmp")
+    shutil.rmtree(stage, ignore_errors=True)  # what a killed merge left
+    try:
+        write_foundation(stage, trained.config, trained.state_dict, companion_files(trained))
+        if options.verify == "logits":
+            print(compare_merged(trained, lazy_weights(stage)))
+        publish(stage, folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    print(
+        f"merged {trained.provenance.get('checkpoint', 'the adapter')} of {options.lora_path} into {folder / WEIGHTS}"
+    )
+
+
+def publish(stage: Path, folder: Path) -> None:
+    """Renames `stage` to `folder`, or moves its files into one that is there, the weights last."""
+    from lit_gpt.foundation import WEIGHTS
+
+    if not folder.is_dir():
+        stage.rename(folder)
+        return
+    for path in sorted(stage.iterdir(), key=lambda path: path.name == WEIGHTS):
+        path.replace(folder / path.name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,273 @@
+"""Weights in files, one tensor in memory at a time: litgpt's `lit_model.pth`, and Hugging Face's two formats.
+
+`LazyTensors` is a state dict whose tensors are read, or computed from others, when they are asked for. What merges or
+converts a model makes one of another and writes the last: a model larger than the memory passes through.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_gpt.command import DataError
+
+CHUNK_BYTES = 1 << 22
+"""Of a file read or written at once: a copy of this size is held beside the tensor."""
+
+# https://github.com/huggingface/safetensors#format
+_SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """A state dict that reads or computes a tensor anew each time it is asked for it.
+
+    Args:
+        specs: on the meta device, for names, shapes and types.
+        read: the tensor of a name.
+    """
+
+    def __init__(self, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.specs = specs
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.specs:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def specs_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names, shapes and types of a state dict, on the meta device, without reading it."""
+    if isinstance(weights, LazyTensors):
+        return weights.specs
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
+
+
+def in_dtype(weights: LazyTensors, dtype: torch.dtype | None) -> LazyTensors:
+    """`weights` cast to `dtype` as they are read; None leaves them as they are."""
+    if dtype is None:
+        return weights
+    return LazyTensors({name: spec.to(dtype) for name, spec in weights.specs.items()}, lambda n: weights[n].to(dtype))
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def open_tensors(path: Path) -> LazyTensors:
+    """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote.
+
+    Of the second kind each tensor is compared with its CRC-32 when it is read. Files older than torch 1.6 are no
+    archives: they are read whole.
+
+    Raises:
+        DataError: naming the file, if it is damaged or holds something else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return _open_safetensors(path)
+        if zipfile.is_zipfile(path):
+            return _open_archive(path)
+        tensors = _only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
+        return LazyTensors(specs_of(tensors), tensors.__getitem__)
+    except OSError:
+        raise
+    except Exception as e:  # safetensors, torch and zipfile raise many kinds; all mean that the content is not right
+        raise _unreadable(path, e) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:200]
+    return DataError(f"{path} cannot be read ({reason}); fetch or make it again")
+
+
+def _open_safetensors(path: Path) -> LazyTensors:
+    from safetensors import SafetensorError, safe_open
+
+    def read(name: str) -> Tensor:
+        try:
+            with safe_open(path, framework="pt") as file:  # opened anew: what was mapped is let go with the tensor
+                return file.get_tensor(name)
+        except SafetensorError as e:
+            raise _unreadable(path, e) from None
+
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        specs = {name: torch.empty_like(file.get_tensor(name), device="meta") for name in names}
+    return LazyTensors(specs, read)
+
+
+def _open_archive(path: Path) -> LazyTensors:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # Under this mode torch.load reads no values, and says of each storage where in the file it begins:
+    # https://docs.pytorch.org/docs/stable/generated/torch.load.html
+    with FakeTensorMode():
+        fakes = _only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
+    archive = zipfile.ZipFile(path)
+    records = _records(path, archive)
+
+    def read(name: str) -> Tensor:
+        fake = fakes[name]
+        record = records[fake.untyped_storage()._checkpoint_offset]
+        try:
+            storage = _read_record(archive, record).untyped_storage()
+        except (zipfile.BadZipFile, EOFError) as e:
+            raise _unreadable(path, e) from None
+        return torch.empty(0, dtype=fake.dtype).set_(storage, fake.storage_offset(), fake.shape, fake.stride())
+
+    specs = {name: torch.empty(fake.shape, dtype=fake.dtype, device="meta") for name, fake in fakes.items()}
+    return LazyTensors(specs, read)
+
+
+def _only_tensors(loaded: Any) -> dict[str, Tensor]:
+    loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError("not a state dict")
+    return loaded
+
+
+def _records(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
+    """The archive's entries by where their content begins: after a header of 30 bytes, the name and an extra field."""
+    found = {}
+    with path.open("rb") as file:
+        for info in archive.infolist():
+            file.seek(info.header_offset + 26)
+            lengths = file.read(4)
+            begin = info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+            found[begin] = info
+    return found
+
+
+def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
+    """The bytes of an entry; zipfile compares them with their CRC-32."""
+    content = torch.empty(info.file_size, dtype=torch.uint8)
+    view, position = memoryview(content.numpy()), 0
+    with archive.open(info) as record:
+        while count := record.readinto(view[position : position + CHUNK_BYTES]):
+            position += count
+    if position != info.file_size:
+        raise EOFError("it ends too early")
+    return content
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
+    """Writes a state dict as `torch.save` does, a tensor at a time; returns the number of parameters.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    from litgpt.utils import incremental_save
+
+    parameters, stored = 0, {}
+    try:
+        with incremental_save(path) as file:
+            for name, tensor in tensors:
+                parameters += tensor.numel()
+                # a storage is written whole, and two tensors that shared one would also do so when trained
+                stored[name] = file.store_early(tensor if _owns_its_storage(tensor) else tensor.clone())
+                del tensor  # before the next one is made
+            file.save(stored)
+    except RuntimeError as e:
+        if "PytorchStreamWriter" in str(e) or "PyTorchFileWriter" in str(e) or "unexpected pos" in str(e):
+            raise OSError(f"{path} cannot be written; is the disk full?") from None
+        raise
+    with path.open("rb") as written:
+        os.fsync(written.fileno())
+    return parameters
+
+
+def _owns_its_storage(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+class _Shard(NamedTuple):
+    path: Path
+    specs: dict[str, Tensor]
+
+
+def write_safetensors(
+    folder: Path, specs: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], max_bytes: int
+) -> None:
+    """Writes model.safetensors, or several files of at most `max_bytes` and their index where one would be larger.
+
+    Args:
+        folder: exists.
+        specs: of `tensors`, in their order; a file's header comes before its content.
+        tensors: each is written before the next is taken.
+        max_bytes: a single tensor that is larger has a file of its own.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    groups = _groups(specs, max_bytes)
+    names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    names = names if len(groups) > 1 else ["model.safetensors"]
+    shards = [_Shard(folder / name, group) for name, group in zip(names, groups, strict=True)]
+    remaining = iter(tensors)
+    for shard in shards:
+        _write_shard(shard, remaining)
+    assert next(remaining, None) is None, "a tensor that was not announced"
+    if len(shards) > 1:
+        weight_map = {name: shard.path.name for shard in shards for name in shard.specs}
+        index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    groups: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, spec in specs.items():
+        if groups[-1] and size + spec.nbytes > max_bytes:
+            groups.append({})
+            size = 0
+        groups[-1][name] = spec
+        size += spec.nbytes
+    return groups
+
+
+def _write_shard(shard: _Shard, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    # the largest types first, so that every tensor begins at a multiple of its type's size
+    places, end = {}, 0
+    for name, spec in sorted(shard.specs.items(), key=lambda item: -item[1].itemsize):
+        places[name] = (end, end := end + spec.nbytes)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    for name, spec in shard.specs.items():
+        kind = _SAFETENSORS_TYPES[spec.dtype]
+        header[name] = {"dtype": kind, "shape": list(spec.shape), "data_offsets": list(places[name])}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with shard.path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        begin = file.tell()
+        for name, spec in shard.specs.items():
+            found, tensor = next(tensors)
+            assert (found, tensor.shape, tensor.dtype) == (name, spec.shape, spec.dtype), f"{found} instead of {name}"
+            file.seek(begin + places[name][0])
+            for part in _in_parts(tensor):
+                file.write(part.contiguous().flatten().view(torch.uint8).numpy())
+            del tensor  # before the next one is made
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _in_parts(tensor: Tensor) -> Iterable[Tensor]:
+    """Rows of a tensor, of CHUNK_BYTES together: what is not contiguous has to be copied to be written."""
+    if tensor.is_contiguous() or tensor.dim() < 2:
+        return [tensor]
+    return tensor.split(max(1, CHUNK_BYTES * len(tensor) // tensor.nbytes))
