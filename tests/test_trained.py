@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import litgpt.lora
 import pytest
 import torch
 
+import lit_gpt.foundation
+from convert_litgpt_to_transformers import ConvertOptions
+from convert_litgpt_to_transformers import main as convert
+from lit_gpt import command
 from lit_gpt.command import DataError, UserError
 from lit_gpt.foundation import WEIGHTS, build_model, read_config, read_weights, write_foundation
+from lit_gpt.hf import TensorFiles, read_hf_config, tensors_from_hf
 from lit_gpt.lora import LoRASettings, merge_adapter
-from tests.conftest import assert_error, run
+from lit_gpt.tensor_files import write_lit_model
+from tests.conftest import ROOT, assert_error, run
+from utils import merge_lora
 from utils.checkpoint import list_checkpoints, read_model_tensors
+from utils.merge_lora import MergeOptions
 from utils.run_folder import RunRecord
 from utils.trained import find_input, load_trained
 
@@ -81,6 +91,64 @@ def test_a_lora_run_becomes_a_hugging_face_folder_of_the_same_model(lora_run: Pa
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     ids = torch.randint(0, trained.config.vocab_size, (3, 60))
     torch.testing.assert_close(exported(ids).logits, unmerged(ids), atol=1e-5, rtol=0)
+
+
+def test_checkpoints_of_3_and_of_8_processes_give_the_same_bytes(trained_run: Path, tmp_path: Path) -> None:
+    checkpoint = find_input(trained_run)
+    worker = [sys.executable, "-m", "tests.resharding_worker", str(checkpoint), str(tmp_path)]
+    done = subprocess.run(worker, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {}
+    for processes in (3, 8):
+        run_dir = tmp_path / str(processes)
+        shutil.copyfile(trained_run / "metrics.csv", run_dir / "metrics.csv")
+        source = run_dir / "checkpoints" / checkpoint.name
+        assert len(list(source.glob("*.distcp"))) == processes
+        convert(ConvertOptions(source, run_dir / "model", verify="tensors", max_shard_size="100KB"))
+        found[processes] = {path.name: path.read_bytes() for path in (run_dir / "model").iterdir()}
+    assert found[3] == found[8] and len([name for name in found[3] if name.startswith("model-")]) > 2
+    files = TensorFiles(tmp_path / "8" / "model")
+    trained, hf = load_trained(checkpoint), read_hf_config(tmp_path / "8" / "model")
+    for name, tensor in tensors_from_hf(tmp_path / "8" / "model", trained.config, hf):
+        assert torch.equal(tensor, trained.state_dict[name]), name
+    assert files.names == json.loads(found[8]["model.safetensors.index.json"])["weight_map"].keys()
+
+
+def test_a_merge_that_computes_something_else_leaves_nothing(
+    lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows of one matrix change places on their way to the file; and in 16 bits a tiny change gets lost."""
+    import utils.trained
+
+    merge = ["--lora_path", str(lora_run), "--save_path", str(tmp_path / "merged")]
+    with monkeypatch.context() as patch:
+        patch.setattr(lit_gpt.foundation, "write_lit_model", lambda path, items: write_lit_model(path, spoilt(items)))
+        assert command.run(MergeOptions, merge_lora.main, merge) == 65
+    assert "the model differs from base + adapter" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    real = read_model_tensors(find_input(lora_run))
+    tiny = {name: real[name] * (3e-4 if name.endswith("B") else 1) for name in real}
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.trained, "read_model_tensors", lambda _: tiny)
+        assert command.run(MergeOptions, merge_lora.main, [*merge, "--dtype", "bfloat16"]) == 65
+        assert "give --dtype float32" in capsys.readouterr().err and not list(tmp_path.iterdir())
+        assert command.run(MergeOptions, merge_lora.main, merge) == 0
+    assert "verified: the logits of base + adapter" in capsys.readouterr().out
+    assert {tensor.dtype for tensor in read_weights(tmp_path / "merged").values()} == {torch.float32}
+
+
+def spoilt(items: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in items:
+        yield name, tensor[[1, 0, *range(2, len(tensor))]] if name == "transformer.h.1.mlp.proj.weight" else tensor
+
+
+def test_an_adapter_with_a_matrix_of_zeros_is_an_error(lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import utils.trained
+
+    real = read_model_tensors(find_input(lora_run))
+    zero = {name: real[name] * (name != "transformer.h.0.attn.qkv.lora_B") for name in real}
+    monkeypatch.setattr(utils.trained, "read_model_tensors", lambda _: zero)
+    with pytest.raises(DataError, match=r"changes nothing: transformer\.h\.0\.attn\.qkv\.lora_B is zero"):
+        load_trained(lora_run)
 
 
 def test_a_merge_of_nothing_is_an_error(lora_run: Path, trained_run: Path, foundation: Path, tmp_path: Path) -> None:
