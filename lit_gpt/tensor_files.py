@@ -6,12 +6,13 @@ converts a model makes one of another and writes the last: a model larger than t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,8 +83,10 @@ def open_tensors(path: Path) -> LazyTensors:
             return _open_archive(path)
         tensors = _only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
         return LazyTensors(specs_of(tensors), tensors.__getitem__)
-    except OSError:
-        raise
+    except OSError as e:
+        if e.errno != errno.EINVAL:  # torch's for an archive that ends too early
+            raise
+        raise _unreadable(path, e) from None
     except Exception as e:  # safetensors, torch and zipfile raise many kinds; all mean that the content is not right
         raise _unreadable(path, e) from None
 
@@ -259,15 +262,14 @@ def _write_shard(shard: _Shard, tensors: Iterator[tuple[str, Tensor]]) -> None:
             found, tensor = next(tensors)
             assert (found, tensor.shape, tensor.dtype) == (name, spec.shape, spec.dtype), f"{found} instead of {name}"
             file.seek(begin + places[name][0])
-            for part in _in_parts(tensor):
-                file.write(part.contiguous().flatten().view(torch.uint8).numpy())
+            _write_values(file, tensor)
             del tensor  # before the next one is made
         file.flush()
         os.fsync(file.fileno())
 
 
-def _in_parts(tensor: Tensor) -> Iterable[Tensor]:
-    """Rows of a tensor, of CHUNK_BYTES together: what is not contiguous has to be copied to be written."""
-    if tensor.is_contiguous() or tensor.dim() < 2:
-        return [tensor]
-    return tensor.split(max(1, CHUNK_BYTES * len(tensor) // tensor.nbytes))
+def _write_values(file: BinaryIO, tensor: Tensor) -> None:
+    """What is not contiguous has to be copied to be written: by rows, CHUNK_BYTES together."""
+    whole = tensor.is_contiguous() or tensor.dim() < 2
+    for part in [tensor] if whole else tensor.split(max(1, CHUNK_BYTES * len(tensor) // tensor.nbytes)):
+        file.write(part.contiguous().flatten().view(torch.uint8).numpy())
