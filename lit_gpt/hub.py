@@ -117,6 +117,29 @@ def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
     return path.is_file() and file_hash(path, "sha1", b"blob %d\0" % path.stat().st_size) == listed.blob_id
 
 
+def check_downloaded(folder: Path) -> int:
+    """Compares the weight files in `folder` with the SHA-256 that the Hub's client noted when it fetched them.
+
+    It keeps, in .cache/huggingface/download, a file for each: the commit, the hash, the time. Files without one, from
+    elsewhere, are passed over. Returns how many were compared.
+
+    Raises:
+        DataError: naming the files that have another content now.
+    """
+    compared = {}
+    for path in sorted(folder.iterdir()):
+        note = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+        if LAYOUT.fullmatch(path.name) and note.is_file():
+            noted = note.read_text(encoding="utf-8", errors="replace").split("\n")[1:2]
+            if noted and re.fullmatch(r"[0-9a-f]{64}", noted[0]):
+                compared[path.name] = file_hash(path) == noted[0]
+    if damaged := [name for name, same in compared.items() if not same]:
+        raise DataError(
+            f"not as they were downloaded to {folder}: {', '.join(damaged)}; remove and download them again"
+        )
+    return len(compared)
+
+
 # --------------------------------------------------------------------------------------------------------------- upload
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save
 
 from lit_gpt import command
+from lit_gpt.scripts import convert_hf_checkpoint
 from lit_gpt.scripts.download import COMPANIONS, Options, choose_weights, main, matching
 from tests.conftest import ROOT, assert_error, command_line
 from tests.hf_models import make_hf, make_tokenizer
@@ -80,6 +81,20 @@ def test_without_conversion(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "org" / "model" / "lit_model.pth").exists()
     assert "next: python lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir" in done.stdout
+
+
+def test_a_bit_flipped_after_the_download_is_found_before_the_conversion(hub, tmp_path):
+    done = download(hub, tmp_path, "--repo_id", "org/model", "--convert", "false")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "org" / "model"
+    path = sorted(folder.glob("model-*.safetensors"))[-1]
+    content = path.read_bytes()
+    convert = ["--checkpoint_dir", str(folder)]
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+    assert command.run(convert_hf_checkpoint.Options, convert_hf_checkpoint.main, convert) == 65
+    assert not (folder / "lit_model.pth").exists()
+    path.write_bytes(content)
+    assert command.run(convert_hf_checkpoint.Options, convert_hf_checkpoint.main, convert) == 0
 
 
 def test_type_of_the_converted_weights(hub, tmp_path):

@@ -24,7 +24,10 @@ def main(options: Options) -> None:
     import torch
 
     from lit_gpt.foundation import convert_hf_checkpoint
+    from lit_gpt.hub import check_downloaded
 
+    if options.checkpoint_dir.is_dir() and (compared := check_downloaded(options.checkpoint_dir)):
+        print(f"{compared} weight files as they were downloaded: SHA-256 equal")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     print("\n".join(convert_hf_checkpoint(options.checkpoint_dir, dtype)))
 
