@@ -199,6 +199,7 @@ class TextModel:
             return
         context = min(self.config.block_size, max(256, 1 << (positions - 1).bit_length()))
         self._room, self._cached = (rows, context), []
+        self.model.clear_kv_cache()  # else both would lie in memory, and litgpt would print a warning on stdout
         self.model.max_seq_length = context
         if self.model.cos.numel() == 0:  # nothing rotates; litgpt cannot look up a place of its own for each row there
             self.model.cos = self.model.sin = torch.ones(context, 1, device=self.device)

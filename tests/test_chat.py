@@ -269,6 +269,15 @@ def test_a_templates_conversation_equals_transformers(with_template, monkeypatch
     assert prefills[0] == len(read[0]) and prefills[1] < len(read[1]) and prefills[2] < len(read[2]) / 2
 
 
+def test_a_longer_conversation_gets_more_room(folder, capsys):
+    """The cache for 256 positions is given up for a larger one."""
+    grown, fresh = (load_text_model(TextOptions(checkpoint_dir=folder, accelerator="cpu")) for _ in range(2))
+    ids = [1 + index % 300 for index in range(300)]
+    answer_of(grown, ids[:100], 5)
+    assert answer_of(grown, ids, 9) == answer_of(fresh, ids, 9) != ""
+    assert capsys.readouterr().out == ""
+
+
 def test_the_end_of_a_turn_ends_an_answer(folder, tmp_path, monkeypatch, capsys):
     """Also where neither the tokenizer nor generation_config.json say that the token ends a text."""
     add_template(folder, tmp_path, TEMPLATES["<|im_end|>"])
