@@ -198,13 +198,14 @@ class TextModel:
         if rows <= self._room[0] and positions <= self._room[1]:
             return
         context = min(self.config.block_size, max(256, 1 << (positions - 1).bit_length()))
-        self._room, self._cached = (rows, context), []
+        self._room, self._cached = (0, 0), []
         self.model.clear_kv_cache()  # else both would lie in memory, and litgpt would print a warning on stdout
         self.model.max_seq_length = context
         if self.model.cos.numel() == 0:  # nothing rotates; litgpt cannot look up a place of its own for each row there
             self.model.cos = self.model.sin = torch.ones(context, 1, device=self.device)
         dtype = self.model.transformer.wte.weight.dtype
         self.model.set_kv_cache(rows, context, device=self.device, dtype=dtype)
+        self._room = (rows, context)
 
 
 def _common_length(first: list[int], second: list[int]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lit_gpt.command import raise_problems
+from lit_gpt.command import DataError, raise_problems
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +90,14 @@ def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: 
         seen: bool [rows, vocabulary], the tokens that came before; the chosen ones are added. None without a penalty.
         sampling: how to choose.
         generators: one per row, on the logits' device.
+
+    Raises:
+        DataError: if a logit is no number.
     """
     import torch
 
+    if not logits.isfinite().all():
+        raise DataError("the model's logits are not finite: damaged weights, or too large ones for --precision 16-true")
     if seen is not None:
         logits = penalise(logits, seen, sampling.repetition_penalty)
     chances = probabilities(logits, sampling)

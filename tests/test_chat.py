@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -133,21 +134,11 @@ def test_a_conversation_is_encoded_as_transformers_does(with_template):
     assert ours.end_of_turn == theirs.convert_tokens_to_ids(end)
 
 
-def test_a_template_that_refuses_is_one_line(with_template, capsys, monkeypatch):
-    path, end = with_template
-    monkeypatch.setattr("lit_gpt.chat.base.read_line", lambda _: "Bonjour")
-    if end != "<end_of_turn>":
-        return
-    words = ["--checkpoint_dir", str(path), "--system", "Be kind", "--accelerator", "cpu"]
-    assert command.run(Options, main, words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and "System role not supported" in error and error.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("template", "code", "message"),
     [
         ("{% for m in messages %}", 65, "cannot be read"),
+        (TEMPLATES["<end_of_turn>"], 2, "System role not supported"),
         ("{{ messages[0]['content'] + 1 }}", 2, "refuses"),
         ("{{ messages.append(1) }}", 2, "refuses"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", 2, "refuses"),
@@ -157,7 +148,8 @@ def test_a_template_that_refuses_is_one_line(with_template, capsys, monkeypatch)
 def test_bad_templates_are_one_line(folder, tmp_path, capsys, monkeypatch, template, code, message):
     monkeypatch.setattr("lit_gpt.chat.base.read_line", lambda _: "Bonjour")
     add_template(folder, tmp_path, template)
-    assert command.run(Options, main, ["--checkpoint_dir", str(tmp_path), "--accelerator", "cpu"]) == code
+    words = ["--checkpoint_dir", str(tmp_path), "--system", "Be kind", "--accelerator", "cpu"]
+    assert command.run(Options, main, words) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
@@ -308,6 +300,12 @@ def test_conversation_through_a_pipe(small):
     assert "too long for a context of 128 tokens" in done.stderr
 
 
+def test_input_that_is_no_text_is_one_line(small, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
+    assert command.run(Options, main, ["--checkpoint_dir", str(small), "--accelerator", "cpu"]) == 2
+    assert capsys.readouterr().err == "error: the input is not UTF-8 text\n"
+
+
 def read_until(terminal, words, seconds=120):
     """What comes out of the terminal up to `words`."""
     found, deadline = b"", time.monotonic() + seconds
@@ -323,7 +321,14 @@ def test_conversation_in_a_terminal(folder):
     words += ["--max_new_tokens", "2000", "--temperature", "0"]
     terminal, inner = pty.openpty()
     process = subprocess.Popen(
-        words, stdin=inner, stdout=inner, stderr=inner, env=environment(), start_new_session=True, close_fds=True
+        words,
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env=environment(),
+        start_new_session=True,
+        # a program that was started in the background ignores Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(inner)
     try:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -152,7 +153,7 @@ def test_ids_without_text_are_never_chosen(checkpoint, text_model, tmp_path):
     for name in ("lm_head.weight", "transformer.wte.weight"):
         weights[name] = torch.cat([weights[name], 100 * torch.ones(64, weights[name].size(1))])
     config = replace(text_model.config, padded_vocab_size=text_model.config.padded_vocab_size + 64)
-    padded = TextModel(config, weights, text_model.tokenizer, accelerator="cpu")
+    padded = TextModel(config, MappingProxyType(weights), text_model.tokenizer, accelerator="cpu")
     assert texts_of(padded, [[1, 5, 6]], GREEDY) == texts_of(text_model, [[1, 5, 6]], GREEDY)
 
 
@@ -442,6 +443,15 @@ def test_a_tokenizer_of_another_model_is_bad_data(text_model, capsys):
     model = TextModel(small, weights, text_model.tokenizer, accelerator="cpu")
     with pytest.raises(command.DataError, match="another model"):
         list(model.stream([text_model.encode(PROMPT)], GREEDY))
+
+
+def test_weights_that_are_no_numbers_are_bad_data(text_model):
+    weights = {name: tensor.clone() for name, tensor in text_model.model.state_dict().items()}
+    weights["transformer.ln_f.weight"][3] = torch.nan
+    model = TextModel(text_model.config, weights, text_model.tokenizer, accelerator="cpu")
+    for temperature in (0.0, 1.0):
+        with pytest.raises(command.DataError, match="not finite"):
+            list(model.stream([[1, 5]], Sampling(temperature=temperature)))
 
 
 # Text
