@@ -157,6 +157,15 @@ def test_ids_without_text_are_never_chosen(checkpoint, text_model, tmp_path):
     assert texts_of(padded, [[1, 5, 6]], GREEDY) == texts_of(text_model, [[1, 5, 6]], GREEDY)
 
 
+def test_a_long_context_takes_memory_for_its_keys_only(text_model):
+    config = replace(text_model.config, block_size=1 << 16)
+    model = TextModel(config, text_model.model.state_dict(), text_model.tokenizer, accelerator="cpu")
+    assert texts_of(model, [[1, 5, 6]], replace(GREEDY, max_new_tokens=4)) != [""]
+    model._reserve(1, 1 << 16)
+    tensors = [*model.model.buffers(), model.model.mask_cache]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in tensors) < 40e6
+
+
 def test_in_bf16_too(checkpoint, prompts):
     model = load(checkpoint[0], precision="bf16-true")
     assert all(parameter.dtype == torch.bfloat16 for parameter in model.model.parameters())
