@@ -152,19 +152,29 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     """Parses `argv` into `options_class`.
 
     Options may be shortened to any unambiguous beginning (`--max` for `--max_batches`), as argparse allows. `--config
-    FILE.yaml` gives any option's value; what stands after it on the line wins.
+    FILE.yaml` gives any option's value; what stands after it on the line wins. A field of type `tuple[str, ...]` takes
+    one or several texts.
     """
-    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, set_parsing_settings
+    from docstring_parser import parse_from_object
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     description = (options_class.__doc__ or "").strip()
     parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
     # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
-    options_class.__init__.__annotations__ = {**get_type_hints(options_class), "return": type(None)}
+    hints = {**get_type_hints(options_class), "return": type(None)}
+    options_class.__init__.__annotations__ = hints
     names = [field.name for field in fields(options_class)]
-    parser.add_class_arguments(options_class, as_group=False, skip=POSITIONAL.keys() & set(names))
+    texts = [name for name in names if hints[name] == tuple[str, ...]]
+    parser.add_class_arguments(options_class, as_group=False, skip={*texts, *POSITIONAL.keys() & set(names)})
+    for name in texts:
+        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=())
     for name in POSITIONAL.keys() & set(names):
         parser.add_argument(name, **POSITIONAL[name])
+    # jsonargparse itself finds the strings under a class's own fields only, not under those it inherits
+    documented = [parse_from_object(parent).params for parent in options_class.__mro__[-2::-1]]
+    helps = {parameter.arg_name: parameter.description for parameters in documented for parameter in parameters}
+    for action in parser._actions:
+        action.help = helps.get(action.dest, action.help)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
     options = [name for name in names if name not in POSITIONAL]
     try:
@@ -173,7 +183,7 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
         raise UserError(_readable(str(e), options_class)) from None
     except UnicodeDecodeError as e:
         raise UserError(f"--config: the file is not UTF-8 text: {e}") from None
-    return options_class(**{name: namespace[name] for name in names})
+    return options_class(**{name: tuple(namespace[name]) if name in texts else namespace[name] for name in names})
 
 
 def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from lit_gpt.command import DataError
 from lit_gpt.tokenizer import TOKENIZER_FILES, Tokenizer
 
 # Files beside TOKENIZER_FILES that some tokenizers have.
-_OTHER_FILES = ("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
+_OTHER_FILES = ("added_tokens.json", "vocab.json", "merges.txt")
 
 # SentencePiece's ModelProto.SentencePiece.Type and TrainerSpec.ModelType
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4

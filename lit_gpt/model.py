@@ -32,7 +32,7 @@ Recompute = Literal["none", "selective", "full"]
 
 
 class DocumentAttention(nn.Module):
-    """litgpt's attention over packed rows when `mask` is `Segments`; with a cache litgpt's own, but for two faults."""
+    """litgpt's attention over packed rows when `mask` is `Segments`; with a cache litgpt's but for three faults."""
 
     exchange: HeadExchange | None = None
     """Where other processes have some of the heads: brings this process's their queries, keys and values."""
@@ -80,9 +80,10 @@ class DocumentAttention(nn.Module):
 
     def _litgpt_mask(self, mask: Tensor, input_pos: Tensor) -> Tensor:
         """[…, queries, keys], true where a query sees a key, as litgpt's attention with a cache needs it."""
+        keys, queries = torch.arange(mask.size(-1), device=mask.device), input_pos[..., None, :, None]
+        mask = mask & (keys <= queries)
         if self.apply_sliding_window_attention:
-            keys = torch.arange(mask.size(-1), device=mask.device)
-            mask = mask & (keys > input_pos[..., None, :, None] - self.config.sliding_window_size)
+            mask = mask & (keys > queries - self.config.sliding_window_size)
         if self.config.attention_logit_softcapping is not None:  # then litgpt adds the mask to the scores
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
         return mask
@@ -222,6 +223,19 @@ class DocumentGPT(nn.Module):
         assert self.place[1] == 1, "each process has only the states of its positions"
         logits = self.lm_head(hidden.unflatten(0, idx.shape))
         return logits if capping is None else do_softcapping(logits, capping)
+
+    def set_kv_cache(
+        self,
+        batch_size: int,
+        max_seq_length: int | None = None,
+        rope_cache_length: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """litgpt's, without its mask of positions times positions, 16 GiB for 128 Ki: the attention makes it."""
+        positions = max_seq_length or self.max_seq_length
+        self.mask_cache = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, positions, positions)
+        super().set_kv_cache(batch_size, max_seq_length, rope_cache_length, device, dtype)
 
     def _hidden(self, idx: Tensor, bounds: Tensor) -> Tensor:
         """[B, T] token ids → [B·T, n_embd], the states after the last norm; of this process's positions only."""

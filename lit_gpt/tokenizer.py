@@ -17,12 +17,14 @@ import numpy as np
 
 from lit_gpt.command import DataError, UserError
 
+CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "generation_config.json",
+    CHAT_TEMPLATE,
 )
 
 # Encoded for the fingerprint: two tokenizers with one vocabulary may still differ in normalisation, digits or spaces.
@@ -60,28 +62,34 @@ class Tokenizer:
             raise
         except Exception as e:  # the tokenizers library raises bare Exception, SentencePiece RuntimeError
             raise DataError(f"the tokenizer of {self.directory} cannot be read: {e}") from e
-        self._configs = [
-            _read_json(self.directory / name) for name in ("tokenizer_config.json", "generation_config.json")
-        ]
+        self.config = _read_json(self.directory / "tokenizer_config.json")
+        self._generation_config = _read_json(self.directory / "generation_config.json")
         self.bos_id, self.eos_id = self._special_id("bos"), self._special_id("eos")
         self.adds_bos = self._adds_bos()
 
     def _special_id(self, kind: str) -> int | None:
-        token = self._configs[0].get(f"{kind}_token")
+        token = self.config.get(f"{kind}_token")
         token = token["content"] if isinstance(token, dict) else token
         if token is not None and (found := self.token_id(token)) is not None:
             return found
-        found = self._configs[1].get(f"{kind}_token_id")
+        found = self._generation_config.get(f"{kind}_token_id")
         found = next(iter(found), None) if isinstance(found, list) else found
         if found is None and self._sentencepiece is not None:
             found = getattr(self._sentencepiece, f"{kind}_id")()
             found = None if found < 0 else found
         return found
 
+    @property
+    def end_ids(self) -> set[int]:
+        """All tokens that end a text: generation_config.json may name several."""
+        found = self._generation_config.get("eos_token_id")
+        several = found if isinstance(found, list) else [found]
+        return {index for index in (self.eos_id, *several) if index is not None}
+
     def _adds_bos(self) -> bool:
         """Whether the model was trained with a begin-of-text token: as configured, else as the tokenizer.json does."""
-        if "add_bos_token" in self._configs[0]:
-            return bool(self._configs[0]["add_bos_token"]) and self.bos_id is not None
+        if "add_bos_token" in self.config:
+            return bool(self.config["add_bos_token"]) and self.bos_id is not None
         if self._hf is not None:
             return self.bos_id is not None and self._hf.encode("a").ids[:1] == [self.bos_id]
         return self.bos_id is not None

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import pretrain
-from benchmarks import padding, prepare, prepare_peers, stagnation, steady, step
+from benchmarks import generate, padding, prepare, prepare_peers, stagnation, steady, step
 from lit_gpt import command
 from tests.conftest import ROOT, SAMPLE, TOKENIZER, run
 
@@ -145,6 +145,14 @@ def test_step_measures_the_loss():
 
 
 # Whole runs
+
+
+def test_generate_compares_all_ways(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["generate.py", "--rounds", "1", "--prompts", "2", "--tokens", "4", "--no_record"])
+    generate.main()
+    output = capsys.readouterr().out
+    for name in ("ours, batched", "ours, one by one", "litgpt, one by one", "chat, cached", "chat, read anew"):
+        assert figures(output, name)[0] > 0, output
 
 
 def test_steady_watches_a_run():

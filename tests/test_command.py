@@ -194,6 +194,47 @@ def test_help_names_every_option(capsys):
         assert words in shown
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions(Options):
+    """What another script may be told."""
+
+    own: int = 1
+    """Only here."""
+    rate: float = 2.0
+    """Slower."""
+    stop: tuple[str, ...] = ()
+    """Where to end."""
+
+
+def test_inherited_options_are_explained(capsys):
+    with pytest.raises(SystemExit):
+        command.run(OwnOptions, lambda _: None, ["--help"])
+    shown = capsys.readouterr().out
+    for words in (
+        "What another script",
+        "Stop after so many.",
+        "Only here.",
+        "Slower.",
+        "--stop TEXT",
+        "Where to end.",
+    ):
+        assert words in shown
+    assert "How fast." not in shown
+
+
+def test_several_texts_are_taken_as_they_are(tmp_path, capsys):
+    def stop(*argv: str) -> tuple[str, ...]:
+        return command.parse(OwnOptions, [*NEEDED, *argv]).stop
+
+    assert stop() == () and stop("--stop", "[a:]") == ("[a:]",)
+    assert stop("--stop", "\n[a:] ", "null", "1", "--own", "2") == ("\n[a:] ", "null", "1")
+    path = tmp_path / "options.yaml"
+    path.write_text('stop: ["[a:]", "b"]\n')
+    assert stop("--config", str(path)) == ("[a:]", "b") and stop("--config", str(path), "--stop", "c") == ("c",)
+    assert command.run(OwnOptions, lambda _: None, [*NEEDED, "--stop"]) == 2
+    assert "--stop" in capsys.readouterr().err
+
+
 def test_public_values_are_plain_yaml():
     @dataclass(frozen=True)
     class Nested:

@@ -1,117 +1,135 @@
-"""A conversation with a litgpt directory's model, in the form of the training text: `[speaker001:] …` turns."""
+"""A conversation with a litgpt directory's model, or with an adapter on it.
+
+It has the form of the text that the model was trained on: `[speaker001:] …` turns, or what its chat template makes of
+them.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
+
+from lit_gpt import command
+from utils.text_model import TextOptions, load_text_model
+
 if TYPE_CHECKING:
+    from lit_gpt.chat_template import Message
     from lit_gpt.inference import TextModel
 
 
-@dataclass(frozen=True)
-class Options:
-    """Talk with a model trained on conversations. An empty line or the end of the input (Ctrl-D) ends it."""
+@dataclass(frozen=True, kw_only=True)
+class Options(TextOptions):
+    """Talk with a model. Ctrl-C ends an answer; an empty line or the end of the input (Ctrl-D) the conversation."""
 
-    checkpoint_dir: Path
-    """litgpt directory: lit_model.pth, model_config.yaml and the tokenizer's files."""
+    template: Literal["auto", "dialogue", "chat"] = "auto"
+    """dialogue: turns as [speaker001:]; chat: the tokenizer's chat template; auto: the template if there is one."""
     user_name: str = "speaker001"
     """How your turns begin: [speaker001:]"""
     bot_name: str = "speaker002"
     """How the model's turns begin: [speaker002:]"""
+    system: str | None = None
+    """What a chat template gets as system message."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
-    temperature: float = 0.8
-    """Below 1 the likely tokens become likelier; 0 takes the likeliest one always."""
-    top_k: int | None = 200
-    """Choose among this many likeliest tokens."""
-    top_p: float = 1.0
-    """Choose among the likeliest tokens that together have this probability."""
-    seed: int = 1234
-    """Seed of the whole conversation."""
-    precision: Literal["auto", "32-true", "16-true", "bf16-true"] = "auto"
-    """Type of weights and arithmetic; auto: that of the weights in the file."""
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on the GPU if there is one."""
-    debug: bool = False
-    """Show tracebacks."""
 
 
 def main(options: Options) -> None:
-    import torch
+    from lit_gpt.chat_template import ChatTemplate, find_template
 
-    from lit_gpt.inference import TextModel, check_sampling
+    model = load_text_model(options)
+    has_template = options.template == "auto" and find_template(model.tokenizer) is not None
+    if options.template == "chat" or has_template:
+        template = ChatTemplate(model.tokenizer)
+        ends = [] if template.end_of_turn is None else [template.end_of_turn]
+        talk(model, options, template.encode, ends, ("> ", ""))
+        return
+    if options.system is not None:
+        raise command.UserError("--system needs a chat template, and this conversation has none")
+    options = replace(options, stop=(f"\n[{options.user_name}:]", *options.stop))
+    user, bot = f"[{options.user_name}:]", f"[{options.bot_name}:]"
+    talk(model, options, lambda messages: model.encode(dialogue(messages, user, bot)), [], (f"{user} ", bot))
 
-    check_sampling(options.temperature, options.top_k, options.top_p, options.max_new_tokens)
-    model = TextModel(options.checkpoint_dir, options.precision, options.accelerator)
-    torch.manual_seed(options.seed)
-    turns: list[str] = []
-    while text := read_line(f"[{options.user_name}:] "):
-        turns.append(f"[{options.user_name}:] {text}\n[{options.bot_name}:]")
-        kept, ids = fit(turns, model.encode, model.config.block_size, options.max_new_tokens)
+
+def dialogue(messages: list[Message], user: str, bot: str) -> str:
+    """The conversation as a text of turns, up to where the model's begins."""
+    turns = [f"{user if message['role'] == 'user' else bot} {message['content']}\n" for message in messages]
+    return "".join(turns) + bot
+
+
+def talk(
+    model: TextModel,
+    options: Options,
+    encode: Callable[[list[Message]], list[int]],
+    end_ids: list[int],
+    names: tuple[str, str],
+) -> None:
+    """Questions from the keyboard and the model's answers, until a question is empty.
+
+    Args:
+        model: answers.
+        options: how.
+        encode: the token ids of a conversation up to where the answer begins.
+        end_ids: tokens that end an answer, beside the tokenizer's.
+        names: shown before a question, and before an answer.
+    """
+    messages: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
+    answers = 0
+    while question := read_line(names[0]):
+        asked = [*messages, {"role": "user", "content": question}]
+        kept, ids = fit(asked, encode, model.config.block_size, options.max_new_tokens)
         if not kept:
-            turns.pop()
             print(f"too long for a context of {model.config.block_size} tokens; say it shorter", file=sys.stderr)
             continue
-        turns = kept
-        print(f"[{options.bot_name}:]", end="", flush=True)
+        print(names[1], end="", flush=True)
         answer = ""
-        for piece in answer_pieces(model, ids, options):
-            answer += piece
-            print(piece, end="", flush=True)
-        print()
-        turns[-1] += answer + "\n"
+        with suppress(KeyboardInterrupt):  # ends the answer, not the conversation
+            for _, piece in model.stream([ids], replace(options, seed=options.seed + answers), end_ids=end_ids):
+                answer += piece
+                print(piece, end="", flush=True)
+        print(end="" if answer.endswith("\n") else "\n", flush=True)
+        messages = [*kept, {"role": "assistant", "content": answer.strip()}]
+        answers += 1
 
 
 def read_line(prompt: str) -> str:
-    """A line from the keyboard or a pipe, without its end; empty at the end of the input."""
-    print(prompt if sys.stdin.isatty() else "", end="", flush=True)
-    return sys.stdin.readline().strip()
+    """A line from the keyboard, where it can be edited, or from a pipe; empty at the end of the input."""
+    try:
+        if not sys.stdin.isatty():
+            return sys.stdin.readline().strip()
+        import readline  # noqa: F401  its import gives input() a line editor and a history
+
+        return input(prompt).strip()
+    except EOFError:
+        print()
+        return ""
+    except UnicodeDecodeError:
+        raise command.UserError("the input is not UTF-8 text") from None
 
 
 def fit(
-    turns: list[str], encode: Callable[[str], list[int]], block_size: int, max_new_tokens: int
-) -> tuple[list[str], list[int]]:
-    """The newest of `turns` whose ids leave room for an answer (at most half of the context), and these ids.
+    messages: list[Message], encode: Callable[[list[Message]], list[int]], block_size: int, max_new_tokens: int
+) -> tuple[list[Message], list[int]]:
+    """As much of the newest of a conversation as leaves room for an answer (at most half of the context), and its ids.
 
-    Without any turn left, the newest one alone is too long.
+    What is dropped are questions with their answers; a system message stays. Nothing is left where the newest question
+    alone is too long.
     """
     room = block_size - min(max_new_tokens, block_size // 2)
-    for oldest in range(len(turns)):
-        ids = encode("".join(turns[oldest:]))
+    first = int(messages[0]["role"] == "system")
+    for oldest in range(first, len(messages), 2):
+        kept = messages[:first] + messages[oldest:]
+        ids = encode(kept)
         if len(ids) <= room:
-            return turns[oldest:], ids
+            return kept, ids
     return [], []
 
 
-def answer_pieces(model: TextModel, ids: list[int], options: Options) -> Iterator[str]:
-    """The model's turn as it comes, up to the next turn of the user."""
-    pieces = model.stream(ids, options.max_new_tokens, options.temperature, options.top_k, options.top_p)
-    return until(pieces, f"\n[{options.user_name}:]")
-
-
-def until(pieces: Iterable[str], stop: str) -> Iterator[str]:
-    """`pieces` up to the first occurrence of `stop`; what may be its beginning is held back until that is decided."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        if stop in held:
-            yield held[: held.index(stop)]
-            return
-        undecided = next((size for size in range(min(len(stop), len(held)), 0, -1) if held.endswith(stop[:size])), 0)
-        ready = held[: len(held) - undecided]
-        held = held[len(held) - undecided :]
-        if ready:
-            yield ready
-    if held:
-        yield held.rstrip("\n")
-
-
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
-    from lit_gpt import command
-
     sys.exit(command.run(Options, main))

@@ -1,64 +1,116 @@
-"""Continues a prompt with a litgpt directory's model."""
+"""Continues prompts with a litgpt directory's model, or with an adapter on it."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Literal
-
-
-@dataclass(frozen=True)
-class Options:
-    """Continue a prompt. Samples go to stdout, timings to stderr."""
-
-    checkpoint_dir: Path
-    """litgpt directory: lit_model.pth, model_config.yaml and the tokenizer's files."""
-    prompt: str
-    """Text to continue."""
-    num_samples: int = 1
-    """How many continuations."""
-    max_new_tokens: int = 50
-    """Longest continuation, in tokens; it ends earlier at the end-of-text token or where the context is full."""
-    temperature: float = 0.8
-    """Below 1 the likely tokens become likelier; 0 takes the likeliest one always."""
-    top_k: int | None = 200
-    """Choose among this many likeliest tokens."""
-    top_p: float = 1.0
-    """Choose among the likeliest tokens that together have this probability."""
-    seed: int = 1234
-    """Seed of the first sample; sample number i has seed + i."""
-    precision: Literal["auto", "32-true", "16-true", "bf16-true"] = "auto"
-    """Type of weights and arithmetic; auto: that of the weights in the file."""
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: on the GPU if there is one."""
-    debug: bool = False
-    """Show tracebacks."""
-
-
-def main(options: Options) -> None:
-    import torch
-
-    from lit_gpt.inference import TextModel, check_sampling
-
-    check_sampling(options.temperature, options.top_k, options.top_p, options.max_new_tokens)
-    start = time.perf_counter()
-    model = TextModel(options.checkpoint_dir, options.precision, options.accelerator)
-    ids = model.encode(options.prompt)
-    print(f"model loaded in {time.perf_counter() - start:.1f} s", file=sys.stderr)
-    for index in range(options.num_samples):
-        torch.manual_seed(options.seed + index)
-        start = time.perf_counter()
-        print(options.prompt, end="", flush=True)
-        for piece in model.stream(ids, options.max_new_tokens, options.temperature, options.top_k, options.top_p):
-            print(piece, end="", flush=True)
-        print()
-        print(f"sample {index + 1}: {time.perf_counter() - start:.1f} s", file=sys.stderr)
-
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
-    from lit_gpt import command
 
+from lit_gpt import command
+from utils.text_model import TextOptions, load_text_model
+
+if TYPE_CHECKING:
+    from lit_gpt.inference import TextModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(TextOptions):
+    """Continue prompts. Texts go to stdout, timings to stderr."""
+
+    prompt: str | None = None
+    """Text to continue; it is printed before each continuation."""
+    prompt_file: Path | None = None
+    """Instead of --prompt a text on each line, or in a *.jsonl file an object with the key "prompt". To stdout goes a
+    JSON object a line, with the keys "prompt", "sample" and "text", the continuation."""
+    num_samples: int = 1
+    """Continuations of each prompt."""
+    batch_size: int = 16
+    """Continuations computed at once, at most; each is the same in any company."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = []
+        if (self.prompt is None) == (self.prompt_file is None):
+            problems.append("give either --prompt or --prompt_file")
+        for name in ("num_samples", "batch_size"):
+            if getattr(self, name) < 1:
+                problems.append(f"--{name} must be 1 or more, not {getattr(self, name)}")
+        command.raise_problems(problems)
+
+
+def main(options: Options) -> None:
+    start = time.perf_counter()
+    prompts = [options.prompt] if options.prompt_file is None else read_prompts(options.prompt_file)
+    model = load_text_model(options)
+    print(f"model loaded in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+    start = time.perf_counter()
+    if options.prompt is not None and options.num_samples == 1:
+        ids = model.encode(options.prompt)
+        print(options.prompt, end="", flush=True)
+        for _, piece in model.stream([ids], options):
+            print(piece, end="", flush=True)
+        print()
+    else:
+        for prompt, sample, text in continuations(model, prompts, options):
+            is_file = options.prompt_file is not None
+            record = {"prompt": prompt, "sample": sample, "text": text}
+            print(json.dumps(record, ensure_ascii=False) if is_file else prompt + text, flush=True)
+    count = len(prompts) * options.num_samples
+    print(f"{count} continuation(s) in {time.perf_counter() - start:.1f} s", file=sys.stderr)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts of a file.
+
+    Raises:
+        DataError: if it is not UTF-8, has none, or a line of a *.jsonl file is no object with a text under "prompt".
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as e:
+        raise command.DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        prompts.append(_prompt_of(line, f"{path}, line {number}") if path.suffix == ".jsonl" else line)
+    if not prompts:
+        raise command.DataError(f"{path} holds no prompt")
+    return prompts
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as e:
+        raise command.DataError(f"{where} is not valid JSON: {e}") from None
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise command.DataError(f'{where} is no object with a text under "prompt"')
+    return value["prompt"]
+
+
+def continuations(model: TextModel, prompts: list[str], options: Options) -> Iterator[tuple[str, int, str]]:
+    """Each prompt with the number of a sample and its text, in order, batch by batch."""
+    ids = [model.encode(prompt) for prompt in prompts]
+    size, count = options.batch_size, options.num_samples
+    per_batch = max(1, size // count)
+    for first, sample in product(range(0, len(prompts), per_batch), range(0, count, size)):
+        batch, samples = range(first, min(first + per_batch, len(prompts))), range(sample, min(sample + size, count))
+        numbers = list(product(batch, samples))
+        texts = [""] * len(numbers)
+        for row, piece in model.stream([ids[index] for index in batch], options, samples):
+            texts[row] += piece
+        for (index, number), text in zip(numbers, texts, strict=True):
+            yield prompts[index], number, text
+
+
+if __name__ == "__main__":
     sys.exit(command.run(Options, main))
