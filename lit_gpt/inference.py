@@ -18,6 +18,7 @@ from torch import Tensor
 from lit_gpt.command import DataError, UserError
 from lit_gpt.foundation import empty_model, materialise
 from lit_gpt.sampling import Sampling, choose
+from lit_gpt.tensor_files import specs_of
 from lit_gpt.tokenizer import Tokenizer
 
 Precision = Literal["auto", "32-true", "16-true", "bf16-true"]
@@ -57,7 +58,7 @@ class TextModel:
         self.device = torch.device("cuda" if cuda else "cpu")
         self.tokenizer = tokenizer
         self.config = config
-        dtype = _DTYPES.get(precision) or next(iter(weights.values())).dtype
+        dtype = _DTYPES.get(precision) or next(iter(specs_of(weights).values())).dtype
         self.model = empty_model(config, None, dtype).eval()
         materialise(self.model, weights, 0, self.device)
         # a model's vocabulary may be padded, and ids without text cannot be shown
