@@ -6,6 +6,7 @@ converts a model makes one of another and writes the last: a model larger than t
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -21,6 +22,10 @@ from lit_gpt.command import DataError
 
 CHUNK_BYTES = 1 << 22
 """Of a file read or written at once: a copy of this size is held beside the tensor."""
+
+MAPPED_BYTES = 1 << 20
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 # https://github.com/huggingface/safetensors#format
 _SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -55,6 +60,16 @@ def specs_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if isinstance(weights, LazyTensors):
         return weights.specs
     return {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
+
+
+def return_freed_memory() -> None:
+    """Makes glibc give what a tensor of MAPPED_BYTES or more took back to the system when the tensor goes.
+
+    It would keep tensors of up to 32 MB in its heap, whose gaps it does not fill with aligned memory again: merging a
+    model of 2.2 GB so left 1.6 GB behind. Other systems' libraries are left as they are.
+    """
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
 def in_dtype(weights: LazyTensors, dtype: torch.dtype | None) -> LazyTensors:
