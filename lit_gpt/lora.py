@@ -105,8 +105,8 @@ def _check_shape(adapter: Mapping[str, Tensor], key: str, expected: Tensor) -> N
         raise DataError(f"the adapter's {key} has shape {list(adapter[key].shape)}, expected {list(expected.shape)}")
 
 
-MERGED_AT_ONCE = 1 << 22
-"""Values of a matrix: of so many there is an fp32 copy beside the matrix and the merged one."""
+MERGED_AT_ONCE = 1 << 17
+"""Values of a matrix, of which there is an fp32 copy: 512 KB stay in the cache, which is 3 times as fast as 16 MB."""
 
 
 @torch.no_grad()
