@@ -62,7 +62,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
         DataError: for damaged weights, or some that do not fit config.json.
         OSError: if the disk is full.
     """
-    from lit_gpt.hf import config_from_hf, read_hf_config, tensors_from_hf
+    from lit_gpt.hf import config_from_hf, read_hf_config, read_json, tensors_from_hf
 
     hf = read_hf_config(directory)
     config = config_from_hf(hf)
@@ -76,6 +76,8 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
         staged_config.unlink(missing_ok=True)
         staged_model.unlink(missing_ok=True)
     lines = [f"{hf['architectures'][0]}, {parameters:,} parameters, context {config.block_size:,}"]
+    if (whole := read_json(directory / "config.json")["architectures"][0]) != hf["architectures"][0]:
+        lines.append(f"the text part of a {whole}: what reads pictures is left out")
     if config.sliding_window_size:
         sliding = sum(config.sliding_window_indices)
         lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")

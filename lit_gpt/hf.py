@@ -8,6 +8,7 @@ directions, so that what is read can be written back bit for bit, and in both ev
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -59,8 +60,22 @@ class Weight:
 # ---------------------------------------------------------------------------------------------------- configuration
 
 
+# Models that also read pictures, and the class of the part that reads and writes text, with what its config.json leaves
+# to the class. Of their tensors these parts are left out.
+_TEXT_PARTS = {
+    "Gemma3ForConditionalGeneration": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+    }
+}
+_PICTURES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+_TEXT = re.compile(r"(model\.)?language_model\.")
+
+
 def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
-    """The config.json of `checkpoint_dir`, of a supported architecture.
+    """The config.json of `checkpoint_dir`, of a supported architecture; of a model with pictures that of its text part.
 
     Raises:
         UserError: if there is none, or its architecture is not supported.
@@ -69,9 +84,17 @@ def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
     path = checkpoint_dir / "config.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: not a Hugging Face checkpoint (lit_gpt/scripts/download.py fetches one)")
-    hf = read_json(path)
+    hf = _text_part(read_json(path))
     architecture_of(hf)
     return hf
+
+
+def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
+    known = next((_TEXT_PARTS[name] for name in hf.get("architectures") or [] if name in _TEXT_PARTS), None)
+    if known is None:
+        return hf
+    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in hf}
+    return {**known, **ids, **hf.get("text_config", {}), "architectures": known["architectures"]}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,9 +114,8 @@ def architecture_of(hf: Mapping[str, Any]) -> Architecture:
     for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
-    raise UserError(
-        f"architecture {', '.join(names) or '(none)'} is not supported; supported: {', '.join(ARCHITECTURES)}"
-    )
+    known = ", ".join([*ARCHITECTURES, *_TEXT_PARTS])
+    raise UserError(f"architecture {', '.join(names) or '(none)'} is not supported; supported: {known}")
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
@@ -313,7 +335,8 @@ def tensors_from_hf(
     weights = weights_of(config, hf)
     head = f"{architecture.outer['lm_head']}.weight"
     prefix = architecture.prefix
-    stored = {name if name.startswith(prefix) or name == head else prefix + name: name for name in files.names}
+    stored = {_name_of_text(name): name for name in files.names if not _PICTURES.match(name)}
+    stored = {name if name.startswith(prefix) or name == head else prefix + name: old for name, old in stored.items()}
     needed = {part for weight in weights for part in weight.theirs}
     _complain_of_names("missing from the weight files", needed - stored.keys())
     spare = {head} if head not in needed else set()  # tied to the embeddings
@@ -321,6 +344,12 @@ def tensors_from_hf(
     _complain_of_names("in the weight files, but not in this architecture", left_over)
     for weight in weights:
         yield from _our_tensors(weight, files, stored, dtype)
+
+
+def _name_of_text(name: str) -> str:
+    """A tensor's name where the model is its text part alone: published files and transformers' have two forms."""
+    match = _TEXT.match(name)
+    return name if match is None else (match[1] or "") + name[match.end() :]
 
 
 def _our_tensors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from convert_litgpt_to_transformers import ConvertOptions
 from convert_litgpt_to_transformers import main as convert
 from lit_gpt.command import DataError, UserError
 from lit_gpt.families import ARCHITECTURES
-from lit_gpt.foundation import build_model
+from lit_gpt.foundation import build_model, convert_hf_checkpoint, read_config, read_weights
 from lit_gpt.hf import config_from_hf, is_tied, read_hf_config, settle_config, tensors_from_hf, tensors_to_hf
 from lit_gpt.lora import LoRASettings, is_adapter, merge_adapter
 from lit_gpt.model import GPT, OffsetRMSNorm
@@ -261,6 +262,32 @@ def test_older_gpt2_files_name_no_transformer_and_carry_masks(tmp_path):
     write(tmp_path, hf, {**tensors, "lm_head.weight": tensors["wte.weight"].clone()}.items())
     found = dict(tensors_from_hf(tmp_path, config, hf))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_the_text_part_of_a_model_with_pictures(tmp_path):
+    """Logits against those of the whole model; in the names of transformers, and in those of the published files."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    text = {**SIZES, **FOUR, "head_dim": 16, "sliding_window": 24, "sliding_window_pattern": 3}
+    settings = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration._from_config(settings, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path / "a")
+    saved = load_file(tmp_path / "a" / "model.safetensors")
+    published = {re.sub(r"^model\.(language_model\.)?", r"\1model.", name): t for name, t in saved.items()}
+    published = {re.sub(r"^model\.(?=vision|multi)", "", name): tensor for name, tensor in published.items()}
+    assert {name.split(".")[0] for name in published} == {"language_model", "vision_tower", "multi_modal_projector"}
+    (tmp_path / "b").mkdir()
+    write(tmp_path / "b", json.loads((tmp_path / "a" / "config.json").read_text()), published.items())
+    ids = some_ids(2, 50) % 64
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        assert "the text part of a Gemma3ForConditionalGeneration" in "\n".join(convert_hf_checkpoint(folder))
+        ours = build_model(read_config(folder), read_weights(folder), None, 0, torch.float32).eval()
+        with torch.inference_mode():
+            assert_same(ours(ids), model(ids).logits)
+    assert read_hf_config(tmp_path / "a")["architectures"] == ["Gemma3ForCausalLM"]
 
 
 def test_keys_of_transformers_4():
