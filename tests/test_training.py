@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +16,8 @@ import torch.nn.functional as F
 
 import lit_gpt.model
 from lit_gpt.lora import merge_adapter
-from tests.conftest import ROOT, TOKENIZER, assert_error, random_rows, run
+from tests import gradient_worker, warm_start
+from tests.conftest import TOKENIZER, assert_error, random_rows, run
 from tests.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
 from utils.data import StepData
 from utils.training import Agenda, Schedule, StepHistory, StepResult, clip_gradients, make_optimizer
@@ -97,8 +95,7 @@ def test_gradient_is_that_of_the_whole_step(devices: int, tensor_parallel: int, 
     ways = WAYS[devices, tensor_parallel, precision]
     launch = {"devices": devices, "num_nodes": 1, "precision": precision, "tensor_parallel": tensor_parallel}
     output = tmp_path / "gradients.pt"
-    worker = [sys.executable, "-m", "tests.gradient_worker", json.dumps(launch), json.dumps(ways), str(output)]
-    done = subprocess.run(worker, cwd=ROOT, timeout=400, capture_output=True, text=True)
+    done = warm_start.run(gradient_worker.main, [launch, ways, output], devices, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     loss_tolerance, norm_tolerance, tolerance = TOLERANCES.get(precision, (1e-6, 1e-5, 1e-5))
     for result in torch.load(output, weights_only=True):
