@@ -59,6 +59,8 @@ def run(
     """
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder, "stdout"), Path(folder, "stderr")
+        for path in files:
+            path.touch()
         started = start(target, arguments, processes, *files)
         late = join(started, timeout)
         for process in late:
