@@ -38,7 +38,6 @@ WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
         ("full", [6, 1], "plain"),
         ("lora", [3], "plain"),
         ("full", [3], "chunks"),
-        ("full", [3], "compile"),
         ("lora", [3], "compile"),
         ("full", [3], "selective"),
         ("lora", [3], "full"),
@@ -209,7 +208,7 @@ def test_the_loss_falls_and_every_dataset_is_validated(trained_run: Path) -> Non
 
 def test_processes_agree_on_intervals_of_time(pretrain_arguments: list[object], tmp_path: Path) -> None:
     timed = ["--interval_unit", "time", "--save_interval", 1, "--eval_interval", 2, "--max_steps", 40]
-    run("pretrain.py", *pretrain_arguments, *timed, "--devices", 2, "--batch_size", 4, "--out_dir", tmp_path)
+    run("pretrain.py", *pretrain_arguments, *timed, "--batch_size", 4, "--out_dir", tmp_path, processes=2)
     steps = [int(row["step"]) for row in rows_of(tmp_path, "train")]
     assert steps == list(range(1, 41))
     assert max(int(row["step"]) for row in rows_of(tmp_path, "valid")) == 40
@@ -219,7 +218,7 @@ def test_processes_agree_on_intervals_of_time(pretrain_arguments: list[object], 
 def test_training_ends_by_checkpoints_or_by_early_stopping(pretrain_arguments: list[object], tmp_path: Path) -> None:
     arguments = [*pretrain_arguments, "--batch_size", 4, "--micro_batch_size", 4]
     for devices in (1, 2):  # one of several processes ends at once, with whatever it has not yet written
-        folder = tmp_path / f"{devices}"
+        folder = tmp_path / f"{devices}"  # here Lightning starts the second one
         run("pretrain.py", *arguments, "--devices", devices, "--out_dir", folder, "--max_checkpoints", 2)
         assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
         assert len(rows_of(folder, "train")) == 6
