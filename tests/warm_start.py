@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
-import runpy
 import signal
 import socket
 import sys
@@ -21,6 +20,7 @@ from functools import cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,7 +85,10 @@ def program(script: Path, *arguments: str) -> None:
     """Becomes `python SCRIPT ARGUMENT …`."""
     sys.argv[:] = [str(script), *arguments]
     sys.path[:] = [str(script.parent), *(entry for entry in sys.path if entry not in ("", str(ROOT)))]
-    runpy.run_path(str(script), run_name="__main__")
+    main = ModuleType("__main__")
+    main.__file__ = str(script)
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main  # the second is what multiprocessing calls it
+    exec(compile(script.read_bytes(), script, "exec"), main.__dict__)
 
 
 def _places(processes: int) -> list[dict[str, str]]:
