@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests import warm_start
+from tests.warm_start import ROOT
+
 SHARED = ROOT.parent / "shared"
 SAMPLE = ROOT / "data" / "sample"
 TOKENIZER = SAMPLE / "tokenizer"
@@ -45,9 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
 
 
-def run(script: str, *arguments: object, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs one of the programs as a user does; with `check` its exit code must be 0."""
-    done = subprocess.run(command_line(script, *arguments), capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+def run(
+    script: str, *arguments: object, processes: int = 1, timeout: float = 300, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Runs one of the programs as a user does; with `check` its exit code must be 0.
+
+    Several `processes` are started as torchrun does it; --devices alone lets Lightning start them.
+    """
+    words = [ROOT / script, *map(str, arguments)]
+    done = warm_start.run(warm_start.program, words, processes, timeout)
     assert not check or done.returncode == 0, f"{script} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
 

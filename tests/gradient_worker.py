@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +132,3 @@ def gather(gradients: dict[torch.nn.Parameter, torch.Tensor], model: torch.nn.Mo
             gradient = gradients[parameter]
             found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
     return found
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3]))

@@ -48,17 +48,17 @@ def test_qlora_with_everything_that_watches_it(lora_arguments: list[object], tmp
     run("utils/merge_lora.py", "--lora_path", folder, "--save_path", merged / "lit_model.pth")
 
 
-@pytest.mark.parametrize("devices", [1, 2])
-def test_masters_are_saved_and_read_again(pretrain_arguments: list[object], tmp_path: Path, devices: int) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_masters_are_saved_and_read_again(pretrain_arguments: list[object], tmp_path: Path, processes: int) -> None:
     """bf16-true from step 6 on again gives the losses of the run that was never stopped, as text."""
-    batch = ["--devices", devices, "--batch_size", 8 // devices, "--micro_batch_size", 4, "--precision", "bf16-true"]
+    batch = ["--batch_size", 8 // processes, "--micro_batch_size", 4, "--precision", "bf16-true"]
     arguments = [*pretrain_arguments, *batch, "--activation_checkpointing", "full"]
-    run("pretrain.py", *arguments, "--out_dir", tmp_path / "whole")
+    run("pretrain.py", *arguments, "--out_dir", tmp_path / "whole", processes=processes)
     again = shutil.copytree(tmp_path / "whole", tmp_path / "again")
     for checkpoint in (again / "checkpoints").iterdir():
         if int(checkpoint.name.removeprefix("step-")) > 6:
             shutil.rmtree(checkpoint)
-    out = run("pretrain.py", *arguments, "--out_dir", again).stdout
+    out = run("pretrain.py", *arguments, "--out_dir", again, processes=processes).stdout
     assert "going on from" in out and "step-00000006" in out
     columns = ("step", "split", "dataset", "loss", "targets", "grad_norm")
     whole, found = (

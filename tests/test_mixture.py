@@ -312,11 +312,11 @@ def test_the_table_of_a_run_that_was_interrupted(
     mixture.write_text("languages: {fr: 1, en: 1}\nshares: {EN/Office: 0.5}\npenalties: {FR/Cuisine: 0.5}\n")
     arguments = [*pretrain_arguments, "--data_dir", both_languages, "--mixture", mixture, *batch(2)]
     run_dir = tmp_path / "run"
-    assert start_and_signal(arguments, run_dir, 3, signal.SIGTERM) == 75
+    assert start_and_signal(arguments, run_dir, 3, signal.SIGTERM, processes=2) == 75
     planned = read_table(run_dir)
     assert {row["samples"] for row in planned} == {""} and sum(int(row["planned_samples"]) for row in planned) == 144
     assert {row["dataset"]: float(row["share"]) for row in planned}["EN/Office"] == 0.5
-    done = run("pretrain.py", *arguments, "--out_dir", run_dir)
+    done = run("pretrain.py", *arguments, "--out_dir", run_dir, processes=2)
     check_achieved(run_dir, 12, 12)
     assert [row["planned_samples"] for row in read_table(run_dir)] == [row["planned_samples"] for row in planned]
     for title in ("mixture, planned:", "mixture, samples made:"):

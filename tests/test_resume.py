@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import os
 import random
+import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import assert_error, command_line, run
+from tests import warm_start
+from tests.conftest import ROOT, TINY_MODEL, assert_error, run
 
 
 def losses(run_dir: Path) -> list[tuple[str, ...]]:
@@ -28,54 +29,60 @@ def steps_made(run_dir: Path) -> int:
     return path.read_text().count(",train,,") if path.is_file() else 0
 
 
-def start_and_signal(arguments: list[object], run_dir: Path, after: int, number: int) -> int:
-    """Starts a training, sends a signal to all its processes once `after` steps are made; its exit code."""
-    process = subprocess.Popen(
-        command_line("pretrain.py", *arguments, "--out_dir", run_dir),
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def start_and_signal(arguments: list[object], run_dir: Path, after: int, number: int, processes: int = 1) -> int:
+    """Starts a training, sends a signal to all its processes once `after` steps are made; their exit code."""
+    words = [ROOT / "pretrain.py", *map(str, arguments), "--out_dir", str(run_dir)]
+    started = warm_start.start(warm_start.program, words, processes)
     deadline = time.monotonic() + 240
-    while steps_made(run_dir) < after and process.poll() is None:
+    while steps_made(run_dir) < after and started[0].is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, number)
-    return process.wait(timeout=120)
+    for process in started:
+        os.kill(process.pid, number)
+    assert not warm_start.join(started, 120)
+    [code] = {process.exitcode for process in started}
+    return code
 
 
-def batch(devices: int, samples: int = 12) -> list[object]:
-    share = samples // devices
-    return ["--devices", devices, "--batch_size", share, "--micro_batch_size", 3 if share % 3 == 0 else 2]
+def batch(processes: int, samples: int = 12) -> list[object]:
+    share = samples // processes
+    return ["--batch_size", share, "--micro_batch_size", 3 if share % 3 == 0 else 2]
 
 
-@pytest.mark.parametrize(("devices", "kind"), [(1, "full"), (2, "full"), (1, "lora"), (2, "lora")])
+@pytest.fixture(scope="module")
+def whole(pretrain_arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a single process that nothing befell; do not change it."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    run("pretrain.py", *pretrain_arguments, *batch(1), "--out_dir", folder)
+    return folder
+
+
+@pytest.mark.parametrize(("processes", "kind"), [(1, "full"), (2, "full"), (1, "lora"), (2, "lora")])
 def test_a_killed_run_gives_the_losses_of_one_never_killed(
-    devices: int, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    processes: int, kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     arguments = request.getfixturevalue("pretrain_arguments" if kind == "full" else "lora_arguments")
-    arguments = [*arguments, *batch(devices)]
-    run("pretrain.py", *arguments, "--out_dir", tmp_path / "whole")
-    rng = random.Random(devices)
+    arguments = [*arguments, *batch(processes)]
+    run("pretrain.py", *arguments, "--out_dir", tmp_path / "whole", processes=processes)
+    rng = random.Random(processes)
     for earliest in (1, 5):
         after = earliest + rng.randrange(4)
-        assert start_and_signal(arguments, tmp_path / "killed", after, signal.SIGKILL) == -signal.SIGKILL
-    run("pretrain.py", *arguments, "--out_dir", tmp_path / "killed")
+        killed = start_and_signal(arguments, tmp_path / "killed", after, signal.SIGKILL, processes)
+        assert killed == -signal.SIGKILL
+    run("pretrain.py", *arguments, "--out_dir", tmp_path / "killed", processes=processes)
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert len([row for row in losses(tmp_path / "whole") if row[3] == "train"]) == 12
 
 
 def test_other_numbers_of_processes_go_on_with_the_same_samples(
-    pretrain_arguments: list[object], tmp_path: Path
+    pretrain_arguments: list[object], whole: Path, tmp_path: Path
 ) -> None:
-    run("pretrain.py", *pretrain_arguments, *batch(1), "--out_dir", tmp_path / "whole")
-    for devices, after in ((4, 3), (2, 7)):
-        arguments = [*pretrain_arguments, *batch(devices)]
-        assert start_and_signal(arguments, tmp_path / "changed", after, signal.SIGTERM) == 75
-    run("pretrain.py", *pretrain_arguments, *batch(3), "--out_dir", tmp_path / "changed")
-    whole, changed = losses(tmp_path / "whole"), losses(tmp_path / "changed")
-    assert len(whole) == len(changed)
-    for row, expected in zip(changed, whole, strict=True):
+    for processes, after in ((4, 3), (2, 7)):
+        arguments = [*pretrain_arguments, *batch(processes)]
+        assert start_and_signal(arguments, tmp_path, after, signal.SIGTERM, processes) == 75
+    run("pretrain.py", *pretrain_arguments, *batch(3), "--out_dir", tmp_path, processes=3)
+    assert len(losses(tmp_path)) == len(losses(whole))
+    for row, expected in zip(losses(tmp_path), losses(whole), strict=True):
         assert row[:5] == expected[:5] and row[6] == expected[6], "another step, sample, dataset or target count"
         assert float(row[5]) == pytest.approx(float(expected[5]), rel=1e-6)
 
@@ -97,18 +104,19 @@ def test_a_finished_run_is_left_as_it_is(trained_run: Path, pretrain_arguments: 
     assert losses(trained_run) == before
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(pretrain_arguments: list[object], tmp_path: Path) -> None:
-    arguments = [*pretrain_arguments, *batch(1), "--out_dir", tmp_path]
-    run("pretrain.py", *arguments)
-    whole = losses(tmp_path)
-    folders = sorted((tmp_path / "checkpoints").iterdir())
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    pretrain_arguments: list[object], whole: Path, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(whole, tmp_path / "damaged")
+    arguments = [*pretrain_arguments, *batch(1), "--out_dir", damaged]
+    folders = sorted((damaged / "checkpoints").iterdir())
     shard = next(folders[-1].glob("*.distcp"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     again = run("pretrain.py", *arguments)
     assert "checkpoint passed over" in again.stdout and f"going on from {folders[-2]}" in again.stdout
-    assert losses(tmp_path) == whole
+    assert losses(damaged) == losses(whole)
     for folder in folders:
         (folder / "state.json").write_text("{}")
     assert_error(run("pretrain.py", *arguments, check=False), 65, "no checkpoint", "valid")
@@ -117,8 +125,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(pretrain_arguments: list[obj
 def test_another_run_in_the_folder_is_refused(
     trained_run: Path, pretrain_arguments: list[object], tmp_path: Path
 ) -> None:
-    from tests.conftest import TINY_MODEL
-
     batch_8 = ["--batch_size", 8, "--micro_batch_size", 4]
     same = [*pretrain_arguments, *batch_8, "--out_dir", trained_run]
     assert_error(run("pretrain.py", *same, "--seed", 7, check=False), 2, "seed was 1337, now 7")

@@ -15,8 +15,8 @@ from tests.conftest import TINY_MODEL, assert_error, run
 from tests.test_training import rows_of
 
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=98, padded_vocab_size=98)
-SHARED = ("--devices", 4, "--tensor_parallel", 2, "--batch_size", 4, "--micro_batch_size", 2)
-ALONE = ("--devices", 1, "--batch_size", 8, "--micro_batch_size", 2)
+SHARED = ("--tensor_parallel", 2, "--batch_size", 4, "--micro_batch_size", 2)
+ALONE = ("--batch_size", 8, "--micro_batch_size", 2)
 
 
 class Rank:
@@ -67,10 +67,10 @@ def test_each_process_gets_the_rows_of_its_heads(
 def test_a_run_is_that_of_one_process_and_goes_on_with_any_number(
     pretrain_arguments: list[object], trained_run: Path, tmp_path: Path
 ) -> None:
-    run("pretrain.py", *pretrain_arguments, *SHARED, "--out_dir", tmp_path, "--max_checkpoints", 2)
+    run("pretrain.py", *pretrain_arguments, *SHARED, "--out_dir", tmp_path, "--max_checkpoints", 2, processes=4)
     assert [int(row["step"]) for row in rows_of(tmp_path, "train")] == [1, 2, 3, 4, 5, 6]
     run("pretrain.py", *pretrain_arguments, *ALONE, "--out_dir", tmp_path, "--max_checkpoints", 3)
-    run("pretrain.py", *pretrain_arguments, *SHARED, "--out_dir", tmp_path, "--debug", "true")
+    run("pretrain.py", *pretrain_arguments, *SHARED, "--out_dir", tmp_path, "--debug", "true", processes=4)
     for split in ("train", "valid"):
         expected = rows_of(trained_run, split)
         steps = {row["step"] for row in expected}  # each start ends with a validation of its own

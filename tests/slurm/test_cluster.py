@@ -70,32 +70,39 @@ def run_on_two_tasks(cluster: Cluster, clone: Path, folder: Path, command: str, 
     return cluster.submit("--ntasks-per-node=2", f"--output={folder}/output", *options, script, cwd=clone)
 
 
-@pytest.mark.parametrize(
-    ("command", "end"),
-    [
-        ("true", JobEnd("COMPLETED", 0, 0)),
-        ("exit 2", JobEnd("FAILED", 2, 0)),
-        # srun kills task 0 for it and would itself exit with 143 …
-        ("if ((SLURM_PROCID)); then exit 75; else sleep 60; fi", JobEnd("FAILED", 75, 0)),
-        # … or, when it does not end by SIGTERM, with 137
-        ('if ((SLURM_PROCID)); then exit 74; else trap "" TERM; sleep 60; fi', JobEnd("FAILED", 74, 0)),
-        # killed from outside, as by the kernel where memory runs out: not the command's fault
-        ("kill -KILL $$", JobEnd("FAILED", 75, 0)),
-        ("kill -KILL $PPID", JobEnd("FAILED", 75, 0)),
-        # the others end by themselves when srun tells them to
-        (
-            'if ((SLURM_PROCID)); then exit 65; else trap "exit 75" TERM; while :; do sleep 1 & wait; done; fi',
-            JobEnd("FAILED", 65, 0),
-        ),
-        ("exit 255", JobEnd("FAILED", 255, 0)),  # an exit code, no signal
-    ],
-)
+ENDS = {
+    # srun kills task 0 for it and would itself exit with 143 …
+    "if ((SLURM_PROCID)); then exit 75; else sleep 60; fi": JobEnd("FAILED", 75, 0),
+    # … or, when it does not end by SIGTERM, with 137
+    'if ((SLURM_PROCID)); then exit 74; else trap "" TERM; sleep 60; fi': JobEnd("FAILED", 74, 0),
+    # killed from outside, as by the kernel where memory runs out: not the command's fault
+    "kill -KILL $$": JobEnd("FAILED", 75, 0),
+    "kill -KILL $PPID": JobEnd("FAILED", 75, 0),
+    # the others end by themselves when srun tells them to
+    'if ((SLURM_PROCID)); then exit 65; else trap "exit 75" TERM; while :; do sleep 1 & wait; done; fi': JobEnd(
+        "FAILED", 65, 0
+    ),
+    "exit 255": JobEnd("FAILED", 255, 0),  # an exit code, no signal
+    "exit 2": JobEnd("FAILED", 2, 0),
+    "true": JobEnd("COMPLETED", 0, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(cluster: Cluster, clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Path]]:
+    """The job of each command of ENDS, and its output; side by side, as srun waits 15 s for a task to end."""
+    folders = {command: tmp_path_factory.mktemp("ended") for command in ENDS}
+    jobs = {command: run_on_two_tasks(cluster, clone, folder, command) for command, folder in folders.items()}
+    return {command: (job_id, folders[command] / "output") for command, job_id in jobs.items()}
+
+
+@pytest.mark.parametrize("command", ENDS)
 def test_the_first_failure_is_the_jobs_exit_code(
-    cluster: Cluster, clone: Path, tmp_path: Path, command: str, end: JobEnd
+    cluster: Cluster, clone: Path, ended: dict[str, tuple[int, Path]], command: str
 ) -> None:
-    job_id = run_on_two_tasks(cluster, clone, tmp_path, command)
-    assert cluster.wait(job_id, timeout=30) == end, (tmp_path / "output").read_text()
-    assert not list((clone / "slurm" / "logs").glob("*.exit_code"))
+    job_id, output = ended[command]
+    assert cluster.wait(job_id, timeout=60) == ENDS[command], output.read_text()
+    assert not list((clone / "slurm" / "logs").glob(f"{job_id}-*.exit_code"))
 
 
 @pytest.mark.parametrize(

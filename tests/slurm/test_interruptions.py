@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,13 @@ from utils.run_folder import METRICS, RunRecord, read_csv
 
 pytestmark = pytest.mark.slurm
 
-SAVE_INTERVAL, EVAL_INTERVAL, STEPS = 10, 25, 60
+SAVE_INTERVAL, EVAL_INTERVAL, STEPS = 10, 25, 70
 # Large enough for a save (of 50 MB) and a validation to take a moment in which a signal can be sent.
 MODEL = {"name": "wide", "block_size": 64, "n_layer": 2, "n_embd": 512, "n_head": 8, "n_query_groups": 2}
 MODEL |= {"rotary_percentage": 1.0, "parallel_residual": False, "bias": False, "norm_class_name": "RMSNorm"}
 MODEL |= {"mlp_class_name": "LLaMAMLP", "intermediate_size": 1024}
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1")
+UNSAVED = ("--save_interval", 10_000)
 ONE_NODE = ("--nodes=1", "--ntasks-per-node=1", "--cpus-per-task=1")
 
 
@@ -47,13 +49,23 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
 @pytest.fixture(scope="module")
 def whole(arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of two processes that nothing befell."""
-    return train_here([*arguments, "--devices", 2], tmp_path_factory.mktemp("whole") / "run")
+    return train_here(arguments, tmp_path_factory.mktemp("whole") / "run", processes=2)
 
 
 @pytest.fixture(scope="module")
 def long_arguments(arguments: list[object]) -> list[object]:
     """A training of about a minute, and more time between checkpoints."""
-    return [*arguments, "--max_steps", 330, "--eval_interval", 150, "--save_interval", 50, "--batch_size", 8]
+    steps = ("--max_steps", 330, "--eval_interval", 150, "--save_interval", 50, "--batch_size", 8)
+    return [*arguments, *steps, "--eval_samples", 64]
+
+
+@pytest.fixture(scope="module")
+def limited(
+    cluster: Cluster, clone: Path, long_arguments: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Job:
+    """A job whose limit is shorter than its training: it takes minutes, and one core, while other tests go on."""
+    sbatch = (*ONE_NODE, "--time=1", "--signal=USR1@30")
+    return Job(cluster, clone, tmp_path_factory.mktemp("limited") / "run", sbatch, *long_arguments, *UNSAVED)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +74,9 @@ def long_whole(long_arguments: list[object], tmp_path_factory: pytest.TempPathFa
     return train_here(long_arguments, tmp_path_factory.mktemp("whole") / "long")
 
 
-def train_here(arguments: list[object], out_dir: Path) -> Path:
-    run("pretrain.py", "--config", "configs/sample_pretrain.yaml", *arguments, "--out_dir", out_dir)
+def train_here(arguments: list[object], out_dir: Path, processes: int = 1) -> Path:
+    config = ("--config", "configs/sample_pretrain.yaml")
+    run("pretrain.py", *config, *arguments, "--out_dir", out_dir, processes=processes)
     return out_dir
 
 
@@ -108,7 +121,7 @@ class Job:
             os.kill(tasks[rank], number)
 
     def finish(self) -> None:
-        end = self.cluster.wait(self.id, timeout=240)
+        end = self.cluster.wait(self.id, timeout=600)
         assert end == JobEnd("COMPLETED", 0, 0), self.output
 
 
@@ -121,117 +134,112 @@ def losses(run_dir: Path) -> list[tuple[str, ...]]:
 def test_four_processes_on_two_nodes_train_the_sample_as_one_does(
     cluster: Cluster, clone: Path, tmp_path: Path
 ) -> None:
-    steps = ("--max_steps", 40, "--eval_interval", 20)
+    steps = ("--max_steps", 20, "--eval_interval", 10)
     four = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=1")
     job = Job(cluster, clone, tmp_path / "run", four, *steps, "--batch_size", 4, "--micro_batch_size", 4)
     job.finish()
     assert "4 process(es)" in job.output
     data = ("--data_dir", clone / "out" / "slurm" / "data_fr")
-    whole = train_here([*data, *steps, "--micro_batch_size", 4, "--devices", 1, "--batch_size", 16], tmp_path / "whole")
+    whole = train_here([*data, *steps, "--micro_batch_size", 4, "--batch_size", 16], tmp_path / "whole")
     found, expected = losses(job.run_dir), losses(whole)
     assert [row[:5] + row[6:8] for row in found] == [row[:5] + row[6:8] for row in expected]
-    assert sum(row[3] == "train" for row in found) == 40
+    assert sum(row[3] == "train" for row in found) == 20
     assert [float(row[5]) for row in found] == pytest.approx([float(row[5]) for row in expected], rel=1e-6)
 
 
-def requeue_by_hand(job: Job) -> None:
-    job.cluster.run("scontrol", "requeue", job.id)
+@dataclass(frozen=True)
+class Story:
+    """A job on two nodes that has come to its end, and the newest step when each of its misfortunes struck."""
+
+    job: Job
+    at: dict[str, int]
 
 
-def kill_a_task(job: Job) -> None:
-    job.signal_tasks(signal.SIGKILL, 1)
-
-
-def kill_the_step(job: Job) -> None:
-    job.cluster.run("scancel", "--signal=KILL", f"{job.id}.0")
-
-
-def stop_a_task(job: Job) -> None:
+@pytest.fixture(scope="module")
+def story(
+    cluster: Cluster, clone: Path, limited: Job, arguments: list[object], tmp_path_factory: pytest.TempPathFactory
+) -> Story:
+    """Signalled during a save and during a validation, requeued by hand, its step killed, a task of it stopped; and all
+    that beside `limited`."""
+    job = Job(cluster, clone, tmp_path_factory.mktemp("story") / "run", TWO_NODES, *arguments)
+    at = {}
+    job.wait_for(lambda: len(list_checkpoints(job.run_dir)) == 1)
+    being_written = job.run_dir / "checkpoints"
+    job.wait_for(lambda: any(being_written.glob(".step-*.partial")), pause=0.001)
+    job.signal_tasks(signal.SIGUSR1, 0)
+    assert any(being_written.glob(".step-*.partial")), "the save was over: the test is to no purpose"
+    at["save"] = job.steps
+    job.wait_for(lambda: job.steps == EVAL_INTERVAL, pause=0.001)
+    job.signal_tasks(signal.SIGTERM, 1)
+    at["validation"] = EVAL_INTERVAL
+    checkpoint = job.run_dir / "checkpoints" / f"step-{EVAL_INTERVAL:08d}"
+    job.wait_for(checkpoint.is_dir)
+    assert json.loads((checkpoint / "state.json").read_text())["validation_pending"]
+    job.wait_for(lambda: job.steps >= 33)
+    at["requeue"] = job.steps
+    cluster.run("scontrol", "requeue", job.id)
+    job.wait_for(lambda: job.steps >= 43)
+    at["kill"] = job.steps
+    cluster.run("scancel", "--signal=KILL", f"{job.id}.0")
+    job.wait_for(lambda: job.steps >= 53)
+    at["hang"] = job.steps
     job.signal_tasks(signal.SIGSTOP, 1)
+    job.finish()
+    return Story(job, at)
 
 
-@pytest.mark.parametrize("misfortune", [requeue_by_hand, kill_a_task, kill_the_step, stop_a_task])
-def test_it_goes_on_by_itself_and_loses_at_most_one_interval(
-    cluster: Cluster,
-    clone: Path,
-    tmp_path: Path,
-    arguments: list[object],
-    whole: Path,
-    misfortune: Callable[[Job], None],
+def test_a_job_goes_on_by_itself_and_ends_as_if_nothing_had_happened(story: Story, whole: Path) -> None:
+    job = story.job
+    assert job.restarts == len(story.at) == 5, job.output
+    assert losses(job.run_dir) == losses(whole)
+    starts = [(start["slurm_job_id"], start["slurm_restart_count"]) for start in job.history]
+    assert starts == [(str(job.id), count) for count in range(6)]
+
+
+def test_a_signal_during_a_save_loses_nothing(story: Story) -> None:
+    step = story.job.history[1]["from_step"]
+    assert step >= story.at["save"], story.job.output
+    assert f"stopped by a signal after step {step}, all of it saved" in story.job.output
+
+
+def test_a_signal_cuts_a_validation_short_which_is_made_after_the_restart(story: Story, whole: Path) -> None:
+    assert story.job.history[2]["from_step"] == EVAL_INTERVAL, story.job.output
+    validated = [[row[0] for row in losses(folder) if row[3] == "valid"] for folder in (story.job.run_dir, whole)]
+    assert validated[0] == validated[1] and str(EVAL_INTERVAL) in validated[0]
+
+
+@pytest.mark.parametrize("misfortune", ["requeue", "kill", "hang"])
+def test_at_most_one_interval_is_lost(story: Story, misfortune: str) -> None:
+    start = story.job.history[[*story.at].index(misfortune) + 1]
+    # a checkpoint is still being written when the next interval has begun
+    assert start["from_step"] >= story.at[misfortune] - 2 * SAVE_INTERVAL, story.job.output
+
+
+def assert_told_of_rank_1(job: Job) -> None:
+    assert re.search(r"error: rank 1 \(node[12]\) gave no sign of life", job.output), job.output
+    assert "stacks of rank 0 (node1)" in job.output, job.output
+
+
+def test_a_task_that_hangs_is_named(story: Story) -> None:
+    assert_told_of_rank_1(story.job)
+
+
+def test_a_killed_task_is_named_and_costs_at_most_one_interval(
+    cluster: Cluster, clone: Path, tmp_path: Path, arguments: list[object], whole: Path
 ) -> None:
-    sbatch = TWO_NODES if misfortune != kill_a_task else ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1")
+    sbatch = ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1")
     job = Job(cluster, clone, tmp_path / "run", sbatch, *arguments)
     job.wait_for(lambda: job.steps >= 23)
     at = job.steps
-    misfortune(job)
+    job.signal_tasks(signal.SIGKILL, 1)
     job.finish()
     assert job.restarts == 1, job.output
     assert losses(job.run_dir) == losses(whole)
     first, second = job.history
     assert (first["slurm_job_id"], first["slurm_restart_count"]) == (str(job.id), 0)
     assert (second["slurm_job_id"], second["slurm_restart_count"]) == (str(job.id), 1)
-    # a checkpoint is still being written when the next interval has begun
     assert second["from_step"] >= at - 2 * SAVE_INTERVAL, job.output
-    if misfortune in (kill_a_task, stop_a_task):
-        assert re.search(r"error: rank 1 \(node[12]\) gave no sign of life", job.output), job.output
-        assert "stacks of rank 0 (node1)" in job.output, job.output
-
-
-def test_a_signal_during_a_save_loses_nothing(
-    cluster: Cluster, clone: Path, tmp_path: Path, arguments: list[object], whole: Path
-) -> None:
-    job = Job(cluster, clone, tmp_path / "run", TWO_NODES, *arguments)
-    job.wait_for(lambda: len(list_checkpoints(job.run_dir)) == 1)
-    being_written = job.run_dir / "checkpoints"
-    job.wait_for(lambda: any(being_written.glob(".step-*.partial")), pause=0.001)
-    job.signal_tasks(signal.SIGUSR1, 0)
-    assert any(being_written.glob(".step-*.partial")), "the save was over: the test is to no purpose"
-    job.finish()
-    assert job.restarts == 1 and losses(job.run_dir) == losses(whole)
-    assert f"stopped by a signal after step {job.history[1]['from_step']}, all of it saved" in job.output
-
-
-def test_a_signal_cuts_a_validation_short_which_is_made_after_the_restart(
-    cluster: Cluster, clone: Path, tmp_path: Path, arguments: list[object], whole: Path
-) -> None:
-    job = Job(cluster, clone, tmp_path / "run", TWO_NODES, *arguments)
-    job.wait_for(lambda: job.steps == EVAL_INTERVAL, pause=0.001)
-    job.signal_tasks(signal.SIGTERM, 1)
-    checkpoint = job.run_dir / "checkpoints" / f"step-{EVAL_INTERVAL:08d}"
-    job.wait_for(checkpoint.is_dir)
-    assert json.loads((checkpoint / "state.json").read_text())["validation_pending"]
-    job.finish()
-    assert job.restarts == 1 and job.history[1]["from_step"] == EVAL_INTERVAL, job.output
-    assert losses(job.run_dir) == losses(whole)
-
-
-def test_a_job_with_too_short_a_limit_requeues_itself_until_it_is_done(
-    cluster: Cluster, clone: Path, tmp_path: Path, long_arguments: list[object], long_whole: Path
-) -> None:
-    unsaved = ("--save_interval", 10_000)
-    job = Job(cluster, clone, tmp_path / "run", (*ONE_NODE, "--time=1", "--signal=USR1@30"), *long_arguments, *unsaved)
-    job.wait_for(lambda: cluster.job(job.id)["JobState"] == "COMPLETED", pause=1, timeout=600)
-    assert job.restarts >= 3, job.output
-    assert losses(job.run_dir) == losses(long_whole)
-    log = (job.run_dir / "training_log.out").read_text(encoding="utf-8")
-    ends = [int(step) for step in re.findall(r"stopped by a signal (?:after|during the validation at) step (\d+)", log)]
-    assert ends == [start["from_step"] for start in job.history[1:]], "a signalled restart lost steps"
-    assert [start["slurm_restart_count"] for start in job.history] == list(range(job.restarts + 1))
-
-
-def test_a_node_is_given_up_while_its_processes_live_on(
-    cluster: Cluster, clone: Path, tmp_path: Path, long_arguments: list[object], long_whole: Path
-) -> None:
-    """Without its slurmd, Slurm cannot end what runs on the node: batch script and training go on beside the new."""
-    job = Job(cluster, clone, tmp_path / "run", ONE_NODE, *long_arguments)
-    job.wait_for(lambda: job.steps >= 70)
-    node = cluster.job(job.id)["BatchHost"]
-    with cluster.node_lost(node):
-        job.wait_for(lambda: job.restarts == 1)
-        job.finish()
-    assert cluster.job(job.id)["BatchHost"] != node and job.restarts == 1, job.output
-    assert losses(job.run_dir) == losses(long_whole)
-    assert not list((job.run_dir / "checkpoints").glob(".*"))
+    assert_told_of_rank_1(job)
 
 
 def test_a_second_job_on_the_run_folder_is_refused_and_told_who_writes_it(
@@ -243,30 +251,6 @@ def test_a_second_job_on_the_run_folder_is_refused_and_told_who_writes_it(
     assert cluster.wait(second.id, timeout=120) == JobEnd("FAILED", 2, 0), second.output
     assert f"is being written by Slurm job {first.id}, process " in second.output and second.restarts == 0
     first.finish()
-
-
-def test_a_surviving_writer_on_a_lost_node_is_shut_out(
-    cluster: Cluster, clone: Path, tmp_path: Path, arguments: list[object]
-) -> None:
-    """Slurm gives the node up and starts the job on the other one, while the old process, which it cannot reach, is
-    stopped: woken up, it finds that the folder is another's."""
-    job = Job(cluster, clone, tmp_path / "run", (*ONE_NODE, "--nodelist=node1"), *arguments)
-    job.wait_for(lambda: job.steps > SAVE_INTERVAL)
-    [survivor] = cluster.task_processes(job.id).values()
-    os.kill(survivor, signal.SIGSTOP)
-    with cluster.node_lost("node1"):
-        job.wait_for(lambda: job.restarts == 1)
-        cluster.run("scontrol", "update", f"JobId={job.id}", "ReqNodeList=node2")
-        job.wait_for(lambda: len(job.history) == 2)
-        os.kill(survivor, signal.SIGCONT)
-        job.wait_for(lambda: not (Path("/proc") / str(survivor)).exists())
-        job.finish()
-    assert job.restarts == 1, job.output
-    assert not list((job.run_dir / "checkpoints").glob(".*"))
-    steps = [
-        int(row["step"]) for row in read_csv(job.run_dir / METRICS) if row["split"] == "train" and not row["dataset"]
-    ]
-    assert steps == list(range(1, STEPS + 1)), "lines of both writers"
 
 
 def test_errors_that_stay_do_not_requeue(
@@ -289,3 +273,48 @@ def test_errors_that_stay_do_not_requeue(
     corrupt = Job(cluster, clone, tmp_path / "run", TWO_NODES, *arguments, "--data_dir", copy)
     assert cluster.wait(corrupt.id, timeout=120) == JobEnd("FAILED", 65, 0) and corrupt.restarts == 0, corrupt.output
     assert f"error: {shard} does not have the SHA-256" in corrupt.output
+
+
+def test_a_job_with_too_short_a_limit_requeues_itself_until_it_is_done(limited: Job, long_whole: Path) -> None:
+    limited.finish()
+    assert limited.restarts >= 2, limited.output  # how many depends on the machine
+    assert losses(limited.run_dir) == losses(long_whole)
+    log = (limited.run_dir / "training_log.out").read_text(encoding="utf-8")
+    ends = [int(step) for step in re.findall(r"stopped by a signal (?:after|during the validation at) step (\d+)", log)]
+    assert ends == [start["from_step"] for start in limited.history[1:]], "a signalled restart lost steps"
+    assert [start["slurm_restart_count"] for start in limited.history] == list(range(limited.restarts + 1))
+
+
+def test_a_node_is_given_up_while_its_processes_live_on(
+    cluster: Cluster,
+    clone: Path,
+    tmp_path: Path,
+    arguments: list[object],
+    long_arguments: list[object],
+    long_whole: Path,
+) -> None:
+    """Without its slurmd, Slurm cannot end what runs on the node, and starts the jobs on the other one. Of `running`,
+    batch script and training go on beside the new; of `stopped`, the old process is woken up when the new one writes,
+    and finds that the folder is another's."""
+    running = Job(cluster, clone, tmp_path / "running", ONE_NODE, *long_arguments)
+    stopped = Job(cluster, clone, tmp_path / "stopped", (*ONE_NODE, "--nodelist=node1"), *arguments)
+    stopped.wait_for(lambda: stopped.steps > SAVE_INTERVAL)
+    [survivor] = cluster.task_processes(stopped.id).values()
+    os.kill(survivor, signal.SIGSTOP)
+    running.wait_for(lambda: running.steps >= 70)
+    assert cluster.job(running.id)["BatchHost"] == "node1", "Slurm fills the first node first"
+    with cluster.node_lost("node1"):
+        for job in (running, stopped):
+            job.wait_for(lambda job=job: job.restarts == 1)
+        cluster.run("scontrol", "update", f"JobId={stopped.id}", "ReqNodeList=node2")
+        stopped.wait_for(lambda: len(stopped.history) == 2)
+        os.kill(survivor, signal.SIGCONT)
+        stopped.wait_for(lambda: not (Path("/proc") / str(survivor)).exists())
+        for job in (running, stopped):
+            job.finish()
+    for job in (running, stopped):
+        assert cluster.job(job.id)["BatchHost"] == "node2" and job.restarts == 1, job.output
+        assert not list((job.run_dir / "checkpoints").glob(".*"))
+    assert losses(running.run_dir) == losses(long_whole)
+    rows = [row for row in read_csv(stopped.run_dir / METRICS) if row["split"] == "train" and not row["dataset"]]
+    assert [int(row["step"]) for row in rows] == list(range(1, STEPS + 1)), "lines of both writers"

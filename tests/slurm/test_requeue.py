@@ -62,7 +62,7 @@ class Job:
         """Until that many tasks of that start of the job have called `up`."""
         self.cluster.wait_until(lambda: len([*self.folder.glob(f"up-{start}-*")]) == tasks, f"start {start} is not up")
 
-    def assert_end(self, end: JobEnd, restarts: int, timeout: float = 60) -> None:
+    def assert_end(self, end: JobEnd, restarts: int, timeout: float = 120) -> None:
         assert self.cluster.wait(self.id, timeout) == end, self.output
         assert self.restarts == restarts, self.output
 
@@ -89,57 +89,45 @@ class Submitter:
         return Job(self.cluster, folder, job_id)
 
 
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=2")
+# Jobs that nobody touches: what their tasks run, and sbatch's options. The longest come first.
+UNTOUCHED: dict[str, tuple[str, tuple[str, ...]]] = {
+    "fruitless": ("exit 75", ()),
+    # the second start makes progress, after which there may be four
+    "fruitful": ('((start != 1)) || echo step-1 >"$FOLDER/progress"; exit 75', ()),
+    "short_of_time": ("((start)) || wait_for_end", ("--time=1", "--signal=USR1@40")),
+    "two_nodes": (
+        'echo "$start $SLURM_PROCID $SLURMD_NODENAME $TRAINING_LOG"; echo 2>&1 "warning"; all_up; ((start)) || exit 75',
+        TWO_NODES,
+    ),
+    "errors": ('((start)) || { echo "error: at first"; exit 75; }; echo "unexpected"; exit 1', ()),
+    "array": (
+        ': >"$FOLDER/$SLURM_ARRAY_TASK_ID-$start"; [[ $SLURM_ARRAY_TASK_ID == 1 || $start == 1 ]] || exit 75',
+        ("--array=1-2",),  # the last one has the array's own id
+    ),
+    "exit_1": ('mkdir -p "$FOLDER/run"; exit 1', ()),
+    **{
+        f"exit_{code}": (f'mkdir -p "$FOLDER/run"; echo "error: first"; echo "error: second"; exit {code}', ())
+        for code in (0, 2, 65, 74)
+    },
+}
+
+
 @pytest.fixture
 def submit(cluster: Cluster, clone: Path, tmp_path: Path) -> Submitter:
     return Submitter(cluster, clone, tmp_path)
 
 
-TWO_NODES = ("--nodes=2", "--ntasks-per-node=2")
+@pytest.fixture(scope="module")
+def untouched(cluster: Cluster, clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+    """All of UNTOUCHED, side by side: a requeued job is held for 6 seconds, and these restart up to 5 times."""
+    submit = Submitter(cluster, clone, tmp_path_factory.mktemp("untouched"))
+    return {name: submit(task, *options, name=name) for name, (task, options) in UNTOUCHED.items()}
 
 
-def test_75_requeues_and_the_log_has_all_tasks_of_all_starts(submit: Submitter) -> None:
-    task = (
-        'echo "$start $SLURM_PROCID $SLURMD_NODENAME $TRAINING_LOG"; echo 2>&1 "warning"; all_up; ((start)) || exit 75'
-    )
-    job = submit(task, *TWO_NODES)
-    job.assert_end(COMPLETED, restarts=1)
-    path = job.folder / "run" / "log"
-    tasks = {f"{start} {rank} node{1 + rank // 2} {path}" for start in (0, 1) for rank in range(4)}
-    assert tasks < set(job.log.splitlines()) and job.log.count("warning\n") == 8, job.log
-    ends = [line for line in job.output.splitlines() if not line.startswith(("srun: ", "slurmstepd"))]
-    assert ends == [f"exit code 75, log: {path}", "requeued", f"exit code 0, log: {path}"]
-
-
-@pytest.mark.parametrize("code", [0, 1, 2, 65, 74])
-def test_other_exit_codes_end_the_job(submit: Submitter, code: int) -> None:
-    error = "" if code == 1 else 'echo "error: first"; echo "error: second"; '
-    job = submit(f'mkdir -p "$FOLDER/run"; {error} exit {code}')
-    job.assert_end(JobEnd("FAILED" if code else "COMPLETED", code, 0), restarts=0)
-    assert f"exit code {code}, log: {job.folder}/run/log\n" in job.output
-    assert [line for line in job.output.splitlines() if line.startswith("error")] == (
-        ["error: second"] if code not in (0, 1) else []
-    )
-    assert not [*(submit.clone / "slurm" / "logs").glob(f"{job.id}*")]
-
-
-def test_only_errors_of_this_start_are_shown(submit: Submitter) -> None:
-    job = submit('((start)) || { echo "error: at first"; exit 75; }; echo "unexpected"; exit 1')
-    job.assert_end(JobEnd("FAILED", 1, 0), restarts=1)
-    assert job.output.count("error: at first") == 1
-
-
-def test_a_log_that_cannot_be_written_is_an_io_error(submit: Submitter) -> None:
-    job = submit("exit 0", "--hold")
-    (job.folder / "run").touch()  # where the log's folder should be
-    job.cluster.run("scontrol", "release", job.id)
-    job.assert_end(JobEnd("FAILED", 74, 0), restarts=0)
-
-
-def test_four_starts_without_progress_are_enough(submit: Submitter) -> None:
-    idle = submit("exit 75", name="idle")
-    # the second start makes progress, after which there may be four
-    late = submit('((start != 1)) || echo step-1 >"$FOLDER/progress"; exit 75', name="late")
-    by_hand = submit("wait_for_end", name="by_hand")  # Slurm's own restarts after a node's failure count as these do
+def test_four_starts_without_progress_are_enough(untouched: dict[str, Job], submit: Submitter) -> None:
+    idle, late = untouched["fruitless"], untouched["fruitful"]
+    by_hand = submit("wait_for_end")  # Slurm's own restarts after a node's failure count as these do
     for start in range(4):
         by_hand.wait_until_up(start)
         by_hand.cluster.run("scontrol", "requeue", by_hand.id)
@@ -151,6 +139,51 @@ def test_four_starts_without_progress_are_enough(submit: Submitter) -> None:
         assert len(messages) == 1 and f"({progress})" in messages[0] and f"{job.folder}/run/log" in messages[0]
         assert not [*(submit.clone / "slurm" / "logs").glob(f"{job.id}*")]
     assert len([*by_hand.folder.glob("up-*")]) == 4  # the fifth start ended before its tasks began
+
+
+def test_75_requeues_and_the_log_has_all_tasks_of_all_starts(untouched: dict[str, Job]) -> None:
+    job = untouched["two_nodes"]
+    job.assert_end(COMPLETED, restarts=1)
+    path = job.folder / "run" / "log"
+    tasks = {f"{start} {rank} node{1 + rank // 2} {path}" for start in (0, 1) for rank in range(4)}
+    assert tasks < set(job.log.splitlines()) and job.log.count("warning\n") == 8, job.log
+    ends = [line for line in job.output.splitlines() if not line.startswith(("srun: ", "slurmstepd"))]
+    assert ends == [f"exit code 75, log: {path}", "requeued", f"exit code 0, log: {path}"]
+
+
+def test_before_its_time_limit_a_job_requeues(untouched: dict[str, Job]) -> None:
+    untouched["short_of_time"].assert_end(COMPLETED, restarts=1)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 65, 74])
+def test_other_exit_codes_end_the_job(untouched: dict[str, Job], clone: Path, code: int) -> None:
+    job = untouched[f"exit_{code}"]
+    job.assert_end(JobEnd("FAILED" if code else "COMPLETED", code, 0), restarts=0)
+    assert f"exit code {code}, log: {job.folder}/run/log\n" in job.output
+    assert [line for line in job.output.splitlines() if line.startswith("error")] == (
+        ["error: second"] if code not in (0, 1) else []
+    )
+    assert not [*(clone / "slurm" / "logs").glob(f"{job.id}*")]
+
+
+def test_only_errors_of_this_start_are_shown(untouched: dict[str, Job]) -> None:
+    job = untouched["errors"]
+    job.assert_end(JobEnd("FAILED", 1, 0), restarts=1)
+    assert job.output.count("error: at first") == 1
+
+
+def test_each_task_of_an_array_is_requeued_alone(untouched: dict[str, Job]) -> None:
+    job = untouched["array"]
+    job.cluster.wait_until((job.folder / "2-1").exists, "task 2 was not requeued")
+    job.cluster.wait_until(lambda: job.output.count("exit code 0") == 2, "the array does not end")
+    assert not (job.folder / "1-1").exists()
+
+
+def test_a_log_that_cannot_be_written_is_an_io_error(submit: Submitter) -> None:
+    job = submit("exit 0", "--hold")
+    (job.folder / "run").touch()  # where the log's folder should be
+    job.cluster.run("scontrol", "release", job.id)
+    job.assert_end(JobEnd("FAILED", 74, 0), restarts=0)
 
 
 def test_the_count_of_an_earlier_job_of_this_id_is_forgotten(submit: Submitter) -> None:
@@ -168,63 +201,47 @@ def test_a_cancelled_job_stays_cancelled(submit: Submitter) -> None:
     assert "\nnot requeued: the job was cancelled" in job.output
 
 
-def test_a_job_requeued_by_hand_restarts_once(submit: Submitter) -> None:
-    job = submit("((start)) || wait_for_end")
-    job.wait_until_up()
-    job.cluster.run("scontrol", "requeue", job.id)
-    job.assert_end(COMPLETED, restarts=1)
-    assert "\nnot requeued: the job was cancelled or restarted" in job.output
-
-
-def test_killing_the_whole_step_requeues_once(submit: Submitter) -> None:
-    job = submit("((start)) || wait_for_end", *TWO_NODES)
-    job.wait_until_up(tasks=4)
-    job.cluster.run("scancel", "--signal=KILL", f"{job.id}.0")
-    job.assert_end(COMPLETED, restarts=1)
-
-
-def test_killing_one_task_requeues_once(submit: Submitter) -> None:
-    job = submit("((start)) || wait_for_end", *TWO_NODES)
-    job.wait_until_up(tasks=4)
-    processes = job.cluster.task_processes(job.id)
+def test_what_is_requeued_by_hand_or_killed_restarts_once(submit: Submitter) -> None:
+    by_hand = submit("((start)) || wait_for_end", name="by_hand")
+    step = submit("((start)) || wait_for_end", *TWO_NODES, name="step")
+    task = submit("((start)) || wait_for_end", *TWO_NODES, name="task")  # has room when the others are held
+    by_hand.wait_until_up()
+    by_hand.cluster.run("scontrol", "requeue", by_hand.id)
+    step.wait_until_up(tasks=4)
+    step.cluster.run("scancel", "--signal=KILL", f"{step.id}.0")
+    task.wait_until_up(tasks=4)
+    processes = task.cluster.task_processes(task.id)
     assert sorted(processes) == [0, 1, 2, 3]
     os.kill(processes[2], signal.SIGKILL)
-    job.assert_end(COMPLETED, restarts=1)
-    assert "task 2 on node2 was killed by SIGKILL\n" in job.log
-
-
-def test_each_task_of_an_array_is_requeued_alone(submit: Submitter) -> None:
-    task = ': >"$FOLDER/$SLURM_ARRAY_TASK_ID-$start"; [[ $SLURM_ARRAY_TASK_ID == 1 || $start == 1 ]] || exit 75'
-    job = submit(task, "--array=1-2")  # the last one has the array's own id
-    job.cluster.wait_until((job.folder / "2-1").exists, "task 2 was not requeued")
-    job.cluster.wait_until(lambda: job.output.count("exit code 0") == 2, "the array does not end")
-    assert not (job.folder / "1-1").exists()
-
-
-@pytest.mark.parametrize("late", [False, True])
-def test_a_job_whose_node_is_lost_restarts_once_elsewhere(submit: Submitter, late: bool) -> None:
-    """The first start's script lives on. Its srun ends with 0, which is no success, while the job waits for its second
-    start; or, `late`, the script learns of it when the second start runs."""
-    job = submit("((start)) || wait_for_end; up; until [[ -e $FOLDER/go ]]; do sleep 0.1; done")
-    job.wait_until_up()
-    cluster, lost = job.cluster, job.cluster.job(job.id)["BatchHost"]
-    script = int((job.folder / "script-0").read_text())
-    if late:
-        os.kill(script, signal.SIGSTOP)
-    with cluster.node_lost(lost):
-        job.wait_until_up(start=1)
-        assert cluster.job(job.id)["BatchHost"] != lost
-        if late:
-            os.kill(script, signal.SIGCONT)
-        cluster.wait_until(lambda: "\nnot requeued" in job.output, "the first start's script has not ended")
-        (job.folder / "go").touch()
+    for job in (by_hand, step, task):
         job.assert_end(COMPLETED, restarts=1)
-    assert job.output.count("exit code 75") == job.output.count("exit code 0") == 1
+    assert "\nnot requeued: the job was cancelled or restarted" in by_hand.output
+    assert "task 2 on node2 was killed by SIGKILL\n" in task.log
 
 
-def test_before_its_time_limit_a_job_requeues(submit: Submitter) -> None:
-    job = submit("((start)) || wait_for_end", "--time=1", "--signal=USR1@40")
-    job.assert_end(COMPLETED, restarts=1, timeout=120)
+def test_jobs_whose_node_is_lost_restart_once_elsewhere(submit: Submitter) -> None:
+    """The first start's script lives on. Its srun ends with 0, which is no success, while the job waits for its second
+    start; or, of the `late` job, the script learns of it when the second start runs."""
+    task = "((start)) || wait_for_end; up; until [[ -e $FOLDER/go ]]; do sleep 0.1; done"
+    early, late = (submit(task, "--nodelist=node1", name=name) for name in ("early", "late"))
+    early.wait_until_up()
+    late.wait_until_up()
+    cluster = late.cluster
+    script = int((late.folder / "script-0").read_text())
+    os.kill(script, signal.SIGSTOP)
+    with cluster.node_lost("node1"):
+        for job in (early, late):
+            cluster.wait_until(lambda job=job: job.restarts == 1, "the node is not given up")
+            cluster.run("scontrol", "update", f"JobId={job.id}", "ReqNodeList=node2")
+            job.wait_until_up(start=1)
+            assert cluster.job(job.id)["BatchHost"] == "node2"
+        os.kill(script, signal.SIGCONT)
+        for job in (early, late):
+            cluster.wait_until(lambda job=job: "\nnot requeued" in job.output, "the first start's script has not ended")
+            (job.folder / "go").touch()
+            job.assert_end(COMPLETED, restarts=1)
+    for job in (early, late):
+        assert job.output.count("exit code 75") == job.output.count("exit code 0") == 1
 
 
 @pytest.mark.parametrize(
