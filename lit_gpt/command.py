@@ -167,8 +167,10 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
         parser.add_argument(name, **POSITIONAL[name])
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
     options = [name for name in names if name not in POSITIONAL]
+    lists = [field.name for field in fields(options_class) if str(field.type).startswith("list[")]
     try:
-        namespace = parser.parse_args(_expand(argv, [*options, "config", "help", "print_config"]))
+        words = _join_lists(_expand(argv, [*options, "config", "help", "print_config"]), lists)
+        namespace = parser.parse_args(words)
     except ArgumentError as e:
         raise UserError(_readable(str(e), options_class)) from None
     except UnicodeDecodeError as e:
@@ -189,6 +191,22 @@ def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:
                 option = "--" + matches[0]
         expanded.append(option + equals + value)
     return expanded
+
+
+def _join_lists(words: Sequence[str], lists: Sequence[str]) -> list[str]:
+    """Turns `--name a b c` into `--name=[a,b,c]`, as jsonargparse has it, for the options in `lists`."""
+    joined: list[str] = []
+    values: list[str] | None = None
+    for word in words:
+        if word.startswith("--"):
+            values = [] if word[2:] in lists else None
+            joined.append(word)
+        elif values is None:
+            joined.append(word)
+        else:
+            values.append(word)
+            joined[-1] = f"{joined[-1].partition('=')[0]}=[{','.join(values)}]"
+    return joined
 
 
 def _readable(message: str, options_class: type) -> str:

@@ -17,6 +17,7 @@ from lit_gpt.lora import LoRASettings, merge_adapter
 from lit_gpt.peft import ADAPTER_CONFIG, read_peft
 from lit_gpt.tokenizer import TOKENIZER_FILES
 from utils.checkpoint import STATE, SUMS, Progress, list_checkpoints, read_model_tensors, verify_checkpoint
+from utils.mixture import MIXTURE
 from utils.run_folder import ALL, METRICS, RUN, RunRecord, best_checkpoint, read_csv
 
 
@@ -118,7 +119,8 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
 
 def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
     progress = Progress.load(checkpoint)
-    rows = read_csv(checkpoint.resolve().parents[1] / METRICS)
+    run_dir = checkpoint.resolve().parents[1]
+    rows = read_csv(run_dir / METRICS)
     losses = {
         row["dataset"]: float(row["loss"])
         for row in rows
@@ -131,6 +133,7 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "validation_loss": losses.pop(ALL, None),
         "validation_losses": losses,
+        "turns": sum(int(row["turns"]) for row in read_csv(run_dir / MIXTURE)),
     }
 
 
