@@ -168,7 +168,8 @@ class LlamaCpp:
 
 
 def _threads() -> str:
-    return str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """OMP_NUM_THREADS, which a batch job sets to its cores, else all cores this process may use."""
+    return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
 
 
 def _reason(output: str) -> str:
