@@ -198,14 +198,18 @@ def _join_lists(words: Sequence[str], lists: Sequence[str]) -> list[str]:
     joined: list[str] = []
     values: list[str] | None = None
     for word in words:
+        option, equals, value = word.partition("=")
         if word.startswith("--"):
-            values = [] if word[2:] in lists else None
+            values = ([value.strip("[]")] if equals else []) if option[2:] in lists else None
             joined.append(word)
         elif values is None:
             joined.append(word)
+            continue
         else:
             values.append(word)
-            joined[-1] = f"{joined[-1].partition('=')[0]}=[{','.join(values)}]"
+        if values:
+            name = joined[-1].partition("=")[0]
+            joined[-1] = f"{name}=[{','.join(values)}]"
     return joined
 
 

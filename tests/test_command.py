@@ -131,6 +131,29 @@ def test_what_stands_after_the_configuration_wins(tmp_path):
     assert parse("--config", path, "--batch_size", 9) == Options(Path("there"), 4, 9)
 
 
+def test_an_option_may_have_several_words(tmp_path):
+    @dataclass(frozen=True)
+    class Several:
+        """A script with a list."""
+
+        colours: list[str] = field(default_factory=lambda: ["red"])
+        """Some."""
+        title: str = ""
+        """Of the figure."""
+
+    def colours(*argv: str) -> list[str]:
+        return command.parse(Several, argv).colours
+
+    assert colours() == ["red"]
+    assert colours("--col", "f16", "q4_0", "--title", "a") == colours("--title", "a", "--colours=f16", "q4_0")
+    assert colours("--colours=[f16,q4_0]") == colours("--colours", "f16", "q4_0") == ["f16", "q4_0"] and colours(
+        "--colours", "blue"
+    ) == ["blue"]
+    (tmp_path / "c.yaml").write_text("colours: [f16, blue]")
+    assert colours("--config", str(tmp_path / "c.yaml")) == ["f16", "blue"]
+    assert colours("--config", str(tmp_path / "c.yaml"), "--colours", "q8_0") == ["q8_0"]
+
+
 def test_folders_are_given_without_a_name(capsys):
     options = command.parse(FolderOptions, ["one", "two/three", "--title", "T"])
     assert options == FolderOptions([Path("one"), Path("two/three")], "T")

@@ -128,7 +128,13 @@ def test_architectures_in_part():
 
 
 def test_a_window_that_slides_bounds_the_context():
-    sizes = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+    }
     sizes |= {"intermediate_size": 96, "max_position_embeddings": 512, "sliding_window": 128}
     mistral = {"architectures": ["MistralForCausalLM"], **sizes}
     assert visible_context(mistral, config_from_hf(mistral)) == 128

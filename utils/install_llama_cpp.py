@@ -159,7 +159,10 @@ def build(source: Path, stage: Path) -> None:
     settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
     settings += [f"-DCMAKE_PROJECT_{name}_INCLUDE={stage / name}.cmake" for name in ("ggml", "llama.cpp")]
     folder, cores = str(stage / "build"), len(os.sched_getaffinity(0))
-    print(f"building {', '.join(PROGRAMS)} on {cores} core(s): about {15 / cores:.0f} minutes", flush=True)
+    print(
+        f"building {', '.join(PROGRAMS)} on {cores} core(s): about {7 / cores:.0f} minutes where nothing else runs",
+        flush=True,
+    )
     call([*cmake, "-S", str(source), "-B", folder, *settings], stage, environment)
     call([*cmake, "--build", folder, "--parallel", str(cores), "--target", *PROGRAMS], stage, environment)
 
