@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -69,6 +70,7 @@ def ask(folder: Path, text: str, prompt: str, context: int, windows: int, target
     Raises:
         UserError: for a text that is too short.
         DataError: if transformers cannot load the folder.
+        OSError: if `target` cannot be written.
     """
     request = {"text": text, "prompt": prompt, "context": context, "windows": windows, "target": str(target.resolve())}
     asked, answered = target.with_name("request.json"), target.with_name("answer.json")
@@ -80,6 +82,8 @@ def ask(folder: Path, text: str, prompt: str, context: int, windows: int, target
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        if number := re.match(r"OSError: \[Errno (\d+)\]", lines[-1]):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(target.parent))
         raise DataError(f"transformers does not load {folder}: {lines[-1]}")
     answer = json.loads(answered.read_text(encoding="utf-8"))
     if "too_short" in answer:
@@ -115,7 +119,7 @@ def write_log_probabilities(file: BinaryIO, logits: np.ndarray) -> None:
     written = np.zeros((rows, 4 + 2 * ((vocabulary + 1) // 2)), np.uint16)
     written[:, :2], written[:, 2:4] = scale.view(np.uint16), (smallest - largest - log_sum).view(np.uint16)
     written[:, 4 : 4 + vocabulary] = steps
-    written.tofile(file)
+    file.write(written.tobytes())
 
 
 def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
@@ -155,8 +159,8 @@ def _measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[
             logits = model(row[None]).logits[0, first:-1].float()
             if index == 0:
                 file.write(b"_logits_")
-                np.array([rows.shape[1], logits.shape[1], len(rows)], np.int32).tofile(file)
-                rows.numpy().astype(np.int32).tofile(file)
+                file.write(np.array([rows.shape[1], logits.shape[1], len(rows)], np.int32).tobytes())
+                file.write(rows.numpy().astype(np.int32).tobytes())
             loss += torch.nn.functional.cross_entropy(logits.double(), row[first + 1 :], reduction="sum").item()
             predicted += len(logits)
             write_log_probabilities(file, logits.numpy())

@@ -162,17 +162,20 @@ def test_the_modelfile_is_that_of_the_training(exported):
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
+def make_tiny(folder: Path, padding: int = 0, **save: object) -> Path:
     """A Llama with large random weights and a SentencePiece tokenizer."""
     from lit_gpt.hf_tokenizer import export_tokenizer
     from lit_gpt.tokenizer import Tokenizer
 
-    folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = Tokenizer(SAMPLE / "tokenizer")
-    make_hf(folder, "Llama", {"vocab_size": tokenizer.vocab_size})
+    make_hf(folder, "Llama", {"vocab_size": tokenizer.vocab_size + padding}, **save)
     export_tokenizer(tokenizer, folder, "[speaker001:] Bonjour")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture
@@ -301,10 +304,11 @@ def test_another_pre_tokenizer_is_found(tmp_path, capsys, monkeypatch):
     refused(capsys, tmp_path, 65, ["tokenizes otherwise"], "--model_dir", folder, "--methods", "f16")
 
 
-def test_a_second_export_replaces_the_first(tiny, tmp_path):
-    out = tmp_path / "out"
+def test_a_second_export_replaces_the_first(tmp_path):
+    """Of a bfloat16 model whose vocabulary is padded beyond the tokenizer's."""
+    model, out = make_tiny(tmp_path / "model", padding=24, dtype=torch.bfloat16), tmp_path / "out"
     for method in ("q8_0", "f16"):
-        main(QuantizeOptions(model_dir=tiny, output_dir=out, methods=[method]))
+        main(QuantizeOptions(model_dir=model, output_dir=out, methods=[method]))
         assert list(rows_of(out)) == [method]
         assert sorted(path.name for path in out.iterdir()) == [f"Modelfile.{method}", f"model-{method}.gguf", TABLE]
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
