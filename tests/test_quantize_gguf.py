@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from lit_gpt import command
 from lit_gpt.hf_probabilities import choose_windows
 from lit_gpt.llama_cpp import FOLDER, LlamaCpp
+from lit_gpt.scripts import convert_hf_checkpoint
 from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run
 from tests.hf_models import make_hf
 from utils import quantize_gguf
@@ -57,7 +58,7 @@ def make_foundation(folder: Path, name: str) -> None:
     vocabulary = {"gpt2": 50257, "falcon": 65024}[tokenizer]
     torch.manual_seed(0)
     model_class(model_class.config_class(vocab_size=vocabulary, **settings)).save_pretrained(folder)
-    run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", folder)
+    convert_hf_checkpoint.main(convert_hf_checkpoint.Options(checkpoint_dir=folder))
 
 
 def train(name: str, folder: Path) -> Path:
@@ -185,6 +186,7 @@ def copied(tiny, tmp_path) -> Path:
 
 def refused(capsys, tmp_path: Path, exit_code: int, words: list[str], *arguments: object) -> None:
     """The program, in this process, says one line with `words`, and leaves nothing in `tmp_path`/out or beside it."""
+    capsys.readouterr()
     before = set(tmp_path.iterdir())
     line = ["--output_dir", str(tmp_path / "out"), *map(str, arguments)]
     assert command.run(QuantizeOptions, main, line) == exit_code
