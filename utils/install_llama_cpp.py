@@ -23,17 +23,19 @@ STAMP = "installed.json"
 CMAKE = "cmake==4.1.2"
 KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
 OPTIMISED = 'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n'
-"""For ggml alone, where the arithmetic is. All else takes 0.5 to 0.8 of its time at -O1: 6.3 core minutes in all."""
-LOGGED = "".join(
-    f"cmake_language(DEFER CALL target_sources {program} PRIVATE [[{{stage}}/logged.cpp]])\n"
-    for program in ("llama-perplexity", "llama-completion")
-)
+"""For ggml alone, where the arithmetic is; llama.cpp's own layers at -O1 take 0.5 to 0.8 of that time to compile."""
 LOGGED_SOURCE = """\
 #include "log.h"
 struct Logged { ~Logged() { common_log_flush(common_log_main()); } } logged;
 """
-"""Added to the two programs: they print from another thread, and end without waiting for it (on a busy machine every
-third run of a small model lost its last lines)."""
+ADDED = """\
+cmake_language(DEFER CALL target_compile_options llama-common PRIVATE -O0)
+cmake_language(DEFER CALL target_compile_options cpp-httplib PRIVATE -O0)
+cmake_language(DEFER CALL target_sources llama-perplexity PRIVATE [[{stage}/logged.cpp]])
+cmake_language(DEFER CALL target_sources llama-completion PRIVATE [[{stage}/logged.cpp]])
+"""
+"""What reads command lines, templates and downloads is not optimised at all. The two programs print from another thread
+and end without waiting for it: on a busy machine every third run on a small model lost its last lines."""
 SETTINGS = {
     "CMAKE_BUILD_TYPE": "Release",
     "CMAKE_CXX_FLAGS_RELEASE": "-O1 -DNDEBUG",
@@ -65,7 +67,7 @@ def main(options: InstallOptions) -> None:
     from lit_gpt.llama_cpp import COMMIT, FOLDER
 
     folder = (options.dir or FOLDER).resolve()
-    recipe = {"commit": COMMIT, "settings": SETTINGS, "added": [OPTIMISED, LOGGED, LOGGED_SOURCE]}
+    recipe = {"commit": COMMIT, "settings": SETTINGS, "added": [OPTIMISED, ADDED, LOGGED_SOURCE]}
     if is_installed(folder, recipe):
         print(f"llama.cpp {COMMIT} is in {folder}")
         return
@@ -153,7 +155,7 @@ def build(source: Path, stage: Path) -> None:
     from lit_gpt.llama_cpp import PROGRAMS
 
     cmake, environment = find_cmake(stage)
-    for name, content in (("ggml", OPTIMISED), ("llama.cpp", LOGGED)):
+    for name, content in (("ggml", OPTIMISED), ("llama.cpp", ADDED)):
         (stage / f"{name}.cmake").write_text(content.replace("{stage}", str(stage)))
     (stage / "logged.cpp").write_text(LOGGED_SOURCE)
     settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
