@@ -244,7 +244,7 @@ def main(options: PretrainOptions) -> None:
     options = try_small(options) if options.try_small else options
     plan = make_plan(options)
     if options.dry_run:
-        print(describe_needs(options, plan))
+        print("\n".join([describe_needs(options, plan), *gguf_warnings(options, plan)]))
         return
 
     from utils.data import verify_data
@@ -573,6 +573,8 @@ def open_metrics(
     for change in record_start(options, plan, world_size, progress):
         log.line(f"changed since the last start: {change}")
     log.line(describe(options, plan, world_size))
+    for warning in gguf_warnings(options, plan):
+        log.line(warning)
     record_mixture(options, plan, log)
     if checkpoint:
         log.line(f"going on from {checkpoint}")
@@ -709,6 +711,23 @@ def describe(options: PretrainOptions, plan: Plan, world_size: int) -> str:
         f"{plan.schedule.max_steps:,} steps of {plan.samples_per_step} samples from {len(plan.mixture.entries)} "
         f"dataset(s), {plan.mixture.rows:,} rows an epoch; validation on {len(plan.validation)} dataset(s)"
     )
+
+
+def gguf_warnings(options: PretrainOptions, plan: Plan) -> list[str]:
+    """A line if the trained model could not be exported to GGUF; its tokenizer cannot be changed any more then."""
+    from lit_gpt.gguf import obstacles
+    from lit_gpt.hf import config_to_hf, read_hf_config
+    from lit_gpt.tokenizer import Tokenizer
+
+    try:
+        if options.model_config is None and (options.checkpoint_dir / "config.json").is_file():
+            hf = read_hf_config(options.checkpoint_dir)
+        else:
+            hf = config_to_hf(plan.config, None, None, "float32")
+        found = obstacles(hf, Tokenizer(options.checkpoint_dir))
+    except (UserError, DataError) as e:
+        found = [str(e)]
+    return [f"warning: this model could not be exported to GGUF: {'; '.join(found)}"] if found else []
 
 
 def record_mixture(options: PretrainOptions, plan: Plan, log: RunLog, counts: tuple[int, ...] | None = None) -> None:

@@ -456,18 +456,26 @@ class TensorFiles:
     @cached_property
     def dtype(self) -> torch.dtype:
         """The type of the first tensor."""
-        name, path = next(iter(self._where.items()))
-        return self._open(path).specs[name].dtype
+        return self._spec(next(iter(self._where))).dtype
+
+    @property
+    def parameters(self) -> int:
+        """Values of all tensors; a DataError if a file is damaged."""
+        return sum(self._spec(name).numel() for name in self.names)
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
         """The tensor `name`; a DataError if its shape is not the one given."""
-        path = self._where[name]
-        tensors = self._open(path)
-        if name not in tensors:
-            raise DataError(f"{path} does not hold {name}, which its index says it does; download it again")
-        if shape is not None and (found := tuple(tensors.specs[name].shape)) != shape:
+        found, path = tuple(self._spec(name).shape), self._where[name]
+        if shape is not None and found != shape:
             raise DataError(f"{name} in {path} has shape {found}, config.json says {shape}")
-        return tensors[name]
+        return self._open(path)[name]
+
+    def _spec(self, name: str) -> torch.Tensor:
+        """Shape and type, on the meta device."""
+        path = self._where[name]
+        if name not in (tensors := self._open(path)):
+            raise DataError(f"{path} does not hold {name}, which its index says it does; download it again")
+        return tensors.specs[name]
 
     def _open(self, path: Path) -> LazyTensors:
         if path not in self._open_files:

@@ -21,7 +21,7 @@ _OTHER_FILES = ("added_tokens.json", "vocab.json", "merges.txt")
 
 # SentencePiece's ModelProto.SentencePiece.Type and TrainerSpec.ModelType
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-_UNIGRAM, _BPE = 1, 2
+UNIGRAM, BPE = 1, 2
 
 
 class Piece(NamedTuple):
@@ -46,8 +46,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> Any | None:
     from tokenizers import Tokenizer as HFTokenizer
 
     path = tokenizer.directory / "tokenizer.model"
-    pieces, trainer, normalizer = _parse(path)
-    if trainer.get(3, _UNIGRAM) not in (_UNIGRAM, _BPE) or trainer.get(24, 0):  # treat_whitespace_as_suffix
+    pieces, trainer, normalizer = parse_sentencepiece(path)
+    if trainer.get(3, UNIGRAM) not in (UNIGRAM, BPE) or trainer.get(24, 0):  # treat_whitespace_as_suffix
         return None
     result = HFTokenizer(_model(pieces, trainer))
     steps = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
@@ -76,7 +76,7 @@ def _model(pieces: list[Piece], trainer: dict[int, Any]) -> Any:
 
     unknown = next((index for index, piece in enumerate(pieces) if piece.type == _UNKNOWN), None)
     byte_fallback = bool(trainer.get(35, 0))
-    if trainer.get(3, _UNIGRAM) == _UNIGRAM:
+    if trainer.get(3, UNIGRAM) == UNIGRAM:
         return models.Unigram([(p.text, p.score) for p in pieces], unk_id=unknown, byte_fallback=byte_fallback)
     vocabulary = {piece.text: index for index, piece in enumerate(pieces)}
     return models.BPE(
@@ -103,7 +103,7 @@ def _merges(pieces: list[Piece], vocabulary: dict[str, int]) -> list[tuple[str, 
     return [(left, right) for *_, left, right in sorted(merges)]
 
 
-def _parse(path: Path) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
+def parse_sentencepiece(path: Path) -> tuple[list[Piece], dict[int, Any], dict[int, Any]]:
     """The pieces, the trainer's settings and the normaliser's, these two by their field numbers in ModelProto."""
     pieces: list[Piece] = []
     trainer: dict[int, Any] = {}

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lit_gpt.llama_cpp import FOLDER as LLAMA_CPP
 from tests import warm_start
 from tests.warm_start import ROOT
+from utils.install_llama_cpp import STAMP
 
 SHARED = ROOT.parent / "shared"
 SAMPLE = ROOT / "data" / "sample"
@@ -38,13 +40,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def pytest_configure(config: pytest.Config) -> None:
     if os.environ.get("CI") and not SHARED.is_dir():
         pytest.exit("the tests that read ../shared cannot run: it is missing", returncode=1)
+    if os.environ.get("CI") and not (LLAMA_CPP / STAMP).is_file():
+        pytest.exit("the tests of GGUF files cannot run: utils/install_llama_cpp.py has not installed", returncode=1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not SHARED.is_dir():
+    needs = {
+        "shared": (SHARED.is_dir(), "needs the real data in ../shared"),
+        "llama_cpp": ((LLAMA_CPP / STAMP).is_file(), "needs llama.cpp: python utils/install_llama_cpp.py"),
+    }
+    for marker, (is_there, reason) in needs.items():
         for item in items:
-            if item.get_closest_marker("shared"):
-                item.add_marker(pytest.mark.skip(reason="needs the real data in ../shared"))
+            if not is_there and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def run(

@@ -204,6 +204,8 @@ class OwnOptions(Options):
     """Slower."""
     stop: tuple[str, ...] = ()
     """Where to end."""
+    types: tuple[str, ...] = ("f16", "q8_0")
+    """What to make."""
 
 
 def test_inherited_options_are_explained(capsys):
@@ -227,6 +229,8 @@ def test_several_texts_are_taken_as_they_are(tmp_path, capsys):
         return command.parse(OwnOptions, [*NEEDED, *argv]).stop
 
     assert stop() == () and stop("--stop", "[a:]") == ("[a:]",)
+    assert command.parse(OwnOptions, NEEDED).types == ("f16", "q8_0")
+    assert command.parse(OwnOptions, [*NEEDED, "--ty", "f32"]).types == ("f32",)
     assert stop("--stop", "\n[a:] ", "null", "1", "--own", "2") == ("\n[a:] ", "null", "1")
     path = tmp_path / "options.yaml"
     path.write_text('stop: ["[a:]", "b"]\n')

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import LLAMA_CPP, ROOT
 from tests.hf_models import make_hf, make_tokenizer
 from tests.hub_server import TOKEN, Hub
+from utils.install_llama_cpp import STAMP
 
-# These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, litgpt's own in test_trained.py.
-ELSEWHERE = ("make ", "sbatch ", "litgpt ")
+# These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, litgpt's own in test_trained.py;
+# what is installed is used where `make test` put it.
+ELSEWHERE = ("make ", "sbatch ", "litgpt ", "python utils/install_llama_cpp.py")
 
 
 def commands() -> list[str]:
@@ -39,7 +41,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
     copy = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", "checkpoints")
+    ignored = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", "checkpoints", ".llama.cpp*")
     shutil.copytree(ROOT, copy, ignore=ignored)
     ran = []
     for command in commands():
@@ -48,6 +50,10 @@ def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
         words = shlex.split(command)
         assert words[0] == "python", command
         small = ["--max_steps", "10", "--eval_samples", "8"] if words[1] == "pretrain.py" else []
+        if words[1] == "utils/quantize_gguf.py":
+            if not (LLAMA_CPP / STAMP).is_file():
+                continue
+            small = ["--llama_cpp_dir", str(LLAMA_CPP)]
         line = [sys.executable, *words[1:], *small]
         environment = hub.environment(tmp_path / "home")
         done = subprocess.run(line, cwd=copy, env=environment, capture_output=True, text=True, timeout=300)

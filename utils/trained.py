@@ -22,6 +22,7 @@ from lit_gpt.peft import ADAPTER_CONFIG, read_peft
 from lit_gpt.tensor_files import in_dtype, specs_of
 from lit_gpt.tokenizer import TOKENIZER_FILES
 from utils.checkpoint import STATE, SUMS, Progress, list_checkpoints, read_model_tensors, verify_checkpoint
+from utils.mixture import MIXTURE
 from utils.run_folder import ALL, METRICS, RUN, RunRecord, best_checkpoint, read_csv
 
 LOST_AT_MOST = 0.5
@@ -149,7 +150,8 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
 
 def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
     progress = Progress.load(checkpoint)
-    rows = read_csv(checkpoint.resolve().parents[1] / METRICS)
+    run_dir = checkpoint.resolve().parents[1]
+    rows = read_csv(run_dir / METRICS)
     losses = {
         row["dataset"]: float(row["loss"])
         for row in rows
@@ -162,6 +164,7 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
         "checkpoint": checkpoint.name,
         "validation_loss": losses.pop(ALL, None),
         "validation_losses": losses,
+        "turns": sum(int(row["turns"]) for row in read_csv(run_dir / MIXTURE)),
     }
 
 

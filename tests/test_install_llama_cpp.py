@@ -1,0 +1,93 @@
+"""utils/install_llama_cpp.py on a small stand-in for llama.cpp, by real CMake and pip; `make test` installs it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lit_gpt import command
+from lit_gpt.llama_cpp import CONVERTER, PROGRAMS, LlamaCpp
+from utils import install_llama_cpp
+from utils.install_llama_cpp import KEPT, STAMP, InstallOptions, main
+
+CMAKE = """
+cmake_minimum_required(VERSION 3.19)
+project("llama.cpp" CXX)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+include_directories(${CMAKE_SOURCE_DIR})
+add_library(llama-common log.cpp)
+add_library(cpp-httplib log.cpp)
+foreach(program llama-quantize llama-perplexity llama-completion llama-tokenize)
+    add_executable(${program} main.cpp)
+endforeach()
+"""
+LOG = """
+#include <cstdio>
+struct common_log;
+inline common_log * common_log_main() { return nullptr; }
+inline void common_log_flush(common_log *) { std::puts("all was printed"); }
+"""
+
+
+def write_source(folder: Path, program: str = "int main() {}\n") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "CMakeLists.txt").write_text(CMAKE)
+    (folder / "log.h").write_text(LOG)
+    (folder / "log.cpp").write_text('#include "log.h"\n')
+    (folder / "main.cpp").write_text(program)
+    for name in KEPT:
+        (folder / name).write_text(name)
+    return folder
+
+
+def install(folder: Path, *arguments: str) -> int:
+    return command.run(InstallOptions, main, ["--dir", str(folder), *arguments])
+
+
+def test_programs_and_converter_get_their_place_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(install_llama_cpp, "fetch", lambda _, stage: write_source(stage / "source"))
+    folder = tmp_path / "llama"
+    assert install(folder) == 0
+    llama = LlamaCpp.find(folder)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["bin", STAMP, *KEPT])
+    said = {name: subprocess.check_output([llama.programs / name], text=True) for name in PROGRAMS}
+    assert [name for name in PROGRAMS if "all was printed" in said[name]] == ["llama-perplexity", "llama-completion"]
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+
+    monkeypatch.setattr(install_llama_cpp, "fetch", lambda *_: pytest.fail("it is there already"))
+    assert install(folder) == 0
+    monkeypatch.setattr(install_llama_cpp, "SETTINGS", {"CMAKE_BUILD_TYPE": "Debug"})  # another recipe
+    monkeypatch.setattr(install_llama_cpp, "fetch", lambda _, stage: write_source(stage / "source", "not C++"))
+    capsys.readouterr()
+    assert install(folder) == 74
+    assert "error: cmake failed" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"] and (folder / CONVERTER).is_file()
+
+
+def test_another_archive_is_not_unpacked(tmp_path, monkeypatch, capsys):
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "llama_cpp_python-0.3.36.tar.gz").write_bytes(b"something else")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "found"))
+    assert install(tmp_path / "llama", "--source", "pypi") == 65
+    assert "another SHA-256" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["found"]
+
+
+def test_what_cannot_be_had_is_said(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    assert install(tmp_path / "mine") == 2
+    assert "holds something else" in capsys.readouterr().err
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{tmp_path}/nowhere/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://github.com/")
+    assert install(tmp_path / "llama", "--source", "git") == 74
+    assert "git failed" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert install(tmp_path / "llama") == 2
+    assert "C++ compiler" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,210 @@
+"""Fetches llama.cpp at its pinned version, builds the programs that GGUF export needs, and puts them into one folder.
+
+1. The source: from its git host, or from the Python registry, where the source archive of llama-cpp-python carries the
+   whole tree; that archive's SHA-256 is checked before anything in it runs.
+2. CMake: the machine's, else the one on PyPI, for this build only. A C++ compiler has to be there.
+3. Four programs, linked statically, the converter and its gguf-py; the rest is removed, and the folder renamed last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+ROOT = Path(__file__).resolve().parents[1]
+
+STAMP = "installed.json"
+CMAKE = "cmake==4.1.2"
+KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
+OPTIMISED = 'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n'
+"""For ggml alone, where the arithmetic is; llama.cpp's own layers at -O1 take 0.5 to 0.8 of that time to compile."""
+LOGGED_SOURCE = """\
+#include "log.h"
+struct Logged { ~Logged() { common_log_flush(common_log_main()); } } logged;
+"""
+ADDED = """\
+cmake_language(DEFER CALL target_compile_options llama-common PRIVATE -O0)
+cmake_language(DEFER CALL target_compile_options cpp-httplib PRIVATE -O0)
+cmake_language(DEFER CALL target_sources llama-perplexity PRIVATE [[{stage}/logged.cpp]])
+cmake_language(DEFER CALL target_sources llama-completion PRIVATE [[{stage}/logged.cpp]])
+"""
+"""What reads command lines, templates and downloads is not optimised at all. The two programs print from another thread
+and end without waiting for it: on a busy machine every third run on a small model lost its last lines."""
+SETTINGS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "CMAKE_CXX_FLAGS_RELEASE": "-O1 -DNDEBUG",
+    "BUILD_SHARED_LIBS": "OFF",  # the programs run wherever the folder is moved to
+    "GGML_NATIVE": "OFF",  # AVX2 and no more: built on a login node, run on another machine
+    "GGML_CCACHE": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+}
+
+
+@dataclass(frozen=True)
+class InstallOptions:
+    """Install the converter and programs of llama.cpp that utils/quantize_gguf.py needs; nothing if they are there."""
+
+    dir: Path | None = None
+    """Folder to make. Default: .llama.cpp in this repository, where utils/quantize_gguf.py looks."""
+    source: Literal["auto", "git", "pypi"] = "auto"
+    """Where the source comes from; auto tries the git host first, then the Python registry."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+def main(options: InstallOptions) -> None:
+    from lit_gpt.command import UserError
+    from lit_gpt.llama_cpp import COMMIT, FOLDER
+
+    folder = (options.dir or FOLDER).resolve()
+    recipe = {"commit": COMMIT, "settings": SETTINGS, "added": [OPTIMISED, ADDED, LOGGED_SOURCE]}
+    if is_installed(folder, recipe):
+        print(f"llama.cpp {COMMIT} is in {folder}")
+        return
+    if folder.exists() and not (folder / STAMP).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--dir {folder} holds something else; give a folder that is new or empty")
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        raise UserError("building llama.cpp needs a C++ compiler, and there is no c++: install g++, or load its module")
+    stage = folder.with_name(f"{folder.name}.tmp")
+    shutil.rmtree(stage, ignore_errors=True)  # what a killed installation left
+    stage.mkdir(parents=True)
+    try:
+        source = fetch(options.source, stage)
+        build(source, stage)
+        collect(source, stage, recipe)
+        shutil.rmtree(folder, ignore_errors=True)
+        (stage / "installed").rename(folder)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    print(f"llama.cpp {COMMIT} is in {folder}")
+
+
+def is_installed(folder: Path, recipe: dict[str, object]) -> bool:
+    path = folder / STAMP
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == recipe
+
+
+def fetch(source: str, stage: Path) -> Path:
+    """The source tree, below `stage`.
+
+    Raises:
+        OSError: if no source can be reached.
+        DataError: if the registry's archive is not the pinned one.
+    """
+    from lit_gpt.llama_cpp import COMMIT, PACKAGE
+
+    if source in ("auto", "git"):
+        try:
+            return fetch_by_git(stage)
+        except OSError as e:
+            if source == "git":
+                raise
+            print(f"no llama.cpp by git ({e}); trying {PACKAGE}", flush=True)
+    tree = fetch_from_pypi(stage)
+    print(f"llama.cpp {COMMIT} from the source archive of {PACKAGE}", flush=True)
+    return tree
+
+
+def fetch_by_git(stage: Path) -> Path:
+    from lit_gpt.llama_cpp import COMMIT, REPOSITORY
+
+    if shutil.which("git") is None:
+        raise OSError("there is no git")
+    tree = stage / "git"
+    # without files of other commits; an abbreviated commit cannot be fetched by itself
+    call(["git", "clone", "--quiet", "--filter=blob:none", "--no-checkout", REPOSITORY, str(tree)], stage)
+    call(["git", "-C", str(tree), "checkout", "--quiet", COMMIT], stage)
+    return tree
+
+
+def fetch_from_pypi(stage: Path) -> Path:
+    """The tree from the archive, whose SHA-256 pip compares before it runs the package's own build."""
+    import tarfile
+
+    from lit_gpt.command import DataError
+    from lit_gpt.llama_cpp import PACKAGE, PACKAGE_SHA256
+
+    requirement = stage / "requirements.txt"
+    requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
+    try:
+        call([*command, "--require-hashes", "--dest", str(stage), "--requirement", str(requirement)], stage)
+    except OSError as e:
+        if "DO NOT MATCH THE HASHES" in (stage / "log").read_text(encoding="utf-8", errors="replace"):
+            raise DataError(f"{PACKAGE} from the Python registry has another SHA-256 than {PACKAGE_SHA256}") from None
+        raise OSError(f"{PACKAGE} cannot be downloaded from the Python registry: {e}") from None
+    (archive,) = stage.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        inside = [member for member in tar if "/vendor/llama.cpp/" in member.name]
+        tar.extractall(stage, inside, filter="data")
+    archive.unlink()
+    return next(stage.glob("*/vendor/llama.cpp"))
+
+
+def build(source: Path, stage: Path) -> None:
+    from lit_gpt.llama_cpp import PROGRAMS
+
+    cmake, environment = find_cmake(stage)
+    for name, content in (("ggml", OPTIMISED), ("llama.cpp", ADDED)):
+        (stage / f"{name}.cmake").write_text(content.replace("{stage}", str(stage)))
+    (stage / "logged.cpp").write_text(LOGGED_SOURCE)
+    settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
+    settings += [f"-DCMAKE_PROJECT_{name}_INCLUDE={stage / name}.cmake" for name in ("ggml", "llama.cpp")]
+    folder, cores = str(stage / "build"), len(os.sched_getaffinity(0))
+    print(
+        f"building {', '.join(PROGRAMS)} on {cores} core(s): about {7 / cores:.0f} minutes where nothing else runs",
+        flush=True,
+    )
+    call([*cmake, "-S", str(source), "-B", folder, *settings], stage, environment)
+    call([*cmake, "--build", folder, "--parallel", str(cores), "--target", *PROGRAMS], stage, environment)
+
+
+def find_cmake(stage: Path) -> tuple[list[str], dict[str, str]]:
+    """The command, and the environment it needs."""
+    if found := shutil.which("cmake"):
+        return [found], dict(os.environ)
+    print(f"there is no cmake; taking {CMAKE} from the Python registry for this build", flush=True)
+    place = stage / "cmake"
+    call([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place), CMAKE], stage)
+    return [str(place / "bin" / "cmake")], {**os.environ, "PYTHONPATH": str(place)}
+
+
+def collect(source: Path, stage: Path, recipe: dict[str, object]) -> None:
+    from lit_gpt.llama_cpp import PROGRAMS
+
+    installed = stage / "installed"
+    (installed / "bin").mkdir(parents=True)
+    for name in PROGRAMS:
+        shutil.copy2(stage / "build" / "bin" / name, installed / "bin" / name)
+    for name in KEPT:
+        (source / name).rename(installed / name)
+    (installed / STAMP).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+
+
+def call(command: list[str], stage: Path, environment: dict[str, str] | None = None) -> None:
+    """Runs a command, its output in `stage`/log; an OSError with the line that says why if it fails."""
+    log = stage / "log"
+    with log.open("w", encoding="utf-8") as file:
+        environment = {**(environment or os.environ), "GIT_TERMINAL_PROMPT": "0"}
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+    if done.returncode:
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
+        reasons = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
+        raise OSError(f"{Path(command[0]).name} failed: {(reasons or lines[-1:])[0].strip()}")
+
+
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)
+    from lit_gpt import command
+
+    sys.exit(command.run(InstallOptions, main))
