@@ -168,7 +168,7 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     parser.add_class_arguments(options_class, as_group=False, skip={*texts, *POSITIONAL.keys() & set(names)})
     for name in texts:
         default = next(field.default for field in fields(options_class) if field.name == name)
-        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=default)
+        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=[*default])
     for name in POSITIONAL.keys() & set(names):
         parser.add_argument(name, **POSITIONAL[name])
     # jsonargparse itself finds the strings under a class's own fields only, not under those it inherits
