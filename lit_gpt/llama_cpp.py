@@ -164,7 +164,8 @@ class LlamaCpp:
         output += (done.stderr or b"").decode("utf-8", errors="replace")
         if any(word in output for word in _DISK_FULL) or shutil.disk_usage(scratch).free < 2**16:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch))
-        raise DataError(f"{Path(command[0 if command[0] != sys.executable else 1]).name} failed: {_reason(output)}")
+        name = Path(command[0 if command[0] != sys.executable else 1]).name
+        raise DataError(f"{name} failed (exit code {done.returncode}): {_reason(output)}")
 
 
 def _threads() -> str:

@@ -72,7 +72,7 @@ def train(name: str, folder: Path) -> Path:
     run("prepare_data.py", "--source_path", folder / "corpus", *data, "--num_workers", 1)
     arguments = ["--data_dir", folder / "data", "--checkpoint_dir", folder / "model", "--out_dir", folder / "run"]
     arguments += ["--max_steps", 4, "--batch_size", 8, "--micro_batch_size", 8, "--precision", "32-true"]
-    arguments += ["--warmup_steps", 1, "--learning_rate", 3e-3, *FOUNDATIONS[name][3]]
+    arguments += ["--warmup_steps", 1, "--learning_rate", 3e-3, "--eval_samples", 8, *FOUNDATIONS[name][3]]
     assert "could not be exported" not in run("pretrain.py", *arguments).stdout
     return folder / "run"
 
@@ -88,7 +88,8 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path, str]:
     else:
         pytest.skip("needs the real tokenizers in ../shared")
     run("validate_pretrain.py", "--out_dir", trained, "--batch_size", 8, "--max_batches", 1)
-    run("convert_litgpt_to_transformers.py", "--input_path", trained, "--output_dir", folder / "hf")
+    words = ["--input_path", trained, "--output_dir", folder / "hf", "--verify", "tensors"]  # GGUF's own check is next
+    run("convert_litgpt_to_transformers.py", *words)
     words = ["--model_dir", folder / "hf", "--output_dir", folder / "gguf", "--methods", *DEFAULT_METHODS]
     return folder / "hf", folder / "gguf", run("utils/quantize_gguf.py", *words).stdout
 

@@ -32,6 +32,9 @@ TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Statio
 CHARACTERS = 1_000_000
 """Of a text, at most: measured are a few thousand tokens, spread over it."""
 
+CONTEXT = 256
+"""Tokens for a prompt of 80 characters and its continuation: the memory of all that a model can see may be large."""
+
 
 class Method(NamedTuple):
     """A type of weights."""
@@ -274,7 +277,8 @@ def export(
     file = stage / f"{model.name}-{method}.gguf"
     made = llama.quantize(source, file, method.upper())
     measured = llama.compare(file, source.with_name("probabilities"), reference.window)
-    continuation = llama.complete(file, source.with_name("prompt"), len(reference.ends), model.context)
+    context = min(model.context, CONTEXT)
+    continuation = llama.complete(file, source.with_name("prompt"), len(reference.ends), context)
     equal = equal_tokens(continuation, reference)
     change = math.log(measured.perplexity / reference.perplexity)
     row = {
