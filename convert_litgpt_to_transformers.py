@@ -85,10 +85,10 @@ def main(options: ConvertOptions) -> None:
     import torch
 
     from lit_gpt.hf_logits import require_transformers
-    from lit_gpt.tensor_files import return_freed_memory
+    from lit_gpt.tensor_files import lay_out_memory
     from utils.trained import load_trained
 
-    return_freed_memory()
+    lay_out_memory()
     output_dir = options.output_dir.resolve()
     recover(output_dir)
     check_output_dir(output_dir)

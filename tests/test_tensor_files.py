@@ -153,7 +153,7 @@ def weights() -> dict[str, Tensor]:
     return dict(build_model(MODEL, None, None, 1, FP32).state_dict())
 
 
-def test_one_tensor_is_held_while_a_model_is_converted(weights: dict[str, Tensor], tmp_path: Path) -> None:
+def test_two_tensors_are_held_while_a_model_is_converted(weights: dict[str, Tensor], tmp_path: Path) -> None:
     hf = config_to_hf(MODEL, 1, 2, "float32")
     for consume in (
         lambda watched: write_lit_model(tmp_path / "a.pth", watched.items()),
@@ -166,11 +166,11 @@ def test_one_tensor_is_held_while_a_model_is_converted(weights: dict[str, Tensor
     ):
         watched = Watched(weights)
         consume(watched)
-        assert (watched.alive, watched.most) == (0, 1)
+        assert (watched.alive, watched.most) == (0, 2)
     watched = Watched(weights)
     consume_in_bf16 = in_dtype(watched, BF16)
     write_lit_model(tmp_path / "b.pth", consume_in_bf16.items())
-    assert watched.most == 1 and {t.dtype for t in open_tensors(tmp_path / "b.pth").values()} == {BF16}
+    assert watched.most <= 2 and {t.dtype for t in open_tensors(tmp_path / "b.pth").values()} == {BF16}
 
 
 def test_a_merge_holds_one_matrix_of_the_base_and_changes_what_litgpt_changes(weights: dict[str, Tensor]) -> None:

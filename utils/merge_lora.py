@@ -35,10 +35,10 @@ def main(options: MergeOptions) -> None:
 
     from lit_gpt.command import UserError
     from lit_gpt.foundation import WEIGHTS, lazy_weights, write_foundation
-    from lit_gpt.tensor_files import return_freed_memory
+    from lit_gpt.tensor_files import lay_out_memory
     from utils.trained import companion_files, compare_merged, load_trained
 
-    return_freed_memory()
+    lay_out_memory()
     folder = options.save_path.parent if options.save_path.suffix == ".pth" else options.save_path
     if options.save_path.suffix == ".pth" and options.save_path.name != WEIGHTS:
         raise UserError(f"--save_path {options.save_path} must be named {WEIGHTS}, which litgpt looks for")

@@ -25,9 +25,9 @@ def main(options: Options) -> None:
 
     from lit_gpt.foundation import convert_hf_checkpoint
     from lit_gpt.hub import check_downloaded
-    from lit_gpt.tensor_files import return_freed_memory
+    from lit_gpt.tensor_files import lay_out_memory
 
-    return_freed_memory()
+    lay_out_memory()
     if options.checkpoint_dir.is_dir() and (compared := check_downloaded(options.checkpoint_dir)):
         print(f"{compared} weight files as they were downloaded: SHA-256 equal")
     dtype = getattr(torch, options.dtype) if options.dtype else None
