@@ -13,12 +13,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
-UTILS_COMMANDS = ("utils/merge_lora.py", "utils/hf_upload_model.py", "utils/quantize_gguf.py")
-PROCESSES = ("lit_gpt/hf_logits.py",)  # started by a script with `python -m`: a check that needs a fresh process
+UTILS_COMMANDS = (
+    "utils/merge_lora.py",
+    "utils/hf_upload_model.py",
+    "utils/install_llama_cpp.py",
+    "utils/quantize_gguf.py",
+)
+# started by a script with `python -m`: checks that need a fresh process
+PROCESSES = ("lit_gpt/hf_logits.py", "lit_gpt/hf_probabilities.py")
 JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
 MAX_LINES, MAX_NESTING, MAX_HELP_SECONDS = 60, 4, 1.5
 # What a constant may be made with: pure, and quick.
-CONSTRUCTORS = {"Path", "Path(__file__).resolve", "TypeVar", "dict", "frozenset", "re.compile", "set", "tuple"}
+CONSTRUCTORS = {
+    "Method",
+    "Path",
+    "Path(__file__).resolve",
+    "TypeVar",
+    "dict",
+    "frozenset",
+    "re.compile",
+    "set",
+    "tuple",
+}
 BLOCKS = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match, ast.AsyncFor, ast.AsyncWith)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
