@@ -23,7 +23,9 @@ from lit_gpt.foundation import WEIGHTS, build_model, read_config, read_weights, 
 from lit_gpt.hf import TensorFiles, read_hf_config, tensors_from_hf
 from lit_gpt.lora import LoRASettings, merge_adapter
 from lit_gpt.tensor_files import write_lit_model
-from tests.conftest import ROOT, assert_error, run
+from tests import warm_start
+from tests.conftest import assert_error, run
+from tests.resharding_worker import write_again
 from utils import merge_lora
 from utils.checkpoint import list_checkpoints, read_model_tensors
 from utils.merge_lora import MergeOptions
@@ -95,12 +97,11 @@ def test_a_lora_run_becomes_a_hugging_face_folder_of_the_same_model(lora_run: Pa
 
 def test_checkpoints_of_3_and_of_8_processes_give_the_same_bytes(trained_run: Path, tmp_path: Path) -> None:
     checkpoint = find_input(trained_run)
-    worker = [sys.executable, "-m", "tests.resharding_worker", str(checkpoint), str(tmp_path)]
-    done = subprocess.run(worker, cwd=ROOT, timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     found = {}
     for processes in (3, 8):
         run_dir = tmp_path / str(processes)
+        done = warm_start.run(write_again, [checkpoint, run_dir], processes)
+        assert done.returncode == 0, done.stderr
         shutil.copyfile(trained_run / "metrics.csv", run_dir / "metrics.csv")
         source = run_dir / "checkpoints" / checkpoint.name
         assert len(list(source.glob("*.distcp"))) == processes
