@@ -92,7 +92,7 @@ def main(options: ConvertOptions) -> None:
     output_dir = options.output_dir.resolve()
     recover(output_dir)
     check_output_dir(output_dir)
-    if options.verify == "logits":
+    if options.verify == "logits" and not options.as_adapter:
         require_transformers()
     dtype = getattr(torch, options.dtype) if options.dtype else None
     trained = load_trained(options.input_path, options.checkpoint_dir, dtype=dtype)

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lit_gpt.command import DataError, UserError
 from lit_gpt.hf_tokenizer import tokenizer_json
-from lit_gpt.tokenizer import CHAT_TEMPLATE, Tokenizer
+from lit_gpt.tokenizer import CHAT_TEMPLATE, Tokenizer, require_utf8
 
 Message = dict[str, str]
 """`role` (system, user or assistant) and `content`."""
@@ -54,10 +54,10 @@ class ChatTemplate:
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
             self._template = environment.from_string(source)
-        except TemplateError as e:
+        except Exception as e:  # beside Jinja's own, what compiling its Python raises: SyntaxError, RecursionError, …
             raise DataError(f"the chat template of {tokenizer.directory} cannot be read: {e}") from None
         named = {key: value for key, value in tokenizer.config.items() if key.endswith("_token")}
-        named = {key: value["content"] if isinstance(value, dict) else value for key, value in named.items()}
+        named = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
         self._special = {key: value for key, value in named.items() if isinstance(value, str)}
         self._tokenizer = tokenizer
 
@@ -75,7 +75,9 @@ class ChatTemplate:
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Token ids of `render`, special tokens by their names."""
-        return self._encode(self.render(messages))
+        text = self.render(messages)
+        require_utf8(text)
+        return self._encode(text)
 
     @cached_property
     def end_of_turn(self) -> int | None:

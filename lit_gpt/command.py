@@ -184,7 +184,7 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
         raise UserError(_readable(str(e), options_class)) from None
     except UnicodeDecodeError as e:
         raise UserError(f"--config: the file is not UTF-8 text: {e}") from None
-    return options_class(**{name: tuple(namespace[name]) if name in texts else namespace[name] for name in names})
+    return options_class(**{name: tuple(namespace[name] or ()) if name in texts else namespace[name] for name in names})
 
 
 def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -204,6 +204,8 @@ def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _readable(message: str, options_class: type) -> str:
     """jsonargparse's message in the words of the command line."""
+    if "object does not support item assignment" in message or "object is not iterable" in message:
+        return "--config: an option of several texts needs a list of them"
     if "Unrecognized arguments:" in message:
         unknown = message.split("Unrecognized arguments:")[1].split()[0]
         return f"unknown option {unknown}; see --help"

@@ -19,7 +19,7 @@ from lit_gpt.command import DataError, UserError
 from lit_gpt.foundation import empty_model, materialise
 from lit_gpt.sampling import Sampling, choose
 from lit_gpt.tensor_files import specs_of
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer import Tokenizer, require_utf8
 
 Precision = Literal["auto", "32-true", "16-true", "bf16-true"]
 Accelerator = Literal["auto", "cpu", "cuda"]
@@ -72,10 +72,7 @@ class TextModel:
         Raises:
             UserError: if `text`, as it came from outside, was not UTF-8.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"the text is not UTF-8: {text!a}") from None
+        require_utf8(text)
         begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
         return begin + self.tokenizer.encode(text)
 
@@ -88,8 +85,8 @@ class TextModel:
     ) -> Iterator[tuple[int, str]]:
         """Continues all `prompts` at once.
 
-        What comes of a prompt does not depend on the others. A prompt that begins as the last one and its continuation
-        did, in a conversation, is read from there on only.
+        Each text has random numbers of its own, and its logits are those of the prompt alone, up to rounding. A prompt
+        that begins as the last one and its continuation did, in a conversation, is read from there on only.
 
         Args:
             prompts: token ids.
@@ -104,7 +101,7 @@ class TextModel:
             UserError: if a prompt is empty or leaves no room in the context.
             DataError: if the tokenizer is of another model.
         """
-        self._check(prompts)
+        self.check(prompts)
         ends = self.tokenizer.end_ids | set(end_ids)
         rows = []
         for prompt, sample in product(prompts, samples):
@@ -131,12 +128,14 @@ class TextModel:
                 seen = None if seen is None else seen[going]
             logits = self._decode(tokens, [row.length - 1 for row in rows])
 
-    def _check(self, prompts: Sequence[list[int]]) -> None:
-        for ids in prompts:
+    def check(self, prompts: Sequence[list[int]]) -> None:
+        """Raises what `stream` does for prompts that cannot be continued; of several it says which one."""
+        for number, ids in enumerate(prompts, 1):
+            which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
             if not ids:
-                raise UserError("nothing to continue: the prompt is empty, and the model has no begin-of-text token")
+                raise UserError(f"nothing to continue: {which} is empty, and the model has no begin-of-text token")
             if len(ids) >= self.config.block_size:
-                raise UserError(f"the prompt has {len(ids)} tokens, the model's context {self.config.block_size}")
+                raise UserError(f"{which} has {len(ids)} tokens, the model's context {self.config.block_size}")
             if max(ids) >= self.config.padded_vocab_size:
                 raise DataError(f"the tokenizer of {self.tokenizer.directory} is of another model: it has more tokens")
 

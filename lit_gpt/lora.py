@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 import litgpt.lora
 import torch
 from litgpt.config import Config
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_gpt.command import DataError
 from lit_gpt.model import LoRAGPT
@@ -66,9 +66,7 @@ def merge_adapter(
     Raises:
         DataError: if a key of the adapter was not used or is missing, or if no weight changes.
     """
-    with torch.device("meta"):
-        model = LoRAGPT(settings.extend(config))
-    layers = {f"{name}.weight": layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    layers = _adapted_layers(config, settings)
     specs = specs_of(base)
     for key, layer in layers.items():
         if key not in specs:
@@ -90,6 +88,13 @@ def merge_adapter(
             f"the adapter changes none of its {len(layers)} matrices: it is untrained or its effect is lost"
         )
     return LazyTensors({name: spec.to(dtype or spec.dtype) for name, spec in specs.items()}, read)
+
+
+def _adapted_layers(config: Config, settings: LoRASettings) -> dict[str, litgpt.lora.LoRALinear]:
+    """litgpt's layers on the meta device, by the names of the matrices that they adapt."""
+    with torch.device("meta"):
+        model = LoRAGPT(settings.extend(config))
+    return {f"{name}.weight": layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
 
 
 def _parts(weight: str) -> tuple[str, str]:
@@ -134,3 +139,48 @@ def _products(layer: litgpt.lora.LoRALinear, a: Tensor, b: Tensor) -> Iterator[t
             yield first, a[: layer.r], b[:count]
             a, b = a[layer.r :], b[count:]
         first += count
+
+
+@torch.no_grad()
+def check_merged(
+    base: Mapping[str, Tensor],
+    adapter: Mapping[str, Tensor],
+    merged: Mapping[str, Tensor],
+    config: Config,
+    settings: LoRASettings,
+) -> None:
+    """Compares `merged` with the base weights, and each adapted matrix with what litgpt's layer makes of the adapter.
+
+    Raises:
+        DataError: naming a tensor that differs by more than the rounding of its type.
+    """
+    layers = _adapted_layers(config, settings)
+    for name in base:
+        weight, found = base[name], merged[name]
+        if name in layers:
+            changes = _litgpt_changes(layers[name], weight, *(adapter[part].float() for part in _parts(name)))
+            equal = all(_is_rounded(found[rows], weight[rows].float() + change) for rows, change in changes)
+        else:
+            equal = torch.equal(found, weight.to(found.dtype))
+        if not equal:
+            raise DataError(f"{name} is not what merging the adapter makes of it")
+
+
+def _litgpt_changes(
+    layer: litgpt.lora.LoRALinear, weight: Tensor, a: Tensor, b: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the matrix, and what litgpt adds to them; of queries, keys and values all at once."""
+    layer.linear.weight = nn.Parameter(weight, requires_grad=False)  # it asks for its device
+    layer.lora_A = nn.Parameter(a, requires_grad=False)
+    several = isinstance(layer, litgpt.lora.LoRAQKVLinear)
+    step = len(weight) if several else max(1, MERGED_AT_ONCE // weight.size(1))
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        layer.lora_B = nn.Parameter(b if several else b[rows], requires_grad=False)
+        yield rows, layer.get_lora_AB()
+
+
+def _is_rounded(found: Tensor, exact: Tensor) -> bool:
+    """Whether `found` is the fp32 tensor `exact` in its own type; sums may differ in fp32's last places."""
+    noise = 4 * torch.finfo(torch.float32).eps * float(exact.abs().max())
+    return torch.allclose(found.float(), exact, rtol=torch.finfo(found.dtype).eps, atol=noise)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,18 +37,20 @@ class Sampling:
         problems = []
         if self.max_new_tokens < 1:
             problems.append(f"--max_new_tokens must be 1 or more, not {self.max_new_tokens}")
-        if self.temperature < 0:
-            problems.append(f"--temperature must be 0 (always the likeliest token) or more, not {self.temperature}")
+        if not (self.temperature == 0 or 1e-6 <= self.temperature < math.inf):
+            problems.append(
+                f"--temperature must be 0 (the likeliest token always) or at least 1e-6, not {self.temperature}"
+            )
         if self.top_k is not None and self.top_k < 1:
             problems.append(f"--top_k must be 1 or more, not {self.top_k}")
         if not 0 < self.top_p <= 1:
             problems.append(f"--top_p must be above 0 and at most 1, not {self.top_p}")
-        if self.repetition_penalty <= 0:
+        if not 0 < self.repetition_penalty < math.inf:
             problems.append(f"--repetition_penalty must be above 0 (1: none), not {self.repetition_penalty}")
         if "" in self.stop:
             problems.append("--stop: an empty text is found everywhere")
-        if self.seed < 0:
-            problems.append(f"--seed must be 0 or more, not {self.seed}")
+        if not 0 <= self.seed < 2**62:
+            problems.append(f"--seed must be 0 or more and below 2^62, not {self.seed}")
         raise_problems(problems)
 
 

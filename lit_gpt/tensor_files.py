@@ -1,4 +1,4 @@
-"""Weights in files, two tensors in memory at a time: litgpt's `lit_model.pth`, and Hugging Face's two formats.
+"""Weights in files, a few tensors in memory at a time: litgpt's `lit_model.pth`, and Hugging Face's two formats.
 
 `LazyTensors` is a state dict whose tensors are read, or computed from others, when they are asked for. What merges or
 converts a model makes one of another and writes the last: a model larger than the memory passes through.
@@ -13,6 +13,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -48,6 +49,9 @@ class LazyTensors(Mapping[str, Tensor]):
         if name not in self.specs:
             raise KeyError(name)
         return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.specs)
@@ -88,41 +92,40 @@ def in_dtype(weights: LazyTensors, dtype: torch.dtype | None) -> LazyTensors:
 def open_tensors(path: Path) -> LazyTensors:
     """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote.
 
-    Of the second kind each tensor is compared with its CRC-32 when it is read. Files older than torch 1.6 are no
-    archives: they are read whole.
+    Of the second kind all that is read is compared with its CRC-32. Files older than torch 1.6 are no archives and read
+    whole, at once.
 
     Raises:
         DataError: naming the file, if it is damaged or holds something else.
     """
-    try:
+    with _reading(path):
         if path.suffix == ".safetensors":
             return _open_safetensors(path)
         if zipfile.is_zipfile(path):
             return _open_archive(path)
         tensors = _only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
         return LazyTensors(specs_of(tensors), tensors.__getitem__)
-    except OSError as e:
-        if e.errno != errno.EINVAL:  # torch's for an archive that ends too early
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What safetensors, torch and zipfile raise, of many kinds, means that the content is not right: a DataError."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # torch's for an archive that ends too early
             raise
-        raise _unreadable(path, e) from None
-    except Exception as e:  # safetensors, torch and zipfile raise many kinds; all mean that the content is not right
-        raise _unreadable(path, e) from None
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    reason = (" ".join(str(error).split()) or type(error).__name__).split(". ")[0][:200]
-    return DataError(f"{path} cannot be read ({reason}); fetch or make it again")
+        reason = (" ".join(str(e).split()) or type(e).__name__).split(". ")[0][:200]
+        raise DataError(f"{path} cannot be read ({reason}); fetch or make it again") from None
 
 
 def _open_safetensors(path: Path) -> LazyTensors:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     def read(name: str) -> Tensor:
-        try:
-            with safe_open(path, framework="pt") as file:  # opened anew: what was mapped is let go with the tensor
-                return file.get_tensor(name)
-        except SafetensorError as e:
-            raise _unreadable(path, e) from None
+        # opened anew: what was mapped is let go with the tensor
+        with _reading(path), safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
 
     with safe_open(path, framework="pt") as file:
         names = file.keys()
@@ -133,21 +136,23 @@ def _open_safetensors(path: Path) -> LazyTensors:
 def _open_archive(path: Path) -> LazyTensors:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    archive = zipfile.ZipFile(path)
+    if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(f"{packed[0]} is compressed")
+    for info in archive.infolist():
+        if "/data/" not in info.filename:  # what says which tensor is what
+            archive.read(info)
     # Under this mode torch.load reads no values, and says of each storage where in the file it begins:
     # https://docs.pytorch.org/docs/stable/generated/torch.load.html
     with FakeTensorMode():
         fakes = _only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
-    archive = zipfile.ZipFile(path)
     records = _records(path, archive)
 
     def read(name: str) -> Tensor:
         fake = fakes[name]
-        record = records[fake.untyped_storage()._checkpoint_offset]
-        try:
-            storage = _read_record(archive, record).untyped_storage()
-        except (zipfile.BadZipFile, EOFError) as e:
-            raise _unreadable(path, e) from None
-        return torch.empty(0, dtype=fake.dtype).set_(storage, fake.storage_offset(), fake.shape, fake.stride())
+        with _reading(path):
+            storage = _read_record(archive, records[fake.untyped_storage()._checkpoint_offset]).untyped_storage()
+            return torch.empty(0, dtype=fake.dtype).set_(storage, fake.storage_offset(), fake.shape, fake.stride())
 
     specs = {name: torch.empty(fake.shape, dtype=fake.dtype, device="meta") for name, fake in fakes.items()}
     return LazyTensors(specs, read)

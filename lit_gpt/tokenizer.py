@@ -166,3 +166,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{path} is no JSON object")
     return values
+
+
+def require_utf8(text: str) -> None:
+    """Raises a UserError if `text`, as it came from outside, was not UTF-8: Python keeps such bytes as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the text is not UTF-8: {text!a}") from None

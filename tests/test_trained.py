@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from lit_gpt import command
 from lit_gpt.command import DataError, UserError
 from lit_gpt.foundation import WEIGHTS, build_model, read_config, read_weights, write_foundation
 from lit_gpt.hf import TensorFiles, read_hf_config, tensors_from_hf
-from lit_gpt.lora import LoRASettings, merge_adapter
+from lit_gpt.lora import LoRASettings, check_merged, merge_adapter
 from lit_gpt.tensor_files import write_lit_model
 from tests import warm_start
 from tests.conftest import assert_error, run
@@ -125,7 +126,8 @@ def test_a_merge_that_computes_something_else_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(lit_gpt.foundation, "write_lit_model", lambda path, items: write_lit_model(path, spoilt(items)))
         assert command.run(MergeOptions, merge_lora.main, merge) == 65
-    assert "the model differs from base + adapter" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "mlp.proj.weight is not what merging the adapter makes of it" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
     real = read_model_tensors(find_input(lora_run))
     tiny = {name: real[name] * (3e-4 if name.endswith("B") else 1) for name in real}
     with monkeypatch.context() as patch:
@@ -133,8 +135,21 @@ def test_a_merge_that_computes_something_else_leaves_nothing(
         assert command.run(MergeOptions, merge_lora.main, [*merge, "--dtype", "bfloat16"]) == 65
         assert "give --dtype float32" in capsys.readouterr().err and not list(tmp_path.iterdir())
         assert command.run(MergeOptions, merge_lora.main, merge) == 0
-    assert "verified: the logits of base + adapter" in capsys.readouterr().out
+    assert "verified: each matrix, and the logits of base + adapter" in capsys.readouterr().out
     assert {tensor.dtype for tensor in read_weights(tmp_path / "merged").values()} == {torch.float32}
+
+
+def test_a_single_matrix_that_was_not_merged_is_found_in_16_bits(lora_run: Path) -> None:
+    """Of one among many the logits need not tell."""
+    trained = load_trained(lora_run, dtype=torch.bfloat16)
+    merged = dict(trained.state_dict)
+    check_merged(trained.base, trained.adapter, merged, trained.config, trained.lora)
+    adapted = [name for name in merged if not torch.equal(merged[name], trained.base[name].bfloat16())]
+    assert len(adapted) > 8
+    for name in adapted:
+        spoilt_one = {**merged, name: trained.base[name].bfloat16()}
+        with pytest.raises(DataError, match=re.escape(name)):
+            check_merged(trained.base, trained.adapter, spoilt_one, trained.config, trained.lora)
 
 
 def spoilt(items: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -44,16 +44,19 @@ def main(options: MergeOptions) -> None:
         raise UserError(f"--save_path {options.save_path} must be named {WEIGHTS}, which litgpt looks for")
     if (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS} exists already; give another --save_path")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--save_path {folder} is a file")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     trained = load_trained(options.lora_path, options.checkpoint_dir, dtype=dtype)
     if trained.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
-    stage = folder.resolve().with_name(f".{folder.resolve().name}.tmp")
+    # where the folder is there, in it: it may be another file system than what it lies in
+    stage = folder / ".merge.tmp" if folder.is_dir() else folder.resolve().with_name(f".{folder.resolve().name}.tmp")
     shutil.rmtree(stage, ignore_errors=True)  # what a killed merge left
     try:
         write_foundation(stage, trained.config, trained.state_dict, companion_files(trained))
         if options.verify == "logits":
-            print(compare_merged(trained, lazy_weights(stage)))
+            print(compare_merged(trained, lazy_weights(stage)), flush=True)
         publish(stage, folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)

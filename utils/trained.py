@@ -14,10 +14,10 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.command import DataError, UserError
-from lit_gpt.foundation import CONFIG, WEIGHTS, lazy_weights, read_config, weights_fingerprint
+from lit_gpt.foundation import CONFIG, WEIGHTS, lazy_weights, read_config, read_weights, weights_fingerprint
 from lit_gpt.hf import read_hf_config
 from lit_gpt.hf_logits import TOLERANCE, largest_difference, litgpt_logits, probe_sequences
-from lit_gpt.lora import LoRASettings, merge_adapter
+from lit_gpt.lora import LoRASettings, check_merged, merge_adapter
 from lit_gpt.peft import ADAPTER_CONFIG, read_peft
 from lit_gpt.tensor_files import in_dtype, specs_of
 from lit_gpt.tokenizer import TOKENIZER_FILES
@@ -142,10 +142,9 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
         raise UserError(f"{source} is an adapter on random weights, which are not kept; train it on a foundation model")
     if not foundation.is_dir():
         raise UserError(f"the foundation model {foundation} is not there; give its place by --checkpoint_dir")
-    weights = lazy_weights(foundation)
-    if weights_fingerprint(weights) != record.identity["base"]:
+    if weights_fingerprint(read_weights(foundation)) != record.identity["base"]:  # of mapped ones, it reads a sample
         raise DataError(f"{foundation} is not the model that {source} was trained on")
-    return weights
+    return lazy_weights(foundation)
 
 
 def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
@@ -169,16 +168,17 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
 
 
 def compare_merged(trained: TrainedModel, merged: Mapping[str, Tensor]) -> str:
-    """Compares the logits of `merged` weights with those of the base model and its adapter, in fp32; says the result.
+    """Compares `merged` weights with the base model and its adapter, matrix by matrix and by logits; says the result.
 
-    In fp32 they must be equal but for rounding. Merged in 16 bits, a change smaller than the weights' last place is
-    lost: there the difference is measured by the adapter's own effect on the logits, both as root mean squares.
+    Merging rounds to the weights' type. In 16 bits a change smaller than the last place is lost: what that makes of the
+    logits, in fp32, is measured by the adapter's own effect on them, both as root mean squares.
 
     Raises:
-        DataError: if the merged weights compute something else, or most of the adapter's effect is lost.
+        DataError: if the merged weights are something else, or most of the adapter's effect is lost.
     """
-    assert trained.base is not None and trained.adapter is not None
+    assert trained.base is not None and trained.adapter is not None and trained.lora is not None
     config = trained.config
+    check_merged(trained.base, trained.adapter, merged, config, trained.lora)
     sequences = probe_sequences(config.padded_vocab_size, config.block_size)[-1:]
     both = ChainMap(dict(trained.adapter), trained.base)
     wanted = litgpt_logits(config, both, sequences, trained.lora)
@@ -187,14 +187,12 @@ def compare_merged(trained: TrainedModel, merged: Mapping[str, Tensor]) -> str:
     if not effect.any():
         raise DataError("the adapter changes no logits: it is untrained, or not of this model")
     lost = float(np.sqrt(np.mean((found[0] - wanted[0]) ** 2) / np.mean(effect**2)))
-    dtype = specs_of(merged)["lm_head.weight"].dtype
-    in_fp32 = dtype == torch.float32
+    in_fp32 = {spec.dtype for spec in specs_of(merged).values()} == {torch.float32}
     equal = largest_difference(found, wanted)[1] <= TOLERANCE if in_fp32 else lost <= LOST_AT_MOST
-    kind = str(dtype).removeprefix("torch.")
     if not equal:
         advice = "" if in_fp32 else "; give --dtype float32"
-        raise DataError(f"merged in {kind}, the model differs from base + adapter by {lost:.2g} of its effect{advice}")
-    return f"verified: the logits of base + adapter, but for {lost:.2g} of the adapter's effect on them ({kind})"
+        raise DataError(f"merged, the model differs from base + adapter by {lost:.2g} of the adapter's effect{advice}")
+    return f"verified: each matrix, and the logits of base + adapter but for {lost:.2g} of the adapter's effect on them"
 
 
 def companion_files(trained: TrainedModel) -> list[Path]:

@@ -33,7 +33,7 @@ class Options(TextOptions):
     num_samples: int = 1
     """Continuations of each prompt."""
     batch_size: int = 16
-    """Continuations computed at once, at most; each is the same in any company."""
+    """Continuations computed at once, at most; none depends on the others, but for rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,6 +100,7 @@ def _prompt_of(line: str, where: str) -> str:
 def continuations(model: TextModel, prompts: list[str], options: Options) -> Iterator[tuple[str, int, str]]:
     """Each prompt with the number of a sample and its text, in order, batch by batch."""
     ids = [model.encode(prompt) for prompt in prompts]
+    model.check(ids)  # all of them, before the first is continued
     size, count = options.batch_size, options.num_samples
     per_batch = max(1, size // count)
     for first, sample in product(range(0, len(prompts), per_batch), range(0, count, size)):
