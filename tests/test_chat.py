@@ -138,6 +138,8 @@ def test_a_conversation_is_encoded_as_transformers_does(with_template):
     ("template", "code", "message"),
     [
         ("{% for m in messages %}", 65, "cannot be read"),
+        ("{% break %}", 65, "cannot be read"),
+        ("{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", 65, "cannot be read"),
         (TEMPLATES["<end_of_turn>"], 2, "System role not supported"),
         ("{{ messages[0]['content'] + 1 }}", 2, "refuses"),
         ("{{ messages.append(1) }}", 2, "refuses"),
@@ -152,6 +154,14 @@ def test_bad_templates_are_one_line(folder, tmp_path, capsys, monkeypatch, templ
     assert command.run(Options, main, words) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_system_message_that_is_not_utf8_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("lit_gpt.chat.base.read_line", lambda _: "Bonjour")
+    add_template(folder, tmp_path, TEMPLATES["<|im_end|>"])
+    words = ["--checkpoint_dir", str(tmp_path), "--system", "caf\udce9", "--accelerator", "cpu"]
+    assert command.run(Options, main, words) == 2
+    assert "error: the text is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--template", "chat"], ["--system", "Be kind"]])

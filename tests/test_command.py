@@ -235,6 +235,10 @@ def test_several_texts_are_taken_as_they_are(tmp_path, capsys):
     path = tmp_path / "options.yaml"
     path.write_text('stop: ["[a:]", "b"]\n')
     assert stop("--config", str(path)) == ("[a:]", "b") and stop("--config", str(path), "--stop", "c") == ("c",)
+    for content in ('stop: "[a:]"', "stop: 5"):
+        path.write_text(content + "\n")
+        assert command.run(OwnOptions, lambda _: None, [*NEEDED, "--config", str(path)]) == 2
+        assert "needs a list" in capsys.readouterr().err
     assert command.run(OwnOptions, lambda _: None, [*NEEDED, "--stop"]) == 2
     assert "--stop" in capsys.readouterr().err
 

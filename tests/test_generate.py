@@ -222,7 +222,7 @@ def test_draws_follow_the_probabilities():
     torch.testing.assert_close(shares, probabilities(logits, sampling)[0], atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-40])
+@pytest.mark.parametrize("temperature", [0.0, 1e-6])
 def test_without_warmth_the_likeliest_is_certain(temperature):
     scores = random_logits()
     chances = probabilities(scores, Sampling(temperature=temperature, top_p=0.9))
@@ -406,11 +406,24 @@ def test_a_bad_prompt_file_is_one_line(checkpoint, tmp_path, capsys, content, me
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+def test_a_prompt_that_is_too_long_is_named_before_the_first_is_continued(checkpoint, tmp_path, capsys):
+    path = tmp_path / "prompts"
+    path.write_text("a\nb\n" + "a b c d " * 100 + "\nc\n")
+    words = ["--checkpoint_dir", str(checkpoint[0]), "--prompt_file", str(path), "--batch_size", "1"]
+    assert command.run(Options, main, words) == 2
+    shown = capsys.readouterr()
+    assert "prompt 3 has" in shown.err and not shown.out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--prompt", "a b c d " * 100], "the model's context 128"),
         (["--prompt", "a", "--temperature", "-1", "--top_p", "0"], "--temperature must be 0"),
+        (["--prompt", "a", "--temperature", ".nan"], "--temperature must be 0"),
+        (["--prompt", "a", "--temperature", "1e-46"], "--temperature must be 0"),
+        (["--prompt", "a", "--repetition_penalty", ".nan"], "--repetition_penalty must be above 0"),
+        (["--prompt", "a", "--seed", "18446744073709551616"], "--seed must be 0"),
         (["--prompt", "a", "--max_new_tokens", "0"], "--max_new_tokens must be 1"),
         (["--prompt", "a", "--repetition_penalty", "0"], "--repetition_penalty must be above 0"),
         (["--prompt", "a", "--stop", "b", ""], "--stop: an empty text"),
