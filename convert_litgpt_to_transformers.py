@@ -120,6 +120,8 @@ def check_output_dir(folder: Path) -> None:
     """Raises a UserError if `folder` holds something that the conversion would overwrite without being asked to."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file")
+    if os.path.ismount(folder):
+        raise UserError(f"--output_dir {folder} is a mount point, which cannot be replaced as one; give a folder in it")
     if not folder.is_dir() or not any(folder.iterdir()) or (folder / PROVENANCE).is_file():
         return
     foreign_weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]

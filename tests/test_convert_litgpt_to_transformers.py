@@ -207,6 +207,8 @@ def test_other_folders_are_not_overwritten(foundation, tmp_path):
         convert(foundation)
     with pytest.raises(UserError, match="is a file"):
         convert(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="is a mount point"):
+        convert(Path("/proc"))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
