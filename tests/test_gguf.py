@@ -184,6 +184,18 @@ def test_a_window_that_slides_bounds_the_context():
     assert visible_context(gemma, config_from_hf(gemma)) == 512
 
 
+def test_an_incomplete_configuration_stops_no_training(tmp_path):
+    from types import SimpleNamespace
+
+    from pretrain import gguf_warnings
+
+    shutil.copytree(SAMPLE / "tokenizer", tmp_path / "model")
+    hf = {key: value for key, value in SIZES.items() if key != "n_embd"} | {"architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(hf))
+    (warning,) = gguf_warnings(SimpleNamespace(model_config=None, checkpoint_dir=tmp_path / "model"), None)
+    assert "could not be exported" in warning and "n_embd" in warning
+
+
 def test_training_says_that_its_model_could_not_be_exported(model_config, trained_run, tmp_path):
     tokenizer, data = own_byte_level(tmp_path / "own"), tmp_path / "data"
     (tmp_path / "full.txt").write_text((SAMPLE / "english" / "EN" / "Office" / "test.txt").read_text())
