@@ -79,8 +79,9 @@ class QuantizeOptions:
     model_dir: Path
     """Hugging Face folder, as convert_litgpt_to_transformers.py makes it."""
     output_dir: Path
-    """Folder to make. In the folder of an earlier result GGUF files of the same model, measured on the same text, stay
-    beside the new ones; those of another model or text are removed, which is said. All else in it stays."""
+    """Folder to make. In the folder of an earlier result GGUF files of the same model, measured on the same windows
+    of the same text, stay beside the new ones; those of another model or measure are removed, which is said. All else
+    in it stays."""
     methods: tuple[str, ...] = DEFAULT_METHODS
     """Types to make: q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_m f16, which are the default, q5_k_m q6_k bf16 f32."""
     llama_cpp_dir: Path | None = None
@@ -267,8 +268,8 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
 def carry_over(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Hard-links into `stage` what stays of `folder`, and says what does not; returns the lines of the table that stay.
 
-    A line stays if it is of another type and the model's own perplexity stands in it: of another model, or over another
-    text, that differs in its sixth digit.
+    A line stays if it is of another type and the model's own perplexity stands in it: of another model, or over other
+    windows or another text, that differs in its sixth digit.
     """
     kept, gone, made = [], {TABLE}, {row["method"] for row in rows}
     for row in read_table(folder):
@@ -286,7 +287,7 @@ def carry_over(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[di
         else:
             os.link(path, stage / path.name, follow_symlinks=False)
     if names := ", ".join(sorted({*replaced} - {TABLE})):
-        print(f"not kept, as made anew, of another model or of another text: {names}", flush=True)
+        print(f"not kept, as made anew, of another model or measured on other text: {names}", flush=True)
     return kept
 
 
