@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lit_gpt.hf import config_from_hf
 from lit_gpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -21,31 +22,46 @@ if TYPE_CHECKING:
 PRE_TOKENIZERS = Path(__file__).with_name("pre_tokenizers.json")
 
 
-def _nothing(hf: Mapping[str, Any]) -> list[str]:
+def _nothing(hf: Mapping[str, Any], config: Config) -> list[str]:
     return []
 
 
-def _gpt2(hf: Mapping[str, Any]) -> list[str]:
-    return [] if hf.get("n_inner") in (None, 4 * hf["n_embd"]) else ["n_inner is not 4 times n_embd"]
+def _gpt2(hf: Mapping[str, Any], config: Config) -> list[str]:
+    return [] if config.intermediate_size == 4 * config.n_embd else ["n_inner is not 4 times n_embd"]
 
 
-def _falcon(hf: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if hf.get("ffn_hidden_size") not in (None, 4 * hf["hidden_size"]):
+def _falcon(hf: Mapping[str, Any], config: Config) -> list[str]:
+    problems = _plain_positions(hf, config)
+    if config.intermediate_size != 4 * config.n_embd:
         problems.append("ffn_hidden_size is not 4 times hidden_size")
-    if not hf.get("parallel_attn", True) or hf.get("bias"):
+    if not config.parallel_residual or config.bias:
         problems.append("Falcon is only known with attention and MLP side by side and without biases")
     return problems
 
 
-def _gpt_neox(hf: Mapping[str, Any]) -> list[str]:
-    problems = ["an output layer tied to the embeddings"] if hf.get("tie_word_embeddings") else []
+def _gpt_neox(hf: Mapping[str, Any], config: Config) -> list[str]:
+    problems = _plain_positions(hf, config)
+    if hf.get("tie_word_embeddings"):
+        problems.append("an output layer tied to the embeddings")
     return problems + ([] if hf.get("attention_bias", True) else ["attention without biases"])
 
 
-def _phi(hf: Mapping[str, Any]) -> list[str]:
-    wide = hf["intermediate_size"] == 4 * hf["hidden_size"]
-    return [] if wide else ["intermediate_size is not 4 times hidden_size"]
+def _phi(hf: Mapping[str, Any], config: Config) -> list[str]:
+    problems = _plain_positions(hf, config)
+    if config.n_query_groups != config.n_head:
+        problems.append("fewer key/value heads than heads")
+    wide = config.intermediate_size == 4 * config.n_embd
+    return problems + ([] if wide else ["intermediate_size is not 4 times hidden_size"])
+
+
+def _plain_positions(hf: Mapping[str, Any], config: Config) -> list[str]:
+    """What is lost of a model whose class in the converter writes neither the base nor the scaling of its positions."""
+    problems = [] if config.rope_base == 10000 else [f"rope base {config.rope_base}, other than 10000"]
+    return problems + _unscaled(hf, config)
+
+
+def _unscaled(hf: Mapping[str, Any], config: Config) -> list[str]:
+    return ["scaled positions"] if config.rope_adjustments else []
 
 
 class Support(NamedTuple):
@@ -55,7 +71,7 @@ class Support(NamedTuple):
     """Whether it reads a tokenizer.model."""
     byte_level: bool
     """Whether it reads a byte-level BPE in tokenizer.json."""
-    problems: Callable[[Mapping[str, Any]], list[str]] = _nothing
+    problems: Callable[[Mapping[str, Any], Config], list[str]] = _nothing
     """What of a config.json llama.cpp does not have."""
     slides: bool = False
     """Whether llama.cpp keeps a sliding window; where not, it sees more than the model did beyond that window."""
@@ -69,33 +85,42 @@ SUPPORTED = {
     "GPTNeoXForCausalLM": Support(False, True, _gpt_neox),
     "Qwen2ForCausalLM": Support(True, True),
     "Qwen3ForCausalLM": Support(True, True),
-    "GemmaForCausalLM": Support(True, False),
-    "Gemma2ForCausalLM": Support(True, False, slides=True),
+    "GemmaForCausalLM": Support(True, False, _plain_positions),
+    "Gemma2ForCausalLM": Support(True, False, _plain_positions, slides=True),
     "Gemma3ForCausalLM": Support(True, True, slides=True),
     "PhiForCausalLM": Support(False, True, _phi),
-    "Phi3ForCausalLM": Support(True, False),
+    "Phi3ForCausalLM": Support(True, False, _unscaled),
     "Olmo2ForCausalLM": Support(False, True),
-    "StableLmForCausalLM": Support(False, True),
+    "StableLmForCausalLM": Support(False, True, _plain_positions),
 }
 
 
 def obstacles(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """Why llama.cpp could not read a model with this config.json and tokenizer; empty if nothing is known of."""
+    """Why llama.cpp could not read a model with this config.json and tokenizer; empty if nothing is known of.
+
+    Raises:
+        UserError: if the model itself is not supported.
+        DataError: for an incomplete config.json.
+    """
     name = next(iter(hf.get("architectures") or []), "(none)")
     support = SUPPORTED.get(name)
     if support is None:
         return [f"architecture {name} is unknown to its converter"]
-    return support.problems(hf) + tokenizer_obstacles(tokenizer, support, name)
+    return support.problems(hf, config_from_hf(hf)) + tokenizer_obstacles(tokenizer, support, name)
 
 
 def tokenizer_obstacles(tokenizer: Tokenizer, support: Support, architecture: str) -> list[str]:
     """Why llama.cpp could not read the tokenizer, where it knows the architecture."""
+    if tokenizer.config.get("add_eos_token"):
+        return ["its tokenizer ends every text with an end token (add_eos_token in tokenizer_config.json)"]
     if (tokenizer.directory / "tokenizer.model").is_file():
         if not support.sentencepiece:
             return [f"for {architecture} it reads byte-level BPE tokenizers, not SentencePiece's"]
         return sentencepiece_obstacles(tokenizer.directory / "tokenizer.model", architecture)
     content = json.loads((tokenizer.directory / "tokenizer.json").read_text(encoding="utf-8"))
-    if content["model"].get("type") != "BPE" or content["model"].get("byte_fallback"):
+    model = content["model"]
+    kind = model.get("type", "BPE" if "merges" in model else None)  # older files, as GPT-2's own, do not say it
+    if kind != "BPE" or model.get("byte_fallback"):
         return ["of a tokenizer.json without a tokenizer.model it reads byte-level BPE only"]
     if not support.byte_level:
         return [f"for {architecture} it reads SentencePiece's tokenizer.model only"]
@@ -137,6 +162,7 @@ def converter_config(hf: Mapping[str, Any]) -> dict[str, Any]:
     transformers ignores `num_kv_heads`, the converter does not.
     """
     name = hf["architectures"][0]
+    hf = {key: value for key, value in hf.items() if key != "auto_map"}  # names Python code in the folder or elsewhere
     own: dict[str, Any] = {}
     if name == "GPT2LMHeadModel":
         own = {"n_ctx": hf.get("n_positions", 1024)}

@@ -11,27 +11,30 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from lit_gpt.command import DataError, UserError
+from lit_gpt.llama_cpp import failure_of_system
+from lit_gpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import torch
 
 WINDOW = 512
 """Tokens of a window at most, llama-perplexity's default: its second half is predicted, the first is context."""
-WINDOWS = 8
 FEWEST = 100
 """Predicted tokens below which llama-perplexity gives no figures."""
+PROMPT = 32
+"""Tokens that are continued, at most."""
 CONTINUED = 24
-"""Tokens of the continuation."""
+"""Tokens of the continuation, at most."""
 CLOSE = 0.05
 """Nats between two tokens' log-probabilities below which 16-bit weights may turn the order round."""
 
@@ -48,31 +51,32 @@ class Reference:
     """Over the second halves of the windows, each after the first half; in float32."""
     predicted: int
     """Tokens that `perplexity` is the mean of."""
+    prompt: str
+    """A beginning of one of the windows, as text."""
     continuation: str
-    """Text of the most probable tokens after the prompt."""
+    """Text of the most probable tokens after the prompt, as far as it is valid UTF-8."""
     ends: list[int]
-    """Characters of `continuation` after each of its tokens."""
+    """Characters of `continuation` after each of its tokens; there is one at least."""
     decided: int
     """How many of these tokens come before the first that another is `CLOSE` to."""
 
 
-def ask(folder: Path, text: str, prompt: str, context: int, windows: int, target: Path) -> Reference:
+def ask(folder: Path, text: str, context: int, windows: int, target: Path) -> Reference:
     """Loads `folder` in a fresh process, in float32, and writes its log-probabilities to `target`.
 
     Args:
         folder: a Hugging Face folder.
         text: what to measure on.
-        prompt: what to continue.
         context: tokens that the model can see.
         windows: how many windows, spread evenly over the text; fewer where it is short.
         target: file to write, in llama-perplexity's format.
 
     Raises:
-        UserError: for a text that is too short.
+        UserError: for a text that is too short, or after which the model says nothing.
         DataError: if transformers cannot load the folder.
-        OSError: if `target` cannot be written.
+        OSError: if `target` cannot be written, or the memory does not suffice.
     """
-    request = {"text": text, "prompt": prompt, "context": context, "windows": windows, "target": str(target.resolve())}
+    request = {"text": text, "context": context, "windows": windows, "target": str(target.resolve())}
     asked, answered = target.with_name("request.json"), target.with_name("answer.json")
     asked.write_text(json.dumps(request), encoding="utf-8")
     command = [sys.executable, "-m", "lit_gpt.hf_probabilities", str(folder.resolve())]
@@ -81,15 +85,17 @@ def ask(folder: Path, text: str, prompt: str, context: int, windows: int, target
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
+        if failure := failure_of_system("transformers", done.returncode, done.stderr, target.parent):
+            raise failure
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        if number := re.match(r"OSError: \[Errno (\d+)\]", lines[-1]):
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(target.parent))
         raise DataError(f"transformers does not load {folder}: {lines[-1]}")
     answer = json.loads(answered.read_text(encoding="utf-8"))
     if "too_short" in answer:
         raise UserError(
             f"the text has {answer['too_short']} tokens, too few to measure on; give a longer one by --text"
         )
+    if not answer["ends"]:
+        raise UserError("the model ends its text at once, or writes no valid UTF-8; give another text by --text")
     return Reference(**answer)
 
 
@@ -126,7 +132,8 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    own = {"local_files_only": True, "trust_remote_code": False}  # without it a folder with Python files asks on stdin
+    tokenizer = AutoTokenizer.from_pretrained(folder, **own)
     ids = tokenizer.encode(request["text"])
     begin = ids[: len(ids) - len(tokenizer.encode(request["text"], add_special_tokens=False))]
     length, starts = choose_windows(len(ids), request["context"], request["windows"])
@@ -134,7 +141,7 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         return {"too_short": len(ids)}
     # its other kinds of attention leave out Gemma 2's soft cap
     model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, attn_implementation="eager"
+        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager", **own
     )
     if problems := {kind: names for kind, names in loading.items() if names}:
         sys.exit(f"the weights do not fit the configuration: {problems}")
@@ -142,8 +149,12 @@ def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     rows = torch.tensor([begin + ids[start + len(begin) : start + length] for start in starts])
     with torch.inference_mode():
         loss, predicted = _measure(model, rows, Path(request["target"]))
-        continuation, ends, decided = _continue(model, tokenizer, request["prompt"], length)
-    return asdict(Reference(ids, length, math.exp(loss / predicted), predicted, continuation, ends, decided))
+        for row in rows:  # the first that the model has something to say after
+            beginning = row[: min(PROMPT, request["context"] // 2)].tolist()
+            said = _continue(model, tokenizer, beginning, Tokenizer(folder).end_ids, request["context"])
+            if said[2]:
+                break
+    return asdict(Reference(ids, length, math.exp(loss / predicted), predicted, *said))
 
 
 def _measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[float, int]:
@@ -167,24 +178,30 @@ def _measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[
     return loss, predicted
 
 
-def _continue(model: torch.nn.Module, tokenizer: Any, prompt: str, context: int) -> tuple[str, list[int], int]:
-    """Continuation, ends and decided of a `Reference`; it ends before the end token."""
+def _continue(
+    model: torch.nn.Module, tokenizer: Any, beginning: list[int], end_ids: set[int], context: int
+) -> tuple[str, str, list[int], int]:
+    """Prompt, continuation, ends and decided of a `Reference`; it goes on before an end token, within the context."""
     import torch
 
     def text_of(ids: list[int]) -> str:
         return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    prompt = text_of(beginning).rstrip("\ufffd").rstrip()  # llama.cpp takes a last line's end off
     ids = tokenizer.encode(prompt)
-    given, before, ends, decided = len(ids), len(text_of(ids)), [], None
-    for index in range(min(CONTINUED, context - given)):
+    before, ends, decided = len(text_of(ids)), [], None
+    for index in range(min(CONTINUED, context - len(ids) - 1)):
         best = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(0).topk(2)
-        if best.indices[0] == tokenizer.eos_token_id:
+        if int(best.indices[0]) in end_ids:
             break
         if decided is None and best.values[0] - best.values[1] < CLOSE:
             decided = index
         ids.append(int(best.indices[0]))
         ends.append(len(text_of(ids)) - before)
-    return text_of(ids)[before:], ends, len(ends) if decided is None else decided
+    continuation = text_of(ids)[before:].split("\ufffd")[0]
+    # of a character in several tokens, the first may stand for more characters than in the end
+    ends = [end for end in list(accumulate(reversed(ends), min))[::-1] if end <= len(continuation)]
+    return prompt, continuation, ends, len(ends) if decided is None else min(decided, len(ends))
 
 
 if __name__ == "__main__":

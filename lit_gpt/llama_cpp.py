@@ -11,12 +11,13 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_gpt.command import DataError, UserError
+from lit_gpt.command import DataError, Interrupted, UserError
 
 REPOSITORY = "https://github.com/ggml-org/llama.cpp"
 COMMIT = "0c1e57098"
@@ -31,7 +32,9 @@ CONVERTER = "convert_hf_to_gguf.py"
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
 
 ATTEMPTS = 5
-_DISK_FULL = ("No space left on device", "Errno 28", "iostream error", "basic_ios::clear")
+_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+_UNWRITTEN = re.compile(r"iostream error|basic_ios::clear|\d requested and \d+ written")
+"""What C++ and NumPy say of a write that failed, without the reason."""
 _NOISE = re.compile(r"^(\s*$|\s*File \"|Traceback|During handling|The above exception|.{0,20}WARNING)")
 
 
@@ -58,7 +61,7 @@ class Quantized:
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """An installed llama.cpp. What its programs refuse is a DataError, a full disk an OSError."""
+    """An installed llama.cpp. What its programs refuse is a DataError, too little disk, quota or memory an OSError."""
 
     folder: Path
     programs: Path
@@ -103,8 +106,8 @@ class LlamaCpp:
 
     def token_ids(self, file: Path, text: Path) -> list[int]:
         """Token ids of the UTF-8 text in a file, begin and end tokens with them where the model has any."""
-        command = [self._program("llama-tokenize"), "-m", str(file), "-f", str(text), "--ids", "--log-disable"]
-        output = self._run(command, file.parent)
+        command = [self._program("llama-tokenize"), "-m", str(file), "-f", str(text), "--no-escape", "--ids"]
+        output = self._run([*command, "--log-disable"], file.parent)
         return list(ast.literal_eval(output[output.index("[") : output.rindex("]") + 1]))
 
     def compare(self, file: Path, reference: Path, context: int) -> Comparison:
@@ -127,7 +130,7 @@ class LlamaCpp:
     def complete(self, file: Path, prompt: Path, tokens: int, context: int) -> str:
         """How the model in `file` goes on with the text in `prompt`, always by its most probable token."""
         command = [self._program("llama-completion"), "-m", str(file), "-f", str(prompt), "-n", str(tokens)]
-        command += ["-c", str(context), "-t", _threads(), "--temp", "0", "--no-warmup", "-no-cnv"]
+        command += ["--no-escape", "-c", str(context), "-t", _threads(), "--temp", "0", "--no-warmup", "-no-cnv"]
         return self._run([*command, "--no-display-prompt", "--simple-io"], file.parent, last="\n\n", errors_apart=True)
 
     def _program(self, name: str) -> str:
@@ -162,10 +165,31 @@ class LlamaCpp:
         if done.returncode == 0:
             return output
         output += (done.stderr or b"").decode("utf-8", errors="replace")
-        if any(word in output for word in _DISK_FULL) or shutil.disk_usage(scratch).free < 2**16:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(scratch))
         name = Path(command[0 if command[0] != sys.executable else 1]).name
+        if failure := failure_of_system(name, done.returncode, output, scratch):
+            raise failure
         raise DataError(f"{name} failed (exit code {done.returncode}): {_reason(output)}")
+
+
+def failure_of_system(name: str, returncode: int, output: str, scratch: Path) -> OSError | Interrupted | None:
+    """Why the machine, not the data, ended a program; None if the program had a reason of its own.
+
+    Args:
+        name: the program's.
+        returncode: as subprocess gives it, below 0 for a signal.
+        output: what it printed.
+        scratch: the folder it wrote to.
+    """
+    if returncode == -signal.SIGKILL:
+        return OSError(errno.ENOMEM, f"{name} was killed by signal 9, probably out of memory")
+    if returncode in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
+        return Interrupted(f"{name} was stopped by signal {-returncode}; run the same command again")
+    number = next((int(match[1]) for match in re.finditer(r"\[Errno (\d+)\]", _reason(output))), None)
+    if number is None:
+        number = next((known for known in _SYSTEM_ERRORS if os.strerror(known) in output), None)
+    if number is None and (_UNWRITTEN.search(output) or shutil.disk_usage(scratch).free < 2**16):
+        number = errno.ENOSPC
+    return None if number is None else OSError(number, os.strerror(number), str(scratch))
 
 
 def _threads() -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models, pre_tokenizers, trainers
 
+from lit_gpt.command import DataError
 from lit_gpt.families import ARCHITECTURES
 from lit_gpt.gguf import PRE_TOKENIZERS, SUPPORTED, obstacles, pre_tokenizer, visible_context
 from lit_gpt.hf import config_from_hf
@@ -21,8 +23,13 @@ from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, run
 from tests.hf_models import TEXT as LINES
 from tests.hf_models import VOCABULARY, make_hf, make_tokenizer
 
-LLAMA = {"architectures": ["LlamaForCausalLM"]}
-TEXT = "\n".join(LINES[:4]) + "  Deux  espaces,\n\n ﬁn Ⅷ, l'été 1789…\t[speaker001:] 12 345 € 你好 🙂 "
+SIZES = {
+    **{"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4},
+    **{"n_embd": 64, "n_layer": 2, "n_head": 4, "intermediate_size": 256, "max_position_embeddings": 512},
+}
+LLAMA = {"architectures": ["LlamaForCausalLM"], **SIZES}
+ESCAPES = r" \textbf{C:\new} \\ \" \n \t"
+TEXT = "\n".join(LINES[:4]) + ESCAPES + "  Deux  espaces,\n\n ﬁn Ⅷ, l'été 1789…\t[speaker001:] 12 345 € 你好 🙂 "
 
 
 def own_byte_level(folder: Path) -> Path:
@@ -75,12 +82,18 @@ def test_the_tables_are_the_installed_converters():
         ("mistral-7b-v0.1", "MistralForCausalLM", None),
     ],
 )
-def test_real_tokenizers(name, architecture, rules):
+def test_real_tokenizers(name, architecture, rules, tmp_path):
     tokenizer = Tokenizer(SHARED / "tokenizers" / name)
-    hf = {"architectures": [architecture], "n_embd": 8, "hidden_size": 8}
+    hf = {"architectures": [architecture], **SIZES}
     assert obstacles(hf, tokenizer) == [] and pre_tokenizer(tokenizer) == rules
     for other in ("GemmaForCausalLM", "Phi3ForCausalLM") if rules else ("GPT2LMHeadModel", "FalconForCausalLM"):
         assert "tokenizer.model" in obstacles({**hf, "architectures": [other]}, tokenizer)[0] or not rules
+    if rules:  # as OpenAI's own file of GPT-2 has it, and transformers reads it
+        content = json.loads((SHARED / "tokenizers" / name / "tokenizer.json").read_text(encoding="utf-8"))
+        del content["model"]["type"]
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        shutil.copyfile(SHARED / "tokenizers" / name / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
+        assert obstacles(hf, Tokenizer(tmp_path)) == []
     tokenizer.adds_bos = not tokenizer.adds_bos
     assert rules is None or pre_tokenizer(tokenizer) is None  # the hash is of the ids with BOS
 
@@ -116,30 +129,71 @@ def test_what_is_said_of_sentencepiece_is_so(settings, tmp_path):
 
 def test_architectures_in_part():
     tokenizer = Tokenizer(SAMPLE / "tokenizer")
-    sizes = {"hidden_size": 64, "n_embd": 64, "intermediate_size": 100}
+    faster, longer = {"rope_theta": 20000.0}, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
     for architecture, settings, word in [
         ("GPT2LMHeadModel", {"n_inner": 100}, "n_inner"),
         ("FalconForCausalLM", {"ffn_hidden_size": 100}, "ffn_hidden_size"),
         ("FalconForCausalLM", {"parallel_attn": False}, "side by side"),
         ("GPTNeoXForCausalLM", {"tie_word_embeddings": True}, "tied"),
-        ("PhiForCausalLM", {}, "intermediate_size"),
+        ("GPTNeoXForCausalLM", {"rotary_emb_base": 20000}, "rope base 20000"),
+        ("GPTNeoXForCausalLM", longer, "scaled positions"),
+        ("FalconForCausalLM", longer, "scaled positions"),
+        ("PhiForCausalLM", {"intermediate_size": 100}, "intermediate_size"),
+        ("PhiForCausalLM", {"num_key_value_heads": 2}, "key/value heads"),
+        ("PhiForCausalLM", {"rope_parameters": {**longer["rope_scaling"], **faster}}, "rope base 20000"),
+        ("StableLmForCausalLM", longer, "scaled positions"),
     ]:
-        assert word in obstacles({"architectures": [architecture], **sizes, **settings}, tokenizer)[0]
+        hf = {"architectures": [architecture], **SIZES, **settings}
+        assert word in obstacles(hf, tokenizer)[0]
+    assert obstacles({**LLAMA, **faster, **longer}, tokenizer) == []
+    incomplete = {key: value for key, value in SIZES.items() if key != "n_embd"}
+    with pytest.raises(DataError, match="n_embd"):
+        obstacles({"architectures": ["GPT2LMHeadModel"], **incomplete}, tokenizer)
+    tokenizer.config["add_eos_token"] = True
+    assert "add_eos_token" in obstacles(LLAMA, tokenizer)[0]
+
+
+@pytest.mark.llama_cpp
+def test_whose_positions_are_lost_is_so_in_the_installed_converter():
+    """Classes whose own method neither asks the common one nor writes the key; GPT-2 has none to write."""
+    lost: dict[str, set[str]] = {"freq_base": set(), "scaling_type": set()}
+    for path in (LLAMA_CPP / "conversion").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ClassDef):
+                continue
+            names = {getattr(word, "value", None) for mark in node.decorator_list for word in ast.walk(mark)}
+            method = next((part for part in node.body if getattr(part, "name", "") == "set_gguf_parameters"), None)
+            body = ast.unparse(method) if method else "super()"
+            for key, those in lost.items():
+                those |= {name for name in SUPPORTED if name in names and "super()" not in body and key not in body}
+    tokenizer, named = Tokenizer(SAMPLE / "tokenizer"), {key: {"GPT2LMHeadModel"} for key in lost}
+    hf = {**SIZES, "rotary_emb_base": 20000, "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 20000}}
+    for name in SUPPORTED:
+        said = str(obstacles({"architectures": [name], **hf}, tokenizer))
+        named["freq_base"] |= {name} if "rope base" in said else set()
+        named["scaling_type"] |= {name} if "scaled positions" in said else set()
+    assert named == lost
+    assert {"FalconForCausalLM", "GPTNeoXForCausalLM", "PhiForCausalLM", "StableLmForCausalLM"} < named["freq_base"]
 
 
 def test_a_window_that_slides_bounds_the_context():
-    sizes = {
-        "vocab_size": 64,
-        "hidden_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-    }
-    sizes |= {"intermediate_size": 96, "max_position_embeddings": 512, "sliding_window": 128}
+    sizes = {**SIZES, "sliding_window": 128}
     mistral = {"architectures": ["MistralForCausalLM"], **sizes}
     assert visible_context(mistral, config_from_hf(mistral)) == 128
     gemma = {"architectures": ["Gemma2ForCausalLM"], **sizes}
     assert visible_context(gemma, config_from_hf(gemma)) == 512
+
+
+def test_an_incomplete_configuration_stops_no_training(tmp_path):
+    from types import SimpleNamespace
+
+    from pretrain import gguf_warnings
+
+    shutil.copytree(SAMPLE / "tokenizer", tmp_path / "model")
+    hf = {key: value for key, value in SIZES.items() if key != "n_embd"} | {"architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(hf))
+    (warning,) = gguf_warnings(SimpleNamespace(model_config=None, checkpoint_dir=tmp_path / "model"), None)
+    assert "could not be exported" in warning and "n_embd" in warning
 
 
 def test_training_says_that_its_model_could_not_be_exported(model_config, trained_run, tmp_path):

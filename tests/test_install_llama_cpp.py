@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 from pathlib import Path
 
@@ -49,13 +50,19 @@ def install(folder: Path, *arguments: str) -> int:
 def test_programs_and_converter_get_their_place_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(install_llama_cpp, "fetch", lambda _, stage: write_source(stage / "source"))
     folder = tmp_path / "llama"
+    (tmp_path / "llama.tmp").mkdir()  # somebody else's
     assert install(folder) == 0
+    (tmp_path / "llama.tmp").rmdir()
     llama = LlamaCpp.find(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(["bin", STAMP, *KEPT])
     said = {name: subprocess.check_output([llama.programs / name], text=True) for name in PROGRAMS}
     assert [name for name in PROGRAMS if "all was printed" in said[name]] == ["llama-perplexity", "llama-completion"]
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
+    for path in (folder / STAMP, folder / "bin" / PROGRAMS[0]):  # what is damaged is not what was installed
+        path.write_bytes(b"\xff")
+        path.chmod(0o644)
+        assert install(folder) == 0 and LlamaCpp.find(folder)
     monkeypatch.setattr(install_llama_cpp, "fetch", lambda *_: pytest.fail("it is there already"))
     assert install(folder) == 0
     monkeypatch.setattr(install_llama_cpp, "SETTINGS", {"CMAKE_BUILD_TYPE": "Debug"})  # another recipe
@@ -74,6 +81,37 @@ def test_another_archive_is_not_unpacked(tmp_path, monkeypatch, capsys):
     assert install(tmp_path / "llama", "--source", "pypi") == 65
     assert "another SHA-256" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["found"]
+
+
+def test_an_archive_that_cannot_be_unpacked(tmp_path, monkeypatch, capsys):
+    def downloads(command: list[str], stage: Path) -> None:
+        (stage / "llama_cpp_python.tar.gz").write_bytes(gzip.compress(b"no archive" * 100)[:-9])
+
+    monkeypatch.setattr(install_llama_cpp, "call", downloads)
+    assert install(tmp_path / "llama", "--source", "pypi") == 65
+    assert "cannot be unpacked" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_tag_of_the_commits_name_is_another_commit(tmp_path, monkeypatch, capsys):
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@x")
+        return subprocess.check_output(["git", "-C", tmp_path / "origin", *who, *words], text=True).strip()
+
+    (tmp_path / "origin").mkdir()
+    git("init", "--quiet")
+    commits = []
+    for message in ("first", "second"):
+        git("commit", "--quiet", "--allow-empty", "-m", message)
+        commits.append(git("rev-parse", "HEAD"))
+    monkeypatch.setattr("lit_gpt.llama_cpp.REPOSITORY", f"file://{tmp_path / 'origin'}")
+    monkeypatch.setattr("lit_gpt.llama_cpp.COMMIT", commits[0][:9])
+    (tmp_path / "stage").mkdir()
+    tree = install_llama_cpp.fetch_by_git(tmp_path / "stage")
+    assert (tree / ".git" / "HEAD").read_text().strip() == commits[0]
+    git("tag", commits[0][:9], commits[1])
+    assert install(tmp_path / "llama", "--source", "git") == 65
+    assert f"another commit in file://{tmp_path / 'origin'}, {commits[1]}" in capsys.readouterr().err
+    assert not (tmp_path / "llama").exists()
 
 
 def test_what_cannot_be_had_is_said(tmp_path, monkeypatch, capsys):

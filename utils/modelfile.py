@@ -6,6 +6,7 @@ Source of the format: https://docs.ollama.com/modelfile; templates are Go's text
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ def form_of(folder: Path) -> Form:
     provenance = read_json(path) if path.is_file() else {}
     languages = list((provenance.get("normalised") or {}).values())
     if languages or provenance.get("turns"):
-        return _dialogue(max(set(languages), key=languages.count) if languages else None)
+        return _dialogue(Counter(languages).most_common(1)[0][0] if languages else None)
     if provenance.get("options"):
         return Form("completion of text", COMPLETION, ())
     template = _chat_template(folder)

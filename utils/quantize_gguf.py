@@ -32,8 +32,15 @@ TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Statio
 CHARACTERS = 1_000_000
 """Of a text, at most: measured are a few thousand tokens, spread over it."""
 
+VIEWED = (
+    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"),
+)
+"""Files that the converter is shown as they are."""
+
 CONTEXT = 256
-"""Tokens for a prompt of 80 characters and its continuation: the memory of all that a model can see may be large."""
+"""Tokens for a prompt of 32 and its continuation: the memory of all that a model can see may be large."""
 
 
 class Method(NamedTuple):
@@ -72,7 +79,9 @@ class QuantizeOptions:
     model_dir: Path
     """Hugging Face folder, as convert_litgpt_to_transformers.py makes it."""
     output_dir: Path
-    """Folder to make; it may hold an earlier result, which is replaced."""
+    """Folder to make. In the folder of an earlier result GGUF files of the same model, measured on the same windows
+    of the same text, stay beside the new ones; those of another model or measure are removed, which is said. All else
+    in it stays."""
     methods: tuple[str, ...] = DEFAULT_METHODS
     """Types to make: q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_m f16, which are the default, q5_k_m q6_k bf16 f32."""
     llama_cpp_dir: Path | None = None
@@ -117,11 +126,12 @@ def main(options: QuantizeOptions) -> None:
     from lit_gpt.llama_cpp import FOLDER, LlamaCpp
 
     llama = LlamaCpp.find(options.llama_cpp_dir or FOLDER)
-    check_output_dir(options.output_dir)
-    model = examine(options.model_dir)
+    check_output_dir(options)
     text = read_text(options.text)
+    model = examine(options.model_dir)
     check_space(model, options)
-    with staged(options.output_dir.resolve()) as stage:
+    folder = options.output_dir.resolve()
+    with staged(folder) as stage:
         scratch = stage / "scratch"
         scratch.mkdir()
         source, reference = prepare(llama, model, text, options.windows, scratch)
@@ -130,18 +140,23 @@ def main(options: QuantizeOptions) -> None:
             rows.append(export(llama, model, method, source, reference, stage))
             print(describe(rows[-1]), flush=True)
         shutil.rmtree(scratch)
-        write_table(stage / TABLE, rows)
+        write_table(stage / TABLE, [*carry_over(folder, stage, rows), *rows])
     print(f"wrote {len(rows)} GGUF files, each with a Modelfile, and {TABLE} to {options.output_dir}")
 
 
-def check_output_dir(folder: Path) -> None:
-    """Raises a UserError if `folder` holds something that is not an earlier result."""
+def check_output_dir(options: QuantizeOptions) -> None:
+    """Raises a UserError if the folder holds something that is not an earlier result, or what is to be read."""
     from lit_gpt.command import UserError
 
+    folder = options.output_dir
+    for name, path in (("--model_dir", options.model_dir), ("--text", options.text)):
+        if path and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{name} {path} lies in --output_dir {folder}, which is replaced; give another folder")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE).is_file():
         raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
+    read_table(folder)
 
 
 def examine(folder: Path) -> Model:
@@ -149,7 +164,7 @@ def examine(folder: Path) -> Model:
 
     Raises:
         UserError: if it is no Hugging Face folder, or llama.cpp could not read its architecture or tokenizer.
-        DataError: if its files are damaged.
+        DataError: if its files are damaged or incomplete.
     """
     from lit_gpt.command import UserError
     from lit_gpt.gguf import converter_config, obstacles, visible_context
@@ -177,14 +192,22 @@ def examine(folder: Path) -> Model:
 
 
 def read_text(path: Path | None) -> str:
-    """The text to measure on, without white space around it."""
+    """The text to measure on, without white space around it.
+
+    Raises:
+        UserError: if there is none.
+    """
     from lit_gpt.command import UserError
 
+    if path and not path.is_file():
+        raise UserError(f"--text {path} is {'a folder' if path.is_dir() else 'missing'}; give a file of UTF-8 text")
     paths = [path] if path else [ROOT / name for name in TEXTS]
     try:
         texts = [path.read_text(encoding="utf-8")[:CHARACTERS].strip() for path in paths]
     except UnicodeDecodeError as e:
         raise UserError(f"--text {path} is not UTF-8 text: {e}") from None
+    if not any(texts):
+        raise UserError(f"--text {path} has no text in it")
     return "\n\n".join(texts)
 
 
@@ -201,7 +224,7 @@ def check_space(model: Model, options: QuantizeOptions) -> None:
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name, and its place, when all went well; else it is removed."""
+    """A folder beside `folder` that takes its name, and its place, when all went well; else `folder` stays."""
     stage, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
     if old.is_dir() and not folder.exists():
         old.rename(folder)  # a process was killed between the two renames below
@@ -211,14 +234,61 @@ def staged(folder: Path) -> Iterator[Path]:
     try:
         yield stage
         for path in stage.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
         if folder.exists():
             folder.rename(old)
         stage.rename(folder)
-    finally:
-        for left in (stage, old):
-            shutil.rmtree(left, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(stage, ignore_errors=True)
+        if old.is_dir() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_table(folder: Path) -> list[dict[str, Any]]:
+    """The lines of an earlier result's table; none if there is none.
+
+    Raises:
+        UserError: if it is another program's.
+    """
+    from lit_gpt.command import UserError
+
+    if not (folder / TABLE).is_file():
+        return []
+    try:
+        with (folder / TABLE).open(encoding="utf-8", newline="") as file:
+            return [{**row, "perplexity_hf": float(row["perplexity_hf"])} for row in csv.DictReader(file)]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"--output_dir {folder}: its {TABLE} was not written by this program") from None
+
+
+def carry_over(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Hard-links into `stage` what stays of `folder`, and says what does not; returns the lines of the table that stay.
+
+    A line stays if it is of another type and the model's own perplexity stands in it: of another model, or over other
+    windows or another text, that differs in its sixth digit.
+    """
+    kept, gone, made = [], {TABLE}, {row["method"] for row in rows}
+    for row in read_table(folder):
+        same = math.isclose(row["perplexity_hf"], rows[0]["perplexity_hf"], rel_tol=1e-5)
+        if same and row["method"] not in made and (folder / row["file"]).is_file():
+            kept.append(row)
+        else:
+            gone |= {row["file"], f"Modelfile.{row['method']}"}
+    replaced = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name in gone or (stage / path.name).exists():
+            replaced.append(path.name)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, stage / path.name, symlinks=True, copy_function=os.link)
+        else:
+            os.link(path, stage / path.name, follow_symlinks=False)
+    if names := ", ".join(sorted({*replaced} - {TABLE})):
+        print(f"not kept, as made anew, of another model or measured on other text: {names}", flush=True)
+    return kept
 
 
 def prepare(llama: LlamaCpp, model: Model, text: str, windows: int, scratch: Path) -> tuple[Path, Reference]:
@@ -235,11 +305,10 @@ def prepare(llama: LlamaCpp, model: Model, text: str, windows: int, scratch: Pat
     llama.convert(converter_view(model, scratch), source, model.dtype)
     if model.hf["architectures"][0] == "FalconForCausalLM":
         llama.set_context(source, "falcon", model.context)
-    prompt = text[: min(80, model.context)].rsplit(maxsplit=1)[0]
     (scratch / "text").write_text(text, encoding="utf-8")
-    (scratch / "prompt").write_text(prompt, encoding="utf-8")
     print(f"asking transformers about {len(text):,} characters of text", flush=True)
-    reference = ask(model.folder, text, prompt, model.context, windows, scratch / "probabilities")
+    reference = ask(model.folder, text, model.context, windows, scratch / "probabilities")
+    (scratch / "prompt").write_text(reference.prompt, encoding="utf-8")
     ids = llama.token_ids(source, scratch / "text")
     if ids != reference.ids:
         place = next((i for i, pair in enumerate(zip(ids, reference.ids, strict=False)) if pair[0] != pair[1]), "end")
@@ -252,15 +321,28 @@ def prepare(llama: LlamaCpp, model: Model, text: str, windows: int, scratch: Pat
 
 
 def converter_view(model: Model, scratch: Path) -> Path:
-    """The model's folder as the converter is to see it: links to its files, and a config.json in the keys it reads."""
+    """The model's folder as the converter is to see it: links to weights, tokenizer and model card, no code.
+
+    config.json has the keys that it reads. Some of its classes, which tokenizer_config.json may choose, load a
+    tokenizer with `trust_remote_code`: what is no tokenizer of transformers is not named to it.
+    """
     import json
+
+    import transformers
+
+    from lit_gpt.hf import read_json
 
     view = scratch / model.name
     view.mkdir()
     for path in model.folder.iterdir():
-        if path.is_file() and path.name != "config.json" and path.suffix not in (".gguf", ".pth"):
+        if path.is_file() and any(path.match(pattern) for pattern in VIEWED):
             (view / path.name).symlink_to(path)
     (view / "config.json").write_text(json.dumps(model.hf), encoding="utf-8")
+    if (path := model.folder / "tokenizer_config.json").is_file():
+        config = {key: value for key, value in read_json(path).items() if key != "auto_map"}
+        if not hasattr(transformers, str(config.get("tokenizer_class", "AutoTokenizer"))):
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (view / path.name).write_text(json.dumps(config), encoding="utf-8")
     return view
 
 
@@ -303,14 +385,10 @@ def export(
 
 
 def equal_tokens(continuation: str, reference: Reference) -> int:
-    """How many of the reference's tokens `continuation` begins with.
-
-    The text stands for them; what is not valid UTF-8, as a small model may write it, is not compared.
-    """
-    expected = reference.continuation.split("\ufffd")[0]
-    if continuation.startswith(expected):
-        return len(reference.ends)
-    common = next(i for i, character in enumerate(expected) if continuation[i : i + 1] != character)
+    """How many of the reference's tokens `continuation` begins with; their text stands for them."""
+    expected = reference.continuation
+    differs = (i for i, character in enumerate(expected) if continuation[i : i + 1] != character)
+    common = next(differs, len(expected))
     return sum(end <= common for end in reference.ends)
 
 
@@ -342,7 +420,7 @@ def describe(row: dict[str, Any]) -> str:
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer = csv.DictWriter(file, rows[-1], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
