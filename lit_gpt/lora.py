@@ -157,8 +157,8 @@ def check_merged(
     layers = _adapted_layers(config, settings)
     for name in base:
         weight, found = base[name], merged[name]
-        if name in layers:
-            changes = _litgpt_changes(layers[name], weight, *(adapter[part].float() for part in _parts(name)))
+        if layer := layers.pop(name, None):  # which holds the matrix from now on
+            changes = _litgpt_changes(layer, weight, *(adapter[part].float() for part in _parts(name)))
             equal = all(_is_rounded(found[rows], weight[rows].float() + change) for rows, change in changes)
         else:
             equal = torch.equal(found, weight.to(found.dtype))

@@ -22,7 +22,7 @@ from torch import Tensor
 from lit_gpt.command import DataError
 from lit_gpt.foundation import WEIGHTS, build_model
 from lit_gpt.hf import config_to_hf, tensors_to_hf
-from lit_gpt.lora import LoRASettings, merge_adapter
+from lit_gpt.lora import LoRASettings, check_merged, merge_adapter
 from lit_gpt.tensor_files import LazyTensors, in_dtype, open_tensors, specs_of, write_lit_model, write_safetensors
 from tests.conftest import ROOT
 from tests.gradient_worker import CONFIG as MODEL
@@ -204,6 +204,9 @@ def test_a_merge_holds_one_matrix_of_the_base_and_changes_what_litgpt_changes(we
     merged = merge_adapter(watched, adapter, MODEL, settings)
     found = {name: tensor.clone() for name, tensor in merged.items()}
     assert (watched.alive, watched.most) == (0, 2)  # the two of one comparison: does the adapter change anything?
+    watched = Watched(weights)
+    check_merged(watched, adapter, found, MODEL, settings)
+    assert (watched.alive, watched.most) == (0, 2)
     litgpt.lora.merge_lora_weights(theirs)
     expected = {name.replace("linear.", ""): t for name, t in theirs.state_dict().items() if "lora_" not in name}
     for name, tensor in expected.items():
