@@ -302,3 +302,12 @@ def test_waste_is_that_of_rows_made_token_by_token(seed):
         assert (waste.cut, waste.avoidable) == (len(cut), sum(lengths[document] <= window for document in cut))
         free = sum(window - len(row) for row in rows)
         assert waste.padding == pytest.approx(free / max(1, len(rows) * window))
+
+
+def test_export_measures_every_command(tmp_path):
+    output = run("benchmarks/export.py", "--tiny", "--no_record", "--work_dir", tmp_path).stdout
+    names = ("copy", "in", "merge", "merge, not verified", "litgpt's merge", "out", "consolidate")
+    for name in names:
+        (row,) = re.findall(rf"^{name}  +([\d.]+) s, .* peak +(\d+) MB", output, re.MULTILINE)
+        assert float(row[0]) > 0 and int(row[1]) > 10, output
+    assert not list(tmp_path.iterdir())
