@@ -20,7 +20,7 @@ from lit_gpt.command import DataError, UserError
 from lit_gpt.lora import LoRASettings, base_name, is_adapter
 from lit_gpt.model import GPT, LoRAGPT
 from lit_gpt.quantize import Quantization, quantise_frozen, quantised_layers
-from lit_gpt.tensor_files import LazyTensors, open_tensors, specs_of, write_lit_model
+from lit_gpt.tensor_files import LazyTensors, only_tensors, open_tensors, reading, specs_of, write_lit_model
 
 WEIGHTS = "lit_model.pth"
 CONFIG = "model_config.yaml"
@@ -98,14 +98,8 @@ def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     """
     path = checkpoint_dir / WEIGHTS
     _check_there(path)
-    try:
-        weights = torch.load(path, mmap=True, weights_only=True, map_location="cpu")
-    except Exception as e:  # torch raises RuntimeError, UnpicklingError, EOFError and others for one broken file
-        raise DataError(f"{path} cannot be read: {' '.join(str(e).split())[:200]}") from e
-    weights = weights.get("model", weights) if isinstance(weights, dict) else weights
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise DataError(f"{path} is not a state dict")
-    return weights
+    with reading(path):
+        return only_tensors(torch.load(path, mmap=True, weights_only=True, map_location="cpu"))
 
 
 def lazy_weights(checkpoint_dir: Path) -> LazyTensors:

@@ -98,17 +98,17 @@ def open_tensors(path: Path) -> LazyTensors:
     Raises:
         DataError: naming the file, if it is damaged or holds something else.
     """
-    with _reading(path):
+    with reading(path):
         if path.suffix == ".safetensors":
             return _open_safetensors(path)
         if zipfile.is_zipfile(path):
             return _open_archive(path)
-        tensors = _only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
+        tensors = only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
         return LazyTensors(specs_of(tensors), tensors.__getitem__)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
     """What safetensors, torch and zipfile raise, of many kinds, means that the content is not right: a DataError."""
     try:
         yield
@@ -124,7 +124,7 @@ def _open_safetensors(path: Path) -> LazyTensors:
 
     def read(name: str) -> Tensor:
         # opened anew: what was mapped is let go with the tensor
-        with _reading(path), safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
 
     with safe_open(path, framework="pt") as file:
@@ -145,12 +145,12 @@ def _open_archive(path: Path) -> LazyTensors:
     # Under this mode torch.load reads no values, and says of each storage where in the file it begins:
     # https://docs.pytorch.org/docs/stable/generated/torch.load.html
     with FakeTensorMode():
-        fakes = _only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
+        fakes = only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
     records = _records(path, archive)
 
     def read(name: str) -> Tensor:
         fake = fakes[name]
-        with _reading(path):
+        with reading(path):
             storage = _read_record(archive, records[fake.untyped_storage()._checkpoint_offset]).untyped_storage()
             return torch.empty(0, dtype=fake.dtype).set_(storage, fake.storage_offset(), fake.shape, fake.stride())
 
@@ -158,7 +158,8 @@ def _open_archive(path: Path) -> LazyTensors:
     return LazyTensors(specs, read)
 
 
-def _only_tensors(loaded: Any) -> dict[str, Tensor]:
+def only_tensors(loaded: Any) -> dict[str, Tensor]:
+    """The state dict that `torch.load` gave, whether or not it lies under "model"; a ValueError if it is none."""
     loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError("not a state dict")
