@@ -7,9 +7,10 @@ published template gives the same text. Templates come from outside: they run in
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -44,7 +45,7 @@ class ChatTemplate:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        source = find_template(tokenizer)
+        source = find_template(tokenizer.directory, tokenizer.config)
         if source is None:
             raise UserError(f"{tokenizer.directory} has no chat template (chat_template in tokenizer_config.json)")
         environment = ImmutableSandboxedEnvironment(
@@ -104,15 +105,15 @@ class ChatTemplate:
         return lambda text: made.encode(text, add_special_tokens=False).ids
 
 
-def find_template(tokenizer: Tokenizer) -> str | None:
+def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
     """The source of the chat template: chat_template.jinja, else what tokenizer_config.json has; None if neither."""
-    path = tokenizer.directory / CHAT_TEMPLATE
+    path = directory / CHAT_TEMPLATE
     if path.is_file():
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise DataError(f"{path} is not UTF-8 text") from None
-    found = tokenizer.config.get("chat_template")
+    found = tokenizer_config.get("chat_template")
     if isinstance(found, list):  # several, by name
         named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
         found = named[0].get("template") if named else None

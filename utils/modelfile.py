@@ -5,11 +5,11 @@ Source of the format: https://docs.ollama.com/modelfile; templates are Go's text
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_gpt.chat_template import find_template
 from lit_gpt.hf import read_json
 from utils.text import normalise
 
@@ -64,7 +64,8 @@ def form_of(folder: Path) -> Form:
         return _dialogue(Counter(languages).most_common(1)[0][0] if languages else None)
     if provenance.get("options"):
         return Form("completion of text", COMPLETION, ())
-    template = _chat_template(folder)
+    path = folder / "tokenizer_config.json"
+    template = find_template(folder, read_json(path) if path.is_file() else {})
     if template is None:
         return Form("completion of text", COMPLETION, ())
     known = next((form for mark, form in CHATS if mark in template), None)
@@ -78,16 +79,6 @@ def _dialogue(language: str | None) -> Form:
     written = normalise(turns, language) if language else turns
     user, model = (line[: line.index("]") + 1] for line in written.splitlines())
     return Form(f"dialogue, {user} with {model}", DIALOGUE.format(user=user, model=model), ("\n[",))
-
-
-def _chat_template(folder: Path) -> str | None:
-    """The tokenizer's chat template, from its own file or from tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    template = read_json(config).get("chat_template") if config.is_file() else None
-    return template if template is None or isinstance(template, str) else json.dumps(template)
 
 
 def served_context(folder: Path, positions: int) -> int:

@@ -44,7 +44,9 @@ def main(options: Options) -> None:
     from lit_gpt.chat_template import ChatTemplate, find_template
 
     model = load_text_model(options)
-    has_template = options.template == "auto" and find_template(model.tokenizer) is not None
+    has_template = (
+        options.template == "auto" and find_template(model.tokenizer.directory, model.tokenizer.config) is not None
+    )
     if options.template == "chat" or has_template:
         template = ChatTemplate(model.tokenizer)
         ends = [] if template.end_of_turn is None else [template.end_of_turn]
