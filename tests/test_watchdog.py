@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import ROOT
+from utils.watchdog import BEAT, State, Watchdog
 
 WORLD_SIZE = 3
 
@@ -98,3 +99,18 @@ def test_what_ends_in_good_order_raises_no_alarm(outcomes: dict, trouble: str, e
 def test_a_single_process_is_watched_too(outcomes: dict) -> None:
     [end] = outcomes["hangs", 0, 3.0, 1]
     assert end.exit_code == 75 and "hang_in_python" in end.errors and "error: rank 0 " in end.errors
+
+
+def test_a_stopped_process_is_told_from_a_hanging_one_however_late_it_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    watchdog = Watchdog(hang_timeout=20)
+    clock = 0.0
+    monkeypatch.setattr("utils.watchdog.time.monotonic", lambda: clock)
+    verdict = None
+    while verdict is None:
+        clock += BEAT
+        # both began step 7 a second before the other one's last beat: it is late before its silence is as long
+        states = {
+            rank: State(f"node{rank}", int(min(clock, (60, 2)[rank])), 7, "step 7", False, False) for rank in (0, 1)
+        }
+        verdict = watchdog._judge(states)
+    assert verdict.startswith("rank 1 (node1) gave no sign of life for 2") and clock == 22, (clock, verdict)

@@ -37,7 +37,7 @@ DEAD_AFTER = 300.0
 or a machine that swaps, may silence a living one for minutes; most deaths are known at once by a broken connection."""
 DEAD_AFTER_LOSS = 3.0
 """The same once a process has lost its connection to another: which of them is it? Slurm, which has seen the death too,
-leaves KillWait seconds, 30 by default, to say so."""
+leaves KillWait seconds, 30 by default, to say so. The same also once a process is late: a stopped one is both."""
 LAST_WORDS = 4.0
 """Seconds between the alarm and the end, for all processes to hear of it and to print their stacks."""
 
@@ -161,10 +161,12 @@ class Watchdog:
                 mark_at = now
             self._seen[number] = (state, beat_at, mark_at)
         is_lost = any(state.lost for state in states.values())
-        silence = min(DEAD_AFTER_LOSS, self._dead_after) if is_lost else self._dead_after
-        if dead := [number for number, (_, beat_at, _) in self._seen.items() if now - beat_at > silence]:
-            return f"{_names(dead, states)} gave no sign of life for {silence:.0f} s: dead, stopped or cut off"
         is_late = any(now - mark_at > self._hang_timeout for _, _, mark_at in self._seen.values())
+        limit = min(DEAD_AFTER_LOSS, self._dead_after) if is_lost or is_late else self._dead_after
+        silences = {number: now - beat_at for number, (_, beat_at, _) in self._seen.items()}
+        if dead := [number for number, silence in silences.items() if silence > limit]:
+            silence = min(silences[number] for number in dead)
+            return f"{_names(dead, states)} gave no sign of life for {silence:.0f} s: dead, stopped or cut off"
         if not is_late or self._rank or is_lost:
             return None
         at_work = [number for number, state in states.items() if state.doing is not None]
