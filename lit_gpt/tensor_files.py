@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import errno
 import json
+import mmap
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -150,8 +152,12 @@ def _open_archive(path: Path) -> LazyTensors:
 
     def read(name: str) -> Tensor:
         fake = fakes[name]
+        begin = fake.untyped_storage()._checkpoint_offset
         with reading(path):
-            storage = _read_record(archive, records[fake.untyped_storage()._checkpoint_offset]).untyped_storage()
+            storage = map_bytes(path, begin, records[begin].file_size)
+            if zlib.crc32(storage.numpy()) != records[begin].CRC:
+                raise zipfile.BadZipFile(f"Bad CRC-32 of {records[begin].filename}")
+            storage = storage.untyped_storage()
             return torch.empty(0, dtype=fake.dtype).set_(storage, fake.storage_offset(), fake.shape, fake.stride())
 
     specs = {name: torch.empty(fake.shape, dtype=fake.dtype, device="meta") for name, fake in fakes.items()}
@@ -178,16 +184,14 @@ def _records(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]
     return found
 
 
-def _read_record(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Tensor:
-    """The bytes of an entry; zipfile compares them with their CRC-32."""
-    content = torch.empty(info.file_size, dtype=torch.uint8)
-    view, position = memoryview(content.numpy()), 0
-    with archive.open(info) as record:
-        while count := record.readinto(view[position : position + CHUNK_BYTES]):
-            position += count
-    if position != info.file_size:
-        raise EOFError("it ends too early")
-    return content
+def map_bytes(path: Path, begin: int, size: int) -> Tensor:
+    """uint8 [size], a part of a file, mapped: read when it is looked at, and let go with the last tensor on it."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    before = begin % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:  # a private mapping: torch knows no memory that must not be written
+        mapped = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_COPY, offset=begin - before)
+    return torch.frombuffer(mapped, dtype=torch.uint8, offset=before)
 
 
 # ----------------------------------------------------------------------------------------------------------- writing

@@ -184,7 +184,7 @@ def test_two_tensors_are_held_while_a_model_is_converted(weights: dict[str, Tens
     ):
         watched = Watched(weights)
         consume(watched)
-        assert (watched.alive, watched.most) == (0, 2)
+        assert watched.alive == 0 and watched.most <= 2
     watched = Watched(weights)
     assert "lm_head.weight" in watched and "a" not in watched and watched.most == 0
     consume_in_bf16 = in_dtype(watched, BF16)
