@@ -28,6 +28,7 @@ from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run
 from tests.hf_models import make_hf
 from utils import quantize_gguf
 from utils.quantize_gguf import DEFAULT_METHODS, METHODS, TABLE, QuantizeOptions, main
+from utils.staged_folder import staged
 
 pytestmark = pytest.mark.llama_cpp
 
@@ -354,8 +355,8 @@ def test_a_second_export_keeps_the_first(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "text"]
 
     row = {**rows_of(out)["f16"], "perplexity_hf": 1.01 * float(rows_of(out)["f16"]["perplexity_hf"])}  # another model
-    with quantize_gguf.staged(out) as stage:
-        assert quantize_gguf.carry_over(out, stage, [row]) == []
+    with staged(out) as stage:
+        assert quantize_gguf.keep_earlier(out, stage, [row]) == []
         quantize_gguf.write_table(stage / TABLE, [row])
     said = capsys.readouterr().out
     assert "not kept" in said and all(name in said for name in made)
@@ -364,23 +365,6 @@ def test_a_second_export_keeps_the_first(tmp_path, capsys):
     (out / TABLE).write_text("a,b\n1,2\n")
     assert command.run(QuantizeOptions, main, ["--model_dir", str(model), "--output_dir", str(out)]) == 2
     assert "was not written by this program" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()])
-def test_an_earlier_result_is_not_lost(tmp_path, monkeypatch, error):
-    folder, rename = tmp_path / "out", Path.rename
-    folder.mkdir()
-    (folder / "first").touch()
-
-    def fails(self, target):
-        if self.name.endswith(".tmp"):
-            raise error
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(type(error)), quantize_gguf.staged(folder) as stage:
-        (stage / "second").touch()
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/first"]
 
 
 # --------------------------------------------------------------------------------------------------- programs that fail
