@@ -85,7 +85,7 @@ class ConvertOptions:
 def main(options: ConvertOptions) -> None:
     import torch
 
-    from lit_gpt.hf_logits import require_transformers
+    from lit_gpt.hf_process import require_transformers
     from lit_gpt.tensor_files import lay_out_memory
     from utils.trained import load_trained
 
@@ -94,7 +94,7 @@ def main(options: ConvertOptions) -> None:
     recover(output_dir)  # before it is looked into
     check_output_dir(output_dir)
     if options.verify == "logits" and not options.as_adapter:
-        require_transformers()
+        require_transformers(", or give --verify tensors")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     trained = load_trained(options.input_path, options.checkpoint_dir, dtype=dtype)
     if options.as_adapter and trained.lora is None:

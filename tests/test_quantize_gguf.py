@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import math
 import os
@@ -365,40 +364,6 @@ def test_a_second_export_keeps_the_first(tmp_path, capsys):
     (out / TABLE).write_text("a,b\n1,2\n")
     assert command.run(QuantizeOptions, main, ["--model_dir", str(model), "--output_dir", str(out)]) == 2
     assert "was not written by this program" in capsys.readouterr().err
-
-
-# --------------------------------------------------------------------------------------------------- programs that fail
-
-
-def program(path: Path, script: str) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("script", "error", "number", "words"),
-    [
-        ("kill -9 $$", OSError, errno.ENOMEM, "killed by signal 9, probably out of memory"),
-        ("kill -TERM $$", command.Interrupted, None, "signal 15"),
-        ("echo 'OSError: [Errno 122] Disk quota exceeded' >&2; exit 1", OSError, errno.EDQUOT, "quota"),
-        ("echo 'PermissionError: [Errno 13] Permission denied: x' >&2; exit 1", OSError, errno.EACCES, "denied"),
-        ("echo 'OSError: 4096 requested and 0 written' >&2; exit 1", OSError, errno.ENOSPC, "No space"),
-        ("echo 'Error code 12 (Cannot allocate memory)' >&2; exit 1", OSError, errno.ENOMEM, "memory"),
-        ("echo 'ValueError: no' >&2; exit 1", command.DataError, None, "ValueError: no"),
-    ],
-)
-def test_what_the_machine_does_is_not_the_datas_fault(tmp_path, monkeypatch, script, error, number, words):
-    llama = LlamaCpp(tmp_path, program(tmp_path / "bin" / "llama-quantize", script).parent)
-    monkeypatch.setattr(sys, "executable", str(program(tmp_path / "python", script)))
-    for call in (
-        lambda: llama.quantize(tmp_path / "a", tmp_path / "b", "F16"),
-        lambda: hf_probabilities.ask(tmp_path, "text", 64, 8, tmp_path / "probabilities"),
-    ):
-        with pytest.raises(error, match=words) as caught:
-            call()
-        assert number is None or caught.value.errno == number
 
 
 def test_what_is_compared_of_a_continuation():

@@ -167,7 +167,7 @@ def examine(folder: Path) -> Model:
     from lit_gpt.command import UserError
     from lit_gpt.gguf import converter_config, obstacles, visible_context
     from lit_gpt.hf import TensorFiles, config_from_hf, read_hf_config
-    from lit_gpt.hf_logits import require_transformers
+    from lit_gpt.hf_process import require_transformers
     from lit_gpt.tokenizer import Tokenizer
 
     hf = read_hf_config(folder)
