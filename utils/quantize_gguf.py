@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import math
 import shutil
 import sys
@@ -121,6 +122,7 @@ class Model:
 
 def main(options: QuantizeOptions) -> None:
     from lit_gpt.llama_cpp import FOLDER, LlamaCpp
+    from utils.modelfile import form_of, modelfile, served_context
     from utils.staged_folder import staged
 
     llama = LlamaCpp.find(options.llama_cpp_dir or FOLDER)
@@ -128,6 +130,7 @@ def main(options: QuantizeOptions) -> None:
     text = read_text(options.text)
     model = examine(options.model_dir)
     check_space(model, options)
+    form, context = form_of(model.folder), served_context(model.folder, model.context)
     folder = options.output_dir
     with staged(folder) as stage:
         scratch = stage / "scratch"
@@ -135,8 +138,11 @@ def main(options: QuantizeOptions) -> None:
         source, reference = prepare(llama, model, text, options.windows, scratch)
         rows = []
         for method in options.methods:
-            rows.append(export(llama, model, method, source, reference, stage))
-            print(describe(rows[-1]), flush=True)
+            row = export(llama, model, method, source, reference, stage)
+            lines = modelfile(row["file"], form, context, model.end_token)
+            (stage / f"Modelfile.{method}").write_text(lines, encoding="utf-8")
+            rows.append(row)
+            print(describe(row), flush=True)
         shutil.rmtree(scratch)
         write_table(stage / TABLE, [*keep_earlier(folder, stage, rows), *rows])
     print(f"wrote {len(rows)} GGUF files, each with a Modelfile, and {TABLE} to {options.output_dir}")
@@ -292,8 +298,6 @@ def converter_view(model: Model, scratch: Path) -> Path:
     config.json has the keys that it reads. Some of its classes, which tokenizer_config.json may choose, load a
     tokenizer with `trust_remote_code`: what is no tokenizer of transformers is not named to it.
     """
-    import json
-
     import transformers
 
     from lit_gpt.hf import read_json
@@ -315,13 +319,11 @@ def converter_view(model: Model, scratch: Path) -> Path:
 def export(
     llama: LlamaCpp, model: Model, method: str, source: Path, reference: Reference, stage: Path
 ) -> dict[str, Any]:
-    """Makes and measures one file and writes its Modelfile; returns its line of the table.
+    """Makes and measures one file; returns its line of the table.
 
     Raises:
         DataError: if it is too far from the model.
     """
-    from utils.modelfile import form_of, modelfile, served_context
-
     file = stage / f"{model.name}-{method}.gguf"
     made = llama.quantize(source, file, method.upper())
     measured = llama.compare(file, source.with_name("probabilities"), reference.window)
@@ -345,17 +347,12 @@ def export(
         "fallback_tensors": made.fallback,
     }
     check(row, reference)
-    text = modelfile(file.name, form_of(model.folder), served_context(model.folder, model.context), model.end_token)
-    (stage / f"Modelfile.{method}").write_text(text, encoding="utf-8")
     return row
 
 
 def equal_tokens(continuation: str, reference: Reference) -> int:
     """How many of the reference's tokens `continuation` begins with; their text stands for them."""
-    expected = reference.continuation
-    differs = (i for i, character in enumerate(expected) if continuation[i : i + 1] != character)
-    common = next(differs, len(expected))
-    return sum(end <= common for end in reference.ends)
+    return sum(continuation.startswith(reference.continuation[:end]) for end in reference.ends)
 
 
 def check(row: dict[str, Any], reference: Reference) -> None:
