@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt import command
 from lit_gpt.command import DataError, UserError, raise_problems
+from utils.staged_folder import carry_over, recover, staged
 
 if TYPE_CHECKING:
     import torch
@@ -84,29 +85,24 @@ class ConvertOptions:
 def main(options: ConvertOptions) -> None:
     import torch
 
-    from lit_gpt.hf_logits import require_transformers
+    from lit_gpt.hf_process import require_transformers
     from lit_gpt.tensor_files import lay_out_memory
     from utils.trained import load_trained
 
     lay_out_memory()
     output_dir = options.output_dir.resolve()
-    recover(output_dir)
+    recover(output_dir)  # before it is looked into
     check_output_dir(output_dir)
     if options.verify == "logits" and not options.as_adapter:
-        require_transformers()
+        require_transformers(", or give --verify tensors")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     trained = load_trained(options.input_path, options.checkpoint_dir, dtype=dtype)
     if options.as_adapter and trained.lora is None:
         raise UserError(f"--as_adapter: {options.input_path} holds all weights, not an adapter")
-    stage = output_dir.with_name(f".{output_dir.name}.tmp")
-    shutil.rmtree(stage, ignore_errors=True)  # what a killed conversion left
-    stage.mkdir(parents=True)
-    try:
+    with staged(output_dir) as stage:
         write = write_adapter if options.as_adapter else write_folder
         write(stage, trained, options)
-        publish(stage, output_dir)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        keep_the_rest(output_dir, stage)
     report(output_dir)
     if options.repo_id:
         from lit_gpt.hub import files_to_send, upload
@@ -307,44 +303,14 @@ def conversion_record(hf: dict[str, Any], checked: str) -> dict[str, Any]:
     return {"architecture": hf["architectures"][0], "verification": checked, "versions": versions}
 
 
-def publish(stage: Path, folder: Path) -> None:
-    """Renames `stage` to `folder`, in place of an earlier conversion; what else lies in that folder stays."""
-    for path in stage.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if not folder.is_dir():
-        stage.rename(folder)
-        return
-    replaced = []
-    for path in folder.iterdir():
-        if (stage / path.name).exists() or re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name):
-            replaced.append(path.name)
-        elif path.is_dir():
-            shutil.copytree(path, stage / path.name, copy_function=os.link)
-        else:
-            os.link(path, stage / path.name)
+def keep_the_rest(folder: Path, stage: Path) -> None:
+    """Carries over what lies in `folder` and is not of an earlier conversion, and says what happens to which."""
+    weights = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+    replaced = carry_over(folder, stage, [path.name for path in folder.glob("model*") if weights.fullmatch(path.name)])
     if (stage / "lit_model.pth").is_file():
         print("kept: lit_model.pth, as it was before this conversion")
     if replaced:
-        print(f"replaced: {', '.join(sorted(replaced))}")
-    old = replaced_folder(folder)
-    folder.rename(old)
-    stage.rename(folder)
-    shutil.rmtree(old)
-
-
-def replaced_folder(folder: Path) -> Path:
-    """Where `folder` lies between the moment it is replaced and its removal."""
-    return folder.with_name(f".{folder.name}.old")
-
-
-def recover(folder: Path) -> None:
-    """Finishes what a process killed in `publish` left: the replaced folder goes back, or away if it was replaced."""
-    old = replaced_folder(folder)
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
-    elif old.is_dir():
-        shutil.rmtree(old)
+        print(f"replaced: {', '.join(replaced)}")
 
 
 def report(folder: Path) -> None:

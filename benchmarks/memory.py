@@ -19,7 +19,6 @@ import argparse
 import ctypes
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +162,7 @@ def measure(shape: Shape, precision: str, arguments: argparse.Namespace) -> None
     """Prints the bytes that training takes in process 0."""
     import torch
 
+    from benchmarks.step import resident_memory
     from lit_gpt.command import end_process
     from utils.launch import launch
 
@@ -177,19 +177,12 @@ def measure(shape: Shape, precision: str, arguments: argparse.Namespace) -> None
         # what malloc keeps of that would not count as new
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident("VmRSS")
+        before = resident_memory("VmRSS")
         train(fabric, shape, precision, arguments)
-        taken = resident("VmHWM") - before
+        taken = resident_memory("VmHWM") - before
     if fabric.is_global_zero:
         print(json.dumps(taken))
     end_process(0)
-
-
-def resident(field: str) -> int:
-    """Bytes of this process' resident memory: now (`VmRSS`) or at its highest (`VmHWM`)."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
 
 
 def train(fabric: Fabric, shape: Shape, precision: str, arguments: argparse.Namespace) -> None:

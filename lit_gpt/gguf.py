@@ -27,34 +27,35 @@ def _nothing(hf: Mapping[str, Any], config: Config) -> list[str]:
 
 
 def _gpt2(hf: Mapping[str, Any], config: Config) -> list[str]:
-    return [] if config.intermediate_size == 4 * config.n_embd else ["n_inner is not 4 times n_embd"]
+    return _other_mlp(config, "n_inner is not 4 times n_embd")
 
 
 def _falcon(hf: Mapping[str, Any], config: Config) -> list[str]:
-    problems = _plain_positions(hf, config)
-    if config.intermediate_size != 4 * config.n_embd:
-        problems.append("ffn_hidden_size is not 4 times hidden_size")
+    problems = _other_positions(hf, config) + _other_mlp(config, "ffn_hidden_size is not 4 times hidden_size")
     if not config.parallel_residual or config.bias:
         problems.append("Falcon is only known with attention and MLP side by side and without biases")
     return problems
 
 
 def _gpt_neox(hf: Mapping[str, Any], config: Config) -> list[str]:
-    problems = _plain_positions(hf, config)
+    problems = _other_positions(hf, config)
     if hf.get("tie_word_embeddings"):
         problems.append("an output layer tied to the embeddings")
     return problems + ([] if hf.get("attention_bias", True) else ["attention without biases"])
 
 
 def _phi(hf: Mapping[str, Any], config: Config) -> list[str]:
-    problems = _plain_positions(hf, config)
+    problems = _other_positions(hf, config)
     if config.n_query_groups != config.n_head:
         problems.append("fewer key/value heads than heads")
-    wide = config.intermediate_size == 4 * config.n_embd
-    return problems + ([] if wide else ["intermediate_size is not 4 times hidden_size"])
+    return problems + _other_mlp(config, "intermediate_size is not 4 times hidden_size")
 
 
-def _plain_positions(hf: Mapping[str, Any], config: Config) -> list[str]:
+def _other_mlp(config: Config, said: str) -> list[str]:
+    return [] if config.intermediate_size == 4 * config.n_embd else [said]
+
+
+def _other_positions(hf: Mapping[str, Any], config: Config) -> list[str]:
     """What is lost of a model whose class in the converter writes neither the base nor the scaling of its positions."""
     problems = [] if config.rope_base == 10000 else [f"rope base {config.rope_base}, other than 10000"]
     return problems + _unscaled(hf, config)
@@ -85,13 +86,13 @@ SUPPORTED = {
     "GPTNeoXForCausalLM": Support(False, True, _gpt_neox),
     "Qwen2ForCausalLM": Support(True, True),
     "Qwen3ForCausalLM": Support(True, True),
-    "GemmaForCausalLM": Support(True, False, _plain_positions),
-    "Gemma2ForCausalLM": Support(True, False, _plain_positions, slides=True),
+    "GemmaForCausalLM": Support(True, False, _other_positions),
+    "Gemma2ForCausalLM": Support(True, False, _other_positions, slides=True),
     "Gemma3ForCausalLM": Support(True, True, slides=True),
     "PhiForCausalLM": Support(False, True, _phi),
     "Phi3ForCausalLM": Support(True, False, _unscaled),
     "Olmo2ForCausalLM": Support(False, True),
-    "StableLmForCausalLM": Support(False, True, _plain_positions),
+    "StableLmForCausalLM": Support(False, True, _other_positions),
 }
 
 

@@ -7,8 +7,6 @@ holds, and imports nothing of litgpt.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_gpt.command import DataError, UserError
+from lit_gpt.hf_process import FROM_FOLDER, load_model, run_transformers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -117,33 +115,16 @@ def ask_transformers(folder: Path, sequences: list[list[int]], text: str | None)
     """Loads `folder` with transformers in a fresh process.
 
     Raises:
-        UserError: if transformers is not installed.
-        DataError: if it cannot load the folder.
+        DataError: if it cannot be loaded.
+        OSError: if the memory or the disk does not suffice.
     """
-    require_transformers()
-    root = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as scratch:
-        request, answer = Path(scratch) / "request.json", Path(scratch) / "answer.npz"
-        request.write_text(json.dumps({"sequences": sequences, "text": text}))
-        command = [sys.executable, "-m", "lit_gpt.hf_logits", str(folder.resolve()), str(request), str(answer)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise DataError(f"transformers does not load {folder}: {lines[-1]}")
+        answer = Path(scratch) / "answer.npz"
+        run_transformers(__name__, folder, {"sequences": sequences, "text": text}, answer)
         with np.load(answer) as values:
             logits = [values[f"logits{index}"] for index in range(len(sequences))]
             ids = values["ids"].tolist() if text is not None else None
             return Answer(logits, ids, int(values["starts_with"]) if text is not None else None)
-
-
-def require_transformers() -> None:
-    """Raises a UserError if transformers is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec("transformers") is None:
-        how = "pip install transformers==5.3.0, or give --verify tensors"
-        raise UserError(f"comparing logits needs transformers, which is not installed: {how}")
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float]:
@@ -161,20 +142,14 @@ def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tupl
 
 def _answer(folder: Path, request: dict[str, Any], path: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    # its other kinds of attention leave out Gemma 2's soft cap
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True, attn_implementation="eager"
-    )
-    if problems := {kind: names for kind, names in loading.items() if names}:
-        sys.exit(f"the weights do not fit the configuration: {problems}")
-    model.eval()
+    model = load_model(folder)
     with torch.inference_mode():
         logits = [model(torch.tensor([ids])).logits[0].numpy() for ids in request["sequences"]]
     answer = {f"logits{index}": values for index, values in enumerate(logits)}
     if (text := request["text"]) is not None:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
         answer["ids"] = np.array(tokenizer.encode(text, add_special_tokens=False))
         answer["starts_with"] = np.array(tokenizer.encode(text)[0])
     np.savez(path, **answer)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -20,8 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from lit_gpt.command import DataError, UserError
-from lit_gpt.llama_cpp import failure_of_system
+from lit_gpt.command import UserError
+from lit_gpt.hf_process import FROM_FOLDER, load_model, run_transformers
 from lit_gpt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -77,18 +75,8 @@ def ask(folder: Path, text: str, context: int, windows: int, target: Path) -> Re
         OSError: if `target` cannot be written, or the memory does not suffice.
     """
     request = {"text": text, "context": context, "windows": windows, "target": str(target.resolve())}
-    asked, answered = target.with_name("request.json"), target.with_name("answer.json")
-    asked.write_text(json.dumps(request), encoding="utf-8")
-    command = [sys.executable, "-m", "lit_gpt.hf_probabilities", str(folder.resolve())]
-    command += [str(asked.resolve()), str(answered.resolve())]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        if failure := failure_of_system("transformers", done.returncode, done.stderr, target.parent):
-            raise failure
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise DataError(f"transformers does not load {folder}: {lines[-1]}")
+    answered = target.with_name("answer.json")
+    run_transformers(__name__, folder, request, answered)
     answer = json.loads(answered.read_text(encoding="utf-8"))
     if "too_short" in answer:
         raise UserError(
@@ -130,22 +118,15 @@ def write_log_probabilities(file: BinaryIO, logits: np.ndarray) -> None:
 
 def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    own = {"local_files_only": True, "trust_remote_code": False}  # without it a folder with Python files asks on stdin
-    tokenizer = AutoTokenizer.from_pretrained(folder, **own)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
     ids = tokenizer.encode(request["text"])
     begin = ids[: len(ids) - len(tokenizer.encode(request["text"], add_special_tokens=False))]
     length, starts = choose_windows(len(ids), request["context"], request["windows"])
     if not starts:
         return {"too_short": len(ids)}
-    # its other kinds of attention leave out Gemma 2's soft cap
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager", **own
-    )
-    if problems := {kind: names for kind, names in loading.items() if names}:
-        sys.exit(f"the weights do not fit the configuration: {problems}")
-    model.eval()
+    model = load_model(folder)
     rows = torch.tensor([begin + ids[start + len(begin) : start + length] for start in starts])
     with torch.inference_mode():
         loss, predicted = _measure(model, rows, Path(request["target"]))

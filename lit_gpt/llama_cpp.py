@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import ast
-import errno
 import math
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_gpt.command import DataError, Interrupted, UserError
+from lit_gpt.command import DataError, UserError
+from lit_gpt.programs import failure_of_system, reason_of
 
 REPOSITORY = "https://github.com/ggml-org/llama.cpp"
 COMMIT = "0c1e57098"
@@ -32,10 +30,6 @@ CONVERTER = "convert_hf_to_gguf.py"
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
 
 ATTEMPTS = 5
-_SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
-_UNWRITTEN = re.compile(r"iostream error|basic_ios::clear|\d requested and \d+ written")
-"""What C++ and NumPy say of a write that failed, without the reason."""
-_NOISE = re.compile(r"^(\s*$|\s*File \"|Traceback|During handling|The above exception|.{0,20}WARNING)")
 
 
 @dataclass(frozen=True)
@@ -123,7 +117,7 @@ class LlamaCpp:
             for label in (r"Mean PPL\(Q\)", r"Mean\s+KLD", "Same top p")
         ]
         if "inconsistent vocabulary" in output or not all(found):
-            raise DataError(f"llama-perplexity does not measure {file.name}: {_reason(output)}")
+            raise DataError(f"llama-perplexity does not measure {file.name}: {reason_of(output)}")
         perplexity, divergence, same_top = (float(match[1]) for match in found if match)
         return Comparison(perplexity, divergence, same_top / 100)
 
@@ -168,38 +162,9 @@ class LlamaCpp:
         name = Path(command[0 if command[0] != sys.executable else 1]).name
         if failure := failure_of_system(name, done.returncode, output, scratch):
             raise failure
-        raise DataError(f"{name} failed (exit code {done.returncode}): {_reason(output)}")
-
-
-def failure_of_system(name: str, returncode: int, output: str, scratch: Path) -> OSError | Interrupted | None:
-    """Why the machine, not the data, ended a program; None if the program had a reason of its own.
-
-    Args:
-        name: the program's.
-        returncode: as subprocess gives it, below 0 for a signal.
-        output: what it printed.
-        scratch: the folder it wrote to.
-    """
-    if returncode == -signal.SIGKILL:
-        return OSError(errno.ENOMEM, f"{name} was killed by signal 9, probably out of memory")
-    if returncode in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
-        return Interrupted(f"{name} was stopped by signal {-returncode}; run the same command again")
-    number = next((int(match[1]) for match in re.finditer(r"\[Errno (\d+)\]", _reason(output))), None)
-    if number is None:
-        number = next((known for known in _SYSTEM_ERRORS if os.strerror(known) in output), None)
-    if number is None and (_UNWRITTEN.search(output) or shutil.disk_usage(scratch).free < 2**16):
-        number = errno.ENOSPC
-    return None if number is None else OSError(number, os.strerror(number), str(scratch))
+        raise DataError(f"{name} failed (exit code {done.returncode}): {reason_of(output)}")
 
 
 def _threads() -> str:
     """OMP_NUM_THREADS, which a batch job sets to its cores, else all cores this process may use."""
     return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
-
-
-def _reason(output: str) -> str:
-    """The line that says best why a program of llama.cpp stopped: the first that speaks of an error, else the last."""
-    lines = [line.strip() for line in output.splitlines() if not _NOISE.match(line)] or ["it said nothing"]
-    exceptions = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)]
-    errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
-    return (exceptions[-1:] or errors[:1] or lines[-1:])[0]

@@ -174,6 +174,12 @@ def test_only_scripts_can_be_run(path):
     assert path in (*SCRIPTS, *PROCESSES) or not any(is_main_guard(node) for node in parse(path).body)
 
 
+def test_transformers_is_asked_by_a_process_without_litgpt():
+    names = "{'litgpt', 'lightning'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", f"import sys, lit_gpt.hf_logits; sys.exit({names} or 0)"], cwd=ROOT)
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize("path", SCRIPTS)
 def test_scripts_can_be_run_and_run_nothing_on_import(path):
     body = parse(path).body

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run
 from tests.hf_models import make_hf
 from utils import quantize_gguf
 from utils.quantize_gguf import DEFAULT_METHODS, METHODS, TABLE, QuantizeOptions, main
+from utils.staged_folder import staged
 
 pytestmark = pytest.mark.llama_cpp
 
@@ -354,8 +354,8 @@ def test_a_second_export_keeps_the_first(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "text"]
 
     row = {**rows_of(out)["f16"], "perplexity_hf": 1.01 * float(rows_of(out)["f16"]["perplexity_hf"])}  # another model
-    with quantize_gguf.staged(out) as stage:
-        assert quantize_gguf.carry_over(out, stage, [row]) == []
+    with staged(out) as stage:
+        assert quantize_gguf.keep_earlier(out, stage, [row]) == []
         quantize_gguf.write_table(stage / TABLE, [row])
     said = capsys.readouterr().out
     assert "not kept" in said and all(name in said for name in made)
@@ -364,57 +364,6 @@ def test_a_second_export_keeps_the_first(tmp_path, capsys):
     (out / TABLE).write_text("a,b\n1,2\n")
     assert command.run(QuantizeOptions, main, ["--model_dir", str(model), "--output_dir", str(out)]) == 2
     assert "was not written by this program" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("error", [OSError("the disk is gone"), KeyboardInterrupt()])
-def test_an_earlier_result_is_not_lost(tmp_path, monkeypatch, error):
-    folder, rename = tmp_path / "out", Path.rename
-    folder.mkdir()
-    (folder / "first").touch()
-
-    def fails(self, target):
-        if self.name.endswith(".tmp"):
-            raise error
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fails)
-    with pytest.raises(type(error)), quantize_gguf.staged(folder) as stage:
-        (stage / "second").touch()
-    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["out", "out/first"]
-
-
-# --------------------------------------------------------------------------------------------------- programs that fail
-
-
-def program(path: Path, script: str) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("script", "error", "number", "words"),
-    [
-        ("kill -9 $$", OSError, errno.ENOMEM, "killed by signal 9, probably out of memory"),
-        ("kill -TERM $$", command.Interrupted, None, "signal 15"),
-        ("echo 'OSError: [Errno 122] Disk quota exceeded' >&2; exit 1", OSError, errno.EDQUOT, "quota"),
-        ("echo 'PermissionError: [Errno 13] Permission denied: x' >&2; exit 1", OSError, errno.EACCES, "denied"),
-        ("echo 'OSError: 4096 requested and 0 written' >&2; exit 1", OSError, errno.ENOSPC, "No space"),
-        ("echo 'Error code 12 (Cannot allocate memory)' >&2; exit 1", OSError, errno.ENOMEM, "memory"),
-        ("echo 'ValueError: no' >&2; exit 1", command.DataError, None, "ValueError: no"),
-    ],
-)
-def test_what_the_machine_does_is_not_the_datas_fault(tmp_path, monkeypatch, script, error, number, words):
-    llama = LlamaCpp(tmp_path, program(tmp_path / "bin" / "llama-quantize", script).parent)
-    monkeypatch.setattr(sys, "executable", str(program(tmp_path / "python", script)))
-    for call in (
-        lambda: llama.quantize(tmp_path / "a", tmp_path / "b", "F16"),
-        lambda: hf_probabilities.ask(tmp_path, "text", 64, 8, tmp_path / "probabilities"),
-    ):
-        with pytest.raises(error, match=words) as caught:
-            call()
-        assert number is None or caught.value.errno == number
 
 
 def test_what_is_compared_of_a_continuation():

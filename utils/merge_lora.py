@@ -5,7 +5,6 @@ The weights pass through one by one. They are written beside --save_path, read a
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,12 +35,14 @@ def main(options: MergeOptions) -> None:
     from lit_gpt.command import UserError
     from lit_gpt.foundation import WEIGHTS, lazy_weights, write_foundation
     from lit_gpt.tensor_files import lay_out_memory
+    from utils.staged_folder import recover, staged_into
     from utils.trained import companion_files, compare_merged, load_trained
 
     lay_out_memory()
     folder = options.save_path.parent if options.save_path.suffix == ".pth" else options.save_path
     if options.save_path.suffix == ".pth" and options.save_path.name != WEIGHTS:
         raise UserError(f"--save_path {options.save_path} must be named {WEIGHTS}, which litgpt looks for")
+    recover(folder)  # before it is looked into
     if (folder / WEIGHTS).exists():
         raise UserError(f"{folder / WEIGHTS} exists already; give another --save_path")
     if folder.exists() and not folder.is_dir():
@@ -50,30 +51,13 @@ def main(options: MergeOptions) -> None:
     trained = load_trained(options.lora_path, options.checkpoint_dir, dtype=dtype)
     if trained.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
-    # where the folder is there, in it: it may be another file system than what it lies in
-    stage = folder / ".merge.tmp" if folder.is_dir() else folder.resolve().with_name(f".{folder.resolve().name}.tmp")
-    shutil.rmtree(stage, ignore_errors=True)  # what a killed merge left
-    try:
+    with staged_into(folder, last=WEIGHTS) as stage:
         write_foundation(stage, trained.config, trained.state_dict, companion_files(trained))
         if options.verify == "logits":
             print(compare_merged(trained, lazy_weights(stage)), flush=True)
-        publish(stage, folder)
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     print(
         f"merged {trained.provenance.get('checkpoint', 'the adapter')} of {options.lora_path} into {folder / WEIGHTS}"
     )
-
-
-def publish(stage: Path, folder: Path) -> None:
-    """Renames `stage` to `folder`, or moves its files into one that is there, the weights last."""
-    from lit_gpt.foundation import WEIGHTS
-
-    if not folder.is_dir():
-        stage.rename(folder)
-        return
-    for path in sorted(stage.iterdir(), key=lambda path: path.name == WEIGHTS):
-        path.replace(folder / path.name)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,9 +155,9 @@ def foundation_facts(foundation_dir: Path | None) -> tuple[str | None, dict[str,
 
 def language_codes(run_dir: Path | None) -> list[str]:
     """The languages of the data, those of most tokens first."""
-    tokens: dict[str, int] = {}
+    tokens: Counter[str] = Counter()
     for row in read_csv(run_dir / MIXTURE) if run_dir else []:
-        tokens[row["language"]] = tokens.get(row["language"], 0) + int(row["tokens"])
+        tokens[row["language"]] += int(row["tokens"])
     return sorted(filter(None, tokens), key=lambda language: (-tokens[language], language))
 
 
@@ -264,7 +265,7 @@ def draw_curves(rows: Sequence[dict[str, str]], step: int | None, path: Path) ->
         panel.plot(train[width - 1 :, 1], smooth, color="#0072B2", label=f"training, mean over {width} step(s)")
     if len(valid):
         panel.plot(valid[:, 1], valid[:, 2], color="#D55E00", marker="o", linestyle="--", label="validation")
-    for tokens in {row[1] for curve_ in (train, valid) for row in curve_ if row[0] == step}:
+    for tokens in {row[1] for row in (*train, *valid) if row[0] == step}:
         panel.axvline(tokens, color="dimgray", linestyle=":", label="this model")
     panel.set(xlabel="training tokens", ylabel="loss (nats per token)")
     panel.grid(alpha=0.3)

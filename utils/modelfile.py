@@ -13,7 +13,6 @@ from lit_gpt.chat_template import find_template
 from lit_gpt.hf import read_json
 from utils.text import normalise
 
-COMPLETION = "{{ .Prompt }}"
 DIALOGUE = (
     '{{{{ range .Messages }}}}{{{{ if eq .Role "assistant" }}}}{model}{{{{ else }}}}{user}{{{{ end }}}} '
     "{{{{ .Content }}}}\n{{{{ end }}}}{model}"
@@ -29,6 +28,7 @@ class Form(NamedTuple):
     stops: tuple[str, ...]
 
 
+COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
 CHATS = (
     (
         "<|im_start|>",
@@ -63,11 +63,11 @@ def form_of(folder: Path) -> Form:
     if languages or provenance.get("turns"):
         return _dialogue(Counter(languages).most_common(1)[0][0] if languages else None)
     if provenance.get("options"):
-        return Form("completion of text", COMPLETION, ())
+        return COMPLETION
     path = folder / "tokenizer_config.json"
     template = find_template(folder, read_json(path) if path.is_file() else {})
     if template is None:
-        return Form("completion of text", COMPLETION, ())
+        return COMPLETION
     known = next((form for mark, form in CHATS if mark in template), None)
     return known or Form("chat; Ollama has to know the template in the GGUF file: see `ollama show`", None, ())
 

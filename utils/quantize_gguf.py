@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import math
-import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -124,23 +122,29 @@ class Model:
 
 def main(options: QuantizeOptions) -> None:
     from lit_gpt.llama_cpp import FOLDER, LlamaCpp
+    from utils.modelfile import form_of, modelfile, served_context
+    from utils.staged_folder import staged
 
     llama = LlamaCpp.find(options.llama_cpp_dir or FOLDER)
     check_output_dir(options)
     text = read_text(options.text)
     model = examine(options.model_dir)
     check_space(model, options)
-    folder = options.output_dir.resolve()
+    form, context = form_of(model.folder), served_context(model.folder, model.context)
+    folder = options.output_dir
     with staged(folder) as stage:
         scratch = stage / "scratch"
         scratch.mkdir()
         source, reference = prepare(llama, model, text, options.windows, scratch)
         rows = []
         for method in options.methods:
-            rows.append(export(llama, model, method, source, reference, stage))
-            print(describe(rows[-1]), flush=True)
+            row = export(llama, model, method, source, reference, stage)
+            lines = modelfile(row["file"], form, context, model.end_token)
+            (stage / f"Modelfile.{method}").write_text(lines, encoding="utf-8")
+            rows.append(row)
+            print(describe(row), flush=True)
         shutil.rmtree(scratch)
-        write_table(stage / TABLE, [*carry_over(folder, stage, rows), *rows])
+        write_table(stage / TABLE, [*keep_earlier(folder, stage, rows), *rows])
     print(f"wrote {len(rows)} GGUF files, each with a Modelfile, and {TABLE} to {options.output_dir}")
 
 
@@ -169,7 +173,7 @@ def examine(folder: Path) -> Model:
     from lit_gpt.command import UserError
     from lit_gpt.gguf import converter_config, obstacles, visible_context
     from lit_gpt.hf import TensorFiles, config_from_hf, read_hf_config
-    from lit_gpt.hf_logits import require_transformers
+    from lit_gpt.hf_process import require_transformers
     from lit_gpt.tokenizer import Tokenizer
 
     hf = read_hf_config(folder)
@@ -222,32 +226,6 @@ def check_space(model: Model, options: QuantizeOptions) -> None:
         raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free", str(place))
 
 
-@contextmanager
-def staged(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its name, and its place, when all went well; else `folder` stays."""
-    stage, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)  # a process was killed between the two renames below
-    for left in (stage, old):
-        shutil.rmtree(left, ignore_errors=True)
-    stage.mkdir(parents=True)
-    try:
-        yield stage
-        for path in stage.iterdir():
-            if path.is_file():
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(old)
-        stage.rename(folder)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        if old.is_dir() and not folder.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def read_table(folder: Path) -> list[dict[str, Any]]:
     """The lines of an earlier result's table; none if there is none.
 
@@ -265,12 +243,14 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"--output_dir {folder}: its {TABLE} was not written by this program") from None
 
 
-def carry_over(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Hard-links into `stage` what stays of `folder`, and says what does not; returns the lines of the table that stay.
+def keep_earlier(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Carries over what stays of `folder`, and says what does not; returns the lines of the table that stay.
 
     A line stays if it is of another type and the model's own perplexity stands in it: of another model, or over other
     windows or another text, that differs in its sixth digit.
     """
+    from utils.staged_folder import carry_over
+
     kept, gone, made = [], {TABLE}, {row["method"] for row in rows}
     for row in read_table(folder):
         same = math.isclose(row["perplexity_hf"], rows[0]["perplexity_hf"], rel_tol=1e-5)
@@ -278,15 +258,7 @@ def carry_over(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[di
             kept.append(row)
         else:
             gone |= {row["file"], f"Modelfile.{row['method']}"}
-    replaced = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name in gone or (stage / path.name).exists():
-            replaced.append(path.name)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, stage / path.name, symlinks=True, copy_function=os.link)
-        else:
-            os.link(path, stage / path.name, follow_symlinks=False)
-    if names := ", ".join(sorted({*replaced} - {TABLE})):
+    if names := ", ".join(name for name in carry_over(folder, stage, gone) if name != TABLE):
         print(f"not kept, as made anew, of another model or measured on other text: {names}", flush=True)
     return kept
 
@@ -326,8 +298,6 @@ def converter_view(model: Model, scratch: Path) -> Path:
     config.json has the keys that it reads. Some of its classes, which tokenizer_config.json may choose, load a
     tokenizer with `trust_remote_code`: what is no tokenizer of transformers is not named to it.
     """
-    import json
-
     import transformers
 
     from lit_gpt.hf import read_json
@@ -349,13 +319,11 @@ def converter_view(model: Model, scratch: Path) -> Path:
 def export(
     llama: LlamaCpp, model: Model, method: str, source: Path, reference: Reference, stage: Path
 ) -> dict[str, Any]:
-    """Makes and measures one file and writes its Modelfile; returns its line of the table.
+    """Makes and measures one file; returns its line of the table.
 
     Raises:
         DataError: if it is too far from the model.
     """
-    from utils.modelfile import form_of, modelfile, served_context
-
     file = stage / f"{model.name}-{method}.gguf"
     made = llama.quantize(source, file, method.upper())
     measured = llama.compare(file, source.with_name("probabilities"), reference.window)
@@ -379,17 +347,12 @@ def export(
         "fallback_tensors": made.fallback,
     }
     check(row, reference)
-    text = modelfile(file.name, form_of(model.folder), served_context(model.folder, model.context), model.end_token)
-    (stage / f"Modelfile.{method}").write_text(text, encoding="utf-8")
     return row
 
 
 def equal_tokens(continuation: str, reference: Reference) -> int:
     """How many of the reference's tokens `continuation` begins with; their text stands for them."""
-    expected = reference.continuation
-    differs = (i for i, character in enumerate(expected) if continuation[i : i + 1] != character)
-    common = next(differs, len(expected))
-    return sum(end <= common for end in reference.ends)
+    return sum(continuation.startswith(reference.continuation[:end]) for end in reference.ends)
 
 
 def check(row: dict[str, Any], reference: Reference) -> None:

@@ -44,18 +44,18 @@ def main(options: Options) -> None:
     from lit_gpt.chat_template import ChatTemplate, find_template
 
     model = load_text_model(options)
-    has_template = (
+    by_template = options.template == "chat" or (
         options.template == "auto" and find_template(model.tokenizer.directory, model.tokenizer.config) is not None
     )
-    if options.template == "chat" or has_template:
+    if by_template:
         template = ChatTemplate(model.tokenizer)
         ends = [] if template.end_of_turn is None else [template.end_of_turn]
         talk(model, options, template.encode, ends, ("> ", ""))
         return
     if options.system is not None:
         raise command.UserError("--system needs a chat template, and this conversation has none")
-    options = replace(options, stop=(f"\n[{options.user_name}:]", *options.stop))
     user, bot = f"[{options.user_name}:]", f"[{options.bot_name}:]"
+    options = replace(options, stop=(f"\n{user}", *options.stop))
     talk(model, options, lambda messages: model.encode(dialogue(messages, user, bot)), [], (f"{user} ", bot))
 
 

@@ -60,9 +60,8 @@ def main(options: Options) -> None:
         print()
     else:
         for prompt, sample, text in continuations(model, prompts, options):
-            is_file = options.prompt_file is not None
             record = {"prompt": prompt, "sample": sample, "text": text}
-            print(json.dumps(record, ensure_ascii=False) if is_file else prompt + text, flush=True)
+            print(prompt + text if options.prompt_file is None else json.dumps(record, ensure_ascii=False), flush=True)
     count = len(prompts) * options.num_samples
     print(f"{count} continuation(s) in {time.perf_counter() - start:.1f} s", file=sys.stderr)
 
