@@ -31,7 +31,7 @@ import prepare_data
 from lit_gpt import command
 from lit_gpt.tokenizer import Tokenizer
 from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run
-from utils import text
+from utils import folder_lock, text
 from utils.corpus import CorpusFile, Source
 from utils.folder_lock import FolderLock
 from utils.shards import DatasetSplit, Manifest, verify_shards
@@ -1197,14 +1197,18 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch, multiple_of, deduplicate, ki
 # --- two calls, and folders within each other
 
 
-def test_a_second_call_on_the_same_folder_is_refused(tmp_path):
+def test_a_second_call_on_the_same_folder_is_refused(tmp_path, monkeypatch):
     write(tmp_path / "source", "FR/A/full.txt")
     command = [sys.executable, ROOT / "prepare_data.py", *arguments(tmp_path / "source", tmp_path / "data")]
     (tmp_path / "data").mkdir()
+    monkeypatch.setattr(folder_lock, "BEAT", 0.5)
     lock = FolderLock.acquire(tmp_path / "data")
     second = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 2 and f"is being written by process {os.getpid()}" in second.stderr
     assert not (tmp_path / "data/manifest.json").exists()
+    lock.release(leave=False)
+    monkeypatch.setattr(folder_lock, "BEAT", 3600.0)  # now it gives no sign of life
+    lock = FolderLock.acquire(tmp_path / "data")
     third = subprocess.Popen([str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert "waiting for a sign of life" in third.stdout.readline()
     lock.release(leave=False)
