@@ -155,7 +155,7 @@ class Cluster:
         """Kills a node's slurmd; its jobs' processes live on, unseen by Slurm. Afterwards both nodes are idle again."""
         daemon = self.daemons[f"slurmd-{node}"]
         daemon.kill()
-        daemon.wait(timeout=10)
+        daemon.wait(timeout=60)
         try:
             yield
         finally:
