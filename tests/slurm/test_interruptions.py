@@ -254,6 +254,23 @@ def meet_a_second(submit: Callable[[], Job]) -> Job:
     return first
 
 
+@pytest.fixture(scope="module")
+def corrupt_data(arguments: list[object], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The data with a bit flipped in a shard, and that shard."""
+    copy = tmp_path_factory.mktemp("corrupt")
+    for path in filter(Path.is_file, Path(str(arguments[1])).iterdir()):
+        (copy / path.name).write_bytes(path.read_bytes())
+    shard = sorted(copy.glob("*-train-*.safetensors"))[3]
+    content = bytearray(shard.read_bytes())
+    content[-100] ^= 4
+    shard.write_bytes(content)
+    return copy, shard
+
+
+def let_fail(job: Job) -> tuple[Job, JobEnd]:
+    return job, job.cluster.wait(job.id, timeout=600)
+
+
 def let_finish(job: Job) -> Job:
     job.finish()
     return job
@@ -266,6 +283,7 @@ def told(
     clone: Path,
     arguments: list[object],
     long_arguments: list[object],
+    corrupt_data: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Future[Any]]:
     """What became of each job, three of them at a time; all are over."""
@@ -282,6 +300,8 @@ def told(
         "story": lambda: tell_story(submit("story", TWO_NODES, *arguments)),
         "killed": lambda: kill_a_task(submit("killed", (*TWO_TASKS, "--nodelist=node1"), *arguments)),
         "second": lambda: meet_a_second(lambda: submit("second", ONE_NODE, *endless)),
+        "wrong": lambda: let_fail(submit("wrong", TWO_NODES, *arguments, "--devices", 3)),
+        "corrupt": lambda: let_fail(submit("corrupt", TWO_NODES, *arguments, "--data_dir", corrupt_data[0])),
         "four": lambda: let_finish(submit("four", FOUR_TASKS, *OF_FOUR, "--batch_size", 4)),
     }
     with ThreadPoolExecutor(max_workers=3) as pool:
@@ -368,26 +388,14 @@ def test_a_second_job_on_the_run_folder_is_refused_and_told_who_writes_it(told: 
     assert train_steps(job) == list(range(1, len(train_steps(job)) + 1)), "lines of both writers"
 
 
-def test_errors_that_stay_do_not_requeue(
-    cluster: Cluster, clone: Path, tmp_path: Path, arguments: list[object]
-) -> None:
-    wrong = Job(cluster, clone, tmp_path / "wrong", TWO_NODES, *arguments, "--devices", 3)
-    assert cluster.wait(wrong.id, timeout=120) == JobEnd("FAILED", 2, 0) and wrong.restarts == 0, wrong.output
+def test_errors_that_stay_do_not_requeue(told: dict[str, Future[Any]], corrupt_data: tuple[Path, Path]) -> None:
+    wrong, end = told["wrong"].result()
+    assert end == JobEnd("FAILED", 2, 0) and wrong.restarts == 0, wrong.output
     errors = [line for line in wrong.output.splitlines() if line.startswith("error")]
     assert len(set(errors)) == 1 and "--devices 3" in errors[0], wrong.output
-    data = Path(str(arguments[1]))
-    copy = tmp_path / "data"
-    copy.mkdir()
-    for path in data.iterdir():
-        if path.is_file():
-            (copy / path.name).write_bytes(path.read_bytes())
-    shard = sorted(copy.glob("*-train-*.safetensors"))[3]
-    content = bytearray(shard.read_bytes())
-    content[-100] ^= 4
-    shard.write_bytes(content)
-    corrupt = Job(cluster, clone, tmp_path / "run", TWO_NODES, *arguments, "--data_dir", copy)
-    assert cluster.wait(corrupt.id, timeout=120) == JobEnd("FAILED", 65, 0) and corrupt.restarts == 0, corrupt.output
-    assert f"error: {shard} does not have the SHA-256" in corrupt.output
+    corrupt, end = told["corrupt"].result()
+    assert end == JobEnd("FAILED", 65, 0) and corrupt.restarts == 0, corrupt.output
+    assert f"error: {corrupt_data[1]} does not have the SHA-256" in corrupt.output
 
 
 def test_a_job_with_too_short_a_limit_requeues_itself_until_it_is_done(
