@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def run(
-    script: str, *arguments: object, processes: int = 1, timeout: float = 300, check: bool = True
+    script: str, *arguments: object, processes: int = 1, timeout: float = 900, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Runs one of the programs as a user does; with `check` its exit code must be 0.
 

@@ -232,8 +232,15 @@ def test_split_text_keeps_every_document(tmp_path, source):
 # Measuring
 
 
-def test_memory_is_that_of_all_processes_and_time_that_of_the_last():
-    grow = "import time; held = bytearray(b'x') * 100_000_000; time.sleep(1)"
+def test_memory_is_that_of_all_processes_and_time_that_of_the_last(tmp_path):
+    grow = f"""
+import os, time; from pathlib import Path
+held = bytearray(b"x") * 100_000_000
+Path({str(tmp_path)!r}, str(os.getpid())).touch()
+while len(os.listdir({str(tmp_path)!r})) < 2:  # one may start far later than the other
+    time.sleep(0.01)
+time.sleep(1)
+"""
     start = f"[subprocess.Popen([sys.executable, '-c', {grow!r}]) for _ in range(2)]"
     program = f"import subprocess, sys; [process.wait() for process in {start}]"
     began = time.perf_counter()

@@ -315,7 +315,7 @@ def test_time_is_linear_in_the_size_of_a_family(changed):
     sketches = random_families(np.random.default_rng(8), 32_000, 1, changed)
     seconds = []
     for documents in (4_000, 32_000):
-        start = time.perf_counter()
+        start = time.process_time()
         find_duplicates(distinct_digests(documents), sketches[:documents], 0.8)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert seconds[1] < 24 * seconds[0], "8 times as many: 8 times as long, not 64 times"

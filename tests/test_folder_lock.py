@@ -22,7 +22,8 @@ from utils import folder_lock
 from utils.folder_lock import LOCK, FolderLock, Owner
 
 HOLD = """
-import sys; from pathlib import Path; from utils.folder_lock import FolderLock
+import sys; from pathlib import Path; from utils import folder_lock; from utils.folder_lock import FolderLock
+folder_lock.BEAT = 0.5
 try:
     lock = FolderLock.acquire(Path(sys.argv[1]))
     print("number", lock.number, flush=True)
@@ -34,9 +35,15 @@ except Exception as e:
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder_lock, "DEAD_AFTER", 8.0)  # above BEAT, as the real one
+    """For an owner that never gives a sign of life."""
+    monkeypatch.setattr(folder_lock, "DEAD_AFTER", 2.0)
+
+
+@pytest.fixture
+def no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_lock.time, "sleep", lambda _: pytest.fail("waited for a sign of life"))
 
 
 @pytest.fixture
@@ -61,29 +68,30 @@ def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
 
 def answer(process: subprocess.Popen[str]) -> str:
-    return process.communicate("\n", timeout=60)[0].splitlines()[-1]
+    return process.communicate("\n", timeout=120)[0].splitlines()[-1]
 
 
-def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path, start: Callable) -> None:
+def test_a_second_writer_is_refused_and_told_who_the_first_is(
+    tmp_path: Path, start: Callable, request: pytest.FixtureRequest
+) -> None:
     first = start(SLURM_JOB_ID="417")
     assert first.stdout.readline() == "number 1\n"
     with pytest.raises(UserError, match=f"being written by Slurm job 417, process {first.pid} on "):
         FolderLock.acquire(tmp_path)
-    assert first.communicate("\n", timeout=30)[0] == ""
-    began = time.monotonic()
+    assert first.communicate("\n", timeout=120)[0] == ""
+    request.getfixturevalue("no_wait")
     lock = FolderLock.acquire(tmp_path)
-    assert lock.number == 2 and time.monotonic() - began < 1, "a lock that was given back made wait"
+    assert lock.number == 2
     lock.release()
 
 
-def test_a_killed_writer_does_not_block(tmp_path: Path, start: Callable) -> None:
+def test_a_killed_writer_does_not_block(tmp_path: Path, start: Callable, request: pytest.FixtureRequest) -> None:
     first = start()
     first.stdout.readline()
     first.kill()
     first.wait()
-    began = time.monotonic()
+    request.getfixturevalue("no_wait")
     FolderLock.acquire(tmp_path).release()
-    assert time.monotonic() - began < 1
 
 
 def test_a_restarted_jobs_earlier_start_does_not_block_and_finds_out(tmp_path: Path, start: Callable) -> None:
@@ -94,7 +102,7 @@ def test_a_restarted_jobs_earlier_start_does_not_block_and_finds_out(tmp_path: P
     assert "UserError" in (said := answer(first)) and f"taken over by Slurm job 417, process {second.pid}" in said
 
 
-def test_a_writer_that_stopped_loses_the_folder(tmp_path: Path, start: Callable) -> None:
+def test_a_writer_that_stopped_loses_the_folder(tmp_path: Path, start: Callable, impatient: None) -> None:
     first = start()
     first.stdout.readline()
     first.send_signal(signal.SIGSTOP)
@@ -105,24 +113,26 @@ def test_a_writer_that_stopped_loses_the_folder(tmp_path: Path, start: Callable)
     lock.release()
 
 
-def test_on_another_machine_only_the_touch_counts(tmp_path: Path) -> None:
+def test_on_another_machine_only_the_touch_counts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     (tmp_path / LOCK).mkdir()
     elsewhere = replace(Owner.this_process(), machine="another", host="node7", pid=1)
     path = tmp_path / LOCK / "000004.json"
     path.write_text(folder_lock._to_json(elsewhere))
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(FolderLock.acquire, tmp_path)
-        time.sleep(2)
-        os.utime(path)
+        while not waiting.done():
+            time.sleep(0.2)
+            os.utime(path)
         with pytest.raises(UserError, match="process 1 on node7"):
-            waiting.result(timeout=30)
+            waiting.result()
+    request.getfixturevalue("impatient")
     lock = FolderLock.acquire(tmp_path)
     assert lock.number == 5 and not path.exists()
     lock.release()
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"host": 3'])
-def test_an_owner_that_died_while_it_signed_does_not_block(tmp_path: Path, content: str) -> None:
+def test_an_owner_that_died_while_it_signed_does_not_block(tmp_path: Path, content: str, impatient: None) -> None:
     (tmp_path / LOCK).mkdir()
     (tmp_path / LOCK / "000001.json").write_text(content)
     lock = FolderLock.acquire(tmp_path)
@@ -138,8 +148,8 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, start: Callable) -> None:
     assert len(owners) == 1, said
     for process in processes:
         if process not in owners:
-            assert f"is being written by process {owners[0].pid} " in process.communicate(timeout=30)[0]
-    assert owners[0].communicate("\n", timeout=30)[0] == ""
+            assert f"is being written by process {owners[0].pid} " in process.communicate(timeout=120)[0]
+    assert owners[0].communicate("\n", timeout=120)[0] == ""
     assert [path.name for path in (tmp_path / LOCK).iterdir()] == ["000001.json"]
 
 

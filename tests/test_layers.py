@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,13 +207,19 @@ def test_functions_are_short_flat_and_annotated(path):
     assert problems == []
 
 
+def children_seconds() -> float:
+    """Processor time of this process's children that have ended: a busy machine does not lengthen it."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 @pytest.mark.parametrize("path", SCRIPTS)
 def test_help_answers_at_once(path):
     best = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
-        best = min(best, time.perf_counter() - start)
+        start = children_seconds()
+        done = subprocess.run([sys.executable, path, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+        best = min(best, children_seconds() - start)
         assert done.returncode == 0, done.stderr
         assert "usage:" in done.stdout
         if best < MAX_HELP_SECONDS:

@@ -31,7 +31,7 @@ import prepare_data
 from lit_gpt import command
 from lit_gpt.tokenizer import Tokenizer
 from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run
-from utils import text
+from utils import folder_lock, text
 from utils.corpus import CorpusFile, Source
 from utils.folder_lock import FolderLock
 from utils.shards import DatasetSplit, Manifest, verify_shards
@@ -499,7 +499,7 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 30) -> None:
+def wait_until(condition, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
@@ -509,10 +509,14 @@ def wait_until(condition, seconds: float = 30) -> None:
 def test_killed_half_way(large, tmp_path):
     source, data = large
     given, parts = arguments(source, tmp_path / "data", "--num_workers", 2), tmp_path / "data" / "parts"
-    with subprocess.Popen(command_line("prepare_data.py", *given), stdout=subprocess.DEVNULL) as process:
-        wait_until(lambda: parts.is_dir() and len(list(parts.glob("*.json"))) >= 3)
-        children = children_of(process.pid)
-        process.send_signal(signal.SIGKILL)
+    killed = False
+    while not killed:
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)  # it was faster
+        with subprocess.Popen(command_line("prepare_data.py", *given), stdout=subprocess.DEVNULL) as process:
+            wait_until(lambda: len(list(parts.glob("*.json"))) >= 3 or process.poll() is not None)
+            children = children_of(process.pid) if process.poll() is None else []
+            process.send_signal(signal.SIGKILL)
+        killed = not (tmp_path / "data" / "manifest.json").exists()
     assert len(children) >= 2
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "data" / "manifest.json").exists()
@@ -1197,14 +1201,18 @@ def test_a_full_disk(tmp_path, capsys, monkeypatch, multiple_of, deduplicate, ki
 # --- two calls, and folders within each other
 
 
-def test_a_second_call_on_the_same_folder_is_refused(tmp_path):
+def test_a_second_call_on_the_same_folder_is_refused(tmp_path, monkeypatch):
     write(tmp_path / "source", "FR/A/full.txt")
     command = [sys.executable, ROOT / "prepare_data.py", *arguments(tmp_path / "source", tmp_path / "data")]
     (tmp_path / "data").mkdir()
+    monkeypatch.setattr(folder_lock, "BEAT", 0.5)
     lock = FolderLock.acquire(tmp_path / "data")
     second = subprocess.run([str(word) for word in command], cwd=ROOT, capture_output=True, text=True)
     assert second.returncode == 2 and f"is being written by process {os.getpid()}" in second.stderr
     assert not (tmp_path / "data/manifest.json").exists()
+    lock.release(leave=False)
+    monkeypatch.setattr(folder_lock, "BEAT", 3600.0)  # now it gives no sign of life
+    lock = FolderLock.acquire(tmp_path / "data")
     third = subprocess.Popen([str(word) for word in command], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert "waiting for a sign of life" in third.stdout.readline()
     lock.release(leave=False)

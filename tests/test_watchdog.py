@@ -6,17 +6,18 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT
+from tests import warm_start, watchdog_worker
 from utils.watchdog import BEAT, State, Watchdog
 
 WORLD_SIZE = 3
+HANG_TIMEOUT = 10.0
+"""Long enough for a busy machine to let no healthy process seem dead, stopped or hanging."""
 
 
 class Ended(NamedTuple):
@@ -25,51 +26,45 @@ class Ended(NamedTuple):
     errors: str
 
 
-def run_workers(trouble: str, victim: int, hang_timeout: float, world_size: int = WORLD_SIZE) -> list[Ended]:
+def run_workers(folder: Path, trouble: str, victim: int, hang_timeout: float, world_size: int) -> list[Ended]:
     """Starts the workers as Slurm does, each on its own, and waits for all but a stopped one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    processes = []
-    for rank in range(world_size):
-        place = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.watchdog_worker", trouble, str(victim), str(hang_timeout)],
-                cwd=ROOT,
-                env={**os.environ, "SLURM_STEP_ID": "0", **{name: str(value) for name, value in place.items()}},
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    ended = []
-    for rank, process in sorted(enumerate(processes), key=lambda item: item[0] == victim):
-        wait = 1 if rank == victim and trouble == "stopped" else 60
-        try:
-            errors = process.communicate(timeout=wait)[1]
-            ended.append((rank, Ended(process.returncode, errors)))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            ended.append((rank, Ended(None, process.communicate()[1])))
-    return [end for _, end in sorted(ended)]
+    common = {"SLURM_STEP_ID": "0", "WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    logs, workers = [folder / f"{trouble}-{victim}-{world_size}-{rank}" for rank in range(world_size)], []
+    for rank, log in enumerate(logs):
+        log.touch()
+        place = {**common, "RANK": str(rank)}
+        arguments = (place, trouble, victim, hang_timeout)
+        workers += warm_start.start(watchdog_worker.work, arguments, errors=log)
+    others = [worker for rank, worker in enumerate(workers) if trouble != "stopped" or rank != victim]
+    warm_start.join(others, 120)
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        if worker.exitcode is None:
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.join()
+    return [Ended(code, log.read_text(encoding="utf-8")) for code, log in zip(codes, logs, strict=True)]
 
 
-CASES = [(trouble, victim, 5.0, WORLD_SIZE) for trouble in ("killed", "stopped", "hangs") for victim in (0, 2)]
+CASES = [(trouble, victim, HANG_TIMEOUT, WORLD_SIZE) for trouble in ("killed", "stopped", "hangs") for victim in (0, 2)]
 CASES += [("bug", 1, 60.0, WORLD_SIZE), ("none", 1, 30.0, WORLD_SIZE), ("slow", 1, 30.0, WORLD_SIZE)]
-CASES += [("user error", 1, 30.0, WORLD_SIZE), ("hangs", 0, 3.0, 1)]
+CASES += [("user error", 1, 30.0, WORLD_SIZE), ("hangs", 0, HANG_TIMEOUT, 1)]
 
 
 @pytest.fixture(scope="module")
-def outcomes() -> dict[tuple[str, int, float, int], list[Ended]]:
-    """How all cases end: most of their time is waiting, so three go on at a time."""
-    with ThreadPoolExecutor(max_workers=3) as pool:
-        return dict(zip(CASES, pool.map(lambda case: run_workers(*case), CASES), strict=True))
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int, float, int], list[Ended]]:
+    """How all cases end, side by side: nearly all of their time is waiting."""
+    folder = tmp_path_factory.mktemp("workers")
+    with ThreadPoolExecutor(max_workers=len(CASES)) as pool:
+        return dict(zip(CASES, pool.map(lambda case: run_workers(folder, *case), CASES), strict=True))
 
 
 @pytest.mark.parametrize("victim", [0, 2])
 @pytest.mark.parametrize("trouble", ["killed", "stopped", "hangs"])
 def test_the_others_name_it_print_their_stacks_and_end_with_75(outcomes: dict, trouble: str, victim: int) -> None:
-    ended = outcomes[trouble, victim, 5.0, WORLD_SIZE]
+    ended = outcomes[trouble, victim, HANG_TIMEOUT, WORLD_SIZE]
     said = "".join(end.errors for end in ended)
     others = [rank for rank in range(WORLD_SIZE) if rank != victim]
     assert [ended[rank].exit_code for rank in others] == [75, 75], said
@@ -80,7 +75,7 @@ def test_the_others_name_it_print_their_stacks_and_end_with_75(outcomes: dict, t
     assert errors and all(f"rank {victim} " in line for line in errors), said
     if trouble == "hangs":
         assert "hang_in_python" in ended[victim].errors and ended[victim].exit_code == 75, said
-        assert "step 3 has not ended in 5 s" in errors[0]
+        assert "step 3 has not ended in 10 s" in errors[0]
 
 
 def test_a_bug_in_one_process_is_its_own_exit_code(outcomes: dict) -> None:
@@ -97,7 +92,7 @@ def test_what_ends_in_good_order_raises_no_alarm(outcomes: dict, trouble: str, e
 
 
 def test_a_single_process_is_watched_too(outcomes: dict) -> None:
-    [end] = outcomes["hangs", 0, 3.0, 1]
+    [end] = outcomes["hangs", 0, HANG_TIMEOUT, 1]
     assert end.exit_code == 75 and "hang_in_python" in end.errors and "error: rank 0 " in end.errors
 
 

@@ -57,7 +57,7 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
@@ -159,10 +159,10 @@ def test_processes_leave_an_interrupt_to_the_parent():
 def test_processes_end_with_the_pool():
     before = set(children_of(os.getpid()))
     with WorkPool(partial(Maker, "a"), 2) as pool:
-        next(pool.map(who, [0.01] * 50))
+        next(pool.map(who, [0.2] * 200))
         assert len(set(children_of(os.getpid())) - before) >= 2
         begin = time.monotonic()
-    assert time.monotonic() - begin < 5  # what is not begun is not done
+    assert time.monotonic() - begin < 15  # what is not begun is not done: all would take 20 s
     left = set(children_of(os.getpid())) - before
     names = [Path(f"/proc/{process}/cmdline").read_bytes() for process in left if is_alive(process)]
     assert all(b"resource_tracker" in name for name in names)

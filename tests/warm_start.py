@@ -50,7 +50,7 @@ def start(
 
 
 def run(
-    target: Callable[..., None], arguments: Sequence[Any], processes: int = 1, timeout: float = 300
+    target: Callable[..., None], arguments: Sequence[Any], processes: int = 1, timeout: float = 900
 ) -> CompletedProcess[str]:
     """What the processes of `start` leave: the first exit code but 0, and all they wrote to stdout and stderr.
 

@@ -1,7 +1,4 @@
-"""One of several processes that work in step under a watchdog; the one of rank VICTIM gets into trouble at step 3.
-
-python watchdog_worker.py TROUBLE VICTIM HANG_TIMEOUT, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set.
-"""
+"""One of several processes that work in step under a watchdog; the one of rank `victim` gets into trouble at step 3."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 
 import torch.distributed as dist
 
@@ -53,7 +51,8 @@ def main(trouble: str, victim: int, hang_timeout: float) -> None:
     print("done", flush=True)
 
 
-if __name__ == "__main__":
-    sys.argv, arguments = sys.argv[:1], sys.argv[1:]
+def work(place: Mapping[str, str], trouble: str, victim: int, hang_timeout: float) -> None:
+    """The process of the place that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say, as a program of its own."""
+    os.environ.update(place)
     command.parse = lambda options_class, argv: None
-    sys.exit(command.run(object, lambda _: main(arguments[0], int(arguments[1]), float(arguments[2]))))
+    sys.exit(command.run(object, lambda _: main(trouble, victim, hang_timeout), []))

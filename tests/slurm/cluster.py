@@ -24,10 +24,11 @@ from pathlib import Path
 
 NODES = ("node1", "node2")
 DAEMONS = ("munged", "slurmctld", "slurmd")
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 """Seconds until both nodes are idle; 2 to 4 is usual."""
-UNFINISHED = {"PENDING", "REQUEUED", "CONFIGURING", "RUNNING", "SIGNALING", "STOPPED", "SUSPENDED", "COMPLETING"}
-"""States that a job goes on from; SIGNALING, while slurmctld delivers one, is seen for an instant only."""
+FINISHED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED"}
+FINISHED |= {"TIMEOUT"}
+"""States that a job ends in. All others it goes on from; some, such as SIGNALING, are seen for an instant only."""
 MARK = "FABRICANT_SLURM_CLUSTER"
 """Environment variable of every daemon and of the job steps they fork: which cluster's they are."""
 
@@ -60,6 +61,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1
 KillWait=15
 SlurmdTimeout=10
+MessageTimeout=30
 MinJobAge=3600
 JobRequeue=1
 SlurmdParameters=config_overrides
@@ -104,7 +106,7 @@ class Cluster:
         *command: object,
         cwd: Path | None = None,
         extra: Mapping[str, str] | None = None,
-        timeout: float = 30,
+        timeout: float = 120,
         check: bool = True,
     ) -> subprocess.CompletedProcess[str]:
         """Runs srun, sbatch, squeue, … on this cluster, with the environment variables `extra` added."""
@@ -128,7 +130,7 @@ class Cluster:
     def wait(self, job_id: int, timeout: float) -> JobEnd:
         """Waits for the job's end; cancels it and raises a ClusterError if that does not come in `timeout` seconds."""
         deadline = time.monotonic() + timeout
-        while (job := self.job(job_id))["JobState"] in UNFINISHED:
+        while (job := self.job(job_id))["JobState"] not in FINISHED:
             if time.monotonic() > deadline:
                 self.run("scancel", job_id, check=False)
                 raise ClusterError(f"job {job_id} is still {job['JobState']} ({job['Reason']}) after {timeout:.0f} s")
@@ -153,7 +155,7 @@ class Cluster:
         """Kills a node's slurmd; its jobs' processes live on, unseen by Slurm. Afterwards both nodes are idle again."""
         daemon = self.daemons[f"slurmd-{node}"]
         daemon.kill()
-        daemon.wait(timeout=10)
+        daemon.wait(timeout=60)
         try:
             yield
         finally:

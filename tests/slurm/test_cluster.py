@@ -45,11 +45,13 @@ def test_the_cluster_and_its_jobs_end_with_the_session(
     process, cluster = second_cluster
     stubborn = "trap : TERM; echo $$ >pid; while :; do sleep 0.1; done"
     cluster.submit("--output=/dev/null", f"--wrap={stubborn}", cwd=tmp_path)
-    cluster.wait_until((tmp_path / "pid").exists, "the job has not started")
+    cluster.wait_until(
+        lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), "the job has not started"
+    )
     job_process = int((tmp_path / "pid").read_text())
     assert job_process in marked_processes(cluster.folder)
     process.send_signal(number)
-    assert process.wait(timeout=30) == (-number if number == signal.SIGKILL else 0)
+    assert process.wait(timeout=120) == (-number if number == signal.SIGKILL else 0)
     cluster.wait_until(lambda: not cluster.folder.exists(), "the cluster's folder is still there")
     assert not marked_processes(cluster.folder)
 
@@ -101,7 +103,7 @@ def test_the_first_failure_is_the_jobs_exit_code(
     cluster: Cluster, clone: Path, ended: dict[str, tuple[int, Path]], command: str
 ) -> None:
     job_id, output = ended[command]
-    assert cluster.wait(job_id, timeout=60) == ENDS[command], output.read_text()
+    assert cluster.wait(job_id, timeout=300) == ENDS[command], output.read_text()
     assert not list((clone / "slurm" / "logs").glob(f"{job_id}-*.exit_code"))
 
 
@@ -117,7 +119,7 @@ def test_a_signalled_job_lets_its_tasks_finish(
     job_id = run_on_two_tasks(cluster, clone, tmp_path, f"cd {tmp_path} && . ./task.sh")
     cluster.wait_until(lambda: len(list(tmp_path.glob("up-*"))) == 2, "the tasks are not up")
     cluster.run("scancel", *options, job_id)
-    assert cluster.wait(job_id, timeout=30) == JobEnd(state, 75, 0), (tmp_path / "output").read_text()
+    assert cluster.wait(job_id, timeout=300) == JobEnd(state, 75, 0), (tmp_path / "output").read_text()
     assert len(list(tmp_path.glob("stopped-*"))) == 2
 
 
@@ -128,7 +130,7 @@ def test_each_job_has_its_own_place_to_meet(cluster: Cluster, clone: Path, tmp_p
         (tmp_path / str(number)).mkdir()
         options = (f"--nodes={nodes}", "--cpus-per-task=2", "--export=ALL,OMP_NUM_THREADS=")
         jobs.append(run_on_two_tasks(cluster, clone, tmp_path / str(number), command, *options))
-    assert all(cluster.wait(job_id, timeout=30).state == "COMPLETED" for job_id in jobs)
+    assert all(cluster.wait(job_id, timeout=300).state == "COMPLETED" for job_id in jobs)
     one, two = (set((tmp_path / str(number) / "log").read_text().splitlines()) for number in (0, 1))
     # the nodes' names do not resolve here: the address is the one that Slurm itself uses
     assert one == {f"127.0.0.1 {10240 + jobs[0]} 2 1 2"} and two == {f"127.0.0.1 {10240 + jobs[1]} 4 2 2"}

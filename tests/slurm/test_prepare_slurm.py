@@ -40,7 +40,7 @@ def on_tasks(tasks: int) -> list[str]:
 
 def prepare(cluster: Cluster, tasks: int, source: Path, data: Path, *more: object) -> subprocess.CompletedProcess[str]:
     command = (*on_tasks(tasks), sys.executable, *map(str, (*arguments(source, data), *more)))
-    return cluster.run(*command, cwd=ROOT, timeout=90, check=False)
+    return cluster.run(*command, cwd=ROOT, timeout=600, check=False)
 
 
 def start(cluster: Cluster, tasks: int, source: Path, data: Path, output: Path) -> subprocess.Popen[bytes]:
@@ -87,7 +87,7 @@ def times_of_complete(data: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in files}
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -196,7 +196,7 @@ def run_and_kill(cluster: Cluster, source: Path, data: Path, output: Path, rng: 
     wait_for(lambda: phases[phase]() or step.poll() is not None)
     time.sleep({"starts": 1.5, "meets": 0.02, "works": 0.4}[phase] * rng.random())
     rng.choice((kill_processes, kill_step))(cluster, data)
-    return step.wait(timeout=60)
+    return step.wait(timeout=300)
 
 
 @pytest.mark.shared
@@ -209,9 +209,10 @@ def test_killed_ten_times(cluster: Cluster, plays: tuple[Path, dict[str, str]], 
         code = run_and_kill(cluster, source, data, tmp_path / "output", rng)
         before, complete = complete, times_of_complete(data)
         assert before.items() <= complete.items(), "a complete split was made again"
-        assert (data / "manifest.json").exists() == (code == 0)
+        is_whole = (data / "manifest.json").exists()
+        assert is_whole or code
         kills += code != 0
-        if code == 0:  # it was faster
+        if is_whole:  # it was faster
             assert content_of(data) == whole
             shutil.rmtree(data)
             complete = {}
@@ -228,11 +229,18 @@ def test_the_others_do_not_wait_for_a_task_that_was_killed(
     cluster: Cluster, plays: tuple[Path, dict[str, str]], tmp_path: Path, rank: str
 ) -> None:
     source, data = plays[0], tmp_path / "data"
-    step = start(cluster, 3, source, data, tmp_path / "output")
-    wait_for(lambda: shards_in(data))
-    (victim,) = [process for process, variables in tasks_of(data).items() if variables["SLURM_PROCID"] == rank]
-    os.kill(victim, signal.SIGKILL)
-    assert step.wait(timeout=60) == 137
+    killed = False
+    while not killed:
+        shutil.rmtree(data, ignore_errors=True)  # it was faster
+        step = start(cluster, 3, source, data, tmp_path / "output")
+        wait_for(lambda: shards_in(data))
+        for process, variables in tasks_of(data).items():
+            if variables["SLURM_PROCID"] == rank:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        code = step.wait(timeout=300)
+        killed = not (data / "manifest.json").exists()
+    assert code == 137
     output = (tmp_path / "output").read_text(encoding="utf-8")
     assert output.count(LOST) == 2 and output.count("Exited with exit code 75") >= 1, output
     assert "Traceback" not in output and not (data / "manifest.json").exists()
@@ -250,24 +258,29 @@ if os.environ["SLURM_PROCID"] != "{missing}":
     slurm.JOIN_LIMIT = timedelta(seconds=6)
     slurm.join_tasks(Path("{tmp_path}"))
 """
-    done = cluster.run(*on_tasks(3), sys.executable, "-c", program, cwd=ROOT, check=False, timeout=60)
+    done = cluster.run(*on_tasks(3), sys.executable, "-c", program, cwd=ROOT, check=False, timeout=300)
     assert done.returncode == 1 and done.stderr.count(words) == 2, done.stderr
 
 
 def test_a_task_may_work_for_longer_than_the_tasks_wait_for_each_other_at_the_start(
     cluster: Cluster, tmp_path: Path
 ) -> None:
+    data = tmp_path / "data"
     program = f"""
-import time; from datetime import timedelta; from pathlib import Path; from utils import slurm
-slurm.JOIN_LIMIT = timedelta(seconds=5)
-rank, _, group = slurm.join_tasks(Path("{tmp_path}"))
-time.sleep(7 * rank)
+import os, time; from datetime import timedelta; from pathlib import Path; from utils import slurm
+import torch.distributed
+Path("{tmp_path}", os.environ["SLURM_PROCID"]).touch()
+while not all(Path("{tmp_path}", rank).exists() for rank in "01"):  # one may start far later than the other
+    time.sleep(0.1)
+slurm.JOIN_LIMIT = timedelta(seconds=6)
+rank, _, group = slurm.join_tasks(Path("{data}"))
+time.sleep(8 * rank)
 from lit_gpt.command import end_process; from utils.processes import together
 print(together(lambda: rank, group))
 end_process(0)
 """
-    done = cluster.run(*on_tasks(2), sys.executable, "-c", program, cwd=ROOT, timeout=60)
-    assert done.stdout == "[0, 1]\n" * 2 and not content_of(tmp_path)
+    done = cluster.run(*on_tasks(2), sys.executable, "-c", program, cwd=ROOT, timeout=300)
+    assert done.stdout == "[0, 1]\n" * 2 and not content_of(data)
 
 
 # --- errors
@@ -315,7 +328,7 @@ def submit(cluster: Cluster, clone: Path, *arguments: object) -> int:
 
 def end_of(cluster: Cluster, clone: Path, job_id: int) -> tuple[JobEnd, str]:
     """How the job ended, and what it printed."""
-    end = cluster.wait(job_id, timeout=90)
+    end = cluster.wait(job_id, timeout=600)
     return end, (clone / "slurm" / "logs" / f"prepare-{job_id}.out").read_text(encoding="utf-8")
 
 
@@ -342,15 +355,19 @@ def test_a_killed_job_goes_on_by_itself(
     cluster: Cluster, clone: Path, plays: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
     source, whole = plays
-    job_id = submit(cluster, clone, *arguments(source, tmp_path)[1:])
-    wait_for(lambda: shards_in(tmp_path) > 100)
-    kill_processes(cluster, tmp_path)
-    wait_for(lambda: not tasks_of(tmp_path))
-    complete = times_of_complete(tmp_path)
+    data, killed = tmp_path / "data", False
+    while not killed:
+        shutil.rmtree(data, ignore_errors=True)  # it was faster
+        job_id = submit(cluster, clone, *arguments(source, data)[1:])
+        wait_for(lambda: shards_in(data) > 100)
+        kill_processes(cluster, data)
+        wait_for(lambda: not tasks_of(data))
+        killed = not (data / "manifest.json").exists()
+    complete = times_of_complete(data)
     wait_for(lambda: cluster.job(job_id)["Restarts"] == "1")
     end, output = end_of(cluster, clone, job_id)
     assert end == JobEnd("COMPLETED", 0, 0), output
-    assert complete and complete.items() <= times_of_complete(tmp_path).items()
-    log = (tmp_path / "preparation_log.out").read_text(encoding="utf-8")
+    assert complete and complete.items() <= times_of_complete(data).items()
+    log = (data / "preparation_log.out").read_text(encoding="utf-8")
     assert log.count(": kept\n") == len(complete) / SPLIT_FILES, log
-    assert {name: sha for name, sha in content_of(tmp_path).items() if name != "preparation_log.out"} == whole
+    assert {name: sha for name, sha in content_of(data).items() if name != "preparation_log.out"} == whole

@@ -58,11 +58,16 @@ class Job:
     def restarts(self) -> int:
         return int(self.cluster.job(self.id)["Restarts"])
 
+    def notes_left(self, clone: Path) -> list[Path]:
+        """What env.sh keeps of a job while it is unfinished."""
+        logs = clone / "slurm" / "logs"
+        return [*logs.glob(f"{self.id}.*"), *logs.glob(f"{self.id}-*")]
+
     def wait_until_up(self, start: int = 0, tasks: int = 1) -> None:
         """Until that many tasks of that start of the job have called `up`."""
         self.cluster.wait_until(lambda: len([*self.folder.glob(f"up-{start}-*")]) == tasks, f"start {start} is not up")
 
-    def assert_end(self, end: JobEnd, restarts: int, timeout: float = 120) -> None:
+    def assert_end(self, end: JobEnd, restarts: int, timeout: float = 300) -> None:
         assert self.cluster.wait(self.id, timeout) == end, self.output
         assert self.restarts == restarts, self.output
 
@@ -92,10 +97,12 @@ class Submitter:
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=2")
 # Jobs that nobody touches: what their tasks run, and sbatch's options. The longest come first.
 UNTOUCHED: dict[str, tuple[str, tuple[str, ...]]] = {
+    # Slurm's own restarts after a node's failure count as these do
+    "by_hand": ('up; scontrol requeue "$SLURM_JOB_ID"; wait_for_end', ()),
     "fruitless": ("exit 75", ()),
     # the second start makes progress, after which there may be four
     "fruitful": ('((start != 1)) || echo step-1 >"$FOLDER/progress"; exit 75', ()),
-    "short_of_time": ("((start)) || wait_for_end", ("--time=1", "--signal=USR1@40")),
+    "short_of_time": ("((start)) || wait_for_end", ("--time=1", "--signal=USR1@20")),
     "two_nodes": (
         'echo "$start $SLURM_PROCID $SLURMD_NODENAME $TRAINING_LOG"; echo 2>&1 "warning"; all_up; ((start)) || exit 75',
         TWO_NODES,
@@ -120,25 +127,12 @@ def submit(cluster: Cluster, clone: Path, tmp_path: Path) -> Submitter:
 
 @pytest.fixture(scope="module")
 def untouched(cluster: Cluster, clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
-    """All of UNTOUCHED, side by side: a requeued job is held for 6 seconds, and these restart up to 5 times."""
+    """All of UNTOUCHED, side by side: a requeued job is held for 6 seconds, and these restart up to 5 times.
+
+    The longest are waited for last, before the test of a lost node.
+    """
     submit = Submitter(cluster, clone, tmp_path_factory.mktemp("untouched"))
     return {name: submit(task, *options, name=name) for name, (task, options) in UNTOUCHED.items()}
-
-
-def test_four_starts_without_progress_are_enough(untouched: dict[str, Job], submit: Submitter) -> None:
-    idle, late = untouched["fruitless"], untouched["fruitful"]
-    by_hand = submit("wait_for_end")  # Slurm's own restarts after a node's failure count as these do
-    for start in range(4):
-        by_hand.wait_until_up(start)
-        by_hand.cluster.run("scontrol", "requeue", by_hand.id)
-    idle.assert_end(INTERRUPTED, restarts=3)
-    by_hand.assert_end(INTERRUPTED, restarts=4)
-    late.assert_end(INTERRUPTED, restarts=5)
-    for job, progress in ((idle, "nothing yet"), (by_hand, "nothing yet"), (late, "step-1")):
-        messages = [line for line in job.output.splitlines() if line.startswith("error: stopped: 4 starts")]
-        assert len(messages) == 1 and f"({progress})" in messages[0] and f"{job.folder}/run/log" in messages[0]
-        assert not [*(submit.clone / "slurm" / "logs").glob(f"{job.id}*")]
-    assert len([*by_hand.folder.glob("up-*")]) == 4  # the fifth start ended before its tasks began
 
 
 def test_75_requeues_and_the_log_has_all_tasks_of_all_starts(untouched: dict[str, Job]) -> None:
@@ -151,10 +145,6 @@ def test_75_requeues_and_the_log_has_all_tasks_of_all_starts(untouched: dict[str
     assert ends == [f"exit code 75, log: {path}", "requeued", f"exit code 0, log: {path}"]
 
 
-def test_before_its_time_limit_a_job_requeues(untouched: dict[str, Job]) -> None:
-    untouched["short_of_time"].assert_end(COMPLETED, restarts=1)
-
-
 @pytest.mark.parametrize("code", [0, 1, 2, 65, 74])
 def test_other_exit_codes_end_the_job(untouched: dict[str, Job], clone: Path, code: int) -> None:
     job = untouched[f"exit_{code}"]
@@ -163,7 +153,7 @@ def test_other_exit_codes_end_the_job(untouched: dict[str, Job], clone: Path, co
     assert [line for line in job.output.splitlines() if line.startswith("error")] == (
         ["error: second"] if code not in (0, 1) else []
     )
-    assert not [*(clone / "slurm" / "logs").glob(f"{job.id}*")]
+    assert not job.notes_left(clone)
 
 
 def test_only_errors_of_this_start_are_shown(untouched: dict[str, Job]) -> None:
@@ -219,6 +209,22 @@ def test_what_is_requeued_by_hand_or_killed_restarts_once(submit: Submitter) -> 
     assert "task 2 on node2 was killed by SIGKILL\n" in task.log
 
 
+def test_before_its_time_limit_a_job_requeues(untouched: dict[str, Job]) -> None:
+    untouched["short_of_time"].assert_end(COMPLETED, restarts=1)
+
+
+def test_four_starts_without_progress_are_enough(untouched: dict[str, Job], clone: Path) -> None:
+    idle, late, by_hand = (untouched[name] for name in ("fruitless", "fruitful", "by_hand"))
+    idle.assert_end(INTERRUPTED, restarts=3)
+    by_hand.assert_end(INTERRUPTED, restarts=4)
+    late.assert_end(INTERRUPTED, restarts=5)
+    for job, progress in ((idle, "nothing yet"), (by_hand, "nothing yet"), (late, "step-1")):
+        messages = [line for line in job.output.splitlines() if line.startswith("error: stopped: 4 starts")]
+        assert len(messages) == 1 and f"({progress})" in messages[0] and f"{job.folder}/run/log" in messages[0]
+        assert not job.notes_left(clone)
+    assert len([*by_hand.folder.glob("up-*")]) == 4  # the fifth start ended before its tasks began
+
+
 def test_jobs_whose_node_is_lost_restart_once_elsewhere(submit: Submitter) -> None:
     """The first start's script lives on. Its srun ends with 0, which is no success, while the job waits for its second
     start; or, of the `late` job, the script learns of it when the second start runs."""
@@ -261,5 +267,5 @@ def test_an_option_in_the_arguments_is_found(arguments: tuple[str, ...], value: 
     script = 'source slurm/env.sh; option out_dir "default value" "$@"'
     environment = {"PATH": os.environ["PATH"], "VENV": "", "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}
     command = ["bash", "-euo", "pipefail", "-c", script, "job", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == value + "\n"
