@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt import command
 from lit_gpt.command import DataError, UserError, raise_problems
-from utils.staged_folder import carry_over, recover, staged
+from utils.staged_folder import carry_over, check_replaceable, recover, staged
 
 if TYPE_CHECKING:
     import torch
@@ -114,10 +113,7 @@ def main(options: ConvertOptions) -> None:
 
 def check_output_dir(folder: Path) -> None:
     """Raises a UserError if `folder` holds something that the conversion would overwrite without being asked to."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file")
-    if os.path.ismount(folder):
-        raise UserError(f"--output_dir {folder} is a mount point, which cannot be replaced as one; give a folder in it")
+    check_replaceable(folder)
     if not folder.is_dir() or not any(folder.iterdir()) or (folder / PROVENANCE).is_file():
         return
     foreign_weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]

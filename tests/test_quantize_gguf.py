@@ -216,6 +216,8 @@ def test_what_is_no_use_is_said_before_anything_is_written(tiny, copied, tmp_pat
     for words in (["--model_dir", str(copied)], ["--model_dir", str(tiny), "--text", str(copied / "config.json")]):
         assert command.run(QuantizeOptions, main, [*words, "--output_dir", str(tmp_path / "model")]) == 2
         assert f"{words[-2]} {words[-1]} lies in --output_dir" in capsys.readouterr().err
+    assert command.run(QuantizeOptions, main, ["--model_dir", str(copied), "--output_dir", "/proc"]) == 2
+    assert "/proc is a mount point" in capsys.readouterr().err
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
     refused(capsys, tmp_path, 2, ["BertModel"], "--model_dir", copied)

@@ -149,15 +149,19 @@ def main(options: QuantizeOptions) -> None:
 
 
 def check_output_dir(options: QuantizeOptions) -> None:
-    """Raises a UserError if the folder holds something that is not an earlier result, or what is to be read."""
+    """Raises a UserError if the folder holds something that is not an earlier result, or what is to be read.
+
+    What a killed process had renamed away is put back before it is looked into.
+    """
     from lit_gpt.command import UserError
+    from utils.staged_folder import check_replaceable, recover
 
     folder = options.output_dir
+    check_replaceable(folder)
+    recover(folder)
     for name, path in (("--model_dir", options.model_dir), ("--text", options.text)):
         if path and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{name} {path} lies in --output_dir {folder}, which is replaced; give another folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder} is a file")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / TABLE).is_file():
         raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
     read_table(folder)

@@ -15,6 +15,8 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lit_gpt.command import UserError
+
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
@@ -49,6 +51,14 @@ def staged_into(folder: Path, last: str) -> Iterator[Path]:
             return
         for path in sorted(stage.iterdir(), key=lambda path: path.name == last):
             path.replace(folder / path.name)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises a UserError if `--output_dir` names what `staged` cannot take the place of."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file")
+    if os.path.ismount(folder):
+        raise UserError(f"--output_dir {folder} is a mount point, which cannot be replaced as one; give a folder in it")
 
 
 def recover(folder: Path) -> None:
