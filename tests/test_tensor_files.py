@@ -33,7 +33,7 @@ BF16, FP16, FP32, FP64 = torch.bfloat16, torch.float16, torch.float32, torch.flo
 def some_tensors() -> dict[str, Tensor]:
     """Of several types and layouts; two share their memory."""
     torch.manual_seed(0)
-    tensors = {f"{index}": torch.randn(5 + index, 7).to((BF16, FP32, FP16)[index % 3]) for index in range(9)}
+    tensors = {f"{index}": torch.randn(5 + index, 8).to((BF16, FP32, FP16)[index % 3]) for index in range(9)}
     return tensors | {"rows": tensors["4"][2:5], "transposed": tensors["3"].T, "double": torch.randn(3, dtype=FP64)}
 
 
@@ -58,7 +58,7 @@ def test_what_torch_saves_is_read_and_what_is_written_torch_loads(tmp_path: Path
     }
 
 
-@pytest.mark.parametrize(("max_bytes", "files"), [(10**6, 1), (300, 7), (1, 12)])
+@pytest.mark.parametrize(("max_bytes", "files"), [(10**6, 1), (350, 7), (1, 12)])
 def test_the_safetensors_library_reads_what_is_written(max_bytes: int, files: int, tmp_path: Path) -> None:
     tensors = some_tensors()
     write_safetensors(tmp_path, specs_of(tensors), tensors.items(), max_bytes)
@@ -74,6 +74,15 @@ def test_the_safetensors_library_reads_what_is_written(max_bytes: int, files: in
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
         assert index["weight_map"] == names
         assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_a_tensor_that_would_begin_between_two_places_of_its_type_has_another_file(tmp_path: Path) -> None:
+    types = {"a": BF16, "b": FP32, "c": BF16, "d": FP16}
+    tensors = {name: torch.randn(3).to(kind) for name, kind in types.items()}
+    write_safetensors(tmp_path, specs_of(tensors), tensors.items(), 10**6)
+    files = [safetensors.torch.load_file(path) for path in sorted(tmp_path.glob("*.safetensors"))]
+    assert [list(file) for file in files] == [["a"], ["b", "c", "d"]]
+    assert_same(files[0] | files[1], tensors)
 
 
 def test_every_flipped_bit_of_a_tensor_is_found(tmp_path: Path) -> None:

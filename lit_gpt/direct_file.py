@@ -1,0 +1,98 @@
+"""A large file, written past the system's cache of pages.
+
+To copy gigabytes into fresh pages of the cache can cost a core more than to compute them: on a virtual machine, 2.3 GB
+took 2 to 10 s of it, and 0.4 s without.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 1 << 23
+"""Written at once; two blocks are held, of which one is filled while the other is written."""
+
+SECTOR_BYTES = 4096
+"""What direct writing counts in: a multiple of every disk's sectors."""
+
+
+class DirectFile:
+    """A new file, written from its begin to its end; it is on the disk when its `with` block ends.
+
+    Raises:
+        OSError: from any method, also for what an earlier one gave to be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            self._file = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
+        except OSError as e:
+            if e.errno != errno.EINVAL:  # of a file system without direct writing, as tmpfs was before Linux 6.6
+                raise
+            self._file = os.open(path, flags, 0o666)
+        # pages of their own: direct writing asks for memory that begins where a page does
+        self._blocks = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(2)]
+        self._filled = 0
+        self._size = 0
+        self._ended = False
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> DirectFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._ended = True
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._thread.shutdown()
+            os.close(self._file)
+
+    def write(self, data: Any) -> int:
+        """Takes all of `data`, any buffer of contiguous bytes; after the block's end nothing.
+
+        torch's writer of archives, let go before it has finished, still gives it an archive's end.
+        """
+        data = memoryview(data).cast("B")
+        if self._ended:
+            return len(data)
+        begin = 0
+        while begin < len(data):
+            count = min(len(data) - begin, BLOCK_BYTES - self._filled)
+            self._blocks[0][self._filled : self._filled + count] = data[begin : begin + count]
+            begin += count
+            self._filled += count
+            if self._filled == BLOCK_BYTES:
+                self._write_block()
+        self._size += len(data)
+        return len(data)
+
+    def _write_block(self) -> None:
+        """Hands the first block to the thread, once the other one is written, and begins to fill that."""
+        if self._writing:
+            self._writing.result()
+        sectors = -(-self._filled // SECTOR_BYTES)
+        self._writing = self._thread.submit(self._write_all, self._blocks[0][: sectors * SECTOR_BYTES])
+        self._blocks.reverse()
+        self._filled = 0
+
+    def _write_all(self, block: memoryview) -> None:
+        try:
+            while block:
+                block = block[os.write(self._file, block) :]
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(self._path)) from None
+
+    def _finish(self) -> None:
+        self._write_block()
+        self._writing.result()
+        os.ftruncate(self._file, self._size)  # the last sector was written whole
+        os.fsync(self._file)

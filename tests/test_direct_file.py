@@ -1,0 +1,79 @@
+"""Files written past the cache: every byte, of any size, and a full disk."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_gpt.direct_file import BLOCK_BYTES, SECTOR_BYTES, DirectFile
+from lit_gpt.tensor_files import write_lit_model
+
+SIZES = (0, 1, SECTOR_BYTES - 1, SECTOR_BYTES, SECTOR_BYTES + 1, BLOCK_BYTES - 1, BLOCK_BYTES, 2 * BLOCK_BYTES + 4099)
+
+
+@pytest.mark.parametrize("folder", ["", "/dev/shm"])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_file_holds_what_was_written(size: int, folder: str, tmp_path: Path) -> None:
+    """On a disk and in memory; over an earlier, longer file; in pieces that end anywhere."""
+    content = os.urandom(size)
+    path = (Path(folder) if folder else tmp_path) / f"direct-{os.getpid()}"
+    path.write_bytes(bytes(BLOCK_BYTES))
+    try:
+        with DirectFile(path) as file:
+            for begin in range(0, size, 3_000_017):
+                piece = content[begin : begin + 3_000_017]
+                assert file.write(piece) == len(piece)
+        assert path.read_bytes() == content
+    finally:
+        path.unlink()
+
+
+@pytest.mark.parametrize("size", [1, BLOCK_BYTES, 3 * BLOCK_BYTES])
+def test_a_full_disk_is_an_error_that_names_the_file(size: int) -> None:
+    with (
+        pytest.raises(OSError, match="No space left on device: '/dev/full'") as raised,
+        DirectFile(Path("/dev/full")) as f,
+    ):
+        f.write(bytes(size))
+    assert raised.value.errno == errno.ENOSPC
+
+
+def test_a_file_system_without_direct_writing_is_written_through_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.open
+
+    def refusing(path: Path, flags: int, mode: int) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument", str(path))
+        return real(path, flags, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refusing)
+        with DirectFile(tmp_path / "a") as file:
+            file.write(b"abc")
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+def test_an_archive_given_up_half_way_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        for index in range(3):
+            yield f"{index}", torch.zeros(BLOCK_BYTES)
+        raise ValueError("broken")
+
+    def held() -> tuple[int, int]:
+        return threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
+
+    before = held()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="broken"):
+            write_lit_model(tmp_path / "a.pth", broken())
+        gc.collect()
+    assert held() == before
