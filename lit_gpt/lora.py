@@ -164,25 +164,24 @@ def check_merged(
 ) -> None:
     """Compares `merged` with the base weights, and each adapted matrix with what litgpt's layer makes of the adapter.
 
-    Two matrices at a time, each on one core.
-
     Raises:
         DataError: naming a tensor that differs by more than the rounding of its type.
     """
     layers = _adapted_layers(config, settings)
+    adapted = list(layers)
 
     @torch.no_grad()
     def agrees(name: str) -> bool:
         weight, found = base[name], merged[name]
-        if name not in layers:
-            return torch.equal(found, weight.to(found.dtype))
-        changes = _litgpt_changes(layers.pop(name), weight, *(adapter[part].float() for part in _parts(name)))
+        layer = layers.pop(name)  # which will hold the matrix
+        changes = _litgpt_changes(layer, weight, *(adapter[part].float() for part in _parts(name)))
         return all(_is_rounded(found[rows], weight[rows].float() + change) for rows, change in changes)
 
     with _on_one_core(), ThreadPoolExecutor(max_workers=2) as pool:
-        for name, equal in zip(base, pool.map(agrees, base), strict=True):
-            if not equal:
-                raise DataError(f"{name} is not what merging the adapter makes of it")
+        equal = dict(zip(adapted, pool.map(agrees, adapted), strict=True))
+    for name in base:
+        if not (equal[name] if name in equal else torch.equal(merged[name], base[name].to(merged[name].dtype))):
+            raise DataError(f"{name} is not what merging the adapter makes of it")
 
 
 def _litgpt_changes(
