@@ -7,6 +7,7 @@ took 2 to 10 s of it, and 0.4 s without.
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +17,10 @@ from typing import Any
 BLOCK_BYTES = 1 << 23
 """Written at once; two blocks are held, of which one is filled while the other is written."""
 
-SECTOR_BYTES = 4096
-"""What direct writing counts in: a multiple of every disk's sectors."""
+SECTOR_BYTES = max(4096, mmap.PAGESIZE)
+"""What direct writing counts in: a multiple of every disk's sectors, and whole pages, as Lustre asks for."""
+
+_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectFile:
@@ -29,13 +32,12 @@ class DirectFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
-            self._file = os.open(path, flags | getattr(os, "O_DIRECT", 0), 0o666)
+            self._set_direct(True)
         except OSError as e:
             if e.errno != errno.EINVAL:  # of a file system without direct writing, as tmpfs was before Linux 6.6
                 raise
-            self._file = os.open(path, flags, 0o666)
         # pages of their own: direct writing asks for memory that begins where a page does
         self._blocks = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(2)]
         self._filled = 0
@@ -85,11 +87,17 @@ class DirectFile:
         self._filled = 0
 
     def _write_all(self, block: memoryview) -> None:
-        try:
-            while block:
+        while block:
+            try:
                 block = block[os.write(self._file, block) :]
-        except OSError as e:
-            raise OSError(e.errno, e.strerror, str(self._path)) from None
+            except OSError as e:
+                if e.errno != errno.EINVAL or not fcntl.fcntl(self._file, fcntl.F_GETFL) & _DIRECT:
+                    raise OSError(e.errno, e.strerror, str(self._path)) from None
+                self._set_direct(False)  # this file system counts in larger units, or what it took was part of one
+
+    def _set_direct(self, direct: bool) -> None:
+        flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
+        fcntl.fcntl(self._file, fcntl.F_SETFL, flags | _DIRECT if direct else flags & ~_DIRECT)
 
     def _finish(self) -> None:
         self._write_block()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
 import threading
@@ -45,21 +46,33 @@ def test_a_full_disk_is_an_error_that_names_the_file(size: int) -> None:
     assert raised.value.errno == errno.ENOSPC
 
 
-def test_a_file_system_without_direct_writing_is_written_through_its_cache(
+def test_what_cannot_be_written_directly_goes_through_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.open
+    """No direct writing at all; and a disk that takes a part of a block that is no whole number of its units."""
+    real = fcntl.fcntl
 
-    def refusing(path: Path, flags: int, mode: int) -> int:
-        if flags & os.O_DIRECT:
-            raise OSError(errno.EINVAL, "Invalid argument", str(path))
-        return real(path, flags, mode)
+    def refusing(file: int, command: int, value: int = 0) -> int:
+        if value & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(file, command, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "open", refusing)
+        patch.setattr(fcntl, "fcntl", refusing)
         with DirectFile(tmp_path / "a") as file:
             file.write(b"abc")
     assert (tmp_path / "a").read_bytes() == b"abc"
+    content, written, write = os.urandom(2 * BLOCK_BYTES + 5), [], os.write
+
+    def in_part(file: int, block: memoryview) -> int:
+        written.append(write(file, block[:60_000] if len(written) == 2 else block))
+        return written[-1]
+
+    with DirectFile(tmp_path / "b") as file, monkeypatch.context() as patch:
+        patch.setattr(os, "write", in_part)
+        file.write(content[:BLOCK_BYTES])
+        file.write(content[BLOCK_BYTES:])
+    assert (tmp_path / "b").read_bytes() == content
 
 
 def test_an_archive_given_up_half_way_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
