@@ -132,7 +132,6 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     from lit_gpt.hf_tokenizer import export_tokenizer
     from lit_gpt.tensor_files import specs_of, write_safetensors
     from lit_gpt.tokenizer import Tokenizer
-    from utils.model_card import publishable, write_card
 
     tokenizer = Tokenizer(trained.tokenizer_dir)
     hf = make_config(trained, trained.state_dict, tokenizer)
@@ -145,22 +144,8 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
         print(f"warning: {warning}")
     for name, source in COMPANIONS.items():
         shutil.copyfile(ROOT / source, stage / name)
-    for path in licence_files(trained):
-        shutil.copyfile(path, stage / path.name)
     checks = {"logits": verify_logits, "tensors": verify_tensors, "none": lambda *_: "not verified"}
-    checked = checks[options.verify](stage, trained, hf, tokenizer)
-    print(checked)
-    provenance = {**publishable(trained.provenance), "conversion": conversion_record(hf, checked)}
-    write_json(stage / PROVENANCE, provenance)
-    model_id = options.repo_id or options.output_dir.resolve().name
-    write_card(stage, trained, hf, provenance, model_id, options.license)
-
-
-def licence_files(trained: TrainedModel) -> list[Path]:
-    """The foundation's licence and notices, which most licences ask to be passed on."""
-    folder = trained.foundation_dir
-    found = [*folder.glob("LICENSE*"), *folder.glob("NOTICE*")] if folder else []
-    return [path for path in found if path.is_file()]
+    describe(stage, trained, hf, options, checks[options.verify](stage, trained, hf, tokenizer))
 
 
 def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -> None:
@@ -174,7 +159,7 @@ def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -
     from lit_gpt.lora import merge_adapter
     from lit_gpt.peft import read_peft, write_peft
     from lit_gpt.tokenizer import Tokenizer
-    from utils.model_card import foundation_facts, publishable
+    from utils.model_card import foundation_facts
 
     hf = make_config(trained, trained.base, Tokenizer(trained.tokenizer_dir))
     name, _ = foundation_facts(trained.foundation_dir)
@@ -186,12 +171,30 @@ def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -
         tolerance = 4 * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
         if not torch.allclose(merged[name].float(), tensor.float(), atol=tolerance, rtol=0):
             raise DataError(f"the adapter as it was written makes another {name}")
-    checked = f"verified: {modules} modules read back, merged again the same model"
-    print(checked)
-    write_json(stage / PROVENANCE, {**publishable(trained.provenance), "conversion": conversion_record(hf, checked)})
+    describe(stage, trained, hf, options, f"verified: {modules} modules read back, merged again the same model")
 
 
 # ------------------------------------------------------------------------------------------------ what the folder holds
+
+
+def describe(stage: Path, trained: TrainedModel, hf: dict[str, Any], options: ConvertOptions, checked: str) -> None:
+    """Writes the provenance and the card, with `checked`, what was verified, and copies the licences."""
+    from utils.model_card import publishable, write_card
+
+    print(checked)
+    for path in licence_files(trained):
+        shutil.copyfile(path, stage / path.name)
+    provenance = {**publishable(trained.provenance), "conversion": conversion_record(hf, checked)}
+    write_json(stage / PROVENANCE, provenance)
+    model_id = options.repo_id or options.output_dir.resolve().name
+    write_card(stage, trained, hf, provenance, model_id, options.license)
+
+
+def licence_files(trained: TrainedModel) -> list[Path]:
+    """The foundation's licence and notices, which most licences ask to be passed on."""
+    folder = trained.foundation_dir
+    found = [*folder.glob("LICENSE*"), *folder.glob("NOTICE*")] if folder else []
+    return [path for path in found if path.is_file()]
 
 
 def make_config(trained: TrainedModel, state_dict: Mapping[str, torch.Tensor], tokenizer: Any) -> dict[str, Any]:

@@ -95,13 +95,27 @@ def test_nothing_of_the_machine_is_published(published, lora_run):
 
 
 def test_the_example_runs(published):
-    card = (published / "README.md").read_text(encoding="utf-8")
+    run_example((published / "README.md").read_text(encoding="utf-8"), published.parent)
+
+
+def run_example(card, folder):
     code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1].replace("max_new_tokens=100", "max_new_tokens=5")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=published.parent, capture_output=True, text=True, timeout=200
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Once upon a time")
+
+
+def test_an_adapters_example_runs_on_its_base(lora_run, foundation, tmp_path):
+    convert = "convert_litgpt_to_transformers.py"
+    run(convert, "--input_path", lora_run, "--output_dir", tmp_path / "mine", "--as_adapter", True, "--license", "mit")
+    base = ("--input_path", foundation / "lit_model.pth", "--output_dir", tmp_path / foundation.name)
+    run(convert, *base, "--verify", "none")
+    card = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    front = yaml.safe_load(card.split("---")[1])
+    assert (front["license"], front["library_name"]) == ("mit", "peft")
+    assert "A LoRA adapter of a causal language model" in card and "(LoRA, not merged into its weights)" in card
+    assert "](convergence.png)" in card and "handler.py" not in card and "$" not in card
+    run_example(card, tmp_path)
 
 
 # Its parts

@@ -1,7 +1,7 @@
 """The card of a published model, filled from its run: base, data, hyper-parameters, curves, losses, use, licence.
 
-`write_card` puts README.md and convergence.png into a Hugging Face folder. The template is hf_files/README.md; a line
-of it whose value is not known is left out, and so is a section without a line.
+`write_card` puts README.md and convergence.png into a Hugging Face folder, or into that of an adapter for peft. The
+template is hf_files/README.md; a line of it whose value is not known is left out, and so is a section without a line.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lit_gpt.peft import ADAPTER_CONFIG
+from lit_gpt.tensor_files import specs_of
 from utils.mixture import MIXTURE
 from utils.run_folder import ALL, METRICS, VALIDATION, read_csv
 from utils.text import normalise
@@ -62,9 +64,10 @@ def write_card(
         model_id: how transformers is told to find it, most often ORG/NAME.
         licence: as the Hub names it; None for the base model's.
     """
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
     values = {
-        **describe_model(trained, hf, provenance, model_id),
-        **describe_origin(trained, licence),
+        **describe_model(trained, hf, provenance, model_id, is_adapter),
+        **describe_origin(trained, licence, is_adapter),
         **describe_training(trained.run_dir, provenance),
     }
     if trained.run_dir and draw_curves(read_csv(trained.run_dir / METRICS), provenance.get("step"), folder / CURVES):
@@ -97,24 +100,31 @@ def fill_card(template: str, values: dict[str, Any]) -> str:
 
 
 def describe_model(
-    trained: TrainedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str
+    trained: TrainedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str, is_adapter: bool
 ) -> dict[str, Any]:
+    """What it is and how it is used: of an adapter, transformers is told to load the base, and peft the adapter."""
     languages = sorted(set((provenance.get("normalised") or {}).values()) & PROMPTS.keys())
     prompt = normalise(PROMPTS[languages[0]], languages[0], open_end=True) if languages else PLAIN_PROMPT
+    loaded_id = foundation_facts(trained.foundation_dir)[0] if is_adapter else model_id
+    # of the programs that bring text into the form known, none lies beside an adapter
+    normalised = [] if is_adapter else languages
     return {
+        "kind": "A LoRA adapter of a causal language model" if is_adapter else "A causal language model",
         "name": cell(model_id.rpartition("/")[2]),
-        "model_id": json.dumps(model_id, ensure_ascii=False),
+        "peft_import": "from peft import PeftModel" if is_adapter else None,
+        "model_id": json.dumps(loaded_id, ensure_ascii=False),
+        "adapter_id": json.dumps(model_id, ensure_ascii=False) if is_adapter else None,
         "architecture": hf["architectures"][0],
-        "parameters": f"{sum(tensor.numel() for tensor in trained.state_dict.values()):,}",
+        "parameters": f"{sum(spec.numel() for spec in specs_of(trained.state_dict).values()):,}",
         "context": f"{trained.config.block_size:,}",
         "dtype": hf["torch_dtype"],
         "prompt": json.dumps(prompt, ensure_ascii=False),
-        "normalised": " and ".join(f"`{language}`" for language in languages),
+        "normalised": " and ".join(f"`{language}`" for language in normalised),
         "verification": provenance["conversion"]["verification"],
     }
 
 
-def describe_origin(trained: TrainedModel, licence: str | None) -> dict[str, Any]:
+def describe_origin(trained: TrainedModel, licence: str | None, is_adapter: bool) -> dict[str, Any]:
     """The base model, both licences, and the metadata that the Hub reads."""
     base, base_card = foundation_facts(trained.foundation_dir) if trained.provenance else (None, {})
     on_hub = base is not None and "/" in base
@@ -123,7 +133,7 @@ def describe_origin(trained: TrainedModel, licence: str | None) -> dict[str, Any
         **({"license": licence} if licence else named),
         "language": language_codes(trained.run_dir),
         "base_model": base if on_hub else None,
-        "library_name": "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["continual-pretraining" if base else "pretraining"],
     }
@@ -131,7 +141,9 @@ def describe_origin(trained: TrainedModel, licence: str | None) -> dict[str, Any
     return {
         "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "base_model": f"[{base}](https://huggingface.co/{base})" if on_hub else base and cell(base),
-        "method": "LoRA, merged into its weights" if trained.lora else "training of all its weights",
+        "method": f"LoRA, {'not ' * is_adapter}merged into its weights"
+        if trained.lora
+        else "training of all its weights",
         "license": cell(front["license"]) if "license" in front else None,
         "base_license": cell(base_card["license"]) if base_card.get("license") else None,
     }
