@@ -138,12 +138,11 @@ def describe_origin(trained: TrainedModel, licence: str | None, is_adapter: bool
         "tags": ["continual-pretraining" if base else "pretraining"],
     }
     front = {key: value for key, value in front.items() if value}
+    merged = "not merged" if is_adapter else "merged"
     return {
         "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "base_model": f"[{base}](https://huggingface.co/{base})" if on_hub else base and cell(base),
-        "method": f"LoRA, {'not ' * is_adapter}merged into its weights"
-        if trained.lora
-        else "training of all its weights",
+        "method": f"LoRA, {merged} into its weights" if trained.lora else "training of all its weights",
         "license": cell(front["license"]) if "license" in front else None,
         "base_license": cell(base_card["license"]) if base_card.get("license") else None,
     }
