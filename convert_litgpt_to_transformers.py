@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_gpt import command
-from lit_gpt.command import DataError, UserError, raise_problems
-from utils.staged_folder import carry_over, check_replaceable, recover, staged
+from lit_gpt.errors import DataError, UserError, raise_problems
+from utils import cli
+from utils.files.staged_folder import carry_over, check_replaceable, recover, staged
 
 if TYPE_CHECKING:
     import torch
 
-    from utils.trained import TrainedModel
+    from utils.run.trained import TrainedModel
 
 ROOT = Path(__file__).resolve().parent
 PROVENANCE = "training_provenance.json"
 COMPANIONS = {
     "handler.py": "hf_files/handler.py",
     "requirements.txt": "hf_files/requirements.txt",
-    "dialogue_text.py": "utils/text.py",
+    "dialogue_text.py": "utils/prepare/dialogue.py",
 }
 """What an endpoint runs, by its name in the folder: our file."""
 
@@ -73,7 +73,7 @@ class ConvertOptions:
         if self.as_adapter and self.dtype:
             problems.append("--as_adapter keeps the adapter's own type: leave --dtype out")
         if self.repo_id is not None:
-            from lit_gpt.hub import check_repo_id
+            from lit_gpt.formats.hub import check_repo_id
 
             problems += check_repo_id(self.repo_id, "--repo_id")
         if self.license is not None and not re.fullmatch(r"[a-z0-9.-]+", self.license):
@@ -84,9 +84,9 @@ class ConvertOptions:
 def main(options: ConvertOptions) -> None:
     import torch
 
-    from lit_gpt.hf_process import require_transformers
-    from lit_gpt.tensor_files import lay_out_memory
-    from utils.trained import load_trained
+    from lit_gpt.formats.hf_process import require_transformers
+    from lit_gpt.formats.tensor_files import lay_out_memory
+    from utils.run.trained import load_trained
 
     lay_out_memory()
     output_dir = options.output_dir.resolve()
@@ -104,7 +104,7 @@ def main(options: ConvertOptions) -> None:
         keep_the_rest(output_dir, stage)
     report(output_dir)
     if options.repo_id:
-        from lit_gpt.hub import files_to_send, upload
+        from lit_gpt.formats.hub import files_to_send, upload
 
         names = files_to_send(output_dir, ignore=("*.gguf",))  # made from an earlier conversion
         address = upload(output_dir, names, options.repo_id, options.private, "Upload model", print)
@@ -127,11 +127,11 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     Raises:
         DataError: if the folder does not hold the same model.
     """
-    from lit_gpt.hf import tensors_to_hf
-    from lit_gpt.hf_logits import PROBE_TEXT
-    from lit_gpt.hf_tokenizer import export_tokenizer
-    from lit_gpt.tensor_files import specs_of, write_safetensors
-    from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.formats.hf import tensors_to_hf
+    from lit_gpt.formats.hf_logits import PROBE_TEXT
+    from lit_gpt.formats.tensor_files import specs_of, write_safetensors
+    from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(trained.tokenizer_dir)
     hf = make_config(trained, trained.state_dict, tokenizer)
@@ -156,10 +156,10 @@ def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -
     """
     import torch
 
-    from lit_gpt.lora import merge_adapter
-    from lit_gpt.peft import read_peft, write_peft
-    from lit_gpt.tokenizer import Tokenizer
-    from utils.model_card import foundation_facts
+    from lit_gpt.formats.peft import read_peft, write_peft
+    from lit_gpt.model.lora import merge_adapter
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
+    from utils.report.model_card import foundation_facts
 
     hf = make_config(trained, trained.base, Tokenizer(trained.tokenizer_dir))
     name, _ = foundation_facts(trained.foundation_dir)
@@ -179,7 +179,7 @@ def write_adapter(stage: Path, trained: TrainedModel, options: ConvertOptions) -
 
 def describe(stage: Path, trained: TrainedModel, hf: dict[str, Any], options: ConvertOptions, checked: str) -> None:
     """Writes the provenance and the card, with `checked`, what was verified, and copies the licences."""
-    from utils.model_card import publishable, write_card
+    from utils.report.model_card import publishable, write_card
 
     print(checked)
     for path in licence_files(trained):
@@ -199,8 +199,8 @@ def licence_files(trained: TrainedModel) -> list[Path]:
 
 def make_config(trained: TrainedModel, state_dict: Mapping[str, torch.Tensor], tokenizer: Any) -> dict[str, Any]:
     """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
-    from lit_gpt.hf import config_to_hf, is_tied, read_hf_config, settle_config
-    from lit_gpt.tensor_files import specs_of
+    from lit_gpt.formats.hf import config_to_hf, is_tied, read_hf_config, settle_config
+    from lit_gpt.formats.tensor_files import specs_of
 
     dtype = str(specs_of(state_dict)["transformer.wte.weight"].dtype).removeprefix("torch.")
     if trained.foundation_dir and (trained.foundation_dir / "config.json").is_file():
@@ -213,7 +213,7 @@ def make_config(trained: TrainedModel, state_dict: Mapping[str, torch.Tensor], t
 
 def generation_config(trained: TrainedModel, tokenizer: Any) -> dict[str, Any]:
     """generation_config.json: the foundation's, or the ids that begin and end a text."""
-    from lit_gpt.hf import read_json
+    from lit_gpt.formats.hf import read_json
 
     for folder in (trained.foundation_dir, trained.tokenizer_dir):
         if folder and (folder / "generation_config.json").is_file():
@@ -241,7 +241,7 @@ def verify_logits(stage: Path, trained: TrainedModel, hf: dict[str, Any], tokeni
     Raises:
         DataError: if they differ.
     """
-    from lit_gpt.hf_logits import (
+    from lit_gpt.formats.hf_logits import (
         PROBE_TEXT,
         TOLERANCE,
         ask_transformers,
@@ -275,7 +275,7 @@ def verify_tensors(stage: Path, trained: TrainedModel, hf: dict[str, Any], token
     """
     import torch
 
-    from lit_gpt.hf import TensorFiles, tensors_to_hf
+    from lit_gpt.formats.hf import TensorFiles, tensors_to_hf
 
     files = TensorFiles(stage)
     names = set()
@@ -320,4 +320,4 @@ def report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(ConvertOptions, main))
+    sys.exit(cli.run(ConvertOptions, main))

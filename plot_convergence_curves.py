@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
-from lit_gpt import command
-from lit_gpt.command import DataError, UserError
-from utils.run_folder import ALL, METRICS, PLACE_COLUMNS, RUN, VALIDATION, best_checkpoint, read_csv
+from lit_gpt.errors import DataError, UserError, raise_problems
+from utils import cli
+from utils.run.checkpoint_choice import best_checkpoint
+from utils.run.csv_log import ALL, METRICS, PLACE_COLUMNS, VALIDATION, read_csv
+from utils.run.record import RUN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,7 +86,7 @@ class PlotOptions:
             problems.append(f"--smoothing must be at least 1 step, not {self.smoothing}")
         if None not in (self.min_loss, self.max_loss) and self.min_loss >= self.max_loss:
             problems.append(f"--min_loss {self.min_loss} must be below --max_loss {self.max_loss}")
-        command.raise_problems(problems)
+        raise_problems(problems)
 
 
 def main(options: PlotOptions) -> None:
@@ -217,7 +219,7 @@ def make_curve(rows: Sequence[dict[str, Any]]) -> Curve:
 
 def find_best(folder: Path, valid: dict[str, Curve], offline: dict[str, Curve]) -> Best | None:
     """The checkpoint that every command takes when given the run folder; None if none was validated."""
-    from utils.checkpoint import list_checkpoints
+    from utils.run.checkpoint import list_checkpoints
 
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
@@ -439,4 +441,4 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(PlotOptions, main))
+    sys.exit(cli.run(PlotOptions, main))

@@ -1,10 +1,10 @@
 """A raw corpus and a tokenizer in, shards and their manifest out.
 
-1. The corpus' files are found (`utils/corpus.py`). Each process chooses, by a sample of the text, the fastest library
-   that tokenises as the tokenizer does (`utils/encoding.py`).
-2. Asked to, duplicates are found, over all datasets (`utils/dedup.py`).
-3. Each dataset's split is cut into blocks of a few MB; processes turn them into rows (`utils/block_rows.py`), which are
-   written into the split's shards as they come (`utils/shards.py`). Then `parts/<dataset>-<split>.json` says what the
+1. The corpus' files are found (`prepare/corpus.py`). Each process chooses, by a sample of the text, the fastest library
+   that tokenises as the tokenizer does (`prepare/encoding.py`).
+2. Asked to, duplicates are found, over all datasets (`prepare/dedup.py`).
+3. Each dataset's split is cut into blocks of a few MB; processes turn them into rows (`block_rows.py`), which are
+   written into the split's shards as they come (`data/shards.py`). Then `parts/<dataset>-<split>.json` says what the
    shards hold and what they were made from: a second call keeps every split whose part still fits.
 4. The manifest is written last: its presence means the folder is complete.
 
@@ -30,33 +30,24 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal, TypeVar
 
-from lit_gpt import command
-from lit_gpt.command import DataError, UserError
-from lit_gpt.tokenizer import TOKENIZER_FILES, Tokenizer
-from utils import corpus, duplicates, text
-from utils.block_rows import BlockRows, BlockWorker, Dialogue, Recipe, Remainder, Rows, Work, start_worker
-from utils.corpus import CorpusFile, Source
-from utils.encoding import Library
-from utils.folder_lock import FolderLock
-from utils.metadata import DatasetFacts, facts_of, read_metadata
-from utils.progress import Progress
-from utils.removals import RemovalLog
-from utils.shards import (
-    FORMAT_VERSION,
-    MANIFEST,
-    TEST,
-    TOKENIZER,
-    DatasetSplit,
-    Manifest,
-    ShardWriter,
-    file_sha256,
-    shard_name,
-    token_dtype,
-    verify_shards,
-    write_atomically,
-)
-from utils.slurm import Tasks, every_task_needed, join_tasks, slurm_tasks
-from utils.work_pool import WorkPool
+from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
+from utils import cli
+from utils.cluster.slurm import Tasks, every_task_needed, join_tasks, slurm_tasks
+from utils.data.manifest import FORMAT_VERSION, MANIFEST, TEST, TOKENIZER, DatasetSplit, Manifest
+from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shards
+from utils.files.atomic import write_atomically
+from utils.files.checksums import file_sha256
+from utils.files.folder_lock import FolderLock
+from utils.prepare import corpus, duplicates
+from utils.prepare.block_rows import BlockRows, BlockWorker, Dialogue, Recipe, Remainder, Rows, Work, start_worker
+from utils.prepare.corpus import CorpusFile, Source
+from utils.prepare.dialogue import normalise
+from utils.prepare.encoding import Library
+from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
+from utils.prepare.progress import Progress
+from utils.prepare.removals import RemovalLog
+from utils.prepare.work_pool import WorkPool
 
 PREPARATION_VERSION = 2  # another one makes every split be done again
 BLOCK_BYTES = 4 * 2**20
@@ -158,7 +149,7 @@ class PrepareOptions:
         least_memory = (MAIN_MEMORY + WORKER_MEMORY) / 1000
         if self.max_memory is not None and self.max_memory < least_memory:
             problems.append(f"--max_memory must be at least {least_memory} GB, not {self.max_memory}")
-        command.raise_problems(problems)
+        raise_problems(problems)
 
 
 @dataclass(frozen=True)
@@ -261,7 +252,7 @@ def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
     """The results of `action`, which every task performs, by rank; of a single task without importing torch."""
     if tasks.count == 1:
         return [action()]
-    from utils.processes import together
+    from utils.cluster.collectives import together
 
     with every_task_needed():
         return together(action, tasks.group)
@@ -305,7 +296,7 @@ def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
     bos = tokenizer.adds_bos if options.add_bos is None else options.add_bos
     eos = tokenizer.eos_id is not None if options.add_eos is None else options.add_eos
     wanted = (("bos", bos, tokenizer.bos_id), ("eos", eos, tokenizer.eos_id))
-    command.raise_problems(
+    raise_problems(
         [f"--add_{kind}: the tokenizer has no such token" for kind, add, token in wanted if add and token is None]
     )
     for kind, add, token in wanted:
@@ -366,7 +357,7 @@ def read_groups(path: Path | None) -> dict[str, str]:
     if not isinstance(groups, dict):
         raise UserError(f"--group_datasets_by_genre: {path} must be an object, dataset name → group name")
     wrong = [name for name, group in groups.items() if not isinstance(group, str)]
-    command.raise_problems([f"--group_datasets_by_genre: {path}: the group of {name} is no string" for name in wrong])
+    raise_problems([f"--group_datasets_by_genre: {path}: the group of {name} is no string" for name in wrong])
     return groups
 
 
@@ -443,7 +434,7 @@ def dialogue_of(source: Source, all_facts: dict[str, DatasetFacts], options: Pre
 def check_language(language: str) -> None:
     """Raises a UserError if dialogue in this language cannot be normalised."""
     try:
-        text.normalise("", language)
+        normalise("", language)
     except ValueError as e:
         raise UserError(str(e)) from None
 
@@ -759,4 +750,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(PrepareOptions, main))
+    sys.exit(cli.run(PrepareOptions, main))

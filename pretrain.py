@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_gpt import command
-from lit_gpt.command import DataError, Interrupted, UserError
+from lit_gpt.errors import DataError, Interrupted, UserError, raise_problems
+from utils import cli
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,19 +27,20 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from lit_gpt.lora import LoRASettings
-    from utils.checkpoint import CheckpointWriter, Progress, Saved
-    from utils.data import StepData, TrainingData
-    from utils.folder_lock import FolderLock
-    from utils.loggers import ScalarLogger
-    from utils.metrics import Meter
-    from utils.mixture import Mixture
-    from utils.profiler import StepProfiler
-    from utils.run_folder import CsvLog, RunLog
-    from utils.shards import DatasetSplit, Manifest
-    from utils.stop_request import StopRequest
-    from utils.training import Due, Schedule, StepHistory, StepRecord, StepResult
-    from utils.watchdog import Watchdog
+    from lit_gpt.model.lora import LoRASettings
+    from utils.cluster.stop_request import StopRequest
+    from utils.cluster.watchdog import Watchdog
+    from utils.data.batches import StepData, TrainingData
+    from utils.data.manifest import DatasetSplit, Manifest
+    from utils.data.mixture import Mixture
+    from utils.files.folder_lock import FolderLock
+    from utils.run.checkpoint import CheckpointWriter, Progress, Saved
+    from utils.run.csv_log import CsvLog
+    from utils.run.log import RunLog
+    from utils.train.loggers import ScalarLogger
+    from utils.train.meter import Meter
+    from utils.train.profiler import StepProfiler
+    from utils.train.training import Due, Schedule, StepHistory, StepRecord, StepResult
 
 
 DEFAULT_PEAK = 312e12
@@ -61,7 +62,7 @@ class PretrainOptions:
     language: str | None = None
     """Use only the datasets of this language (`fr`)."""
     mixture: Path | None = None
-    """YAML file of shares, penalties and languages (utils/mixture.py). Default: by rows, each row once per epoch."""
+    """YAML file of shares, penalties and languages. Default: by rows, each row once per epoch."""
     devices: int | None = None
     """Processes per node, one per GPU. Default: as Slurm's step has them, else all GPUs, else 1."""
     num_nodes: int | None = None
@@ -196,7 +197,7 @@ class PretrainOptions:
             problems.append("--tensor_parallel trains all weights, not --use_lora's adapters")
         if self.use_lora and self.model_config:
             problems.append("--use_lora needs a foundation model: random weights (--model_config) are not kept")
-        command.raise_problems(problems)
+        raise_problems(problems)
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ class Run:
 
 
 def main(options: PretrainOptions) -> None:
-    from utils.stop_request import StopRequest
+    from utils.cluster.stop_request import StopRequest
 
     stop = StopRequest()
     options = try_small(options) if options.try_small else options
@@ -247,9 +248,9 @@ def main(options: PretrainOptions) -> None:
         print("\n".join([describe_needs(options, plan), *gguf_warnings(options, plan)]))
         return
 
-    from utils.data import verify_data
-    from utils.launch import launch
-    from utils.watchdog import Watchdog
+    from utils.cluster.launch import launch
+    from utils.cluster.watchdog import Watchdog
+    from utils.data.batches import verify_data
 
     fabric = launch(*plan.processes, options.precision, options.tensor_parallel)
     with Watchdog(options.hang_timeout) as watchdog:
@@ -274,15 +275,15 @@ def make_plan(options: PretrainOptions) -> Plan:
     Raises:
         UserError, DataError: for whatever would make the training fail or go wrong later.
     """
-    from lit_gpt.foundation import config_values, read_config, read_weights, weights_fingerprint
-    from lit_gpt.lora import LoRASettings
-    from lit_gpt.quantize import import_bitsandbytes
-    from lit_gpt.tokenizer import Tokenizer
-    from utils.launch import resolve_processes
-    from utils.loggers import check_logger
-    from utils.mixture import Mixture
-    from utils.profiler import parse_profile_steps
-    from utils.shards import TRAIN, Manifest
+    from lit_gpt.formats.litgpt_directory import config_values, read_config, read_weights, weights_fingerprint
+    from lit_gpt.model.lora import LoRASettings
+    from lit_gpt.model.qlora import import_bitsandbytes
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
+    from utils.cluster.launch import resolve_processes
+    from utils.data.manifest import TRAIN, Manifest
+    from utils.data.mixture import Mixture
+    from utils.train.loggers import check_logger
+    from utils.train.profiler import parse_profile_steps
 
     check_logger(options.logger)
     if options.quantize and not options.dry_run:
@@ -326,8 +327,8 @@ def describe_needs(options: PretrainOptions, plan: Plan) -> str:
     import numpy as np
     import torch
 
-    from lit_gpt.flops import mean_context
-    from utils.estimate import Workload, advice, describe, estimate
+    from lit_gpt.model.flops import mean_context
+    from utils.train.estimate import Workload, advice, describe, estimate
 
     manifest, entries = plan.manifest, plan.mixture.entries
     documents = sum(entry.documents for entry in entries) if options.mask_documents else 1
@@ -393,7 +394,7 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: P
         UserError: if micro-batches do not divide the batch, or a run begun with another number of samples per step
             would go on.
     """
-    from utils.run_folder import RUN, RunRecord
+    from utils.run.record import RUN, RunRecord
 
     batch, micro = options.batch_size, options.micro_batch_size
     if batch % micro:
@@ -417,7 +418,7 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: P
 
 def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], config: Config, positions: int) -> None:
     """Raises unless --tensor_parallel divides the processes of a node, and the model and its micro-batches."""
-    from lit_gpt.tensor_parallel import obstacles
+    from lit_gpt.model.tensor_parallel import obstacles
 
     share = options.tensor_parallel
     if share == 1:
@@ -430,7 +431,7 @@ def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], 
 
 def check_out_dir(options: PretrainOptions, identity: dict[str, Any]) -> None:
     """Raises unless --out_dir is new, or holds this very run and may be continued."""
-    from utils.run_folder import RUN, RunRecord
+    from utils.run.record import RUN, RunRecord
 
     if options.out_dir.exists() and not options.out_dir.is_dir():
         raise UserError(f"--out_dir {options.out_dir} is a file")
@@ -441,7 +442,7 @@ def check_out_dir(options: PretrainOptions, identity: dict[str, Any]) -> None:
 
 
 def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: int) -> Schedule:
-    from utils.training import Schedule
+    from utils.train.training import Schedule
 
     steps = options.max_steps or max(1, round(options.num_epochs * mixture.rows / samples_per_step))
     return Schedule(options.lr_schedule, options.learning_rate, options.min_learning_rate, options.warmup_steps, steps)
@@ -449,7 +450,7 @@ def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: 
 
 def choose_validation(options: PretrainOptions, manifest: Manifest) -> list[DatasetSplit]:
     """The test rows to validate on; none when validation is off, or not asked for and there are none."""
-    from utils.shards import TEST
+    from utils.data.manifest import TEST
 
     if options.enable_validation is False:
         return []
@@ -468,8 +469,8 @@ def owned(out_dir: Path) -> Iterator[FolderLock | None]:
     Raises:
         UserError: on every process, if another run is writing there.
     """
-    from utils.folder_lock import FolderLock
-    from utils.processes import on_rank_zero
+    from utils.cluster.collectives import on_rank_zero
+    from utils.files.folder_lock import FolderLock
 
     taken: list[FolderLock] = []
 
@@ -494,10 +495,10 @@ def set_up(
     watchdog: Watchdog,
 ) -> tuple[Run, Progress]:
     """Builds the model on every process, loads the checkpoint to go on from and opens the run's files."""
-    from utils.checkpoint import Progress, load_checkpoint
-    from utils.processes import on_rank_zero
-    from utils.profiler import StepProfiler, parse_profile_steps
-    from utils.run_folder import LOG, RunLog
+    from utils.cluster.collectives import on_rank_zero
+    from utils.run.checkpoint import Progress, load_checkpoint
+    from utils.run.log import LOG, RunLog
+    from utils.train.profiler import StepProfiler, parse_profile_steps
 
     model, optimizer = build(fabric, options, plan)
     on_rank_zero(lambda: check_out_dir(options, plan.identity))  # again: now nobody else can begin a run there
@@ -530,11 +531,11 @@ def set_up(
 
 def open_curves(options: PretrainOptions, last_step: int, log: RunLog) -> ScalarLogger | None:
     """Where --logger sends curves, on process 0; a problem of its is known on every process."""
-    from utils.loggers import open_logger
-    from utils.processes import on_rank_zero
+    from utils.cluster.collectives import on_rank_zero
+    from utils.train.loggers import open_logger
 
     opened: list[ScalarLogger | None] = []
-    values = command.public_values(options)
+    values = cli.public_values(options)
     on_rank_zero(lambda: opened.append(open_logger(options.logger, options.out_dir, last_step, values, log.line)))
     return opened[0] if opened else None
 
@@ -543,9 +544,9 @@ def build(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[nn.Modu
     """The model on the run's devices and its optimiser."""
     import torch
 
-    from lit_gpt.foundation import empty_model
-    from utils.launch import place_model
-    from utils.training import make_optimizer
+    from lit_gpt.model.building import empty_model
+    from utils.cluster.launch import place_model
+    from utils.train.training import make_optimizer
 
     # of gradients that processes share torch cannot tell whether they hold a NaN
     torch.autograd.set_detect_anomaly(options.debug, check_nan=options.tensor_parallel == 1)
@@ -562,8 +563,8 @@ def open_metrics(
     options: PretrainOptions, plan: Plan, world_size: int, progress: Progress, checkpoint: Path | None, log: RunLog
 ) -> CsvLog | None:
     """metrics.csv up to the checkpoint, and this start in run.yaml and the log; None on every process but one."""
-    from utils.processes import rank
-    from utils.run_folder import METRIC_COLUMNS, METRICS, CsvLog, drop_metrics_after
+    from utils.cluster.collectives import rank
+    from utils.run.csv_log import METRIC_COLUMNS, METRICS, CsvLog, drop_metrics_after
 
     if rank() != 0:
         return None
@@ -599,8 +600,8 @@ def prepare_blocks(model: nn.Module, options: PretrainOptions) -> None:
 
 
 def make_meter(options: PretrainOptions, plan: Plan, fabric: Fabric) -> Meter:
-    from lit_gpt.flops import flops_per_token, mean_context
-    from utils.metrics import Meter
+    from lit_gpt.model.flops import flops_per_token, mean_context
+    from utils.train.meter import Meter
 
     def flops(lengths: np.ndarray) -> float:
         windowed = mean_context(lengths, plan.config.sliding_window_size)
@@ -613,7 +614,7 @@ def find_peak(options: PretrainOptions) -> float | None:
     """Operations per second of one device at most: as stated, else its data sheet's; None where neither is known."""
     import torch
 
-    from lit_gpt.flops import peak_flops
+    from lit_gpt.model.flops import peak_flops
 
     if options.peak_tflops:
         return options.peak_tflops * 1e12
@@ -622,10 +623,10 @@ def find_peak(options: PretrainOptions) -> float | None:
 
 def make_writer(options: PretrainOptions, lock: FolderLock | None) -> CheckpointWriter:
     """The writer of the run's checkpoints, each of which gets what it needs to be used alone."""
-    from lit_gpt.foundation import CONFIG
-    from lit_gpt.tokenizer import TOKENIZER_FILES
-    from utils.checkpoint import CheckpointWriter
-    from utils.run_folder import RUN
+    from lit_gpt.formats.litgpt_directory import CONFIG
+    from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
+    from utils.run.checkpoint import CheckpointWriter
+    from utils.run.record import RUN
 
     tokenizer_files = filter(Path.is_file, (options.checkpoint_dir / name for name in TOKENIZER_FILES))
     companions = [options.out_dir / RUN, options.out_dir / CONFIG, *tokenizer_files]
@@ -638,7 +639,7 @@ def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
     Raises:
         DataError: on every process, if there are checkpoints and none verifies.
     """
-    from utils.checkpoint import newest_valid_checkpoint
+    from utils.run.checkpoint import newest_valid_checkpoint
 
     checkpoint, problems = newest_valid_checkpoint(out_dir)
     for problem in problems:
@@ -654,12 +655,12 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
 
     import yaml
 
-    from lit_gpt.foundation import CONFIG
-    from utils.run_folder import RUN, RunRecord, software_versions, source_commit
-    from utils.shards import write_atomically
+    from lit_gpt.formats.litgpt_directory import CONFIG
+    from utils.files.atomic import write_atomically
+    from utils.run.record import RUN, RunRecord, software_versions, source_commit
 
     before = RunRecord.load(options.out_dir) if (options.out_dir / RUN).is_file() else None
-    now = command.public_values(options)
+    now = cli.public_values(options)
     changed = {key: value for key, value in (before.options if before else now).items() if now.get(key) != value}
     record = RunRecord(
         identity=plan.identity,
@@ -700,7 +701,7 @@ def normalised_datasets(plan: Plan) -> dict[str, str]:
 def describe(options: PretrainOptions, plan: Plan, world_size: int) -> str:
     import torch
 
-    from lit_gpt.foundation import empty_model
+    from lit_gpt.model.building import empty_model
 
     model = empty_model(plan.config, plan.lora, torch.float32)  # not the real one, whose parts may be quantised
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -715,9 +716,9 @@ def describe(options: PretrainOptions, plan: Plan, world_size: int) -> str:
 
 def gguf_warnings(options: PretrainOptions, plan: Plan) -> list[str]:
     """A line if the trained model could not be exported to GGUF; its tokenizer cannot be changed any more then."""
-    from lit_gpt.gguf import obstacles
-    from lit_gpt.hf import config_to_hf, read_hf_config
-    from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.formats.hf import config_to_hf, read_hf_config
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
+    from utils.export.gguf import obstacles
 
     try:
         if options.model_config is None and (options.checkpoint_dir / "config.json").is_file():
@@ -732,8 +733,8 @@ def gguf_warnings(options: PretrainOptions, plan: Plan) -> list[str]:
 
 def record_mixture(options: PretrainOptions, plan: Plan, log: RunLog, counts: tuple[int, ...] | None = None) -> None:
     """Logs the mixture's table and writes it to mixture.csv: as planned, or with the samples made per dataset."""
-    from utils.mixture import MIXTURE, mixture_table, table_csv, table_text
-    from utils.shards import write_atomically
+    from utils.data.mixture import MIXTURE, mixture_table, table_csv, table_text
+    from utils.files.atomic import write_atomically
 
     table = mixture_table(plan.mixture, plan.schedule.max_steps * plan.samples_per_step, counts)
     write_atomically(options.out_dir / MIXTURE, table_csv(table))
@@ -744,9 +745,9 @@ def record_mixture(options: PretrainOptions, plan: Plan, log: RunLog, counts: tu
 
 def fit(run: Run, progress: Progress) -> None:
     """The training loop: fetch, step, log, validate, save, stop. It waits for the device only where it logs."""
-    from utils.data import TrainingData
-    from utils.launch import data_place
-    from utils.training import Agenda, StepHistory
+    from utils.cluster.launch import data_place
+    from utils.data.batches import TrainingData
+    from utils.train.training import Agenda, StepHistory
 
     options, plan, fabric = run.options, run.plan, run.fabric
     window, samples = plan.manifest.window, plan.samples_per_step
@@ -841,8 +842,8 @@ def is_last_step(run: Run, progress: Progress, due: Due) -> bool:
 
 def train_step(run: Run, progress: Progress, step_data: StepData, data: TrainingData) -> StepResult:
     """One optimiser step at its learning rate."""
-    from utils.launch import data_place
-    from utils.training import optimiser_step
+    from utils.cluster.launch import data_place
+    from utils.train.training import optimiser_step
 
     options = run.options
     for group in run.optimizer.param_groups:
@@ -943,9 +944,9 @@ def validate_now(run: Run, progress: Progress) -> Progress:
 
     A signal cuts it short: nothing is written, and `validation_pending` is set.
     """
-    from utils.processes import any_process
-    from utils.run_folder import ALL
-    from utils.training import validate
+    from utils.cluster.collectives import any_process
+    from utils.run.csv_log import ALL
+    from utils.train.training import validate
 
     options, began = run.options, time.monotonic()
 
@@ -1014,4 +1015,4 @@ def log_saved(run: Run, saved: Saved | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(PretrainOptions, main))
+    sys.exit(cli.run(PretrainOptions, main))

@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lit_gpt import command
-from lit_gpt.command import DataError, UserError
+from lit_gpt.errors import DataError, UserError, raise_problems
+from utils import cli
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from utils.shards import DatasetSplit, Manifest
-    from utils.training import Loss
+    from utils.data.manifest import DatasetSplit, Manifest
+    from utils.train.training import Loss
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ValidateOptions:
     def __post_init__(self) -> None:
         names = ("max_batches", "batch_size", "devices", "num_nodes")
         values = vars(self)
-        command.raise_problems([f"--{name} must be above 0" for name in names if (values[name] or 1) <= 0])
+        raise_problems([f"--{name} must be above 0" for name in names if (values[name] or 1) <= 0])
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class Task:
 
 
 def main(options: ValidateOptions) -> None:
-    from utils.launch import launch, resolve_processes
-    from utils.run_folder import RunRecord
-    from utils.shards import TEST, Manifest
-    from utils.slurm import every_task_needed
+    from utils.cluster.launch import launch, resolve_processes
+    from utils.cluster.slurm import every_task_needed
+    from utils.data.manifest import TEST, Manifest
+    from utils.run.record import RunRecord
 
     record = RunRecord.load(options.out_dir)
     data_dir = options.data_dir or Path(record.options["data_dir"])
@@ -96,9 +96,9 @@ def validate_run(task: Task) -> None:
         UserError: if there is none.
         DataError: if a shard or, once the others are measured, a checkpoint is damaged.
     """
-    from utils.checkpoint import list_checkpoints
-    from utils.data import verify_data
-    from utils.processes import on_rank_zero
+    from utils.cluster.collectives import on_rank_zero
+    from utils.data.batches import verify_data
+    from utils.run.checkpoint import list_checkpoints
 
     options = task.options
     if options.verify_data:
@@ -113,8 +113,8 @@ def validate_run(task: Task) -> None:
 
 def check_tokenizer(manifest: Manifest, run_dir: Path, data_dir: Path) -> None:
     """Raises unless the shards were made with the tokenizer of the run's newest checkpoint."""
-    from lit_gpt.tokenizer import Tokenizer
-    from utils.checkpoint import list_checkpoints
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
+    from utils.run.checkpoint import list_checkpoints
 
     checkpoints = list_checkpoints(run_dir)
     if checkpoints and Tokenizer(checkpoints[-1]).fingerprint != manifest.tokenizer:
@@ -125,13 +125,14 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
     """Measures one checkpoint, unless it was done before, and appends its losses; False if it is damaged."""
     import torch
 
-    from lit_gpt.foundation import empty_model
-    from utils.checkpoint import verify_checkpoint
-    from utils.launch import place_model
-    from utils.processes import on_rank_zero
-    from utils.run_folder import VALIDATION, RunRecord, read_csv
-    from utils.trained import load_trained
-    from utils.training import validate
+    from lit_gpt.model.building import empty_model
+    from utils.cluster.collectives import on_rank_zero
+    from utils.cluster.launch import place_model
+    from utils.run.checkpoint import verify_checkpoint
+    from utils.run.csv_log import VALIDATION, read_csv
+    from utils.run.record import RunRecord
+    from utils.run.trained import load_trained
+    from utils.train.training import validate
 
     options, fabric = task.options, task.fabric
     done = on_rank_zero(lambda: read_csv(options.out_dir / VALIDATION))
@@ -154,8 +155,8 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
 
 
 def append(task: Task, checkpoint: Path, losses: dict[str, Loss]) -> None:
-    from utils.checkpoint import Progress
-    from utils.run_folder import ALL, PLACE_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog
+    from utils.run.checkpoint import Progress
+    from utils.run.csv_log import ALL, PLACE_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog
 
     progress = asdict(Progress.load(checkpoint))
     where = {column: round(progress[column], 3) for column in PLACE_COLUMNS}
@@ -176,4 +177,4 @@ def say(task: Task, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(ValidateOptions, main))
+    sys.exit(cli.run(ValidateOptions, main))

@@ -97,7 +97,7 @@ def report(found: dict[str, Measured], own: dict[str, Measured], size: float, la
 
 def sizes(folder: Path) -> tuple[int, int]:
     """Bytes of the checkpoint and of its largest tensor."""
-    from lit_gpt.foundation import WEIGHTS, lazy_weights
+    from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights
 
     specs = lazy_weights(folder / "hf").specs
     return (folder / "hf" / WEIGHTS).stat().st_size, max(spec.nbytes for spec in specs.values())
@@ -193,12 +193,12 @@ def make_files(folder: Path) -> None:
     import torch
     import yaml
 
-    from lit_gpt.foundation import config_values
-    from lit_gpt.hf import config_to_hf, tensors_to_hf
-    from lit_gpt.lora import LoRASettings
-    from lit_gpt.model import LoRAGPT
-    from lit_gpt.peft import write_peft
-    from lit_gpt.tensor_files import LazyTensors, write_safetensors
+    from lit_gpt.formats.hf import config_to_hf, tensors_to_hf
+    from lit_gpt.formats.litgpt_directory import config_values
+    from lit_gpt.formats.peft import write_peft
+    from lit_gpt.formats.tensor_files import LazyTensors, write_safetensors
+    from lit_gpt.model.gpt import LoRAGPT
+    from lit_gpt.model.lora import LoRASettings
 
     config = config_of(folder)
     settings = LoRASettings(RANK, 2 * RANK, 0.0, query=True, key=True, value=True, projection=True, mlp=True, head=True)
@@ -233,10 +233,11 @@ def make_checkpoint(folder: Path) -> None:
     import torch
     import yaml
 
-    from lit_gpt.foundation import CONFIG, config_values, empty_model
-    from utils.checkpoint import CheckpointWriter, Progress
-    from utils.launch import launch, place_model
-    from utils.run_folder import RunRecord
+    from lit_gpt.formats.litgpt_directory import CONFIG, config_values
+    from lit_gpt.model.building import empty_model
+    from utils.cluster.launch import launch, place_model
+    from utils.run.checkpoint import CheckpointWriter, Progress
+    from utils.run.record import RunRecord
 
     config = config_of(folder)
     identity = dict.fromkeys(("base", "lora", "data", "mixture", "seed", "model"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lit_gpt.inference import TextModel
+    from lit_gpt.inference.generation import TextModel
 
 ROOT = Path(__file__).resolve().parents[1]
 VOCABULARY = 32_000
@@ -63,9 +63,9 @@ def make_model() -> TextModel:
     import torch
     from litgpt.config import Config
 
-    from lit_gpt.foundation import build_model
-    from lit_gpt.inference import TextModel
-    from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.inference.generation import TextModel
+    from lit_gpt.model.building import build_model
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
 
     sizes = {"vocab_size": VOCABULARY, "padded_vocab_size": VOCABULARY, "block_size": 2048}
     config = Config(name="benchmark", mlp_class_name="LLaMAMLP", **SHAPE, **LLAMA, **sizes)
@@ -81,7 +81,7 @@ def random_ids(rows: int, length: int) -> list[list[int]]:
 
 def ours(model: TextModel, batches: list[list[list[int]]], tokens: int) -> float:
     """Tokens per second."""
-    from lit_gpt.sampling import Sampling
+    from lit_gpt.inference.sampling import Sampling
 
     rows: list[int] = []
     hook = model.model.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
@@ -108,7 +108,7 @@ def litgpts(model: TextModel, prompts: list[list[int]], tokens: int) -> float:
 
 def first_token(model: TextModel, keep: bool) -> float:
     """Seconds until the answer to the eighth question begins, which is read after all that was said before."""
-    from lit_gpt.sampling import Sampling
+    from lit_gpt.inference.sampling import Sampling
 
     once = Sampling(max_new_tokens=1)
     conversation = random_ids(1, 800)[0]

@@ -1,4 +1,4 @@
-"""The memory that utils/estimate.py foresees beside the memory that training takes.
+"""The memory that utils/train/estimate.py foresees beside the memory that training takes.
 
     python benchmarks/memory.py [--device cuda] [--shapes 6x256 8x512 4x1024] [--precisions 32-true bf16-mixed]
     python benchmarks/memory.py --processes 2 [--tensor_parallel 2] --shapes 8x512
@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-    from utils.data import StepData
-    from utils.estimate import Workload
+    from utils.data.batches import StepData
+    from utils.train.estimate import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -101,7 +101,7 @@ def describe(arguments: argparse.Namespace) -> str:
 
 def compare(name: str, precision: str, arguments: argparse.Namespace) -> list[int]:
     """Bytes foreseen here, measured in a fresh process, and on the CPU measured with malloc's own threshold."""
-    from utils.estimate import estimate
+    from utils.train.estimate import estimate
 
     device = arguments.device
     command = [sys.executable, __file__, "--measure", "--shapes", name, "--precisions", precision, "--device", device]
@@ -118,7 +118,7 @@ def compare(name: str, precision: str, arguments: argparse.Namespace) -> list[in
 def make_workload(shape: Shape, precision: str, arguments: argparse.Namespace) -> Workload:
     from litgpt.config import Config
 
-    from utils.estimate import Workload
+    from utils.train.estimate import Workload
 
     config = Config(
         name="benchmark",
@@ -163,8 +163,8 @@ def measure(shape: Shape, precision: str, arguments: argparse.Namespace) -> None
     import torch
 
     from benchmarks.step import resident_memory
-    from lit_gpt.command import end_process
-    from utils.launch import launch
+    from utils.cluster.launch import launch
+    from utils.cluster.ranks import end_process
 
     fabric = launch(arguments.processes, 1, precision, arguments.tensor_parallel)
     train(fabric, WARM_UP, precision, arguments)
@@ -189,10 +189,10 @@ def train(fabric: Fabric, shape: Shape, precision: str, arguments: argparse.Name
     """Makes the steps, as pretrain.py does."""
     import torch
 
-    from lit_gpt.foundation import empty_model
-    from utils.launch import place_model
-    from utils.profiler import StepTimer
-    from utils.training import make_optimizer, optimiser_step
+    from lit_gpt.model.building import empty_model
+    from utils.cluster.launch import place_model
+    from utils.train.profiler import StepTimer
+    from utils.train.training import make_optimizer, optimiser_step
 
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     model = empty_model(make_workload(shape, precision, arguments).config, None, dtype)
@@ -210,7 +210,7 @@ def make_data(shape: Shape) -> StepData:
     import numpy as np
     import torch
 
-    from utils.data import Batch, StepData
+    from utils.data.batches import Batch, StepData
 
     end = shape.micro_batch_size * shape.positions
     bounds = torch.arange(0, end + 1, shape.positions // 4, dtype=torch.int32)

@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from utils.shards import Manifest, Row
+    from utils.data.manifest import Manifest
+    from utils.data.shards import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -92,7 +93,7 @@ def put_together(source: Path, folder: Path) -> Path:
 
 def measure(source: Path, tokenizer: Path, window: int) -> dict[str, Waste]:
     """The waste of each way, over all datasets and splits; these are packed one by one."""
-    from utils.shards import Manifest
+    from utils.data.manifest import Manifest
 
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, ROOT / "prepare_data.py", "--source_path", source, "--checkpoint_dir", tokenizer]
@@ -113,7 +114,7 @@ def measure(source: Path, tokenizer: Path, window: int) -> dict[str, Waste]:
 
 def encode_splits(source: Path, tokenizer_dir: Path, manifest: Manifest) -> list[list[np.ndarray]]:
     """Each split's documents as tokens, by the tokenizer's own library and with the manifest's begin and end tokens."""
-    from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(tokenizer_dir)
     before = [tokenizer.bos_id] if manifest.bos else []
@@ -136,7 +137,7 @@ def read_documents(path: Path) -> list[str]:
 
 
 def read_ours(data_dir: Path, manifest: Manifest, documents: list[np.ndarray]) -> Waste:
-    from utils.shards import RowReader
+    from utils.data.shards import RowReader
 
     targets = np.zeros(manifest.vocab_size, dtype=np.int64)
     segments: Counter[bytes] = Counter()

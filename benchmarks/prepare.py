@@ -285,7 +285,7 @@ def run_alone(arguments: argparse.Namespace, text: Path, kind: str, tokenizer: P
 
 def run_peer(arguments: argparse.Namespace, name: str, texts: list[Path], tokenizer: Path) -> Run:
     sys.path[0] = str(ROOT)
-    from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
 
     destination = start_over(arguments, texts)
     command = [arguments.peer_python, PEERS, name, "--tokenizer", tokenizer, "--destination", destination]

@@ -174,7 +174,8 @@ def convert(options: argparse.Namespace) -> dict[str, float]:
 def verify(options: argparse.Namespace) -> dict[str, float]:
     """Compares every shard with the manifest's SHA-256."""
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from utils.shards import Manifest, verify_shards
+    from utils.data.manifest import Manifest
+    from utils.data.shards import verify_shards
 
     manifest = Manifest.load(options.destination)
     verify_shards(options.destination, manifest.splits)

@@ -3,7 +3,7 @@
     python benchmarks/sample_order.py [--samples 2000 --datasets 1 35 500]
 
 1. Processes are simulated: a step consumes `--batch` samples of each of P, and rank r takes its range of them
-   (utils/data.py). The first, the middle and the last rank locate their samples of the steps around sample i. A time is
+   (batches.py). The first, the middle and the last rank locate their samples of the steps around sample i. A time is
    a process's share of a step over its samples; printed are medians.
 2. Shares are counted sample by sample over the whole cycle that i is in, from its first sample to its last. At each
    block's end, after n samples, each dataset's count must be within one of n · its weight / all weights.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from utils.sample_order import SampleOrder
+    from utils.data.sample_order import SampleOrder
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = (10**3, 10**6, 10**9, 10**12)
@@ -65,7 +65,7 @@ def main() -> None:
 
 def make_order(datasets: int, seed: int) -> SampleOrder:
     """Datasets of 1,000 to a million rows whose weights differ by a factor of ten; a single one of 20,000 rows."""
-    from utils.sample_order import SampleOrder
+    from utils.data.sample_order import SampleOrder
 
     rng = np.random.default_rng(seed)
     rows = (10 ** rng.uniform(3, 6, datasets)).astype(int).tolist() if datasets > 1 else [20_000]

@@ -191,7 +191,7 @@ def soak_kills(clone: Path, kills: int, rng: random.Random) -> dict[str, tuple[f
 
 def kill_once(command: list[str], clone: Path, run_dir: Path, inside_save: bool, rng: random.Random) -> bool:
     """Starts the run, kills all its processes once it has made progress; whether a checkpoint was being written."""
-    from utils.checkpoint import list_checkpoints, verify_checkpoint
+    from utils.run.checkpoint import list_checkpoints, verify_checkpoint
 
     known = list_checkpoints(run_dir)
     expected = next((path for path in reversed(known) if verify_checkpoint(path) is None), None)
@@ -234,7 +234,7 @@ def wait_for(condition: Callable[[], object], what: str, pause: float = 0.05) ->
 
 
 def rows_of(run_dir: Path) -> list[dict[str, str]]:
-    from utils.run_folder import METRICS, read_csv
+    from utils.run.csv_log import METRICS, read_csv
 
     return read_csv(run_dir / METRICS)
 
@@ -244,7 +244,7 @@ def newest_step(run_dir: Path) -> int:
 
 
 def history_of(run_dir: Path) -> list[dict[str, Any]]:
-    from utils.run_folder import RUN, RunRecord
+    from utils.run.record import RUN, RunRecord
 
     return RunRecord.load(run_dir).history if (run_dir / RUN).is_file() else []
 
@@ -254,7 +254,7 @@ def require_equal(whole: Path, interrupted: Path) -> None:
     import torch
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    from utils.checkpoint import list_checkpoints
+    from utils.run.checkpoint import list_checkpoints
 
     columns = ("step", "samples", "tokens", "split", "dataset", "loss", "targets", "learning_rate", "grad_norm")
     one, other = (

@@ -88,8 +88,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_start(folder: Path, arguments: argparse.Namespace) -> Path:
     """A litgpt checkpoint directory to go on from."""
-    from lit_gpt.foundation import write_foundation
-    from utils.trained import companion_files, load_trained
+    from lit_gpt.formats.litgpt_directory import write_foundation
+    from utils.run.trained import companion_files, load_trained
 
     (folder / "model.yaml").write_text(MODEL.format(layers=arguments.layers))
     model = ("--checkpoint_dir", arguments.tokenizer, "--model_config", folder / "model.yaml", *WAYS[REFERENCE])
@@ -103,7 +103,7 @@ def train_start(folder: Path, arguments: argparse.Namespace) -> Path:
 
 def train(way: str, start: Path, folder: Path, arguments: argparse.Namespace) -> np.ndarray:
     """The training losses [steps]."""
-    from utils.run_folder import METRICS, read_csv
+    from utils.run.csv_log import METRICS, read_csv
 
     schedule = ("--lr_schedule", "constant", "--warmup_steps", 10, "--learning_rate", arguments.learning_rate)
     name = f"way-{list(WAYS).index(way)}"

@@ -40,7 +40,7 @@ class Tenths(NamedTuple):
 def main() -> None:
     from benchmarks.results import Figure, record
     from benchmarks.step import prepare
-    from utils.run_folder import METRICS, read_csv
+    from utils.run.csv_log import METRICS, read_csv
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30)

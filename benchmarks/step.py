@@ -17,7 +17,7 @@
 3. Positions count whether they are targets or not; targets/s are positions/s times the share of targets over all
    training rows, padding and documents' first tokens being none. Ratios are medians over the turns' ratios.
 4. Memory is the process' peak of resident memory (VmHWM), on a GPU that of torch's allocations. MFU leaves out what is
-   computed twice (lit_gpt/flops.py). Recompilations are graphs that torch.compile made after the warm-up.
+   computed twice (lit_gpt/model/flops.py). Recompilations are graphs that torch.compile made after the warm-up.
 
 --loss_memory measures, instead, the peak memory of the loss and its gradients, given the last hidden states, above what
 was there before: ours, and F.cross_entropy of all logits. Prints a table and appends it to benchmarks/results.csv.
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from benchmarks.results import Figure
-    from lit_gpt.lora import LoRASettings
-    from utils.data import StepData
-    from utils.shards import Row
+    from lit_gpt.model.lora import LoRASettings
+    from utils.data.batches import StepData
+    from utils.data.shards import Row
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -307,7 +307,7 @@ def resident_memory(field: str, process: int | str = "self") -> int:
 
 def work(who: str, connection: Connection, arguments: argparse.Namespace) -> None:
     """A candidate's process."""
-    from lit_gpt.flops import flops_per_token
+    from lit_gpt.model.flops import flops_per_token
 
     gc.disable()
     rows, turns = make_rows(who, arguments), Turns(connection, arguments.device)
@@ -344,7 +344,7 @@ def make_config(arguments: argparse.Namespace) -> Config:
 
 
 def make_lora(arguments: argparse.Namespace) -> LoRASettings | None:
-    from lit_gpt.lora import LoRASettings
+    from lit_gpt.model.lora import LoRASettings
 
     adapted = dict.fromkeys(("query", "key", "value", "projection", "mlp"), True)
     return LoRASettings(LORA_R, LORA_ALPHA, LORA_DROPOUT, **adapted, head=False) if arguments.lora else None
@@ -362,7 +362,7 @@ def random_weights(config: Config, arguments: argparse.Namespace) -> dict[str, T
     """A state dict of the whole model, made where it is used: 7 billion normal numbers take a CPU a minute."""
     import torch
 
-    from lit_gpt.model import GPT
+    from lit_gpt.model.gpt import GPT
 
     torch.manual_seed(SEED)
     with torch.device("meta"):
@@ -377,8 +377,8 @@ def random_weights(config: Config, arguments: argparse.Namespace) -> dict[str, T
 def make_rows(who: str, arguments: argparse.Namespace) -> Rows:
     import numpy as np
 
-    from lit_gpt.flops import mean_context
-    from utils.shards import TRAIN, Manifest
+    from lit_gpt.model.flops import mean_context
+    from utils.data.manifest import TRAIN, Manifest
 
     if who == "padded":
         rows = pad_documents(arguments)
@@ -397,9 +397,9 @@ def make_rows(who: str, arguments: argparse.Namespace) -> Rows:
 
 def packed_rows(arguments: argparse.Namespace, mask_documents: bool) -> Iterator[StepData]:
     """Those of a training run."""
-    from utils.data import TrainingData
-    from utils.mixture import Mixture
-    from utils.shards import TRAIN, Manifest
+    from utils.data.batches import TrainingData
+    from utils.data.manifest import TRAIN, Manifest
+    from utils.data.mixture import Mixture
 
     manifest = Manifest.load(arguments.data_dir)
     mixture = Mixture.of(manifest.select(TRAIN), None)
@@ -413,7 +413,7 @@ def padded_rows(rows: list[Row], arguments: argparse.Namespace) -> Iterator[Step
     import numpy as np
     import torch
 
-    from utils.data import StepData, collate
+    from utils.data.batches import StepData, collate
 
     generator = np.random.default_rng(SEED)
     while True:
@@ -430,7 +430,8 @@ def pad_documents(arguments: argparse.Namespace) -> list[Row]:
     import numpy as np
 
     from benchmarks.padding import encode_splits
-    from utils.shards import TRAIN, Manifest, Row
+    from utils.data.manifest import TRAIN, Manifest
+    from utils.data.shards import Row
 
     manifest = Manifest.load(arguments.data_dir)
     window, one = manifest.window, np.ones(1, np.int32)
@@ -458,10 +459,10 @@ def set_up_ours(arguments: argparse.Namespace) -> tuple[Fabric, nn.Module, Optim
     """As pretrain.py does it, in one process."""
     import torch
 
-    from lit_gpt.foundation import empty_model
+    from lit_gpt.model.building import empty_model
     from pretrain import prepare_blocks
-    from utils.launch import launch, place_model
-    from utils.training import make_optimizer
+    from utils.cluster.launch import launch, place_model
+    from utils.train.training import make_optimizer
 
     fabric = launch(1, 1, arguments.precision)
     config, in_bf16 = make_config(arguments), arguments.precision == "bf16-true"
@@ -477,8 +478,8 @@ def set_up_ours(arguments: argparse.Namespace) -> tuple[Fabric, nn.Module, Optim
 
 def our_step(fabric: Fabric, model: nn.Module, optimizer: Optimizer) -> Callable[[StepData], None]:
     """What pretrain.py does between two batches when it does not log."""
-    from utils.profiler import StepTimer
-    from utils.training import optimiser_step
+    from utils.train.profiler import StepTimer
+    from utils.train.training import optimiser_step
 
     timer = StepTimer(fabric.device)
 
@@ -498,7 +499,7 @@ def run_litgpt(who: str, rows: Iterator[StepData], turns: Turns, arguments: argp
     from litgpt.utils import chunked_cross_entropy, instantiate_torch_optimizer
     from torchmetrics.aggregation import RunningMean
 
-    from utils.launch import launch
+    from utils.cluster.launch import launch
 
     fabric = launch(1, 1, arguments.precision)
     fabric.seed_everything(SEED, verbose=False)
@@ -531,7 +532,7 @@ def make_litgpt_model(config: Config, dense: bool) -> nn.Module:
     """litgpt's model, or the same with documents kept apart by a bool mask [B, 1, T, T]."""
     from litgpt.model import GPT
 
-    from lit_gpt.attention import segment_positions
+    from lit_gpt.model.attention import segment_positions
 
     class DenseGPT(GPT):
         def forward(self, ids: Tensor, bounds: Tensor) -> Tensor:
@@ -673,7 +674,7 @@ def measure_loss(who: str, connection: Connection, arguments: argparse.Namespace
 
 
 def our_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    from lit_gpt.loss import cross_entropies
+    from lit_gpt.model.loss import cross_entropies
 
     return cross_entropies(head, hidden, targets).sum / targets.numel()
 
@@ -736,7 +737,7 @@ def utilisation(speed: float, facts: Facts, arguments: argparse.Namespace) -> st
         return "-"
     import torch
 
-    from lit_gpt.flops import peak_flops
+    from lit_gpt.model.flops import peak_flops
 
     peak = peak_flops(torch.cuda.get_device_name(), arguments.precision)
     return f"{100 * speed * facts.targets * facts.flops / peak:.1f}%" if peak else "-"

@@ -1,1 +1,3 @@
-"""The model: tokens to loss, and weights to and from other formats, on top of the PyPI package litgpt."""
+"""Language models: tokens to loss, weights to and from other programs' formats, text to tokens, and tokens to text.
+
+Built on the PyPI package litgpt. The rooms here know models and files, never run folders, command lines or Slurm."""

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_gpt.llama_cpp import FOLDER as LLAMA_CPP
 from tests import warm_start
 from tests.warm_start import ROOT
+from utils.export.llama_cpp import FOLDER as LLAMA_CPP
 from utils.install_llama_cpp import STAMP
 
 SHARED = ROOT.parent / "shared"
@@ -127,8 +127,8 @@ def trained_run(pretrain_arguments: list[object], tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def foundation(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model as a litgpt checkpoint directory; do not change it."""
-    from lit_gpt.foundation import write_foundation
-    from utils.trained import companion_files, load_trained
+    from lit_gpt.formats.litgpt_directory import write_foundation
+    from utils.run.trained import companion_files, load_trained
 
     trained = load_trained(trained_run)
     folder = tmp_path_factory.mktemp("foundation")
@@ -157,7 +157,7 @@ def lora_run(lora_arguments: list[object], tmp_path_factory: pytest.TempPathFact
 
 def random_rows(count: int, window: int, vocabulary: int, seed: int = 0) -> list:
     """Rows of several random documents, some with padding, some with left context that is no target."""
-    from utils.shards import Row
+    from utils.data.shards import Row
 
     rng = np.random.default_rng(seed)
     rows = []

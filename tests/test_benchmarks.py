@@ -16,8 +16,8 @@ import pytest
 
 import pretrain
 from benchmarks import generate, padding, prepare, prepare_peers, stagnation, steady, step
-from lit_gpt import command
 from tests.conftest import ROOT, SAMPLE, TOKENIZER, run
+from utils import cli
 
 MEGABYTE = 1_000_000
 
@@ -178,7 +178,7 @@ def test_stagnation_goes_on_from_one_start_and_draws(tmp_path, monkeypatch, caps
 
     def copy_run(folder: Path, name: str, *options: object) -> None:
         """Stands for pretrain.py, whose options it parses."""
-        parsed[name] = command.parse(pretrain.PretrainOptions, stagnation.pretrain_options(folder, name, *options))
+        parsed[name] = cli.parse(pretrain.PretrainOptions, stagnation.pretrain_options(folder, name, *options))
         shutil.copytree(trained_run, folder / name)
         if name == "way-3":
             path = folder / name / "metrics.csv"

@@ -8,10 +8,11 @@ import pytest
 import torch
 import yaml
 
-from lit_gpt import command
-from lit_gpt.foundation import build_model, read_config
+from lit_gpt.formats.litgpt_directory import read_config
+from lit_gpt.model.building import build_model
 from pretrain import PretrainOptions
 from tests.conftest import ROOT
+from utils import cli
 
 MODELS = sorted((ROOT / "configs").glob("*_model.yaml"))
 RECIPES = sorted(set((ROOT / "configs").glob("*.yaml")) - set(MODELS))
@@ -20,7 +21,7 @@ RECIPES = sorted(set((ROOT / "configs").glob("*.yaml")) - set(MODELS))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_parses(recipe: Path) -> None:
     needed = ["--data_dir", "data", "--out_dir", "out", "--checkpoint_dir", "model"]
-    options = command.parse(PretrainOptions, [*needed, "--config", str(recipe)])
+    options = cli.parse(PretrainOptions, [*needed, "--config", str(recipe)])
     for name, value in yaml.safe_load(recipe.read_text()).items():
         parsed = getattr(options, name)
         assert parsed == type(parsed)(value)

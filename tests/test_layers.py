@@ -20,7 +20,7 @@ UTILS_COMMANDS = (
     "utils/quantize_gguf.py",
 )
 # started by a script with `python -m`: checks that need a fresh process
-PROCESSES = ("lit_gpt/hf_logits.py", "lit_gpt/hf_probabilities.py")
+PROCESSES = ("lit_gpt/formats/hf_logits.py", "utils/export/hf_probabilities.py")
 JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
 MAX_LINES, MAX_NESTING, MAX_HELP_SECONDS = 60, 4, 1.5
 # What a constant may be made with: pure, and quick.
@@ -147,7 +147,7 @@ def unannotated(tree: ast.AST) -> list[str]:
 
 
 def test_there_are_modules_to_look_at():
-    assert {"lit_gpt/command.py", "utils/shards.py", "utils/sample_order.py"} <= set(MODULES)
+    assert {"utils/cli.py", "utils/data/shards.py", "utils/data/sample_order.py"} <= set(MODULES)
     assert "plot_convergence_curves.py" in SCRIPTS
 
 
@@ -176,7 +176,9 @@ def test_only_scripts_can_be_run(path):
 
 def test_transformers_is_asked_by_a_process_without_litgpt():
     names = "{'litgpt', 'lightning'} & {*sys.modules}"
-    done = subprocess.run([sys.executable, "-c", f"import sys, lit_gpt.hf_logits; sys.exit({names} or 0)"], cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, lit_gpt.formats.hf_logits; sys.exit({names} or 0)"], cwd=ROOT
+    )
     assert done.returncode == 0
 
 

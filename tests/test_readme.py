@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import LLAMA_CPP, ROOT
-from tests.hf_models import make_hf, make_tokenizer
-from tests.hub_server import TOKEN, Hub
+from tests.formats.hf_models import make_hf, make_tokenizer
+from tests.formats.hub_server import TOKEN, Hub
 from utils.install_llama_cpp import STAMP
 
 # These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, litgpt's own in test_trained.py;

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.sample import make_sample, train_tokenizer
-from lit_gpt.tokenizer import Tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "sample"
 FILES = [SAMPLE / dataset / f"{split}.txt" for dataset in make_sample.DATASETS for split in ("train", "test")]
@@ -53,7 +53,7 @@ def test_tokenizer_script_writes_the_committed_files(tmp_path: Path):
 
 
 def test_tokenizer_script_reports_what_it_cannot_do(tmp_path: Path):
-    from lit_gpt.command import UserError
+    from lit_gpt.errors import UserError
 
     with pytest.raises(UserError, match=r"run make_sample\.py first"):
         train_tokenizer.main(train_tokenizer.Options(data_dir=tmp_path, out_dir=tmp_path / "tokenizer"))

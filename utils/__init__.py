@@ -1,1 +1,3 @@
-"""A run: data, sample order, training state, checkpoints and metrics."""
+"""Runs of the program: from raw text to shards, from shards to checkpoints, from checkpoints to figures and exports.
+
+The files here are commands that a person runs, but for `cli.py`; the library lies in the rooms below."""

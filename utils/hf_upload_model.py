@@ -28,8 +28,8 @@ class UploadOptions:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        from lit_gpt.command import raise_problems
-        from lit_gpt.hub import check_repo_id
+        from lit_gpt.errors import raise_problems
+        from lit_gpt.formats.hub import check_repo_id
 
         problems = check_repo_id(self.repo, "REPO")
         if not self.message.strip():
@@ -38,7 +38,7 @@ class UploadOptions:
 
 
 def main(options: UploadOptions) -> None:
-    from lit_gpt.hub import describe_files, files_to_send, holds_model, upload
+    from lit_gpt.formats.hub import describe_files, files_to_send, holds_model, upload
 
     names = files_to_send(options.input_dir)
     print(describe_files(options.input_dir, names), flush=True)
@@ -56,6 +56,7 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from lit_gpt import command
 
-    sys.exit(command.run(UploadOptions, main))
+    from utils import cli
+
+    sys.exit(cli.run(UploadOptions, main))

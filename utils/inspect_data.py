@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from lit_gpt.tokenizer import Tokenizer
-from utils.shards import TOKENIZER, DatasetSplit, Manifest, Row, RowReader, verify_shards
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.data.manifest import TOKENIZER, DatasetSplit, Manifest
+from utils.data.shards import Row, RowReader, verify_shards
 
 _COLUMNS = ("dataset", "split", "language", "documents", "turns", "words", "tokens", "rows", "padding", "repeated")
 

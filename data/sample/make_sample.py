@@ -555,6 +555,7 @@ DATASETS: dict[str, tuple[str, Scene, bool]] = {
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parents[1]))
-    from lit_gpt import command
 
-    sys.exit(command.run(Options, main))
+    from utils import cli
+
+    sys.exit(cli.run(Options, main))

@@ -88,7 +88,7 @@ STAGES = (
 
 
 def main(options: QuickstartOptions) -> None:
-    from lit_gpt.command import UserError
+    from lit_gpt.errors import UserError
 
     out = options.out_dir
     if out.exists() and any(out.iterdir()):
@@ -124,6 +124,6 @@ def print_losses(title: str, metrics: Path) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
-    from lit_gpt import command
+    from utils import cli
 
-    sys.exit(command.run(QuickstartOptions, main))
+    sys.exit(cli.run(QuickstartOptions, main))

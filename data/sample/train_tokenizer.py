@@ -39,7 +39,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from lit_gpt.command import UserError
+    from lit_gpt.errors import UserError
 
     files = sorted(options.data_dir.glob("*/*/*/train.txt"))
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
@@ -92,6 +92,7 @@ def write_json(path: Path, content: dict[str, object]) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE.parents[1]))
-    from lit_gpt import command
 
-    sys.exit(command.run(Options, main))
+    from utils import cli
+
+    sys.exit(cli.run(Options, main))

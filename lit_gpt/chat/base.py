@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lit_gpt.errors import UserError
+
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
-from lit_gpt import command
-from utils.text_model import TextOptions, load_text_model
+from utils.run.text_model import TextOptions, load_text_model
 
 if TYPE_CHECKING:
-    from lit_gpt.chat_template import Message
-    from lit_gpt.inference import TextModel
+    from lit_gpt.inference.generation import TextModel
+    from lit_gpt.tokenizer.chat_template import Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Options(TextOptions):
 
 
 def main(options: Options) -> None:
-    from lit_gpt.chat_template import ChatTemplate, find_template
+    from lit_gpt.tokenizer.chat_template import ChatTemplate, find_template
 
     model = load_text_model(options)
     by_template = options.template == "chat" or (
@@ -53,7 +54,7 @@ def main(options: Options) -> None:
         talk(model, options, template.encode, ends, ("> ", ""))
         return
     if options.system is not None:
-        raise command.UserError("--system needs a chat template, and this conversation has none")
+        raise UserError("--system needs a chat template, and this conversation has none")
     user, bot = f"[{options.user_name}:]", f"[{options.bot_name}:]"
     options = replace(options, stop=(f"\n{user}", *options.stop))
     talk(model, options, lambda messages: model.encode(dialogue(messages, user, bot)), [], (f"{user} ", bot))
@@ -112,7 +113,7 @@ def read_line(prompt: str) -> str:
         print()
         return ""
     except UnicodeDecodeError:
-        raise command.UserError("the input is not UTF-8 text") from None
+        raise UserError("the input is not UTF-8 text") from None
 
 
 def fit(
@@ -134,4 +135,6 @@ def fit(
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(Options, main))
+    from utils import cli
+
+    sys.exit(cli.run(Options, main))

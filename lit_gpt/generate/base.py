@@ -11,14 +11,15 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_gpt.errors import DataError, raise_problems
+
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
-from lit_gpt import command
-from utils.text_model import TextOptions, load_text_model
+from utils.run.text_model import TextOptions, load_text_model
 
 if TYPE_CHECKING:
-    from lit_gpt.inference import TextModel
+    from lit_gpt.inference.generation import TextModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class Options(TextOptions):
         for name in ("num_samples", "batch_size"):
             if getattr(self, name) < 1:
                 problems.append(f"--{name} must be 1 or more, not {getattr(self, name)}")
-        command.raise_problems(problems)
+        raise_problems(problems)
 
 
 def main(options: Options) -> None:
@@ -75,14 +76,14 @@ def read_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as e:
-        raise command.DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
+        raise DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
     prompts = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         prompts.append(_prompt_of(line, f"{path}, line {number}") if path.suffix == ".jsonl" else line)
     if not prompts:
-        raise command.DataError(f"{path} holds no prompt")
+        raise DataError(f"{path} holds no prompt")
     return prompts
 
 
@@ -90,9 +91,9 @@ def _prompt_of(line: str, where: str) -> str:
     try:
         value = json.loads(line)
     except ValueError as e:
-        raise command.DataError(f"{where} is not valid JSON: {e}") from None
+        raise DataError(f"{where} is not valid JSON: {e}") from None
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
-        raise command.DataError(f'{where} is no object with a text under "prompt"')
+        raise DataError(f'{where} is no object with a text under "prompt"')
     return value["prompt"]
 
 
@@ -113,4 +114,6 @@ def continuations(model: TextModel, prompts: list[str], options: Options) -> Ite
 
 
 if __name__ == "__main__":
-    sys.exit(command.run(Options, main))
+    from utils import cli
+
+    sys.exit(cli.run(Options, main))

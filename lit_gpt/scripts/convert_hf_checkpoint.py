@@ -23,9 +23,9 @@ class Options:
 def main(options: Options) -> None:
     import torch
 
-    from lit_gpt.foundation import convert_hf_checkpoint
-    from lit_gpt.hub import check_downloaded
-    from lit_gpt.tensor_files import lay_out_memory
+    from lit_gpt.formats.hub import check_downloaded
+    from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
+    from lit_gpt.formats.tensor_files import lay_out_memory
 
     lay_out_memory()
     if options.checkpoint_dir.is_dir() and (compared := check_downloaded(options.checkpoint_dir)):
@@ -36,6 +36,7 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
-    from lit_gpt import command
 
-    sys.exit(command.run(Options, main))
+    from utils import cli
+
+    sys.exit(cli.run(Options, main))

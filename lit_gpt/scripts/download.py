@@ -62,8 +62,8 @@ class Options:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        from lit_gpt.command import raise_problems
-        from lit_gpt.hub import check_repo_id
+        from lit_gpt.errors import raise_problems
+        from lit_gpt.formats.hub import check_repo_id
 
         problems = check_repo_id(self.repo_id, "--repo_id")
         if self.revision is not None and not re.fullmatch(r"[\w./-]+", self.revision):
@@ -74,8 +74,8 @@ class Options:
 def main(options: Options) -> None:
     from huggingface_hub import HfApi
 
-    from lit_gpt.command import UserError
-    from lit_gpt.hub import hub_errors
+    from lit_gpt.errors import UserError
+    from lit_gpt.formats.hub import hub_errors
 
     folder = options.checkpoint_dir / options.repo_id
     with hub_errors(options.repo_id):
@@ -119,8 +119,8 @@ def fetch(info: ModelInfo, names: Sequence[str], folder: Path) -> None:
     """
     from huggingface_hub import snapshot_download
 
-    from lit_gpt.command import DataError
-    from lit_gpt.hub import hub_errors, is_same
+    from lit_gpt.errors import DataError
+    from lit_gpt.formats.hub import hub_errors, is_same
 
     with hub_errors(info.id):
         snapshot_download(info.id, revision=info.sha, local_dir=folder, allow_patterns=list(names))
@@ -133,7 +133,7 @@ def fetch(info: ModelInfo, names: Sequence[str], folder: Path) -> None:
 
 def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
     """Removes weights of a revision that was here before: an index of theirs would be read in place of `weights`."""
-    from lit_gpt.hub import LAYOUT
+    from lit_gpt.formats.hub import LAYOUT
 
     others = [path for path in sorted(folder.iterdir()) if LAYOUT.fullmatch(path.name) and path.name not in weights]
     for path in others:
@@ -144,7 +144,7 @@ def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
 
 def check_supported(folder: Path) -> None:
     """Raises a UserError or DataError if the model whose config.json lies in `folder` cannot be converted."""
-    from lit_gpt.hf import config_from_hf, read_hf_config
+    from lit_gpt.formats.hf import config_from_hf, read_hf_config
 
     config_from_hf(read_hf_config(folder))
 
@@ -152,13 +152,14 @@ def check_supported(folder: Path) -> None:
 def convert(folder: Path, dtype: str | None) -> None:
     import torch
 
-    from lit_gpt.foundation import convert_hf_checkpoint
+    from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
 
     print("\n".join(convert_hf_checkpoint(folder, getattr(torch, dtype) if dtype else None)))
 
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
-    from lit_gpt import command
 
-    sys.exit(command.run(Options, main))
+    from utils import cli
+
+    sys.exit(cli.run(Options, main))

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, run
+from tests.prepare.test_prepare_data import OF_MIXED, mixed_corpus
 from tests.slurm.cluster import Cluster, JobEnd
-from tests.test_prepare_data import OF_MIXED, mixed_corpus
 
 pytestmark = pytest.mark.slurm
 
@@ -275,7 +275,7 @@ while not all(Path("{tmp_path}", rank).exists() for rank in "01"):  # one may st
 slurm.JOIN_LIMIT = timedelta(seconds=6)
 rank, _, group = slurm.join_tasks(Path("{data}"))
 time.sleep(8 * rank)
-from lit_gpt.command import end_process; from utils.processes import together
+from utils.cluster.ranks import end_process; from utils.cluster.collectives import together
 print(together(lambda: rank, group))
 end_process(0)
 """

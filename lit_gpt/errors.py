@@ -1,0 +1,45 @@
+"""What goes wrong for reasons outside the program, by what a user has to do about it.
+
+An error of these classes ends a command with one line and its exit code; any other is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class UserError(ValueError):
+    """The command line, the configuration or a path is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(Exception):
+    """A file's content is corrupt, foreign or of another model (exit code 65)."""
+
+    exit_code = 65
+
+
+class Interrupted(Exception):
+    """The work was stopped from outside and can be continued by the same command (exit code 75)."""
+
+    exit_code = 75
+    on_every_process = True
+
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raises one `UserError` that names all `problems`; returns if there are none."""
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def as_os_error(error: BaseException | None, path: Path) -> OSError | None:
+    """The OSError behind an error of torch's writers, which hide it in a message or context; None if none is."""
+    while error is not None and not isinstance(error, OSError):
+        if match := re.match(r"\[Errno (\d+)\]", str(error)):
+            number = int(match[1])
+            return OSError(number, os.strerror(number), str(path))
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,522 @@
+"""The model families: how each one's config.json reads as a litgpt `Config`, and what its tensors are called.
+
+A family is one entry of `ARCHITECTURES`. Which tensors there are and their shapes, the model itself says
+(`hf.py`); an entry only names the modules, `left: right`, where either side may be several modules whose rows
+stand one under the other: `"attn.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj"`.
+
+Two things litgpt's fields do not say by themselves: a model with `rotary_percentage` 0 has learned positions
+(`transformer.wpe`, `lit_gpt/model/gpt.py`), and one with "Gemma" in its `name` adds 1 to the weights of its norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from litgpt.config import Config
+
+from lit_gpt.errors import UserError
+
+_OUTER = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "lm_head": "lm_head"}
+_BLOCK = {
+    "norm_1": "input_layernorm",
+    "attn.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj",
+    "attn.norm_q": "self_attn.q_norm",
+    "attn.norm_k": "self_attn.k_norm",
+    "attn.proj": "self_attn.o_proj",
+    "norm_2": "post_attention_layernorm",
+    "mlp.fc_1": "mlp.gate_proj",
+    "mlp.fc_2": "mlp.up_proj",
+    "mlp.proj": "mlp.down_proj",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A Hugging Face model class."""
+
+    config: Callable[[dict[str, Any]], Config]
+    """Of a config.json completed by `defaults`."""
+    defaults: dict[str, Any]
+    """What the class assumes where config.json is silent."""
+    outer: dict[str, str] = field(default_factory=lambda: _OUTER)
+    """litgpt's modules outside the blocks and theirs."""
+    layers: str = "model.layers"
+    """What their blocks are in."""
+    block: Callable[[dict[str, Any]], dict[str, str]] = lambda _: _BLOCK
+    """The modules of a block, as a completed config.json has them; those that the model lacks do not count."""
+    transposed: bool = False
+    """The matrices of its blocks are [inputs, outputs]."""
+    interleaved: bool = False
+    """Its one matrix of queries, keys and values has those of one group after those of the other."""
+    prefix: str = ""
+    """What the names of older files lack, but that of the output layer."""
+
+
+# --------------------------------------------------------------------------------------------- what many have in common
+
+
+def _config(hf: Mapping[str, Any], **fields: Any) -> Config:
+    """Llama's shape, but for `fields`."""
+    heads, scaling = hf["num_attention_heads"], _rope_settings(hf)
+    if "rotary_percentage" not in fields:
+        _only({**hf, **scaling}, partial_rotary_factor=1.0)
+    values = {
+        # litgpt looks for family names in `name` ("Gemma" changes its norm), so a directory's name must not get here
+        "name": hf.get("model_type", ""),
+        "block_size": hf["max_position_embeddings"],
+        "n_layer": hf["num_hidden_layers"],
+        "n_embd": hf["hidden_size"],
+        "n_head": heads,
+        "n_query_groups": hf.get("num_key_value_heads") or heads,
+        "head_size": hf.get("head_dim") or hf["hidden_size"] // heads,
+        "vocab_size": hf["vocab_size"],
+        "padded_vocab_size": hf["vocab_size"],
+        "norm_class_name": "RMSNorm",
+        "norm_eps": hf.get("rms_norm_eps"),
+        "parallel_residual": False,
+        "bias": False,
+        "mlp_class_name": "LLaMAMLP",
+        "intermediate_size": hf["intermediate_size"],
+        "rotary_percentage": 1.0,
+        "rope_base": scaling.get("rope_theta", hf.get("rope_theta", 10000)),
+        "rope_adjustments": _rope_adjustments(scaling),
+    }
+    if float(values["rope_base"]).is_integer():
+        values["rope_base"] = int(values["rope_base"])
+    return Config(**{**values, **fields})
+
+
+def _rope_settings(hf: Mapping[str, Any]) -> Mapping[str, Any]:
+    """transformers 5 keeps in `rope_parameters` what 4 had in `rope_scaling` and several other keys."""
+    return hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+
+
+def _rope_adjustments(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return {"factor": scaling["factor"]}
+    if kind == "llama3":
+        adjustments = {name: scaling[name] for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        return {**adjustments, "original_max_seq_len": scaling["original_max_position_embeddings"]}
+    raise UserError(f"rope scaling {kind!r} is not supported, only 'linear' and 'llama3'")
+
+
+def _rotated_share(hf: Mapping[str, Any]) -> float:
+    return _rope_settings(hf).get("partial_rotary_factor", hf["partial_rotary_factor"])
+
+
+def _only(hf: Mapping[str, Any], **values: Any) -> None:
+    """Raises a UserError if config.json gives one of these options another value."""
+    for option, value in values.items():
+        if hf.get(option) not in (None, value):
+            raise UserError(f"{option} {hf[option]!r} is not supported, only {value!r}")
+
+
+_GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh"}
+
+
+def _gelu(hf: Mapping[str, Any], option: str) -> dict[str, Any]:
+    if hf[option] not in _GELU:
+        raise UserError(f"{option} {hf[option]!r} is not supported, only {', '.join(map(repr, _GELU))}")
+    return {"gelu_approximate": _GELU[hf[option]]}
+
+
+def _sliding_layers(hf: Mapping[str, Any], slides: Callable[[int], bool]) -> list[int]:
+    """1 for each layer with a sliding window: those of `layer_types`, which only newer configurations have."""
+    layers = range(hf["num_hidden_layers"])
+    if types := hf.get("layer_types"):
+        return [int(types[layer] == "sliding_attention") for layer in layers]
+    return [int(slides(layer)) for layer in layers]
+
+
+def _window(hf: Mapping[str, Any], layers: list[int]) -> dict[str, Any]:
+    """litgpt's fields of a sliding window, if the model is long enough for it to matter."""
+    window = hf.get("sliding_window")
+    if not window or window >= hf["max_position_embeddings"] or not any(layers):
+        return {}
+    return {"sliding_window_size": window, "sliding_window_indices": layers}
+
+
+# ------------------------------------------------------------------------------------------------------------- families
+
+
+def _llama(hf: dict[str, Any]) -> Config:
+    _only(hf, hidden_act="silu")
+    return _config(hf, bias=hf["attention_bias"] or hf["mlp_bias"])
+
+
+def _mistral(hf: dict[str, Any]) -> Config:
+    _only(hf, hidden_act="silu")
+    return _config(hf, **_window(hf, [1] * hf["num_hidden_layers"]))
+
+
+def _gpt2(hf: dict[str, Any]) -> Config:
+    _only(hf, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    sizes = {
+        "hidden_size": hf["n_embd"],
+        "num_hidden_layers": hf["n_layer"],
+        "num_attention_heads": hf["n_head"],
+        "max_position_embeddings": hf["n_positions"],
+        "intermediate_size": hf["n_inner"] or 4 * hf["n_embd"],
+    }
+    return _config(
+        {**hf, **sizes},
+        norm_class_name="LayerNorm",
+        norm_eps=hf["layer_norm_epsilon"],
+        bias=True,
+        mlp_class_name="GptNeoxMLP",
+        rotary_percentage=0.0,
+        **_gelu(hf, "activation_function"),
+    )
+
+
+_GPT2_BLOCK = {
+    "norm_1": "ln_1",
+    "attn.qkv": "attn.c_attn",
+    "attn.proj": "attn.c_proj",
+    "norm_2": "ln_2",
+    "mlp.fc": "mlp.c_fc",
+    "mlp.proj": "mlp.c_proj",
+}
+
+
+def _falcon(hf: dict[str, Any]) -> Config:
+    _only(hf, alibi=False)
+    heads = hf["num_attention_heads"]
+    groups = 1 if hf["multi_query"] else heads
+    if hf["new_decoder_architecture"]:
+        groups = hf["num_kv_heads"] or heads
+    sizes = {
+        "num_key_value_heads": groups,
+        "intermediate_size": hf["ffn_hidden_size"] or 4 * hf["hidden_size"],
+    }
+    return _config(
+        {**hf, **sizes},
+        norm_class_name="LayerNorm",
+        norm_eps=hf["layer_norm_epsilon"],
+        parallel_residual=hf["parallel_attn"],
+        shared_attention_norm=hf["parallel_attn"] and not _falcon_has_two_norms(hf),
+        bias=hf["bias"],
+        mlp_class_name="GptNeoxMLP",
+        **_gelu(hf, "activation"),
+    )
+
+
+def _falcon_has_two_norms(hf: Mapping[str, Any]) -> bool:
+    """Side by side, of the attention and of the feed-forward; one may be said of the new architecture too."""
+    return hf["new_decoder_architecture"] and hf["num_ln_in_parallel_attn"] in (None, 2)
+
+
+def _falcon_block(hf: dict[str, Any]) -> dict[str, str]:
+    first, second = ("ln_attn", "ln_mlp") if _falcon_has_two_norms(hf) else ("input_layernorm", _BLOCK["norm_2"])
+    return {
+        "norm_1": first,
+        "attn.qkv": "self_attention.query_key_value",
+        "attn.proj": "self_attention.dense",
+        "norm_2": second,
+        "mlp.fc": "mlp.dense_h_to_4h",
+        "mlp.proj": "mlp.dense_4h_to_h",
+    }
+
+
+def _gpt_neox(hf: dict[str, Any]) -> Config:
+    return _config(
+        {**hf, "rope_theta": hf["rotary_emb_base"], "num_key_value_heads": None},
+        rotary_percentage=hf.get("rotary_pct", _rotated_share(hf)),
+        norm_class_name="LayerNorm",
+        norm_eps=hf["layer_norm_eps"],
+        parallel_residual=hf["use_parallel_residual"],
+        bias=True,
+        mlp_class_name="GptNeoxMLP",
+        **_gelu(hf, "hidden_act"),
+    )
+
+
+_GPT_NEOX_BLOCK = {
+    "norm_1": "input_layernorm",
+    "attn.qkv": "attention.query_key_value",
+    "attn.proj": "attention.dense",
+    "norm_2": "post_attention_layernorm",
+    "mlp.fc": "mlp.dense_h_to_4h",
+    "mlp.proj": "mlp.dense_4h_to_h",
+}
+
+
+def _qwen2(hf: dict[str, Any], **fields: Any) -> Config:
+    _only(hf, hidden_act="silu")
+    layers = _sliding_layers(hf, lambda layer: layer >= hf["max_window_layers"])
+    window = _window(hf, layers) if hf["use_sliding_window"] else {}
+    return _config(hf, **{"attn_bias": True, **window, **fields})
+
+
+def _qwen3(hf: dict[str, Any]) -> Config:
+    _only(hf, attention_bias=False)
+    return _qwen2(hf, attn_bias=False, norm_qk=True)
+
+
+def _phi(hf: dict[str, Any]) -> Config:
+    _only(hf, qk_layernorm=False)
+    return _config(
+        hf,
+        rotary_percentage=_rotated_share(hf),
+        norm_class_name="LayerNorm",
+        norm_eps=hf["layer_norm_eps"],
+        parallel_residual=True,
+        shared_attention_norm=True,
+        bias=True,
+        lm_head_bias=True,
+        mlp_class_name="GptNeoxMLP",
+        **_gelu(hf, "hidden_act"),
+    )
+
+
+_PHI_BLOCK = {**_BLOCK, "attn.proj": "self_attn.dense", "mlp.fc": "mlp.fc1", "mlp.proj": "mlp.fc2"}
+
+
+def _phi3(hf: dict[str, Any]) -> Config:
+    _only(hf, hidden_act="silu")
+    return _config(hf, rotary_percentage=_rotated_share(hf), **_window(hf, [1] * hf["num_hidden_layers"]))
+
+
+_PHI3_BLOCK = {
+    "norm_1": "input_layernorm",
+    "attn.qkv": "self_attn.qkv_proj",
+    "attn.proj": "self_attn.o_proj",
+    "norm_2": "post_attention_layernorm",
+    "mlp.fc_1 mlp.fc_2": "mlp.gate_up_proj",
+    "mlp.proj": "mlp.down_proj",
+}
+
+
+def _olmo2(hf: dict[str, Any]) -> Config:
+    _only(hf, hidden_act="silu", attention_bias=False)
+    return _config(
+        hf, norm_1=False, norm_2=False, post_attention_norm=True, post_mlp_norm=True, norm_qk=True, norm_qk_type="olmo2"
+    )
+
+
+_POST_NORMS = {
+    **_BLOCK,
+    "post_attention_norm": "post_attention_layernorm",
+    "norm_2": "pre_feedforward_layernorm",
+    "post_mlp_norm": "post_feedforward_layernorm",
+}
+
+
+def _stablelm(hf: dict[str, Any]) -> Config:
+    _only(hf, hidden_act="silu", qk_layernorm=False)
+    return _config(
+        hf,
+        rotary_percentage=_rotated_share(hf),
+        norm_class_name="LayerNorm",
+        norm_eps=hf["layer_norm_eps"],
+        parallel_residual=hf["use_parallel_residual"],
+        shared_attention_norm=hf["use_parallel_residual"],
+        attn_bias=hf["use_qkv_bias"],
+    )
+
+
+def _gemma(hf: dict[str, Any], **fields: Any) -> Config:
+    _only(hf, attention_bias=False, use_bidirectional_attention=False)
+    activation = "hidden_activation" if hf.get("hidden_activation") else "hidden_act"
+    own = {"name": "Gemma", "mlp_class_name": "GemmaMLP", "scale_embeddings": True, **_gelu(hf, activation)}
+    return _config(hf, **{**own, **fields})
+
+
+def _gemma2(hf: dict[str, Any], **fields: Any) -> Config:
+    layers = _sliding_layers(hf, lambda layer: layer % 2 == 0)
+    own = {
+        "post_attention_norm": True,
+        "post_mlp_norm": True,
+        "attention_scores_scalar": hf["query_pre_attn_scalar"],
+        "attention_logit_softcapping": hf["attn_logit_softcapping"],
+        "final_logit_softcapping": hf["final_logit_softcapping"],
+        **_window(hf, layers),
+    }
+    return _gemma(hf, **{**own, **fields})
+
+
+def _gemma3(hf: dict[str, Any]) -> Config:
+    layers = _sliding_layers(hf, lambda layer: (layer + 1) % hf["sliding_window_pattern"] > 0)
+    both = hf.get("rope_parameters") or {}
+    distant = {**(both.get("full_attention") or {}), **(hf.get("rope_scaling") or {})}
+    local = (both.get("sliding_attention") or {}).get("rope_theta", hf["rope_local_base_freq"])
+    named = ["sliding_attention" if slides else "full_attention" for slides in layers]
+    return _gemma2(
+        {**hf, "layer_types": named, "rope_scaling": None, "rope_parameters": distant},
+        norm_qk=True,
+        rope_local_base_freq=float(local),
+        rope_indices=layers,
+    )
+
+
+_LLAMA_DEFAULTS = {
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+_MISTRAL_DEFAULTS = {
+    "hidden_act": "silu",
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": 4096,
+    "tie_word_embeddings": False,
+}
+_GPT2_DEFAULTS = {
+    "n_positions": 1024,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+}
+_FALCON_DEFAULTS = {
+    "num_ln_in_parallel_attn": None,
+    "layer_norm_epsilon": 1e-5,
+    "num_kv_heads": None,
+    "alibi": False,
+    "new_decoder_architecture": False,
+    "multi_query": True,
+    "parallel_attn": True,
+    "bias": False,
+    "max_position_embeddings": 2048,
+    "ffn_hidden_size": None,
+    "activation": "gelu",
+    "tie_word_embeddings": True,
+}
+_GPT_NEOX_DEFAULTS = {
+    "hidden_act": "gelu",
+    "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.25,
+    "rotary_emb_base": 10000,
+    "use_parallel_residual": True,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+}
+_QWEN_DEFAULTS = {
+    "hidden_act": "silu",
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "tie_word_embeddings": False,
+}
+_PHI_DEFAULTS = {
+    "hidden_act": "gelu_new",
+    "max_position_embeddings": 2048,
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.5,
+    "tie_word_embeddings": False,
+}
+_PHI3_DEFAULTS = {
+    "partial_rotary_factor": 1.0,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+_OLMO2_DEFAULTS = {
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+}
+_STABLELM_DEFAULTS = {
+    "hidden_act": "silu",
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "layer_norm_eps": 1e-5,
+    "partial_rotary_factor": 0.25,
+    "use_qkv_bias": False,
+    "use_parallel_residual": False,
+    "tie_word_embeddings": False,
+}
+_GEMMA_DEFAULTS = {
+    "hidden_act": "gelu_pytorch_tanh",
+    "num_key_value_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+_GEMMA2_DEFAULTS = {
+    **_GEMMA_DEFAULTS,
+    "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "final_logit_softcapping": 30.0,
+    "attn_logit_softcapping": 50.0,
+}
+_GEMMA3_DEFAULTS = {
+    **_GEMMA2_DEFAULTS,
+    "max_position_embeddings": 131072,
+    "rope_theta": 1000000,
+    "rope_local_base_freq": 10000,
+    "sliding_window_pattern": 6,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+}
+
+ARCHITECTURES = {
+    "LlamaForCausalLM": Architecture(_llama, _LLAMA_DEFAULTS),
+    "MistralForCausalLM": Architecture(_mistral, _MISTRAL_DEFAULTS),
+    "GPT2LMHeadModel": Architecture(
+        _gpt2,
+        _GPT2_DEFAULTS,
+        {
+            "transformer.wte": "transformer.wte",
+            "transformer.wpe": "transformer.wpe",
+            "transformer.ln_f": "transformer.ln_f",
+            "lm_head": "lm_head",
+        },
+        "transformer.h",
+        lambda _: _GPT2_BLOCK,
+        transposed=True,
+        prefix="transformer.",
+    ),
+    "FalconForCausalLM": Architecture(
+        _falcon,
+        _FALCON_DEFAULTS,
+        {
+            "transformer.wte": "transformer.word_embeddings",
+            "transformer.ln_f": "transformer.ln_f",
+            "lm_head": "lm_head",
+        },
+        "transformer.h",
+        _falcon_block,
+        interleaved=True,
+    ),
+    "GPTNeoXForCausalLM": Architecture(
+        _gpt_neox,
+        _GPT_NEOX_DEFAULTS,
+        {
+            "transformer.wte": "gpt_neox.embed_in",
+            "transformer.ln_f": "gpt_neox.final_layer_norm",
+            "lm_head": "embed_out",
+        },
+        "gpt_neox.layers",
+        lambda _: _GPT_NEOX_BLOCK,
+        interleaved=True,
+    ),
+    "Qwen2ForCausalLM": Architecture(_qwen2, _QWEN_DEFAULTS),
+    "Qwen3ForCausalLM": Architecture(_qwen3, {**_QWEN_DEFAULTS, "head_dim": 128}),
+    "GemmaForCausalLM": Architecture(_gemma, _GEMMA_DEFAULTS),
+    "Gemma2ForCausalLM": Architecture(_gemma2, _GEMMA2_DEFAULTS, block=lambda _: _POST_NORMS),
+    "Gemma3ForCausalLM": Architecture(_gemma3, _GEMMA3_DEFAULTS, block=lambda _: _POST_NORMS),
+    "PhiForCausalLM": Architecture(
+        _phi, _PHI_DEFAULTS, {**_OUTER, "transformer.ln_f": "model.final_layernorm"}, block=lambda _: _PHI_BLOCK
+    ),
+    "Phi3ForCausalLM": Architecture(_phi3, _PHI3_DEFAULTS, block=lambda _: _PHI3_BLOCK),
+    "Olmo2ForCausalLM": Architecture(_olmo2, _OLMO2_DEFAULTS, block=lambda _: _POST_NORMS),
+    "StableLmForCausalLM": Architecture(_stablelm, _STABLELM_DEFAULTS),
+}

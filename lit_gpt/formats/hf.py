@@ -1,0 +1,483 @@
+"""Hugging Face checkpoints ⇄ litgpt: the configuration and the weights, chosen by architecture, never by model name.
+
+`families.py` has an entry per architecture: how its config.json reads as a litgpt `Config`, and what its
+modules are called. From it and the model's own shapes `weights_of` makes one list of tensors, which serves both
+directions, so that what is read can be written back bit for bit, and in both every tensor has to be accounted for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.families import ARCHITECTURES, Architecture
+from lit_gpt.formats.tensor_files import LazyTensors, open_tensors, specs_of
+
+# How the four kinds of weight files begin, best first: an index of several files, or one file.
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+
+# Buffers that older checkpoints carry along, masks and frequencies; every implementation computes them.
+_COMPUTED = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
+
+# The options of some classes that say whether the matrices of these modules have biases.
+_BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}
+
+
+@dataclass(frozen=True)
+class Weight:
+    """The same numbers in both formats: tensors of litgpt and of Hugging Face, one under the other."""
+
+    ours: dict[str, tuple[int, ...]]
+    """Names and shapes."""
+    theirs: dict[str, int]
+    """Names and rows. Empty: Hugging Face has none, it counts as zeros."""
+    transposed: bool = False
+    """Theirs are [columns, rows]."""
+    runs: tuple[int, ...] = ()
+    """Rows of queries, keys and values in a group, where theirs has the groups one after the other."""
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+# Models that also read pictures, and the class of the part that reads and writes text, with what its config.json leaves
+# to the class. Of their tensors these parts are left out.
+_TEXT_PARTS = {
+    "Gemma3ForConditionalGeneration": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+    }
+}
+_PICTURES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+_TEXT = re.compile(r"(model\.)?language_model\.")
+
+
+def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
+    """The config.json of `checkpoint_dir`, of a supported architecture; of a model with pictures that of its text part.
+
+    Raises:
+        UserError: if there is none, or its architecture is not supported.
+        DataError: if it cannot be read.
+    """
+    path = checkpoint_dir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: not a Hugging Face checkpoint (lit_gpt/scripts/download.py fetches one)")
+    hf = _text_part(read_json(path))
+    architecture_of(hf)
+    return hf
+
+
+def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
+    known = next((_TEXT_PARTS[name] for name in hf.get("architectures") or [] if name in _TEXT_PARTS), None)
+    if known is None:
+        return hf
+    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in hf}
+    return {**known, **ids, **hf.get("text_config", {}), "architectures": known["architectures"]}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; a DataError naming the file if it is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} does not hold a JSON object")
+    return values
+
+
+def architecture_of(hf: Mapping[str, Any]) -> Architecture:
+    """The entry of `ARCHITECTURES` that a config.json names; a UserError listing the supported ones if it is none."""
+    names = hf.get("architectures") or []
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    known = ", ".join([*ARCHITECTURES, *_TEXT_PARTS])
+    raise UserError(f"architecture {', '.join(names) or '(none)'} is not supported; supported: {known}")
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> Config:
+    """The litgpt configuration of a config.json.
+
+    Raises:
+        UserError: for an architecture, an activation, a position scaling or a quantisation that is not supported.
+        DataError: for a config.json without a size that the model cannot do without.
+    """
+    architecture = architecture_of(hf)
+    if hf.get("quantization_config"):
+        raise UserError("the checkpoint is quantised; continual pretraining starts from the unquantised model")
+    try:
+        return architecture.config({**architecture.defaults, **hf})
+    except KeyError as e:
+        raise DataError(f"config.json has no {e}") from None
+
+
+# litgpt's options that have no counterpart in Llama's architecture, with the one value that they may have
+_LLAMA_FIXED: dict[str, Any] = {
+    "norm_class_name": "RMSNorm",
+    "mlp_class_name": "LLaMAMLP",
+    "parallel_residual": False,
+    "shared_attention_norm": False,
+    "norm_qk": False,
+    "norm_1": True,
+    "norm_2": True,
+    "post_attention_norm": False,
+    "post_mlp_norm": False,
+    "rotary_percentage": 1.0,
+    "rope_condense_ratio": 1,
+    "rope_interleave": False,
+    "rope_local_base_freq": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_size": None,
+    "latent_attention": None,
+    "scale_embeddings": False,
+    "lm_head_bias": False,
+    "n_expert": 0,
+    "attn_bias": False,  # biases of queries, keys and values without one of the output
+}
+
+
+def config_to_hf(
+    config: Config, bos_id: int | None, eos_id: int | None, dtype: str, tied: bool = False
+) -> dict[str, Any]:
+    """The config.json of a model trained from scratch, as a Llama. `dtype` is torch's name of it ('bfloat16').
+
+    Written in the keys of transformers 4, which 5 and llama.cpp's converter read as well.
+
+    Raises:
+        UserError: naming the options of `config` that Llama's architecture does not have.
+    """
+    problems = [
+        f"{name} is {getattr(config, name)!r}, not {value!r}"
+        for name, value in _LLAMA_FIXED.items()
+        if getattr(config, name) != value
+    ]
+    if "Gemma" in config.name:
+        problems.append(f"name is {config.name!r}, which makes litgpt use Gemma's norm")
+    if problems:
+        raise UserError(f"the model does not fit Hugging Face's LlamaForCausalLM: {', '.join(problems)}")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": dtype,
+        "vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_query_groups,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.block_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": float(config.rope_base),
+        "rope_scaling": _rope_to_hf(config.rope_adjustments),
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+        "tie_word_embeddings": tied,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+    }
+
+
+def _rope_to_hf(adjustments: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    names = set(adjustments or {})
+    if not names:
+        return None
+    if names == {"factor"}:
+        return {"rope_type": "linear", "factor": float(adjustments["factor"])}
+    if names == {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
+        scaling = {name: float(adjustments[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        original = adjustments["original_max_seq_len"]
+        return {"rope_type": "llama3", **scaling, "original_max_position_embeddings": original}
+    raise UserError(f"rope_adjustments {adjustments} fit neither 'linear' nor 'llama3' scaling")
+
+
+_SAME_IN_BOTH = (
+    "n_layer",
+    "n_embd",
+    "n_head",
+    "n_query_groups",
+    "head_size",
+    "intermediate_size",
+    "padded_vocab_size",
+    "norm_eps",
+    "rope_base",
+    "rope_adjustments",
+)
+
+
+def settle_config(
+    hf: Mapping[str, Any], config: Config, state_dict: Mapping[str, torch.Tensor], dtype: str
+) -> tuple[dict[str, Any], list[str]]:
+    """`hf`, the foundation's config.json, made true of the trained weights; and what had to change, in words.
+
+    Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
+    where Hugging Face's architecture had none (its one `bias` covers attention and MLP).
+    """
+    defaults = architecture_of(hf).defaults
+    assumed = {**defaults, **hf}
+    settled = {**hf, "torch_dtype": dtype}  # what it leaves unsaid stays so: versions of a class read keys differently
+    settled.pop("dtype", None)  # transformers 5's name for torch_dtype
+    settled.pop("transformers_version", None)
+    changes = []
+    if assumed["tie_word_embeddings"] and not is_tied(state_dict):
+        settled["tie_word_embeddings"] = False
+        changes.append("the output layer is no longer tied to the embeddings")
+    for option, module in _BIASES.items():
+        moved = any(state_dict[name].any() for name in state_dict if f".{module}." in name and name.endswith(".bias"))
+        if moved and option in defaults and not assumed[option]:
+            settled[option] = True
+            changes.append(f"training moved biases the foundation does not have: {option} is now true")
+    expected = config_from_hf(settled)
+    for name in _SAME_IN_BOTH:
+        if getattr(expected, name) != getattr(config, name):
+            reason = f"{name} is {getattr(config, name)}, in the foundation's config.json {getattr(expected, name)}"
+            raise DataError(f"the trained model and its foundation differ: {reason}")
+    return settled, changes
+
+
+def is_tied(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the output layer equals the token embeddings bit for bit."""
+    head, embeddings = state_dict["lm_head.weight"], state_dict["transformer.wte.weight"]
+    return head is embeddings or (head.dtype == embeddings.dtype and torch.equal(head, embeddings))
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+
+def weights_of(config: Config, hf: Mapping[str, Any]) -> list[Weight]:
+    """All tensors of the model, in litgpt's names and in Hugging Face's."""
+    from lit_gpt.model.gpt import GPT
+
+    architecture = architecture_of(hf)
+    hf = {**architecture.defaults, **hf}
+    with torch.device("meta"):
+        shapes = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+    weights = _named_weights(architecture.outer, "", "", shapes)
+    for layer in range(config.n_layer):
+        places = f"transformer.h.{layer}.", f"{architecture.layers}.{layer}."
+        block = _named_weights(architecture.block(hf), *places, shapes)
+        weights += [_in_their_layout(weight, config, architecture, hf) for weight in block]
+    assert shapes.keys() == {name for weight in weights for name in weight.ours}, "a module that its family lacks"
+    if hf["tie_word_embeddings"]:
+        head = next(weight for weight in weights if "lm_head.weight" in weight.ours)
+        embeddings = next(weight for weight in weights if "transformer.wte.weight" in weight.ours)
+        weights[weights.index(head)] = replace(head, theirs=embeddings.theirs)
+    return weights
+
+
+def _named_weights(
+    names: Mapping[str, str], prefix: str, their_prefix: str, shapes: Mapping[str, tuple[int, ...]]
+) -> list[Weight]:
+    """Weights and biases of the modules `names` that the model has, theirs as yet with all rows under one name."""
+    weights = []
+    for left, right in names.items():
+        for kind in ("weight", "bias"):
+            own = [f"{prefix}{module}.{kind}" for module in left.split()]
+            ours = {name: shapes[name] for name in own if name in shapes}
+            rows = sum(shape[0] for shape in ours.values())
+            if ours:
+                weights.append(Weight(ours, {f"{their_prefix}{module}.{kind}": rows for module in right.split()}))
+    return weights
+
+
+def _in_their_layout(weight: Weight, config: Config, architecture: Architecture, hf: Mapping[str, Any]) -> Weight:
+    """A tensor of a block: which rows are whose, and how they stand."""
+    name, shape = next(iter(weight.ours.items()))
+    if name.endswith(".bias") and ".norm" not in name:
+        options = (option for option, module in _BIASES.items() if f".{module}." in name)
+        if not all(hf[option] for option in options if option in architecture.defaults):
+            return replace(weight, theirs={})
+    group = (config.n_head // config.n_query_groups * config.head_size, config.head_size, config.head_size)
+    if len(weight.theirs) == 3:
+        rows = (count * config.n_query_groups for count in group)
+        weight = replace(weight, theirs=dict(zip(weight.theirs, rows, strict=True)))
+    runs = group if architecture.interleaved and ".attn.qkv." in name else ()
+    return replace(weight, transposed=architecture.transposed and len(shape) == 2, runs=runs)
+
+
+def tensors_from_hf(
+    checkpoint_dir: Path, config: Config, hf: Mapping[str, Any], dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """litgpt's tensors, one after the other, read from the weight files of `checkpoint_dir`; `dtype` None keeps theirs.
+
+    Raises:
+        UserError: if there are no weight files.
+        DataError: if a file is missing or damaged, or a tensor is missing, left over or of another shape.
+    """
+    architecture = architecture_of(hf)
+    files = TensorFiles(checkpoint_dir)
+    weights = weights_of(config, hf)
+    head = f"{architecture.outer['lm_head']}.weight"
+    prefix = architecture.prefix
+    stored = {_name_of_text(name): name for name in files.names if not _PICTURES.match(name)}
+    stored = {name if name.startswith(prefix) or name == head else prefix + name: old for name, old in stored.items()}
+    needed = {part for weight in weights for part in weight.theirs}
+    _complain_of_names("missing from the weight files", needed - stored.keys())
+    spare = {head} if head not in needed else set()  # tied to the embeddings
+    left_over = {name for name in stored.keys() - needed - spare if not name.endswith(_COMPUTED)}
+    _complain_of_names("in the weight files, but not in this architecture", left_over)
+    for weight in weights:
+        yield from _our_tensors(weight, files, stored, dtype)
+
+
+def _name_of_text(name: str) -> str:
+    """A tensor's name where the model is its text part alone: published files and transformers' have two forms."""
+    match = _TEXT.match(name)
+    return name if match is None else (match[1] or "") + name[match.end() :]
+
+
+def _our_tensors(
+    weight: Weight, files: TensorFiles, stored: Mapping[str, str], dtype: torch.dtype | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    columns = next(iter(weight.ours.values()))[1:]
+    parts = []
+    for name, rows in weight.theirs.items():
+        part = files.read(stored[name], (*columns, rows) if weight.transposed else (rows, *columns))
+        parts.append(part.T.contiguous() if weight.transposed else part)
+    if not parts:
+        rows = sum(shape[0] for shape in weight.ours.values())
+        parts = [torch.zeros((rows, *columns), dtype=files.dtype)]
+    tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+    tensor = by_kind(tensor, weight.runs) if weight.runs else tensor
+    tensor = tensor if dtype is None else tensor.to(dtype)
+    return zip(weight.ours, tensor.split([shape[0] for shape in weight.ours.values()]), strict=True)
+
+
+def tensors_to_hf(
+    state_dict: Mapping[str, torch.Tensor], config: Config, hf: Mapping[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Hugging Face's tensors, one after the other, where the layout is the same as views of litgpt's.
+
+    Given tensors on the meta device (`specs_of`) it tells names, shapes and types.
+
+    Raises:
+        DataError: if one of ours is missing, left over, of another shape, or has no place where it matters.
+    """
+    weights = weights_of(config, hf)
+    shapes = {name: shape for weight in weights for name, shape in weight.ours.items()}
+    found = {name: tuple(spec.shape) for name, spec in specs_of(state_dict).items()}
+    _complain_of_names("missing from the trained model", shapes.keys() - found.keys())
+    _complain_of_names("in the trained model, but not in its configuration", found.keys() - shapes.keys())
+    for name, shape in shapes.items():
+        if found[name] != shape:
+            raise DataError(f"{name} has shape {found[name]}, its configuration says {shape}")
+    written: set[str] = set()
+    for weight in weights:
+        # else it is the output layer of tied embeddings, or nothing at all
+        if not weight.theirs or not weight.theirs.keys() <= written:
+            yield from _their_tensors(weight, state_dict)
+        written |= weight.theirs.keys()
+
+
+def _their_tensors(weight: Weight, state_dict: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    parts = [state_dict[name] for name in weight.ours]
+    if not weight.theirs:
+        if any(not part.is_meta and part.any() for part in parts):
+            names = ", ".join(weight.ours)
+            raise DataError(f"{names} is not zero, and Hugging Face's architecture has no place for it")
+        return []
+    tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
+    tensor = by_run(tensor, weight.runs) if weight.runs else tensor
+    split = tensor.split(list(weight.theirs.values()))
+    return [(name, part.T if weight.transposed else part) for name, part in zip(weight.theirs, split, strict=True)]
+
+
+def by_kind(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
+    """Rows of queries, keys and values in turn, `run` of them → all queries, all keys, all values."""
+    return torch.cat([part.flatten(0, 1) for part in tensor.unflatten(0, (-1, sum(run))).split(run, dim=1)])
+
+
+def by_run(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
+    """The other way round."""
+    count = len(tensor) // sum(run)
+    kinds = tensor.split([count * rows for rows in run])
+    return torch.cat([kind.unflatten(0, (count, rows)) for kind, rows in zip(kinds, run, strict=True)], 1).flatten(0, 1)
+
+
+def _complain_of_names(what: str, names: set[str]) -> None:
+    if names:
+        some = ", ".join(sorted(names)[:4])
+        raise DataError(f"{len(names)} tensors are {what}: {some}{', …' if len(names) > 4 else ''}")
+
+
+class TensorFiles:
+    """The weight files of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
+
+    Raises:
+        UserError: if `checkpoint_dir` has none.
+        DataError: naming the file, if one is missing or damaged.
+    """
+
+    def __init__(self, checkpoint_dir: Path) -> None:
+        found = next((name for name in WEIGHT_FILES if (checkpoint_dir / name).is_file()), None)
+        if found is None:
+            raise UserError(f"{checkpoint_dir} has no weights: none of {', '.join(WEIGHT_FILES)}")
+        self._open_files: dict[Path, LazyTensors] = {}
+        path = checkpoint_dir / found
+        if path.suffix != ".json":
+            self._where = dict.fromkeys(self._open(path), path)
+        else:
+            weight_map = read_json(path).get("weight_map")
+            if not isinstance(weight_map, dict) or not weight_map:
+                raise DataError(f"{path} has no weight_map")
+            if outside := {str(file) for file in weight_map.values() if file != Path(str(file)).name}:
+                raise DataError(f"{path} names files outside its folder: {', '.join(sorted(outside))}")
+            self._where = {name: checkpoint_dir / file for name, file in weight_map.items()}
+            if absent := sorted({file.name for file in self._where.values() if not file.is_file()}):
+                raise DataError(f"{path} names files that are not there: {', '.join(absent)}; download them again")
+        self.names = set(self._where)
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The type of the first tensor."""
+        return self._spec(next(iter(self._where))).dtype
+
+    @property
+    def parameters(self) -> int:
+        """Values of all tensors; a DataError if a file is damaged."""
+        return sum(self._spec(name).numel() for name in self.names)
+
+    def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
+        """The tensor `name`; a DataError if its shape is not the one given."""
+        found, path = tuple(self._spec(name).shape), self._where[name]
+        if shape is not None and found != shape:
+            raise DataError(f"{name} in {path} has shape {found}, config.json says {shape}")
+        return self._open(path)[name]
+
+    def _spec(self, name: str) -> torch.Tensor:
+        """Shape and type, on the meta device."""
+        path = self._where[name]
+        if name not in (tensors := self._open(path)):
+            raise DataError(f"{path} does not hold {name}, which its index says it does; download it again")
+        return tensors.specs[name]
+
+    def _open(self, path: Path) -> LazyTensors:
+        if path not in self._open_files:
+            self._open_files[path] = open_tensors(path)
+        return self._open_files[path]

@@ -1,0 +1,170 @@
+"""Does a Hugging Face folder say what our model says? Its logits and token ids from transformers, in a fresh process.
+
+`python -m lit_gpt.formats.hf_logits FOLDER REQUEST.json ANSWER.npz` is that process: it knows of the model only what
+the folder holds, and imports nothing of litgpt.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_gpt.formats.hf_process import FROM_FOLDER, load_model, run_transformers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+    from litgpt import Config
+
+    from lit_gpt.model.lora import LoRASettings
+
+TOLERANCE = 1e-5
+"""Largest difference of two float32 logits, times the largest logit where that is above 1 (rounding grows with it)."""
+
+PROBE_LENGTHS = (1, 2, 7, 31, 64)
+PROBE_TEXT = (
+    "[speaker001:] Bonjour, ça va ?\n[speaker002:] Très bien…  et « toi » ?\n\n"
+    "[Łukasz:]\tAm 12. März 1789 gab's 3,50 € – naïve, isn't it? Привет, 你好 🙂\n  x = {'a': [1, 2]}\n"
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What transformers makes of a folder."""
+
+    logits: list[np.ndarray]
+    """float32 [length, vocabulary] of each sequence."""
+    ids: list[int] | None
+    """Token ids of the text, without special tokens; None if none was given."""
+    starts_with: int | None
+    """The first id of the text with special tokens."""
+
+
+def probe_sequences(vocab_size: int, block_size: int) -> list[list[int]]:
+    """Fixed pseudo-random token ids, the first and the last id of the vocabulary among them, of several lengths."""
+    generator = np.random.default_rng(1789)
+    lengths = sorted({min(length, block_size) for length in PROBE_LENGTHS})
+    sequences = [generator.integers(0, vocab_size, length).tolist() for length in lengths]
+    sequences[-1][0], sequences[-1][-1] = 0, vocab_size - 1
+    return sequences
+
+
+def litgpt_logits(
+    config: Config, weights: Mapping[str, torch.Tensor], sequences: list[list[int]], lora: LoRASettings | None = None
+) -> list[np.ndarray]:
+    """float32 [length, vocabulary] of each sequence, computed by our model from the weights cast to float32.
+
+    A layer's weights are taken from `weights` when it is their turn and let go after it: with `LazyTensors` the model
+    may be larger than the memory. All sequences go through at once, filled up to the longest, as training's rows do.
+
+    Args:
+        config: the base model's.
+        weights: litgpt's names; with `lora` the adapter's among them, which is held whole.
+        sequences: token ids.
+        lora: computes the base model and its adapter, unmerged.
+    """
+    import torch
+
+    from lit_gpt.model.attention import whole_rows
+    from lit_gpt.model.gpt import GPT, LoRAGPT
+
+    with torch.device("meta"):
+        model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
+    model.max_seq_length = max(map(len, sequences))
+    model.cos, model.sin = model.rope_cache()
+    model.eval()
+    ids = torch.zeros(len(sequences), model.max_seq_length, dtype=torch.long)
+    for row, sequence in zip(ids, sequences, strict=True):
+        row[: len(sequence)] = torch.tensor(sequence)
+    _take_turns(model, weights)
+    with torch.inference_mode():
+        logits = model(ids, segments=whole_rows(*ids.shape, ids.device))
+    return [row[: len(sequence)].numpy() for row, sequence in zip(logits, sequences, strict=True)]
+
+
+def _take_turns(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Makes each layer of a model on the meta device fetch its weights when it is called, and let them go after it.
+
+    They are cast into memory that all layers use in turn: to get 4.6 GB anew from the system, cleared, took a third of
+    the time.
+    """
+    import torch
+
+    from lit_gpt.model.lora import base_name, is_adapter
+
+    memory: dict[str, torch.Tensor] = {}
+
+    def fetch(module: torch.nn.Module, names: Mapping[str, str]) -> None:
+        for own, name in names.items():
+            weight = weights[name]
+            if own not in memory or memory[own].numel() < weight.numel():
+                memory[own] = torch.empty(weight.numel())
+            exact = memory[own][: weight.numel()].view(weight.shape).copy_(weight)
+            setattr(module, own, torch.nn.Parameter(exact, requires_grad=False))
+
+    def let_go(module: torch.nn.Module, names: Mapping[str, str]) -> None:
+        for own in names:
+            setattr(module, own, None)
+
+    for prefix, module in model.named_modules():
+        own = [name for name, _ in module.named_parameters(recurse=False)]
+        for name in filter(is_adapter, own):  # read outside their layer's call
+            setattr(module, name, torch.nn.Parameter(weights[f"{prefix}.{name}"].float(), requires_grad=False))
+        if frozen := {name: base_name(f"{prefix}.{name}") for name in own if not is_adapter(name)}:
+            module.register_forward_pre_hook(lambda module, _, names=frozen: fetch(module, names))
+            module.register_forward_hook(lambda module, *_, names=frozen: let_go(module, names))
+
+
+def ask_transformers(folder: Path, sequences: list[list[int]], text: str | None) -> Answer:
+    """Loads `folder` with transformers in a fresh process.
+
+    Raises:
+        DataError: if it cannot be loaded.
+        OSError: if the memory or the disk does not suffice.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        answer = Path(scratch) / "answer.npz"
+        run_transformers(__name__, folder, {"sequences": sequences, "text": text}, answer)
+        with np.load(answer) as values:
+            logits = [values[f"logits{index}"] for index in range(len(sequences))]
+            ids = values["ids"].tolist() if text is not None else None
+            return Answer(logits, ids, int(values["starts_with"]) if text is not None else None)
+
+
+def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float]:
+    """The largest absolute difference of two lists of logits, and that difference relative to the largest logit.
+
+    Relative means divided by max(1, largest logit): `TOLERANCE` is for this second number. NaN where either has NaN.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf"), float("inf")
+    difference = float(np.max([np.abs(a - b).max() for a, b in pairs]))
+    scale = float(np.max([np.abs(a).max() for a, _ in pairs]))
+    return difference, difference / max(1.0, scale)
+
+
+def _answer(folder: Path, request: dict[str, Any], path: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    model = load_model(folder)
+    with torch.inference_mode():
+        logits = [model(torch.tensor([ids])).logits[0].numpy() for ids in request["sequences"]]
+    answer = {f"logits{index}": values for index, values in enumerate(logits)}
+    if (text := request["text"]) is not None:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
+        answer["ids"] = np.array(tokenizer.encode(text, add_special_tokens=False))
+        answer["starts_with"] = np.array(tokenizer.encode(text)[0])
+    np.savez(path, **answer)
+
+
+if __name__ == "__main__":
+    _answer(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]))

@@ -1,0 +1,281 @@
+"""The Hugging Face Hub: its failures as one line each, which files go there, their upload, and hashes compared.
+
+The token is the Hub's own, of `hf auth login` or HF_TOKEN, and read by its client alone: this program takes none on a
+command line, and neither prints nor writes one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_gpt.errors import DataError, Interrupted, UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
+
+# Whatever is hidden (caches, .git, .env), litgpt's form of the model and other programs' pickles, what is left of work.
+NOT_SENT = (".*", "*/.*", "*.pth", "*.ckpt", "model_config.yaml", "*.pyc", "*.tmp", "*.log", "*.out", "*.lock")
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+# The files of one model in Hugging Face's layout. Some of an earlier one beside them would be loaded in their place.
+LAYOUT = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+
+_REFUSED = (401, 403)
+_CHUNK = 2**22
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turns what goes wrong with the Hub into errors that say what to do.
+
+    Raises:
+        UserError: if the repository or revision does not exist, or may not be read or written with this token.
+        Interrupted: if the connection broke off.
+        OSError: if the Hub cannot be reached, or fails.
+    """
+    import httpx
+    from huggingface_hub import errors
+
+    broken_off = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadTimeout, httpx.WriteTimeout)
+    unreachable = (httpx.TransportError, httpx.InvalidURL, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    try:
+        yield
+    except errors.GatedRepoError:
+        page = f"https://huggingface.co/{repo_id}"
+        raise UserError(
+            f"{repo_id} is gated: ask for access on {page}, then run hf auth login or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{repo_id} has no such revision") from None
+    except errors.RepositoryNotFoundError:
+        hint = "if it is private, run hf auth login or set HF_TOKEN"
+        raise UserError(f"{repo_id} was not found on the Hugging Face Hub; check the name; {hint}") from None
+    except broken_off as e:
+        again = "run the same command again, what has been transferred is kept"
+        raise Interrupted(f"the connection to the Hugging Face Hub broke off ({e}); {again}") from None
+    except unreachable as e:
+        raise OSError(f"the Hugging Face Hub cannot be reached ({e}); on a cluster, use a login node") from None
+    except errors.HfHubHTTPError as e:
+        if e.response is not None and e.response.status_code in _REFUSED:
+            raise UserError(
+                f"the Hub refuses this for {repo_id}: run hf auth login with a token that may do it"
+            ) from None
+        raise OSError(f"the Hub failed on {repo_id}: {e}") from None
+    except UserError:
+        raise
+    except json.JSONDecodeError as e:
+        raise OSError(f"what answers in the Hugging Face Hub's place does not speak its language ({e})") from None
+    except ValueError as e:  # names that cannot be, a card's metadata that the Hub does not take
+        raise UserError(f"{repo_id}: {e}") from None
+    except RuntimeError as e:  # how the client's threads and hf_xet report a file that did not go through
+        if isinstance(e.__cause__, (httpx.HTTPError, errors.HfHubHTTPError)):
+            with hub_errors(repo_id):
+                raise e.__cause__ from None
+        raise OSError(f"the Hub failed on {repo_id}: {e}") from None
+
+
+def check_repo_id(repo_id: str, what: str) -> list[str]:
+    """What is wrong with `repo_id`, which the user calls `what`; empty if it can be a repository's name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    parts = repo_id.split("/")
+    plain = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9_.-]+", part) for part in parts)
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        plain = False
+    return [] if plain else [f"{what} must be ORG/NAME of letters, digits, '-', '_' and '.', not {repo_id!r}"]
+
+
+def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
+    """The hexadecimal digest of `prefix` and the file's content."""
+    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
+    """Whether `path` is the file that the Hub lists: by SHA-256 where that is kept (large files), else as git hashes.
+
+    Args:
+        path: the file here.
+        listed: an entry of `HfApi.model_info(…, files_metadata=True)`.
+        sha256: of the file here, if it is known.
+    """
+    if listed.lfs:
+        return path.is_file() and (sha256 or file_hash(path)) == listed.lfs.sha256
+    return path.is_file() and file_hash(path, "sha1", b"blob %d\0" % path.stat().st_size) == listed.blob_id
+
+
+def check_downloaded(folder: Path) -> int:
+    """Compares the weight files in `folder` with the SHA-256 that the Hub's client noted when it fetched them.
+
+    It keeps, in .cache/huggingface/download, a file for each: the commit, the hash, the time. Files without one, from
+    elsewhere, are passed over. Returns how many were compared.
+
+    Raises:
+        DataError: naming the files that have another content now.
+    """
+    compared = {}
+    for path in sorted(folder.iterdir()):
+        note = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
+        if LAYOUT.fullmatch(path.name) and note.is_file():
+            noted = note.read_text(encoding="utf-8", errors="replace").split("\n")[1:2]
+            if noted and re.fullmatch(r"[0-9a-f]{64}", noted[0]):
+                compared[path.name] = file_hash(path) == noted[0]
+    if damaged := [name for name, same in compared.items() if not same]:
+        raise DataError(
+            f"not as they were downloaded to {folder}: {', '.join(damaged)}; remove and download them again"
+        )
+    return len(compared)
+
+
+# --------------------------------------------------------------------------------------------------------------- upload
+
+
+def files_to_send(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
+    """The names in `folder` that belong on the Hub, those in folders with `/`: all but `NOT_SENT` and `ignore`.
+
+    Raises:
+        UserError: if there is no such folder, it has no such file, or a name cannot be a repository's.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}")
+    names = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if any(fnmatch(name, pattern) for pattern in (*NOT_SENT, *ignore)):
+            continue
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing")
+        if not path.is_file():
+            continue
+        if not name.isprintable() or "\\" in name:  # surrogates stand for bytes that are not UTF-8
+            raise UserError(f"{folder} has a file that the Hub cannot take for its name, {name!a}; rename it")
+        names.append(name)
+    if not names:
+        raise UserError(f"{folder} has no files to upload")
+    return names
+
+
+def holds_model(folder: Path, names: Sequence[str]) -> bool:
+    """Whether a model is among the files to send; none of its weights may be missing or cut off.
+
+    Raises:
+        UserError: for weights without config.json.
+        DataError: for weights that lack a file, or have one that cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    weights = [name for name in names if any(fnmatch(name, pattern) for pattern in WEIGHTS)]
+    if any(not name.endswith(".gguf") for name in weights) and "config.json" not in names:
+        raise UserError(f"{folder} has weights, but no config.json")
+    for name in names:
+        try:
+            if name.endswith(".safetensors"):
+                safe_open(folder / name, framework="np")  # reads where the tensors lie, and compares the file's size
+            elif name.endswith((".safetensors.index.json", ".bin.index.json")):
+                index = json.loads((folder / name).read_text(encoding="utf-8"))
+                if absent := sorted(set(index["weight_map"].values()) - set(names)):
+                    raise DataError(f"{folder / name} names files that are not there: {', '.join(absent)}")
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
+            raise DataError(f"{folder / name} cannot be read ({e}); convert the model again") from None
+    return bool(weights)
+
+
+def describe_files(folder: Path, names: Sequence[str]) -> str:
+    """A line per file, with its size, and their sum."""
+    sizes = [(folder / name).stat().st_size for name in names]
+    lines = [f"{size / 1e6:12,.3f} MB  {name}" for name, size in zip(names, sizes, strict=True)]
+    return "\n".join([*lines, f"{sum(sizes) / 1e6:12,.3f} MB  in {len(names)} files"])
+
+
+def upload(
+    folder: Path, names: Sequence[str], repo_id: str, private: bool, message: str, say: Callable[[str], None]
+) -> str:
+    """Sends files to a repository, which is made if there is none, in one commit; returns the commit's address.
+
+    The large files go first, one after the other, and the Hub keeps those it has whole: after an interruption the same
+    call sends only what is missing. Nobody sees a part of the upload, as the commit comes last; it also removes what an
+    earlier model with other files has left. Then the hashes that the Hub lists are compared with those here.
+
+    Args:
+        folder: where the files are.
+        names: of them, as `files_to_send` gives.
+        repo_id: ORG/NAME.
+        private: for a repository that does not exist yet.
+        message: the commit's.
+        say: takes lines about the progress.
+
+    Raises:
+        UserError, OSError, Interrupted: see `hub_errors`; without a model among the files, if the Hub has none either.
+        DataError: if the Hub then lists other hashes.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    with_model = holds_model(folder, names)
+    api = HfApi()
+    with hub_errors(repo_id):
+        if "README.md" in names:
+            _check_card(folder / "README.md", api.endpoint)
+        if with_model:
+            api.create_repo(repo_id, private=private, exist_ok=True)
+        there = _listed(api, repo_id)
+        if not with_model and not any(fnmatch(name, pattern) for name in there for pattern in WEIGHTS):
+            raise UserError(f"{folder} has no model (config.json, *.safetensors), and neither has {repo_id}")
+        additions = []
+        for number, name in enumerate(names, start=1):
+            operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
+            api.preupload_lfs_files(repo_id, [operation], free_memory=False)
+            say(f"{number} of {len(names)} ready: {name}, {operation.upload_info.size / 1e6:,.3f} MB")
+            additions.append(operation)
+        has_layout = any(map(LAYOUT.fullmatch, names))
+        replaced = [name for name in there if has_layout and LAYOUT.fullmatch(name) and name not in names]
+        if replaced:
+            say(f"the commit removes what is of an earlier model: {', '.join(replaced)}")
+        deletions = [CommitOperationDelete(name) for name in replaced]
+        commit = api.create_commit(repo_id, [*additions, *deletions], commit_message=message)
+        info = api.model_info(repo_id, revision=commit.oid, files_metadata=True)
+    _check_hashes(folder, additions, info)
+    if private and not info.private:
+        say(f"warning: {repo_id} existed and is public")
+    return commit.commit_url
+
+
+def _check_card(path: Path, endpoint: str) -> None:
+    """Raises a UserError if the Hub does not take the card's metadata, which it would else say after the weights."""
+    from huggingface_hub.utils import get_session
+
+    card = {"content": path.read_text(encoding="utf-8"), "repoType": "model"}
+    answer = get_session().post(f"{endpoint}/api/validate-yaml", json=card)
+    if answer.status_code == 400:
+        reasons = [error.get("message", "") for error in answer.json().get("errors", [])]
+        raise UserError(f"the Hub does not take the metadata of {path}: {'; '.join(reasons)}")
+
+
+def _listed(api: HfApi, repo_id: str) -> list[str]:
+    """The names of a repository's files; none if there is no such repository."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return [file.rfilename for file in api.model_info(repo_id).siblings or []]
+    except RepositoryNotFoundError:
+        return []
+
+
+def _check_hashes(folder: Path, operations: Sequence[CommitOperationAdd], info: ModelInfo) -> None:
+    listed = {file.rfilename: file for file in info.siblings or []}
+    for operation in operations:
+        name = operation.path_in_repo
+        if name not in listed or not is_same(folder / name, listed[name], operation.upload_info.sha256.hex()):
+            raise DataError(f"{name} on the Hub is not the file in {folder}; was it changed meanwhile? Upload it again")

@@ -1,0 +1,160 @@
+"""litgpt checkpoint directories: `lit_model.pth`, `model_config.yaml` and the tokenizer's files."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from litgpt.config import Config
+from torch import Tensor
+
+from lit_gpt.errors import UserError
+from lit_gpt.formats.tensor_files import LazyTensors, only_tensors, open_tensors, reading, write_lit_model
+
+WEIGHTS = "lit_model.pth"
+
+
+CONFIG = "model_config.yaml"
+
+
+def read_config(path: Path, vocab_size: int | None = None) -> Config:
+    """The model config of a YAML file with litgpt's fields, or of the directory that holds `model_config.yaml`.
+
+    Args:
+        path: the file or the directory.
+        vocab_size: the tokenizer's, for a file that leaves the model's open.
+
+    Raises:
+        UserError: if there is no such file, or its fields do not make a model.
+    """
+    path = path / CONFIG if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if vocab_size is not None and not {"vocab_size", "padded_vocab_size"} & values.keys():
+            values |= {"vocab_size": vocab_size, "padded_vocab_size": vocab_size}
+        return Config(**values)
+    except (ValueError, TypeError, AttributeError, AssertionError, yaml.YAMLError) as e:
+        raise UserError(f"{path} is no model config: {e}") from None
+
+
+def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> list[str]:
+    """Writes `lit_model.pth` and `model_config.yaml` beside a Hugging Face checkpoint; returns lines that say so.
+
+    Args:
+        directory: with config.json and the weights.
+        dtype: of the weights. Default: as in the files.
+
+    Raises:
+        UserError: for an architecture that is not supported.
+        DataError: for damaged weights, or some that do not fit config.json.
+        OSError: if the disk is full.
+    """
+    from lit_gpt.formats.hf import config_from_hf, read_hf_config, read_json, tensors_from_hf
+
+    hf = read_hf_config(directory)
+    config = config_from_hf(hf)
+    staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
+    try:
+        parameters = write_lit_model(staged_model, tensors_from_hf(directory, config, hf, dtype))
+        staged_config.write_text(yaml.safe_dump(asdict(config)))
+        staged_config.replace(directory / CONFIG)
+        staged_model.replace(directory / WEIGHTS)  # last: where it is, the directory is complete
+    finally:
+        staged_config.unlink(missing_ok=True)
+        staged_model.unlink(missing_ok=True)
+    lines = [f"{hf['architectures'][0]}, {parameters:,} parameters, context {config.block_size:,}"]
+    if (whole := read_json(directory / "config.json")["architectures"][0]) != hf["architectures"][0]:
+        lines.append(f"the text part of a {whole}: what reads pictures is left out")
+    if config.sliding_window_size:
+        sliding = sum(config.sliding_window_indices)
+        lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
+    return [*lines, f"wrote {directory / WEIGHTS} and {directory / CONFIG}"]
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """The config as plain YAML values, as litgpt writes them."""
+    return yaml.safe_load(yaml.dump(asdict(config)))
+
+
+def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
+    """The state dict of `checkpoint_dir/lit_model.pth`, memory-mapped: processes of a node share the pages.
+
+    Raises:
+        UserError: if it is missing.
+        DataError: if it cannot be read as a state dict.
+    """
+    path = checkpoint_dir / WEIGHTS
+    _check_there(path)
+    with reading(path):
+        return only_tensors(torch.load(path, mmap=True, weights_only=True, map_location="cpu"))
+
+
+def lazy_weights(checkpoint_dir: Path) -> LazyTensors:
+    """The state dict of `checkpoint_dir/lit_model.pth`, each tensor read and compared with its CRC when asked for.
+
+    Raises:
+        UserError: if it is missing.
+        DataError: if it cannot be read as a state dict.
+    """
+    path = checkpoint_dir / WEIGHTS
+    _check_there(path)
+    return open_tensors(path)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)"
+        )
+
+
+def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and a sample of each tensor's values.
+
+    Of each tensor 64 values are read, evenly spread: enough to tell any two trained models apart without reading
+    hundreds of gigabytes at each start.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        flat = tensor.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 64)].float()
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(sample.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_foundation(folder: Path, config: Config, weights: Mapping[str, Tensor], companions: Iterable[Path]) -> Path:
+    """Makes `folder` a litgpt checkpoint directory, `lit_model.pth` last and whole or not at all.
+
+    Args:
+        folder: made if it does not exist; other files in it stay.
+        config: written to `model_config.yaml`.
+        weights: litgpt's names.
+        companions: files copied along (the tokenizer's, Hugging Face's config.json).
+
+    Returns:
+        The path of `lit_model.pth`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for companion in companions:
+        if companion.parent.resolve() != folder.resolve():
+            shutil.copyfile(companion, folder / companion.name)
+    (folder / CONFIG).write_text(yaml.safe_dump(config_values(config), sort_keys=False), encoding="utf-8")
+    staged = folder / f".{WEIGHTS}.tmp"
+    try:
+        write_lit_model(staged, weights.items())
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    return staged.rename(folder / WEIGHTS)

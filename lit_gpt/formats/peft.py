@@ -1,0 +1,284 @@
+"""LoRA adapters as the peft library keeps them: `adapter_model.safetensors` and `adapter_config.json`.
+
+litgpt has an A and a B for each of queries, keys and values; where Hugging Face keeps several of them in one matrix, as
+GPT-2 and Falcon do, peft has one pair for all. There the A stand one under the other and the B in blocks side by side,
+so that the rank is the sum of theirs; the way back gives each of them the whole A and its own rows of B.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from litgpt.config import Config
+from torch import Tensor
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.hf import Weight, architecture_of, by_kind, by_run, read_json, weights_of
+from lit_gpt.model.gpt import LoRAGPT
+from lit_gpt.model.lora import LoRASettings
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+_KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+_REFUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters")
+
+
+class _Part(NamedTuple):
+    """Rows of a matrix of ours (several of them one under the other) that have an A and a B of their own."""
+
+    name: str
+    """Of our layer."""
+    kind: str
+    """`query`, `key`, `value`, `projection`, `mlp` or `head`: the option that adapts it."""
+    rows: slice
+
+
+class _Pair(NamedTuple):
+    """W' = W + scale · B A, with A [r, inputs] and B [rows, r]."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+def write_peft(
+    folder: Path,
+    adapter: Mapping[str, Tensor],
+    config: Config,
+    settings: LoRASettings,
+    hf: Mapping[str, Any],
+    base: str | None,
+) -> int:
+    """Writes an adapter for peft into `folder`; returns the number of modules it adapts.
+
+    Args:
+        folder: exists.
+        adapter: litgpt's tensors, such as `transformer.h.0.attn.qkv.lora_A`.
+        config, settings: of the model that was trained.
+        hf: the base model's config.json.
+        base: where the base model is to be found; None if that is not known.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    patterns: dict[str, dict[str, float]] = {"rank_pattern": {}, "alpha_pattern": {}}
+    targets = set()
+    for module, suffix, pair in _theirs(adapter, config, settings, hf):
+        tensors |= {
+            f"base_model.model.{module}.lora_{name}.weight": t.contiguous()
+            for name, t in (("A", pair.a), ("B", pair.b))
+        }
+        targets.add(suffix)
+        if (rank := len(pair.a)) != settings.r:
+            patterns["rank_pattern"][suffix] = rank
+            patterns["alpha_pattern"][suffix] = settings.alpha * rank // settings.r
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": settings.r,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": sorted(targets),
+        **patterns,
+        "bias": "none",
+        "fan_in_fan_out": architecture_of(hf).transposed,
+        "inference_mode": True,
+    }
+    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    return len(tensors) // 2
+
+
+def read_peft(folder: Path, config: Config, hf: Mapping[str, Any]) -> tuple[dict[str, Tensor], LoRASettings]:
+    """peft's adapter in `folder` as litgpt's tensors in fp32, with their scale in B: so alpha is the rank.
+
+    Args:
+        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+        config: of the base model.
+        hf: the base model's config.json.
+
+    Raises:
+        UserError: for a kind of adapter that is not supported.
+        DataError: if the files are damaged, contradict each other, or adapt another model.
+    """
+    described = read_json(folder / ADAPTER_CONFIG)
+    kind = described.get("peft_type")
+    used = [name for name in _REFUSED if described.get(name)]
+    used += [f"peft_type {kind}"] if kind != "LORA" else []
+    used += [f"bias {described['bias']}"] if described.get("bias", "none") != "none" else []
+    if used:
+        raise UserError(f"{folder / ADAPTER_CONFIG} has {', '.join(used)}; only plain LoRA adapters are supported")
+    pairs = _read_pairs(folder, described)
+    found: dict[tuple[str, str], _Pair] = {}
+    for weight in weights_of(config, hf):
+        found |= _ours(weight, pairs, config, hf)
+    if pairs:
+        raise DataError(f"{folder}: {len(pairs)} modules are not in the base model, such as {min(pairs)}")
+    rank = max(len(pair.a) for pair in found.values())
+    kinds = {kind for _, kind in found}
+    settings = LoRASettings(rank, rank, 0.0, **{name: name in kinds for name in _KINDS})
+    return dict(_filled(found, config, settings)), settings
+
+
+_KINDS = ("query", "key", "value", "projection", "mlp", "head")
+
+
+def _parts(weight: Weight, config: Config) -> list[_Part]:
+    """The parts of a matrix; none for biases, norms and embeddings."""
+    parts, start = [], 0
+    for name, (rows, *columns) in weight.ours.items():
+        layer = name.removesuffix(".weight")
+        if layer == name or not columns or layer.endswith((".wte", ".wpe")):
+            return []
+        if layer.endswith(".attn.qkv"):
+            for kind, heads in (
+                ("query", config.n_head),
+                ("key", config.n_query_groups),
+                ("value", config.n_query_groups),
+            ):
+                parts.append(_Part(layer, kind, slice(start, start := start + heads * config.head_size)))
+            continue
+        kind = "head" if layer == "lm_head" else "projection" if layer.endswith(".attn.proj") else "mlp"
+        parts.append(_Part(layer, kind, slice(start, start := start + rows)))
+    return parts
+
+
+def _modules(weight: Weight, hf: Mapping[str, Any]) -> Iterator[tuple[str, slice]]:
+    """Hugging Face's modules of a matrix and their rows, in the order of ours."""
+    if "lm_head.weight" in weight.ours:  # by its own name, also where its weights are the embeddings'
+        yield architecture_of(hf).outer["lm_head"], slice(0, weight.ours["lm_head.weight"][0])
+        return
+    start = 0
+    for name, rows in weight.theirs.items():
+        yield name.removesuffix(".weight"), slice(start, start := start + rows)
+
+
+def _theirs(
+    adapter: Mapping[str, Tensor], config: Config, settings: LoRASettings, hf: Mapping[str, Any]
+) -> Iterator[tuple[str, str, _Pair]]:
+    """Of each module of Hugging Face that is adapted its name, its name within its block, and its matrices."""
+    layers = architecture_of(hf).layers
+    scale = settings.alpha / settings.r
+    for weight in weights_of(config, hf):
+        pairs = _split(adapter, _parts(weight, config), settings)
+        for module, rows in _modules(weight, hf):
+            inside = [(part, a, b) for part, a, b in pairs if rows.start <= part.rows.start < rows.stop]
+            if not inside:
+                continue
+            down = torch.cat([a for _, a, _ in inside])
+            up = down.new_zeros(rows.stop - rows.start, len(down))
+            for index, (part, _, b) in enumerate(inside):
+                columns = slice(index * settings.r, (index + 1) * settings.r)
+                up[part.rows.start - rows.start : part.rows.stop - rows.start, columns] = b
+            up = by_run(up, weight.runs) if weight.runs else up
+            yield module, re.sub(rf"^{re.escape(layers)}\.\d+\.", "", module), _Pair(down, up, scale)
+
+
+def _split(
+    adapter: Mapping[str, Tensor], parts: list[_Part], settings: LoRASettings
+) -> list[tuple[_Part, Tensor, Tensor]]:
+    """A and B of each part that is adapted."""
+    adapted = [part for part in parts if f"{part.name}.lora_A" in adapter and getattr(settings, part.kind)]
+    pairs = []
+    for name in dict.fromkeys(part.name for part in adapted):
+        own = [part for part in adapted if part.name == name]
+        downs = adapter[f"{name}.lora_A"].chunk(len(own))
+        ups = adapter[f"{name}.lora_B"].split([part.rows.stop - part.rows.start for part in own])
+        pairs += zip(own, downs, ups, strict=True)
+    return pairs
+
+
+def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
+    """By module; a DataError if a tensor is no part of a LoRA, its pair is missing, or its rank is another."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        raise UserError(f"{path} is missing: not an adapter of peft (older .bin files: load and save it with peft)")
+    try:
+        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
+    except SafetensorError as e:
+        raise DataError(f"{path} cannot be read ({e}); fetch it again") from None
+    modules = {}
+    for name in tensors:
+        if not (match := _KEY.fullmatch(name)):
+            raise DataError(f"{path}: {name} is no part of a LoRA adapter")
+        modules[match[1]] = None
+    pairs = {}
+    for module in modules:
+        a, b = (tensors.get(f"base_model.model.{module}.lora_{name}.weight") for name in "AB")
+        if a is None or b is None or b.size(1) != len(a):
+            raise DataError(f"{path}: A and B of {module} do not belong together")
+        rank = _of_pattern(described.get("rank_pattern"), module, described.get("r"))
+        if rank != len(a):
+            raise DataError(f"{path}: {module} has rank {len(a)}, {ADAPTER_CONFIG} says {rank}")
+        if not a.any() or not b.any():
+            raise DataError(f"{path}: the adapter of {module} is zero: it changes nothing")
+        alpha = _of_pattern(described.get("alpha_pattern"), module, described.get("lora_alpha"))
+        pairs[module] = _Pair(a, b, alpha / (math.sqrt(rank) if described.get("use_rslora") else rank))
+    if not pairs:
+        raise DataError(f"{path} is empty")
+    return pairs
+
+
+def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
+    """peft's rule: the value of the first key that is the module's name or, after a dot, its end."""
+    matching = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(matching, default)
+
+
+def _ours(
+    weight: Weight, pairs: dict[str, _Pair], config: Config, hf: Mapping[str, Any]
+) -> dict[tuple[str, str], _Pair]:
+    """Takes out of `pairs` what belongs to a matrix of ours; by layer and kind.
+
+    Raises:
+        DataError: if it has another shape.
+    """
+    found = {}
+    for module, rows in _modules(weight, hf):
+        inside = [part for part in _parts(weight, config) if rows.start <= part.rows.start < rows.stop]
+        if module not in pairs or not inside:
+            continue
+        pair = pairs.pop(module)
+        shape, expected = (len(pair.b), pair.a.size(1)), (rows.stop - rows.start, next(iter(weight.ours.values()))[1])
+        if shape != expected:
+            raise DataError(
+                f"the adapter of {module} is for a matrix {list(shape)}, the base model's is {list(expected)}"
+            )
+        up = by_kind(pair.b, weight.runs) if weight.runs else pair.b
+        for part in inside:
+            own = up[part.rows.start - rows.start : part.rows.stop - rows.start]
+            found[part.name, part.kind] = _Pair(pair.a, own, pair.scale)
+    return found
+
+
+def _filled(
+    found: Mapping[tuple[str, str], _Pair], config: Config, settings: LoRASettings
+) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of litgpt's adapter: zeros where there is none, and where a rank is less than the largest."""
+    with torch.device("meta"):
+        model = LoRAGPT(settings.extend(config))
+    for name, layer in model.named_modules():
+        if getattr(layer, "lora_A", None) is None:
+            continue
+        own = {kind: pair for (layer_name, kind), pair in found.items() if layer_name == name}
+        kinds = [kind for kind in ("query", "key", "value") if getattr(settings, kind)]
+        kinds = kinds if name.endswith(".attn.qkv") else [next(iter(own), "none")]
+        down, up = torch.zeros(layer.lora_A.shape), torch.zeros(layer.lora_B.shape)
+        rows = up.split(layer.qkv_shapes if name.endswith(".attn.qkv") else [len(up)])
+        for kind, a, b in zip(kinds, down.chunk(len(kinds)), rows, strict=True):
+            if pair := own.get(kind):
+                a[: len(pair.a)] = pair.a
+                b[:, : len(pair.a)] = pair.b * pair.scale
+        yield f"{name}.lora_A", down
+        yield f"{name}.lora_B", up

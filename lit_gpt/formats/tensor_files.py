@@ -1,0 +1,307 @@
+"""Weights in files, a few tensors in memory at a time: litgpt's `lit_model.pth`, and Hugging Face's two formats.
+
+`LazyTensors` is a state dict whose tensors are read, or computed from others, when they are asked for. What merges or
+converts a model makes one of another and writes the last: a model larger than the memory passes through.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lit_gpt.errors import DataError
+from lit_gpt.formats.direct_file import DirectFile
+
+CHUNK_BYTES = 1 << 18
+"""Of a file read or written at once: a copy of this size is held beside the tensor."""
+
+MAPPED_BYTES = 1 << 20
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+# https://github.com/huggingface/safetensors#format
+_SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """A state dict that reads or computes a tensor anew each time it is asked for it.
+
+    Args:
+        specs: on the meta device, for names, shapes and types.
+        read: the tensor of a name.
+    """
+
+    def __init__(self, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+        self.specs = specs
+        self._read = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.specs:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
+def specs_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Names, shapes and types of a state dict, on the meta device, without reading it."""
+    if isinstance(weights, LazyTensors):
+        return weights.specs
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
+
+
+def lay_out_memory() -> None:
+    """Tells the allocators that large tensors will come and go; before the first of them.
+
+    glibc is to give back what a tensor of MAPPED_BYTES or more took: it would keep tensors of up to 32 MB in its heap,
+    whose gaps it does not fill with aligned memory again (a merge of 2.2 GB left 1.6 GB behind). Of the smaller ones it
+    is to keep some MB: to get them anew, cleared, made the comparison of a merge take 19 s instead of 14. torch is to
+    ask for huge pages, where the system leaves that to programs: to read 2.2 GB takes 1.7 s then instead of 3.3.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        set_option(_M_TRIM_THRESHOLD, 16 * MAPPED_BYTES)
+
+
+def in_dtype(weights: LazyTensors, dtype: torch.dtype | None) -> LazyTensors:
+    """`weights` cast to `dtype` as they are read; None leaves them as they are."""
+    if dtype is None:
+        return weights
+    return LazyTensors({name: spec.to(dtype) for name, spec in weights.specs.items()}, lambda n: weights[n].to(dtype))
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+def open_tensors(path: Path) -> LazyTensors:
+    """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote.
+
+    Of the second kind all that is read is compared with its CRC-32. Files older than torch 1.6 are no archives and read
+    whole, at once.
+
+    Raises:
+        DataError: naming the file, if it is damaged or holds something else.
+    """
+    with reading(path):
+        if path.suffix == ".safetensors":
+            return _open_safetensors(path)
+        if zipfile.is_zipfile(path):
+            return _open_archive(path)
+        tensors = only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
+        return LazyTensors(specs_of(tensors), tensors.__getitem__)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What safetensors, torch and zipfile raise, of many kinds, means that the content is not right: a DataError."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:  # torch's for an archive that ends too early
+            raise
+        reason = (" ".join(str(e).split()) or type(e).__name__).split(". ")[0][:200]
+        raise DataError(f"{path} cannot be read ({reason}); fetch or make it again") from None
+
+
+def _open_safetensors(path: Path) -> LazyTensors:
+    from safetensors import safe_open
+
+    def read(name: str) -> Tensor:
+        # opened anew: what was mapped is let go with the tensor
+        with reading(path), safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    with safe_open(path, framework="pt") as file:
+        names = file.keys()
+        specs = {name: torch.empty_like(file.get_tensor(name), device="meta") for name in names}
+    return LazyTensors(specs, read)
+
+
+def _open_archive(path: Path) -> LazyTensors:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    archive = zipfile.ZipFile(path)
+    if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(f"{packed[0]} is compressed")
+    for info in archive.infolist():
+        if "/data/" not in info.filename:  # what says which tensor is what
+            archive.read(info)
+    # Under this mode torch.load reads no values, and says of each storage where in the file it begins:
+    # https://docs.pytorch.org/docs/stable/generated/torch.load.html
+    with FakeTensorMode():
+        fakes = only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
+    records = _records(path, archive)
+
+    def read(name: str) -> Tensor:
+        fake = fakes[name]
+        begin = fake.untyped_storage()._checkpoint_offset
+        with reading(path):
+            storage = map_bytes(path, begin, records[begin].file_size)
+            if zlib.crc32(storage.numpy()) != records[begin].CRC:
+                raise zipfile.BadZipFile(f"Bad CRC-32 of {records[begin].filename}")
+            storage = storage.untyped_storage()
+            return torch.empty(0, dtype=fake.dtype).set_(storage, fake.storage_offset(), fake.shape, fake.stride())
+
+    specs = {name: torch.empty(fake.shape, dtype=fake.dtype, device="meta") for name, fake in fakes.items()}
+    return LazyTensors(specs, read)
+
+
+def only_tensors(loaded: Any) -> dict[str, Tensor]:
+    """The state dict that `torch.load` gave, whether or not it lies under "model"; a ValueError if it is none."""
+    loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError("not a state dict")
+    return loaded
+
+
+def _records(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
+    """The archive's entries by where their content begins: after a header of 30 bytes, the name and an extra field."""
+    found = {}
+    with path.open("rb") as file:
+        for info in archive.infolist():
+            file.seek(info.header_offset + 26)
+            lengths = file.read(4)
+            begin = info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+            found[begin] = info
+    return found
+
+
+def map_bytes(path: Path, begin: int, size: int) -> Tensor:
+    """uint8 [size], a part of a file, mapped: read when it is looked at, and let go with the last tensor on it."""
+    if not size:
+        return torch.empty(0, dtype=torch.uint8)
+    before = begin % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:  # a private mapping: torch knows no memory that must not be written
+        mapped = mmap.mmap(file.fileno(), before + size, access=mmap.ACCESS_COPY, offset=begin - before)
+    return torch.frombuffer(mapped, dtype=torch.uint8, offset=before)
+
+
+# ----------------------------------------------------------------------------------------------------------- writing
+
+
+def _one_ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """`tensors`, of which a thread reads or computes the next one while the caller writes one."""
+    source = iter(tensors)
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        following = thread.submit(next, source, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, source, None)
+            yield item
+            del item  # before the next but one is made
+
+
+def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
+    """Writes a state dict as `torch.save` does, a tensor at a time; returns the number of parameters.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    from litgpt.utils import incremental_save
+
+    parameters, stored = 0, {}
+    with DirectFile(path) as file:
+        archive = incremental_save(os.devnull)
+        archive.zipfile = torch._C.PyTorchFileWriter(file)  # it takes paths only
+        for name, tensor in _one_ahead(tensors):
+            parameters += tensor.numel()
+            # a storage is written whole, and two tensors that shared one would also do so when trained
+            stored[name] = archive.store_early(tensor if _owns_its_storage(tensor) else tensor.clone())
+            del tensor
+        archive.save(stored)
+        archive.zipfile.write_end_of_file()
+    return parameters
+
+
+def _owns_its_storage(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
+class _Shard(NamedTuple):
+    path: Path
+    specs: dict[str, Tensor]
+
+
+def write_safetensors(
+    folder: Path, specs: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], max_bytes: int
+) -> None:
+    """Writes model.safetensors, or several files of at most `max_bytes` and their index where one would be larger.
+
+    Args:
+        folder: exists.
+        specs: of `tensors`, in their order; a file's header comes before its content.
+        tensors: each is written while the next is made.
+        max_bytes: a single tensor that is larger has a file of its own.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    groups = _groups(specs, max_bytes)
+    names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
+    names = names if len(groups) > 1 else ["model.safetensors"]
+    shards = [_Shard(folder / name, group) for name, group in zip(names, groups, strict=True)]
+    remaining = _one_ahead(tensors)
+    for shard in shards:
+        _write_shard(shard, remaining)
+    assert next(remaining, None) is None, "a tensor that was not announced"
+    if len(shards) > 1:
+        weight_map = {name: shard.path.name for shard in shards for name in shard.specs}
+        index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    groups: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, spec in specs.items():
+        # who reads a tensor wants it at a multiple of its type's size, and between two there may be no gap
+        if groups[-1] and (size + spec.nbytes > max_bytes or size % spec.itemsize):
+            groups.append({})
+            size = 0
+        groups[-1][name] = spec
+        size += spec.nbytes
+    return groups
+
+
+def _write_shard(shard: _Shard, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, spec in shard.specs.items():
+        kind = _SAFETENSORS_TYPES[spec.dtype]
+        header[name] = {"dtype": kind, "shape": list(spec.shape), "data_offsets": [end, end := end + spec.nbytes]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with DirectFile(shard.path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name, spec in shard.specs.items():
+            found, tensor = next(tensors)
+            assert (found, tensor.shape, tensor.dtype) == (name, spec.shape, spec.dtype), f"{found} instead of {name}"
+            _write_values(file, tensor)
+            del tensor
+
+
+def _write_values(file: DirectFile, tensor: Tensor) -> None:
+    """What is not contiguous has to be copied to be written: by rows, CHUNK_BYTES together."""
+    whole = tensor.is_contiguous() or tensor.dim() < 2
+    for part in [tensor] if whole else tensor.split(max(1, CHUNK_BYTES * len(tensor) // tensor.nbytes)):
+        file.write(part.contiguous().flatten().view(torch.uint8).numpy())

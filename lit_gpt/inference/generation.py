@@ -1,0 +1,297 @@
+"""Text out of a model: many prompts at once, each token's keys and values kept, and text shown as it comes.
+
+Rows of different lengths share a batch without masks of their own: they stand at the left, each goes on at its own
+position, and what the padding left in the cache beyond a row's end is written over before that row can see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+from litgpt.config import Config
+from torch import Tensor
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.tensor_files import specs_of
+from lit_gpt.inference.sampling import Sampling, choose
+from lit_gpt.model.building import empty_model, materialise
+from lit_gpt.tokenizer.tokenizer import Tokenizer, require_utf8
+
+Precision = Literal["auto", "32-true", "16-true", "bf16-true"]
+Accelerator = Literal["auto", "cpu", "cuda"]
+
+_DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
+_PREFILL = 2048
+"""Tokens of the prompts in one pass, which bounds its activations."""
+
+
+class TextModel:
+    """A model and its tokenizer.
+
+    Args:
+        config: the model's.
+        weights: its state dict.
+        tokenizer: the model's.
+        precision: of weights and arithmetic; auto: that of `weights`.
+        accelerator: where to compute; auto: on the GPU if there is one.
+
+    Raises:
+        UserError: if there is no such device.
+        DataError: if config and weights do not belong together.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Mapping[str, Tensor],
+        tokenizer: Tokenizer,
+        precision: Precision = "auto",
+        accelerator: Accelerator = "auto",
+    ) -> None:
+        if accelerator == "cuda" and not torch.cuda.is_available():
+            raise UserError("--accelerator cuda: torch finds no GPU here")
+        cuda = accelerator != "cpu" and torch.cuda.is_available()
+        self.device = torch.device("cuda" if cuda else "cpu")
+        self.tokenizer = tokenizer
+        self.config = config
+        dtype = _DTYPES.get(precision) or next(iter(specs_of(weights).values())).dtype
+        self.model = empty_model(config, None, dtype).eval()
+        materialise(self.model, weights, 0, self.device)
+        # a model's vocabulary may be padded, and ids without text cannot be shown
+        self._vocab_size = min(config.padded_vocab_size, tokenizer.vocab_size)
+        self._room = (0, 0)
+        self._cached: list[int] = []
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, with the begin-of-text token where the model was trained with one.
+
+        Raises:
+            UserError: if `text`, as it came from outside, was not UTF-8.
+        """
+        require_utf8(text)
+        begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
+        return begin + self.tokenizer.encode(text)
+
+    def stream(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        samples: range = range(1),
+        end_ids: Collection[int] = (),
+    ) -> Iterator[tuple[int, str]]:
+        """Continues all `prompts` at once.
+
+        Each text has random numbers of its own, and its logits are those of the prompt alone, up to rounding. A prompt
+        that begins as the last one and its continuation did, in a conversation, is read from there on only.
+
+        Args:
+            prompts: token ids.
+            sampling: how the texts go on and end.
+            samples: the numbers of the continuations of each prompt; number i has `sampling.seed` + i.
+            end_ids: tokens that end a text, beside the tokenizer's.
+
+        Yields:
+            Pieces of the texts as they come, each with its row: prompt by prompt, sample by sample.
+
+        Raises:
+            UserError: if a prompt is empty or leaves no room in the context.
+            DataError: if the tokenizer is of another model.
+        """
+        self.check(prompts)
+        ends = self.tokenizer.end_ids | set(end_ids)
+        rows = []
+        for prompt, sample in product(prompts, samples):
+            generator = torch.Generator(self.device).manual_seed(sampling.seed + sample)
+            text = Continuation(self.tokenizer, prompt, sampling.stop)
+            limit = min(len(prompt) + sampling.max_new_tokens, self.config.block_size)
+            rows.append(_Row(len(rows), len(prompt), limit, generator, text))
+        logits, seen = self._prefill(prompts, len(rows), max(row.limit for row in rows)), self._seen(prompts, sampling)
+        if len(samples) > 1:
+            repeated = [row.number // len(samples) for row in rows]
+            self._select(repeated)
+            logits, seen = logits[repeated], None if seen is None else seen[repeated]
+        while True:
+            tokens = choose(logits, seen, sampling, [row.generator for row in rows])
+            for row, token in zip(rows, tokens, strict=True):
+                if piece := row.push(token, ends):
+                    yield row.number, piece
+            going = [index for index, row in enumerate(rows) if not row.text.ended]
+            if not going:
+                return
+            if len(going) < len(rows):
+                self._select(going)
+                rows, tokens = [rows[index] for index in going], [tokens[index] for index in going]
+                seen = None if seen is None else seen[going]
+            logits = self._decode(tokens, [row.length - 1 for row in rows])
+
+    def check(self, prompts: Sequence[list[int]]) -> None:
+        """Raises what `stream` does for prompts that cannot be continued; of several it says which one."""
+        for number, ids in enumerate(prompts, 1):
+            which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+            if not ids:
+                raise UserError(f"nothing to continue: {which} is empty, and the model has no begin-of-text token")
+            if len(ids) >= self.config.block_size:
+                raise UserError(f"{which} has {len(ids)} tokens, the model's context {self.config.block_size}")
+            if max(ids) >= self.config.padded_vocab_size:
+                raise DataError(f"the tokenizer of {self.tokenizer.directory} is of another model: it has more tokens")
+
+    def _seen(self, prompts: Sequence[list[int]], sampling: Sampling) -> Tensor | None:
+        """bool [prompts, vocabulary]: the tokens of each prompt; None if nobody asks."""
+        if sampling.repetition_penalty == 1:
+            return None
+        seen = torch.zeros(len(prompts), self._vocab_size, dtype=torch.bool, device=self.device)
+        for row, ids in zip(seen, prompts, strict=True):
+            row[ids] = True
+        return seen
+
+    def _prefill(self, prompts: Sequence[list[int]], rows: int, positions: int) -> Tensor:
+        """[prompts, vocabulary], the logits after each prompt; makes room for `rows` of `positions`."""
+        self._reserve(rows, positions)
+        lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
+        longest = int(lengths.max())
+        start = min(_common_length(self._cached, prompts[0]), longest - 1) if rows == 1 else 0
+        self._cached = prompts[0][:start] if rows == 1 else []
+        ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in prompts], device=self.device)
+        logits = torch.empty(0)
+        step = max(1, _PREFILL // len(prompts))
+        for begin in range(start, longest, step):
+            end = min(begin + step, longest)
+            last = (lengths - 1).clamp(begin, end - 1) - begin
+            found = self._forward(ids[:, begin:end], torch.arange(begin, end, device=self.device), end, last)
+            logits = found if begin == start else found.where((lengths > begin).unsqueeze(-1), logits)
+        self._cached = list(prompts[0]) if rows == 1 else []
+        return logits
+
+    def _decode(self, tokens: list[int], positions: list[int]) -> Tensor:
+        """[rows, vocabulary], the logits after each row's next token, which stands at its own position."""
+        ids, places = (torch.tensor(values, device=self.device).unsqueeze(-1) for values in (tokens, positions))
+        logits = self._forward(ids, places, max(positions) + 1, torch.zeros_like(ids.squeeze(-1)))
+        if self._cached:
+            self._cached += tokens
+        return logits
+
+    def _forward(self, ids: Tensor, positions: Tensor, end: int, last: Tensor) -> Tensor:
+        """[B, T] token ids at `positions` ([T] or [B, T], all below `end`) → fp32 logits [B, vocabulary] after `last`.
+
+        Only these are computed: those of a prompt of 4,096 tokens take 2 GiB with a vocabulary of 128,000.
+        """
+        rows = torch.arange(len(ids), device=self.device)
+        hook = self.model.lm_head.register_forward_pre_hook(lambda _module, args: args[0][rows, last].unsqueeze(1))
+        try:
+            with torch.inference_mode():
+                return self.model(ids, positions, input_pos_maxp1=end)[:, 0, : self._vocab_size].float()
+        finally:
+            hook.remove()
+
+    def _select(self, rows: list[int]) -> None:
+        """Makes the cache that of these of its rows, in this order."""
+        for block in self.model.transformer.h:
+            for kept in block.attn.kv_cache.buffers():
+                kept[: len(rows)] = kept[rows]
+
+    def _reserve(self, rows: int, positions: int) -> None:
+        """Room for keys and values, in steps of powers of two so that a chat seldom makes it anew."""
+        if rows <= self._room[0] and positions <= self._room[1]:
+            return
+        context = min(self.config.block_size, max(256, 1 << (positions - 1).bit_length()))
+        self._room, self._cached = (0, 0), []
+        self.model.clear_kv_cache()  # else both would lie in memory, and litgpt would print a warning on stdout
+        self.model.max_seq_length = context
+        if self.model.cos.numel() == 0:  # nothing rotates; litgpt cannot look up a place of its own for each row there
+            self.model.cos = self.model.sin = torch.ones(context, 1, device=self.device)
+        dtype = self.model.transformer.wte.weight.dtype
+        self.model.set_kv_cache(rows, context, device=self.device, dtype=dtype)
+        self._room = (rows, context)
+
+
+def _common_length(first: list[int], second: list[int]) -> int:
+    """How far two lists are equal."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+class TextStream:
+    """Turns token ids into text as they come; bytes of a character that is not complete yet are held back."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(prompt)
+        # decoding begins with the piece shown last: spaces depend on it, and there no character is cut in two
+        self._start, self._shown = 0, len(prompt)
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, if any."""
+        self._ids.append(token)
+        text = self._unshown()
+        if text.endswith("\ufffd"):  # what the bytes of half a character decode to
+            return ""
+        self._start, self._shown = self._shown, len(self._ids)
+        return text
+
+    def rest(self) -> str:
+        """What was held back and never became complete."""
+        text = self._unshown()
+        self._shown = len(self._ids)
+        return text
+
+    def _unshown(self) -> str:
+        shown = self._tokenizer.decode(self._ids[self._start : self._shown])
+        return self._tokenizer.decode(self._ids[self._start :])[len(shown) :]
+
+
+class Continuation:
+    """A prompt's continuation up to the first of the texts `stop`; what may be one's beginning is held back."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: Sequence[str] = ()) -> None:
+        self._stream = TextStream(tokenizer, prompt)
+        self._stop = stop
+        self._held = ""
+        self.ended = False
+
+    def push(self, token: int) -> str:
+        """The text that is decided by `token`; `ended` says whether it is the last."""
+        return self._decided(self._stream.push(token))
+
+    def finish(self) -> str:
+        """What was held back, when no token follows."""
+        text = self._decided(self._stream.rest())
+        if not self.ended:
+            self.ended, text = True, text + self._held
+        return text
+
+    def _decided(self, piece: str) -> str:
+        self._held += piece
+        found = [place for place in (self._held.find(stop) for stop in self._stop) if place >= 0]
+        if found:
+            self.ended = True
+            return self._held[: min(found)]
+        ends = (size for stop in self._stop for size in range(1, len(stop)) if self._held.endswith(stop[:size]))
+        decided = len(self._held) - max(ends, default=0)
+        text, self._held = self._held[:decided], self._held[decided:]
+        return text
+
+
+@dataclass
+class _Row:
+    """One continuation among those that are computed together."""
+
+    number: int
+    length: int
+    """Tokens so far, the prompt's too."""
+    limit: int
+    """Of the length."""
+    generator: torch.Generator
+    text: Continuation
+
+    def push(self, token: int, ends: Collection[int]) -> str:
+        """The text that `token` completes; the rest of it all if it is the last one."""
+        if token in ends:
+            return self.text.finish()
+        self.length += 1
+        piece = self.text.push(token)
+        is_last = self.length == self.limit and not self.text.ended
+        return piece + self.text.finish() if is_last else piece

@@ -1,0 +1,139 @@
+"""What a training step costs in floating-point operations, and what a GPU could do at most: together the MFU.
+
+MFU = `flops_per_token` × target tokens per second / (`peak_flops` × devices), as in PaLM, appendix B
+(https://arxiv.org/abs/2204.02311): what the model needs is counted, not what the program does. Recomputed activations,
+masked scores and padding earn no credit.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from litgpt.config import Config
+from torch import nn
+
+from lit_gpt.model.gpt import GPT, LoRAGPT
+from lit_gpt.model.lora import LoRASettings
+
+# Peak TFLOP/s without sparsity: (16-bit with fp32 sums, TF32, fp32), from the vendors' data sheets, whose figures "with
+# sparsity" are halved here. NVIDIA: the data sheets of V100, A100, H100, H200, GH200, L4, L40, L40S, A10, A40 and T4,
+# the GA102 and Ada architecture white papers for RTX cards. AMD: the data sheets of MI200, MI300X and MI300A, matrix
+# units; torch sees each of the two dies of an MI250X as a device. Lightning's own table (2.6.6) doubles the H100 NVL
+# and the H200, does not know the latter by its name, and has no AMD. A MIG slice and Leonardo's A100 with 64 GB have
+# other peaks.
+_PEAKS: dict[str, tuple[float, float, float]] = {
+    r"V100S": (130, 16.4, 16.4),
+    r"V100.*PCIe": (112, 14.0, 14.0),
+    r"V100": (125, 15.7, 15.7),
+    r"T4": (65, 8.1, 8.1),
+    r"A100(?!.*64GB)": (312, 156, 19.5),
+    r"A10": (125, 62.5, 31.2),
+    r"A40": (149.7, 74.8, 37.4),
+    r"RTX A6000": (154.8, 77.4, 38.7),
+    r"RTX 3090": (71, 35.6, 35.6),
+    r"RTX 4090": (165.2, 82.6, 82.6),
+    r"L4": (121, 60, 30.3),
+    r"L40": (181, 90.5, 90.5),
+    r"L40S": (362, 183, 91.6),
+    r"H100 PCIe": (756, 378, 51.2),
+    r"(H100|H200) NVL": (835.5, 417.5, 60),
+    r"(H100|H200|GH200)": (989.4, 494.7, 66.9),
+    r"MI210": (181, 45.3, 45.3),
+    r"MI250X": (191.5, 47.85, 47.85),
+    r"MI300A": (980.6, 490.3, 122.6),
+    r"MI300X": (1307.4, 653.7, 163.4),
+}
+
+
+def mean_context(lengths: np.ndarray, window: int | None = None) -> float:
+    """Keys that a query attends to on average, itself included: (L + 1) / 2 in a document of L positions.
+
+    Args:
+        lengths: positions of each document, or of each row where documents are not kept apart.
+        window: how many keys a query attends to at most, in layers with a sliding window.
+    """
+    lengths = np.asarray(lengths, np.float64)
+    growing = np.minimum(lengths, window or np.inf)
+    return float((growing * (growing + 1) / 2 + (lengths - growing) * growing).sum() / lengths.sum())
+
+
+def flops_per_token(
+    config: Config, lora: LoRASettings | None, context: float, window_context: float | None = None
+) -> float:
+    """Floating-point operations of forward and backward pass per position.
+
+    A matrix costs 2 per weight and product: forward; backward for its input, if anything before it is trained; backward
+    for itself, if it is trained. So 6 per weight in full training, and with LoRA 4 for the frozen weights, 6 for the
+    adapters and 2 for what lies before the first adapter. The embedding is looked up, not multiplied; the output head
+    counts with all its padded rows, of experts those that a token is sent to. Attention (q·k and p·v) costs
+    4 · head_size · n_head · context per layer forward and twice that backward.
+
+    Args:
+        config: of the model.
+        lora: the adapters trained; None when all weights are.
+        context: keys that a query attends to on average, see `mean_context`.
+        window_context: the same in layers with a sliding window. Default: the less of `context` and the window, which
+            is too much where documents are longer than it.
+
+    Raises:
+        UserError: for a model that cannot be trained here either.
+    """
+    with torch.device("meta"):
+        model = GPT(config) if lora is None else LoRAGPT(lora.extend(config))
+    experts = config.n_expert_per_token / config.n_expert if config.n_expert else 1.0
+    if window_context is None:
+        window_context = min(context, config.sliding_window_size or context)
+    flops = 0.0
+    upstream = lora is None  # whether anything trained lies upstream: here the embedding
+    for block in model.transformer.h:
+        qkv, attention = _products(block.attn, False, upstream)
+        projection, attended = _products(block.attn, True, attention)
+        fc, inside = _products(block.mlp, False, upstream if config.parallel_residual else attended, experts)
+        down, transformed = _products(block.mlp, True, inside, experts)
+        keys = window_context if block.attn.apply_sliding_window_attention else context
+        scores = 4 * config.head_size * config.n_head * keys * (3 if attention else 1)
+        flops += qkv + scores + projection + fc + down
+        upstream = attended or transformed
+    return flops + _products(model.lm_head, False, upstream)[0]
+
+
+def _products(module: nn.Module, outgoing: bool, upstream: bool, experts: float = 1.0) -> tuple[float, bool]:
+    """FLOPs per position of a module's matrices, and whether anything up to their results is trained.
+
+    Args:
+        module: attention, feed-forward or head.
+        outgoing: count the matrices named `proj`, which multiply what the others made; else the others.
+        upstream: whether anything before them is trained.
+        experts: share of the experts that a token is sent to.
+    """
+    flops, trained = 0.0, False
+    for name, parameter in module.named_parameters():
+        parts = name.split(".")
+        if parameter.dim() < 2 or ("proj" in parts) != outgoing:
+            continue
+        share = experts if "experts" in parts else 1.0
+        input_gradient = upstream or parts[-1] == "lora_B"  # the input of B is what the trained A made
+        flops += share * parameter.numel() * (2 + 2 * input_gradient + 2 * parameter.requires_grad)
+        trained |= parameter.requires_grad
+    return flops, upstream or trained
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """The most FLOP/s that a device's data sheet promises for dense matrix products; None for one not in the table.
+
+    A V100's or T4's is that of fp16: they have no units for bf16, and a run in bf16 stays far below.
+
+    Args:
+        device_name: as from `torch.cuda.get_device_name`.
+        precision: Lightning's name: `32-true` is fp32 (TF32 where torch is set to it), others are 16-bit.
+    """
+    if re.search(r"\bMIG\b", device_name):
+        return None
+    for pattern, (sixteen, tf32, fp32) in _PEAKS.items():
+        if re.search(rf"\b{pattern}\b", device_name, re.IGNORECASE):
+            if precision != "32-true":
+                return sixteen * 1e12
+            return (fp32 if torch.get_float32_matmul_precision() == "highest" else tf32) * 1e12
+    return None

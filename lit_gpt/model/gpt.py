@@ -1,0 +1,305 @@
+"""litgpt's model, extended for training on rows that hold several documents.
+
+Five things are added and nothing is copied: a token attends only to its own document and positions restart with it
+(`attention.py`); keys and values of grouped queries are not repeated in memory; the loss is computed from the
+hidden states in chunks (`loss.py`); a block can compute its activations again in the backward pass instead of
+keeping them; and a model that does not rotate (`rotary_percentage` 0) has learned positions, `transformer.wpe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Literal
+
+import litgpt.lora
+import litgpt.model
+import torch
+import torch.nn.functional as F
+from litgpt.config import Config
+from litgpt.model import KVCache, RMSNorm, apply_rope, apply_rope_interleave, do_softcapping
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from lit_gpt.errors import UserError
+from lit_gpt.model.attention import Segments, attend, find_segments, segment_positions, whole_rows
+from lit_gpt.model.loss import Losses, cross_entropies
+from lit_gpt.model.tensor_parallel import HeadExchange
+
+Recompute = Literal["none", "selective", "full"]
+"""What a block computes again in the backward pass: nothing, all but matrix products and attention, or everything."""
+
+
+class DocumentAttention(nn.Module):
+    """litgpt's attention over packed rows when `mask` is `Segments`; with a cache litgpt's but for three faults."""
+
+    exchange: HeadExchange | None = None
+    """Where other processes have some of the heads: brings this process's their queries, keys and values."""
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        mask: Segments | Tensor | None = None,
+        input_pos: Tensor | None = None,
+        input_pos_maxp1: int | None = None,
+    ) -> Tensor:
+        if not isinstance(mask, Segments):
+            mask = mask if mask is None else self._litgpt_mask(mask, input_pos)
+            return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
+        config: Config = self.config
+        size = config.head_size
+        q, k, v = self._project(x)
+        if config.norm_qk and config.norm_qk_type == "olmo2":  # over all heads
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in (q, k, v))
+        if config.norm_qk and config.norm_qk_type == "default":
+            q, k = self.norm_q(q), self.norm_k(k)
+        if n := config.rope_n_elem:
+            rotate = apply_rope_interleave if config.rope_interleave else apply_rope
+            q, k = (torch.cat((rotate(t[..., :n], cos, sin), t[..., n:]), dim=-1) for t in (q, k))
+        scale = (config.attention_scores_scalar or size) ** -0.5 * self.mscale**2
+        window = config.sliding_window_size if self.apply_sliding_window_attention else None
+        softcap = config.attention_logit_softcapping
+        y = attend(*(t.squeeze(0).transpose(0, 1) for t in (q, k, v)), mask, scale, window, softcap)
+        return self.proj(y.flatten(1).unsqueeze(0))
+
+    def build_kv_cache(
+        self,
+        batch_size: int,
+        max_seq_length: int,
+        rope_cache_length: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> KVCache:
+        """Of all positions: litgpt's of a sliding window's layer holds the window only, and refuses longer prompts."""
+        shape = (batch_size, self.config.n_query_groups, max_seq_length, self.config.head_size)
+        return KVCache(shape, shape, device=device, dtype=dtype)
+
+    def _litgpt_mask(self, mask: Tensor, input_pos: Tensor) -> Tensor:
+        """[…, queries, keys], true where a query sees a key, as litgpt's attention with a cache needs it."""
+        keys, queries = torch.arange(mask.size(-1), device=mask.device), input_pos[..., None, :, None]
+        mask = mask & (keys <= queries)
+        if self.apply_sliding_window_attention:
+            mask = mask & (keys > queries - self.config.sliding_window_size)
+        if self.config.attention_logit_softcapping is not None:  # then litgpt adds the mask to the scores
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill_(~mask, -torch.inf)
+        return mask
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        """Queries, keys and values, [..., heads · head size] each."""
+        qkv = self.qkv(x)
+        return self._split(self.exchange(qkv) if self.exchange else qkv)
+
+    def _split(self, qkv: Tensor) -> Sequence[Tensor]:
+        """Of all heads, or of an equal share of each kind."""
+        config = self.config
+        heads = (config.n_head, config.n_query_groups, config.n_query_groups)
+        return qkv.split([qkv.size(-1) * count // sum(heads) for count in heads], dim=-1)
+
+
+class CausalSelfAttention(DocumentAttention, litgpt.model.CausalSelfAttention):
+    """litgpt's attention with document masks."""
+
+
+class LoRACausalSelfAttention(DocumentAttention, litgpt.lora.CausalSelfAttention):
+    """litgpt's LoRA attention with document masks."""
+
+    def _project(self, x: Tensor) -> Sequence[Tensor]:
+        """Each adapter adds to its own part: litgpt makes a tensor of all three, of zeros where there is no adapter."""
+        layer = self.qkv
+        parts = list(self._split(layer.linear(x)))
+        adapted = [index for index, enabled in enumerate(layer.enable_lora) if enabled]
+        if adapted:
+            down = F.linear(layer.lora_dropout(x), layer.lora_A).chunk(len(adapted), dim=-1)
+            up = layer.lora_B.split(layer.qkv_shapes)
+            for index, a, b in zip(adapted, down, up, strict=True):
+                parts[index] = parts[index] + F.linear(a, b) * layer.scaling
+        return parts
+
+
+# What is dear to compute and cheap to keep; norms, activation functions and rotations are the rest.
+_KEPT = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.fabricant.segment_attention.default,
+}
+
+
+def _keep_products(_context: Any, operation: Any, *_args: Any, **_options: Any) -> CheckpointPolicy:
+    kept = operation in _KEPT or "_varlen_attn" in str(operation) or "flex_attention" in str(operation)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+class DocumentBlock(nn.Module):
+    """litgpt's block, which may compute its activations again."""
+
+    recompute: Recompute = "none"
+
+    def forward(self, x: Tensor, *arguments: Any) -> Tensor:
+        if self.recompute == "none" or not torch.is_grad_enabled():
+            return super().forward(x, *arguments)
+        selective = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_products)}
+        options = selective if self.recompute == "selective" else {}
+        return checkpoint(super().forward, x, *arguments, use_reentrant=False, **options)
+
+
+class Block(DocumentBlock, litgpt.model.Block):
+    """litgpt's block with document masks."""
+
+    def __init__(self, config: Config, block_idx: int) -> None:
+        super().__init__(config, block_idx)
+        self.attn = CausalSelfAttention(config, block_idx)
+
+
+class LoRABlock(DocumentBlock, litgpt.lora.Block):
+    """litgpt's LoRA block with document masks."""
+
+    def __init__(self, config: litgpt.lora.Config, block_idx: int) -> None:
+        super().__init__(config, block_idx)
+        self.attn = LoRACausalSelfAttention(config, block_idx)
+
+
+class OffsetRMSNorm(RMSNorm):
+    """Gemma's norm, which multiplies by 1 + weight.
+
+    litgpt adds in the weights' type: in bf16 that loses what of a weight is below 0.004, and its training with it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = exact * torch.rsqrt(torch.mean(exact * exact, dim=-1, keepdim=True) + self.eps)
+        return (normed * (1 + self.weight.to(exact.dtype))).to(x.dtype)
+
+
+def _check_supported(config: Config) -> None:
+    if config.latent_attention:
+        raise UserError(f"model '{config.name}' uses latent_attention, which training on packed rows does not support")
+
+
+def has_learned_positions(config: Config) -> bool:
+    """Whether the model looks its positions up (`transformer.wpe`), as GPT-2 does: it rotates nothing."""
+    return config.rotary_percentage == 0
+
+
+class DocumentGPT(nn.Module):
+    """What both models below share: the forward pass over packed rows."""
+
+    place: tuple[int, int] = (0, 1)
+    """This process's number among those that share the model, and how many do (lit_gpt/model/tensor_parallel.py)."""
+
+    def forward(
+        self,
+        idx: Tensor,
+        input_pos: Tensor | None = None,
+        input_pos_maxp1: int | None = None,
+        lm_head_chunk_size: int = 0,
+        segments: Tensor | None = None,
+        targets: Tensor | None = None,
+    ) -> Tensor | list[Tensor] | Losses:
+        """As litgpt's, or over packed rows when `segments` or `targets` is given.
+
+        Args:
+            idx: [B, T] token ids.
+            segments: int32 [segments + 1], where the documents begin, counted through all B·T positions, and B·T; each
+                row's first position is one of them. None for one document a row.
+            targets: [B, T] int64, the next tokens.
+
+        Returns:
+            Logits [B, T, vocabulary], or with `targets` the `Losses`: where processes share the model those of this
+            process's positions, of which the sum over the processes is the batch's.
+        """
+        if input_pos is not None or (segments is None and targets is None):
+            positions = torch.arange(idx.size(1), device=idx.device) if input_pos is None else input_pos
+            with self._learned_positions(positions):
+                return super().forward(idx, input_pos, input_pos_maxp1, lm_head_chunk_size)
+        hidden = self._hidden(idx, whole_rows(*idx.shape, idx.device) if segments is None else segments)
+        capping = self.config.final_logit_softcapping
+        if targets is not None:
+            return cross_entropies(self.lm_head, hidden, targets, capping, first=self.place[0] * len(hidden))
+        assert self.place[1] == 1, "each process has only the states of its positions"
+        logits = self.lm_head(hidden.unflatten(0, idx.shape))
+        return logits if capping is None else do_softcapping(logits, capping)
+
+    def set_kv_cache(
+        self,
+        batch_size: int,
+        max_seq_length: int | None = None,
+        rope_cache_length: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """litgpt's, without its mask of positions times positions, 16 GiB for 128 Ki: the attention makes it."""
+        positions = max_seq_length or self.max_seq_length
+        self.mask_cache = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device).expand(1, 1, positions, positions)
+        super().set_kv_cache(batch_size, max_seq_length, rope_cache_length, device, dtype)
+
+    def _hidden(self, idx: Tensor, bounds: Tensor) -> Tensor:
+        """[B, T] token ids → [B·T, n_embd], the states after the last norm; of this process's positions only."""
+        rows, length = idx.shape
+        if length > self.max_seq_length:
+            raise UserError(f"rows of {length} positions do not fit the model's window of {self.max_seq_length}")
+        config = self.config
+        x = self.transformer.wte(idx.reshape(1, -1))  # all rows side by side
+        device, dtype = x.device.type, x.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x = x.float()  # the sum of all layers' outputs, whatever the embedding is kept in
+        window, softcap = config.sliding_window_size, config.attention_logit_softcapping
+        segments = find_segments(bounds, rows * length, length, dtype, config.head_size, window, softcap)
+        positions = segment_positions(bounds, rows * length)
+        cos, sin = self.cos[positions].unsqueeze(0), self.sin[positions].unsqueeze(0)
+        # with a second base, for some of the blocks, the tables stand side by side in a last dimension
+        tables = [(cos, sin)] if cos.dim() == 3 else list(zip(cos.unbind(-1), sin.unbind(-1), strict=True))
+        if config.scale_embeddings:
+            x = x * torch.tensor(config.n_embd**0.5, dtype=x.dtype)
+        if has_learned_positions(config):
+            x = x + self.transformer.wpe(positions)
+        for index, block in enumerate(self.transformer.h):
+            x = block(x, *tables[config.rope_indices[index] if len(tables) > 1 else 0], segments)
+        return self.transformer.ln_f(x).squeeze(0)
+
+    def _complete(self) -> None:
+        """Makes what litgpt lacks: learned positions, and Gemma's norms."""
+        if has_learned_positions(self.config):
+            self.transformer["wpe"] = nn.Embedding(self.config.block_size, self.config.n_embd)
+        for parent in list(self.modules()):
+            for name, norm in parent.named_children():
+                if isinstance(norm, RMSNorm) and norm.add_unit_offset:
+                    setattr(parent, name, OffsetRMSNorm(norm.weight.numel(), eps=norm.eps))
+
+    @contextmanager
+    def _learned_positions(self, positions: Tensor) -> Iterator[None]:
+        """Adds them to what litgpt's forward pass, which does not know them, looks up of the tokens."""
+        if not has_learned_positions(self.config):
+            yield
+            return
+        hook = self.transformer.wte.register_forward_hook(lambda _module, _ids, x: x + self.transformer.wpe(positions))
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+class GPT(DocumentGPT, litgpt.model.GPT):
+    """The full model."""
+
+    def __init__(self, config: Config) -> None:
+        _check_supported(config)
+        super().__init__(config)
+        self.transformer.h = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
+        self._complete()
+
+
+class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
+    """The model with LoRA adapters; only they are trained."""
+
+    def __init__(self, config: litgpt.lora.Config) -> None:
+        _check_supported(config)
+        super().__init__(config)
+        self.transformer.h = nn.ModuleList(LoRABlock(config, index) for index in range(config.n_layer))
+        self._complete()
+        litgpt.lora.mark_only_lora_as_trainable(self)

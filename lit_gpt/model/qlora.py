@@ -1,0 +1,126 @@
+"""QLoRA: the frozen matrices of a LoRA model in 4-bit NF4 or in int8, by bitsandbytes.
+
+NF4 has 16 levels, the quantiles of a normal distribution, and one scale per 64 numbers: 4.5 bits per weight (Dettmers
+et al. 2023, https://arxiv.org/abs/2305.14314). int8 has one scale per row: 8 bits per weight. Both are storage formats
+here: a matrix is expanded to the model's arithmetic where it is used, forward and backward, and activations are never
+rounded to int8, unlike in LLM.int8().
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_gpt.errors import UserError
+
+Quantization = Literal["bnb.nf4", "bnb.int8"]
+_BLOCK = 64
+_INT8_MAX = 127
+
+
+def import_bitsandbytes() -> ModuleType:
+    """bitsandbytes, which is an extra.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    # On some CPUs it warns that it could load a faster product for generation from the Hugging Face hub.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        import bitsandbytes.functional
+    except ImportError as e:
+        raise UserError(f"--quantize needs bitsandbytes: pip install bitsandbytes ({e})") from None
+    return bitsandbytes
+
+
+def quantise_frozen(model: nn.Module, kind: Quantization) -> None:
+    """Puts an empty `QuantisedLinear` in the place of every linear layer of the model's blocks.
+
+    The embedding and the head stay as they are, as do norms and biases.
+
+    Args:
+        model: on the meta device; its linear layers are frozen.
+        kind: the format.
+
+    Raises:
+        UserError: if bitsandbytes is not installed.
+    """
+    import_bitsandbytes()
+    for block in model.transformer.h:
+        for module in list(block.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(module, name, QuantisedLinear(child, kind))
+
+
+class QuantisedLinear(nn.Module):
+    """A frozen linear layer [out, in] whose weight is kept in NF4 or int8; gradients flow through it to its input.
+
+    The weight lies in buffers that belong to no state dict: it is not trained, not sharded and not saved. Its scales
+    are fp32, but as their bits in an integer buffer, so that `model.to(torch.bfloat16)` leaves them as they are.
+    """
+
+    def __init__(self, linear: nn.Linear, kind: Quantization) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.kind = kind
+        self.dtype = linear.weight.dtype
+        self.bias = linear.bias
+        for name in ("weight", "scale_bits"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.uint8, device="meta"), persistent=False)
+
+    @torch.no_grad()
+    def fill(self, weight: Tensor, device: torch.device) -> None:
+        """Quantises `weight` [out, in] on `device`."""
+        functional = import_bitsandbytes().functional
+        if self.kind == "bnb.nf4":
+            weight = weight.to(device, self.dtype).contiguous()
+            self.weight, state = functional.quantize_4bit(weight, blocksize=_BLOCK, quant_type="nf4")
+            scale = state.absmax
+        else:  # bitsandbytes takes fp16 alone; its rounding is at least 8 times finer than the one to int8
+            weight = weight.to(device, torch.float16).contiguous()
+            self.weight, scale, _ = functional.int8_vectorwise_quant(weight)
+        self.scale_bits = scale.view(torch.int32)
+
+    def dequantised(self) -> Tensor:
+        """The weight [out, in] in the model's dtype."""
+        scale = self.scale_bits.view(torch.float32)
+        shape = (self.out_features, self.in_features)
+        if self.kind == "bnb.int8":
+            out = torch.empty(shape, dtype=self.dtype, device=self.weight.device)
+            return torch.mul(self.weight, scale.unsqueeze(1) / _INT8_MAX, out=out)
+        from bitsandbytes import functional
+
+        # As one row: of rows whose length is a multiple of 16 and not of 64, bitsandbytes 0.50.2 mixes up the scales on
+        # CPUs with AVX-512.
+        row = torch.Size((1, math.prod(shape)))
+        state = functional.QuantState(scale, row, dtype=self.dtype, blocksize=_BLOCK, quant_type="nf4")
+        return functional.dequantize_4bit(self.weight, state).view(shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _FrozenProduct.apply(x, self)
+
+
+def quantised_layers(model: nn.Module) -> Iterator[tuple[str, QuantisedLinear]]:
+    """The quantised layers of a model, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantisedLinear))
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x Wᵀ + b, with W expanded anew in the backward pass instead of kept until then."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.dequantised(), layer.bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.dequantised().to(gradient.dtype), None

@@ -1,0 +1,106 @@
+"""Tensor parallelism: the processes of a group share every matrix, and between the matrices the positions.
+
+Megatron's layout (Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053) with sequence parallelism (Korthikanti et al.
+2022, https://arxiv.org/abs/2205.05198), made of torch's own parallel styles. A process has
+
+1. of the embedding a part of the vocabulary, and gives away the sums of all positions but its own;
+2. of norms, residual sums and the loss its own positions: consecutive ones, equally many on each process;
+3. of `qkv` and the feed-forward's first matrices a part of the rows, over all positions, which are gathered for them;
+4. of both `proj` a part of the columns, whose sums are again given away by position;
+5. of the head a part of the vocabulary, gathered for the loss.
+
+Between 3 and 4 attention works on whole heads. litgpt keeps queries, keys and values in one matrix, so that the rows of
+a process, consecutive as in every checkpoint, are not those of its heads: `HeadExchange` swaps their outputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from litgpt.config import Config
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_to_all_single_autograd
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    SequenceParallel,
+    parallelize_module,
+)
+
+
+def obstacles(config: Config, processes: int, positions: int) -> list[str]:
+    """Why `processes` cannot share a model of this config over forward passes of `positions`; empty if they can."""
+    if config.mlp_class_name == "LLaMAMoE":
+        return ["experts are not shared out"]
+    if config.norm_qk:
+        return ["norms of queries and keys are not shared out"]
+    if config.rotary_percentage == 0:
+        return ["learned positions are not shared out"]
+    counts = {
+        "attention heads": config.n_head,
+        "key and value heads": config.n_query_groups,
+        "hidden units of the feed-forward": config.intermediate_size,
+        "entries of the vocabulary": config.padded_vocab_size,
+        "positions of a micro-batch": positions,
+    }
+    return [f"{count} {name}" for name, count in counts.items() if count % processes]
+
+
+class HeadExchange:
+    """From a process's rows of the outputs of `qkv` to the queries, keys and values of its heads.
+
+    Each process's rows are consecutive; what it sends to one process is up to three runs of them (queries, keys,
+    values), and what it receives, in the order of the senders, is in the order of the whole matrix.
+    """
+
+    def __init__(self, config: Config, mesh: DeviceMesh) -> None:
+        self._group, processes, own = mesh.get_group(), mesh.size(), mesh.get_local_rank()
+        counts = (config.n_head, config.n_query_groups, config.n_query_groups)
+        owners = torch.cat([torch.arange(count) // (count // processes) for count in counts])
+        by_sender = owners.repeat_interleave(config.head_size).chunk(processes)
+        self._order = _runs(by_sender[own].argsort(stable=True).tolist())
+        self._sent = by_sender[own].bincount(minlength=processes).tolist()
+        self._received = [int((receivers == own).sum()) for receivers in by_sender]
+
+    def __call__(self, qkv: Tensor) -> Tensor:
+        """[1, positions, rows] → the same shape: queries, keys and values of this process's heads."""
+        rows = qkv.squeeze(0).T
+        sent = torch.cat([rows[run] for run in self._order])
+        return all_to_all_single_autograd(sent, self._received, self._sent, self._group).T.contiguous().unsqueeze(0)
+
+
+def _runs(numbers: list[int]) -> list[slice]:
+    """The longest slices that, one after the other, give `numbers`."""
+    starts = [place for place, number in enumerate(numbers) if place == 0 or number != numbers[place - 1] + 1]
+    ends = [*starts[1:], len(numbers)]
+    return [slice(numbers[start], numbers[end - 1] + 1) for start, end in zip(starts, ends, strict=True)]
+
+
+def share_model(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Shares out a model of `lit_gpt.model.building.empty_model` over the processes of `mesh`, in place.
+
+    Its parameters become DTensors of `mesh` with the same names and shapes as before.
+    """
+    rows, columns = ColwiseParallel(input_layouts=Shard(1)), RowwiseParallel(output_layouts=Shard(1))
+    between = SequenceParallel(use_local_output=True)
+    for block in model.transformer.h:
+        gathered_once = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
+        plan = {"attn.qkv": rows, "attn.proj": columns, "mlp": gathered_once, "mlp.proj": columns}
+        plan |= {f"mlp.{name}": ColwiseParallel() for name, _ in block.mlp.named_children() if name != "proj"}
+        plan |= {name: between for name, norm in block.named_children() if "norm" in name and list(norm.parameters())}
+        parallelize_module(block, mesh, plan)
+        block.attn.exchange = HeadExchange(block.config, mesh)
+    by_position = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
+    parallelize_module(model, mesh, {"transformer.wte": by_position, "transformer.ln_f": between, "lm_head": rows})
+    # a block that torch.compile has made loses the gradient of an input that is still on its way (torch 2.13)
+    model.transformer.wte.register_forward_hook(lambda _module, _inputs, sums: sums.clone())
+    model.place = (mesh.get_local_rank(), mesh.size())
+
+
+def gathered(parameter: Tensor) -> Tensor:
+    """A shared parameter whole; its gradient is the sum of what the processes find on their positions."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    return parameter.redistribute(placements=[Replicate()]).to_local(grad_placements=[Partial()])

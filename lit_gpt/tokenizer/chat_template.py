@@ -1,0 +1,129 @@
+"""A conversation as the text that a model was trained on, by the Jinja template among its tokenizer's files.
+
+The environment is that of transformers (https://huggingface.co/docs/transformers/chat_templating), so that each
+published template gives the same text. Templates come from outside: they run in Jinja's sandbox and change nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
+from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, Tokenizer, require_utf8
+
+Message = dict[str, str]
+"""`role` (system, user or assistant) and `content`."""
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}`, by which templates mark what a training has as target: its content."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer's directory.
+
+    Raises:
+        UserError: if the directory has none.
+        DataError: if it is no template, or the tokenizer cannot encode the names of special tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        source = find_template(tokenizer.directory, tokenizer.config)
+        if source is None:
+            raise UserError(f"{tokenizer.directory} has no chat template (chat_template in tokenizer_config.json)")
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        )
+        environment.filters["tojson"] = _to_json
+        environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+        try:
+            self._template = environment.from_string(source)
+        except Exception as e:  # beside Jinja's own, what compiling its Python raises: SyntaxError, RecursionError, …
+            raise DataError(f"the chat template of {tokenizer.directory} cannot be read: {e}") from None
+        named = {key: value for key, value in tokenizer.config.items() if key.endswith("_token")}
+        named = {key: value.get("content") if isinstance(value, dict) else value for key, value in named.items()}
+        self._special = {key: value for key, value in named.items() if isinstance(value, str)}
+        self._tokenizer = tokenizer
+
+    def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
+        """The conversation's text, up to where the assistant's answer begins.
+
+        Raises:
+            UserError: if the template refuses it, as some do a system message.
+        """
+        values = {"messages": messages, "tools": None, "documents": None, **self._special}
+        try:
+            return self._template.render(**values, add_generation_prompt=add_generation_prompt)
+        except Exception as e:  # what the template's expressions raise: TypeError, OverflowError and others
+            raise UserError(f"the chat template of {self._tokenizer.directory} refuses the conversation: {e}") from None
+
+    def encode(self, messages: list[Message]) -> list[int]:
+        """Token ids of `render`, special tokens by their names."""
+        text = self.render(messages)
+        require_utf8(text)
+        return self._encode(text)
+
+    @cached_property
+    def end_of_turn(self) -> int | None:
+        """The id of the special token that follows an answer; None if the template puts none there.
+
+        Not every model that ends its turns by `<|im_end|>` says so in generation_config.json.
+        """
+        answer = "An answer."
+        text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], False)
+        rest = text.rpartition(answer)[2].lstrip()
+        following = [token for token in self._tokenizer.special_tokens if token.strip() and rest.startswith(token)]
+        return self._tokenizer.token_id(max(following, key=len)) if following else None
+
+    @cached_property
+    def _encode(self) -> Callable[[str], list[int]]:
+        if self._tokenizer.library == "tokenizers":
+            return self._tokenizer.encode
+        # SentencePiece takes `</s>` in a text for four characters
+        made = tokenizer_json(self._tokenizer)
+        if made is None:
+            raise DataError(
+                f"the tokenizer of {self._tokenizer.directory} needs a tokenizer.json for its chat template"
+            )
+        return lambda text: made.encode(text, add_special_tokens=False).ids
+
+
+def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
+    """The source of the chat template: chat_template.jinja, else what tokenizer_config.json has; None if neither."""
+    path = directory / CHAT_TEMPLATE
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{path} is not UTF-8 text") from None
+    found = tokenizer_config.get("chat_template")
+    if isinstance(found, list):  # several, by name
+        named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
+        found = named[0].get("template") if named else None
+    return found if isinstance(found, str) else None
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own writes < and & as HTML does."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
+
+
+def _refuse(message: str) -> None:
+    raise TemplateError(message)

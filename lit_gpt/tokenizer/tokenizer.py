@@ -1,0 +1,176 @@
+"""Text to token ids and back, from the tokenizer files of a checkpoint directory, without importing torch.
+
+`tokenizer.json` (Hugging Face tokenizers) is used where it exists, else `tokenizer.model` (SentencePiece). Which ids
+begin and end a text is read from `tokenizer_config.json` and `generation_config.json`, as litgpt does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_gpt.errors import DataError, UserError
+
+CHAT_TEMPLATE = "chat_template.jinja"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    CHAT_TEMPLATE,
+)
+
+# Encoded for the fingerprint: two tokenizers with one vocabulary may still differ in normalisation, digits or spaces.
+_PROBE = "[speaker001:] Héllo, l'été 1789…  ça va ?\n[Łukasz:]\tПривет 12 345 €\n\n你好 ﬁn  \u00a0«\u202f!\u202f» 🙂"
+
+
+class Tokenizer:
+    """The tokenizer of `checkpoint_dir`.
+
+    Raises:
+        UserError: if the directory has no tokenizer files.
+        DataError: if they cannot be read.
+    """
+
+    def __init__(self, checkpoint_dir: Path) -> None:
+        self.directory = Path(checkpoint_dir)
+        json_path, model_path = self.directory / "tokenizer.json", self.directory / "tokenizer.model"
+        self._hf = self._sentencepiece = None
+        try:
+            if json_path.is_file():
+                from tokenizers import Tokenizer as HFTokenizer
+
+                self._hf = HFTokenizer.from_file(str(json_path))
+                self._hf.no_padding()  # some files ask for either; both would change a document without a word
+                self._hf.no_truncation()
+                self.vocab_size = 1 + max(self._hf.get_vocab(with_added_tokens=True).values())  # ids may leave gaps
+            elif model_path.is_file():
+                from sentencepiece import SentencePieceProcessor
+
+                self._sentencepiece = SentencePieceProcessor(model_file=str(model_path))
+                self.vocab_size = self._sentencepiece.vocab_size()
+            else:
+                raise UserError(f"{self.directory} has neither tokenizer.json nor tokenizer.model")
+        except UserError:
+            raise
+        except Exception as e:  # the tokenizers library raises bare Exception, SentencePiece RuntimeError
+            raise DataError(f"the tokenizer of {self.directory} cannot be read: {e}") from e
+        self.config = _read_json(self.directory / "tokenizer_config.json")
+        self._generation_config = _read_json(self.directory / "generation_config.json")
+        self.bos_id, self.eos_id = self._special_id("bos"), self._special_id("eos")
+        self.adds_bos = self._adds_bos()
+
+    def _special_id(self, kind: str) -> int | None:
+        token = self.config.get(f"{kind}_token")
+        token = token["content"] if isinstance(token, dict) else token
+        if token is not None and (found := self.token_id(token)) is not None:
+            return found
+        found = self._generation_config.get(f"{kind}_token_id")
+        found = next(iter(found), None) if isinstance(found, list) else found
+        if found is None and self._sentencepiece is not None:
+            found = getattr(self._sentencepiece, f"{kind}_id")()
+            found = None if found < 0 else found
+        return found
+
+    @property
+    def end_ids(self) -> set[int]:
+        """All tokens that end a text: generation_config.json may name several."""
+        found = self._generation_config.get("eos_token_id")
+        several = found if isinstance(found, list) else [found]
+        return {index for index in (self.eos_id, *several) if index is not None}
+
+    def _adds_bos(self) -> bool:
+        """Whether the model was trained with a begin-of-text token: as configured, else as the tokenizer.json does."""
+        if "add_bos_token" in self.config:
+            return bool(self.config["add_bos_token"]) and self.bos_id is not None
+        if self._hf is not None:
+            return self.bos_id is not None and self._hf.encode("a").ids[:1] == [self.bos_id]
+        return self.bos_id is not None
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a vocabulary entry, None if there is no such entry."""
+        if self._hf is not None:
+            return self._hf.token_to_id(token)
+        found = self._sentencepiece.piece_to_id(token)
+        return None if found == self._sentencepiece.unk_id() and token != "<unk>" else found
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without begin or end tokens."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, without begin or end tokens; on one thread if TOKENIZERS_PARALLELISM is false."""
+        if self._hf is not None:
+            return [encoding.ids for encoding in self._hf.encode_batch_fast(texts, add_special_tokens=False)]
+        threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0") else -1
+        return self._sentencepiece.encode(texts, num_threads=threads)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`; begin, end and other special tokens are left out."""
+        if self._hf is not None:
+            return self._hf.decode(ids, skip_special_tokens=True)
+        return self._sentencepiece.decode(ids)
+
+    @property
+    def library(self) -> str:
+        """The library that does the work."""
+        return "tokenizers" if self._hf is not None else "sentencepiece"
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The names of tokens that are no text, such as `<s>`, and of those added to the vocabulary."""
+        if self._hf is not None:
+            return [token.content for token in self._hf.get_added_tokens_decoder().values()]
+        model = self._sentencepiece
+        kinds = (model.is_control, model.is_unknown)
+        return [model.id_to_piece(index) for index in range(self.vocab_size) if any(kind(index) for kind in kinds)]
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The vocabulary entries in the order of their ids."""
+        if self._hf is not None:
+            by_id = {index: token for token, index in self._hf.get_vocab(with_added_tokens=True).items()}
+            return [by_id.get(index, "") for index in range(self.vocab_size)]
+        return [self._sentencepiece.id_to_piece(index) for index in range(self.vocab_size)]
+
+    @cached_property
+    def line_ends(self) -> np.ndarray:
+        """bool [vocabulary]: the token ends a line, so that a turn may begin after it."""
+        # byte-level BPE writes a newline as Ċ, SentencePiece's byte fallback as <0x0A>
+        return np.array([token.endswith(("\n", "Ċ")) or token == "<0x0A>" for token in self.vocabulary])
+
+    @cached_property
+    def line_starts(self) -> np.ndarray:
+        """bool [vocabulary]: the token begins with a line's end and goes on, so that a turn may begin with it."""
+        return np.array([token.startswith(("\n", "Ċ")) for token in self.vocabulary]) & ~self.line_ends
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the vocabulary and the ids of a probe text: equal for equal tokenizers in any file format."""
+        content = json.dumps([self.vocabulary, self.encode(_PROBE), self.bos_id, self.eos_id])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as e:
+        raise DataError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no JSON object")
+    return values
+
+
+def require_utf8(text: str) -> None:
+    """Raises a UserError if `text`, as it came from outside, was not UTF-8: Python keeps such bytes as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the text is not UTF-8: {text!a}") from None

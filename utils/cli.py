@@ -1,0 +1,184 @@
+"""From a command line to one frozen dataclass of options, and from an error to one line and an exit code.
+
+Every script ends with `sys.exit(cli.run(Options, main))`. Its options are the fields of a frozen dataclass, the
+string under each field is its help, and `__post_init__` raises `UserError` for values that cannot be. Nothing heavy is
+imported here, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from lit_gpt.errors import DataError, Interrupted, UserError
+from utils.cluster.ranks import end_process, is_distributed, own_exit_code, process_rank
+
+OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
+
+SPEAK_AFTER = 5.0
+"""Seconds that a Slurm task other than the first waits before it reports an error found before the tasks met: most
+often the first task finds the same, says it, and Slurm ends the others."""
+
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+"""Errors of a file system that is failing over or was mounted anew: the same command may go on a while later."""
+
+POSITIONAL: dict[str, dict[str, Any]] = {
+    "folders": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "One or several of them."},
+    "repo": {"type": str, "metavar": "REPO", "help": "A repository of the Hugging Face Hub, as ORG/NAME."},
+}
+"""Fields of these names are given without an option's name: `script.py FOLDER FOLDER`."""
+
+OptionsT = TypeVar("OptionsT")
+
+
+def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: Sequence[str] | None = None) -> int:
+    """Parses `argv` (default: `sys.argv[1:]`) into `options_class`, calls `main`, and returns the exit code.
+
+    A user's mistake, bad data or a failing disk is one line on stderr; a traceback means a bug (or `--debug true`).
+    One of several processes does not return but ends here, see `end_process`.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    exit_code = OK
+    try:
+        main(parse(options_class, argv))
+    except (UserError, DataError, Interrupted) as e:
+        exit_code = _report(e, str(e), e.exit_code, argv)
+    except OSError as e:
+        where = f": {e.filename}" if e.filename else ""
+        exit_code = _report(e, f"{e.strerror or e}{where}", INTERRUPTED if e.errno in PASSING else IO, argv)
+    except KeyboardInterrupt as e:
+        exit_code = _report(e, "interrupted from the keyboard", INTERRUPTED, argv)
+    except Exception:
+        if not is_distributed():
+            raise
+        # said and ended at once: the interpreter would first wait for this process's threads, the others for this one
+        traceback.print_exc()
+        exit_code = BUG
+    if is_distributed():
+        end_process(exit_code)
+    return exit_code
+
+
+def _report(error: BaseException, message: str, exit_code: int, argv: Sequence[str]) -> int:
+    if _wants_traceback(argv):
+        traceback.print_exc()
+    rank = process_rank()
+    if rank and getattr(error, "on_every_process", False):
+        return own_exit_code(exit_code)  # process 0 says it for all
+    if rank and "SLURM_STEP_ID" in os.environ and not is_distributed():
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
+        time.sleep(SPEAK_AFTER)
+    prefix = f"error (rank {rank}): " if rank else "error: "
+    print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
+    return exit_code
+
+
+def _wants_traceback(argv: Sequence[str]) -> bool:
+    """Whether the line says `--debug true`; looked up here, for errors in the line itself too."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    given = [value for option, value in itertools.pairwise(words) if option == "--debug"]
+    return bool(given) and given[-1].lower() in ("true", "yes", "1")
+
+
+def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
+    """Parses `argv` into `options_class`.
+
+    Options may be shortened to any unambiguous beginning (`--max` for `--max_batches`), as argparse allows. `--config
+    FILE.yaml` gives any option's value; what stands after it on the line wins. A field of type `tuple[str, ...]` takes
+    one or several texts.
+    """
+    from docstring_parser import parse_from_object
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+    description = (options_class.__doc__ or "").strip()
+    parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
+    # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
+    hints = {**get_type_hints(options_class), "return": type(None)}
+    options_class.__init__.__annotations__ = hints
+    names = [field.name for field in fields(options_class)]
+    texts = [name for name in names if hints[name] == tuple[str, ...]]
+    parser.add_class_arguments(options_class, as_group=False, skip={*texts, *POSITIONAL.keys() & set(names)})
+    for name in texts:
+        default = next(field.default for field in fields(options_class) if field.name == name)
+        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=[*default])
+    for name in POSITIONAL.keys() & set(names):
+        parser.add_argument(name, **POSITIONAL[name])
+    # jsonargparse itself finds the strings under a class's own fields only, not under those it inherits
+    documented = [parse_from_object(parent).params for parent in options_class.__mro__[-2::-1]]
+    helps = {parameter.arg_name: parameter.description for parameters in documented for parameter in parameters}
+    for action in parser._actions:
+        action.help = helps.get(action.dest, action.help)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
+    options = [name for name in names if name not in POSITIONAL]
+    try:
+        namespace = parser.parse_args(_expand(argv, [*options, "config", "help", "print_config"]))
+    except ArgumentError as e:
+        raise UserError(_readable(str(e), options_class)) from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"--config: the file is not UTF-8 text: {e}") from None
+    return options_class(**{name: tuple(namespace[name] or ()) if name in texts else namespace[name] for name in names})
+
+
+def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Replaces each option by the one full name it is the beginning of."""
+    expanded = []
+    for word in argv:
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and option[2:] not in names:
+            matches = [name for name in names if name.startswith(option[2:])]
+            if option != "--" and len(matches) > 1:
+                raise UserError(f"option {option} could be " + " or ".join(f"--{name}" for name in matches))
+            if option != "--" and matches:
+                option = "--" + matches[0]
+        expanded.append(option + equals + value)
+    return expanded
+
+
+def _readable(message: str, options_class: type) -> str:
+    """jsonargparse's message in the words of the command line."""
+    if "object does not support item assignment" in message or "object is not iterable" in message:
+        return "--config: an option of several texts needs a list of them"
+    if "Unrecognized arguments:" in message:
+        unknown = message.split("Unrecognized arguments:")[1].split()[0]
+        return f"unknown option {unknown}; see --help"
+    if match := re.search(r"Key '([\w.]+)' is not expected", message):
+        return f"unknown option {match[1]} in --config; see --help"
+    if match := re.search(r'Key "([\w.]+)" is required', message):
+        if match[1] in POSITIONAL:
+            return f"no {POSITIONAL[match[1]]['metavar'].lower()} is given; see --help"
+        return f"--{match[1]} is required; see --help"
+    if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
+        name, reason = match[1], match[2]
+        annotation = {field.name: str(field.type) for field in fields(options_class)}.get(name, "")
+        if choices := re.search(r"Literal\[(.*?)\]", annotation):
+            return f"--{name} must be one of {choices[1]}"
+        reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
+        if kinds := re.search(r"Subtypes: \[(.*?)\].*Given value: (.*)", reason, flags=re.DOTALL):
+            reason = f"Expected one of {kinds[1].replace('NoneType', 'null')}. Got value: {kinds[2]}"
+        return f"--{name}: {reason}"
+    return message
+
+
+def public_values(options: Any) -> dict[str, Any]:
+    """The options as plain YAML values: paths become absolute strings, tuples lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, Path):
+            return str(value.absolute())
+        return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+    return {field.name: plain(getattr(options, field.name)) for field in fields(options)}

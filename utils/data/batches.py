@@ -1,0 +1,180 @@
+"""From sample numbers to batches.
+
+1. `Mixture` (utils/data/mixture.py) settles which datasets a run reads, and with which integer weights.
+2. `SampleOrder` (utils/data/sample_order.py) says which (dataset, row) sample number i is.
+3. `TrainingData.step` reads the rows of one optimiser step that belong to one process; a thread reads ahead.
+4. `collate` turns rows into the tensors of a micro-batch.
+5. How many targets a step has on all processes together each of them counts by itself: nobody waits for it.
+
+Nothing here has a position to save: step s of a run is samples [s·G, (s+1)·G) for any number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gpt.model.loss import IGNORE
+from utils.cluster.collectives import rank, together, world_size
+from utils.data.manifest import DatasetSplit
+from utils.data.mixture import Mixture
+from utils.data.sample_order import SampleOrder
+from utils.data.shards import Row, RowReader, verify_shards
+
+
+class Batch(NamedTuple):
+    """A micro-batch.
+
+    input_ids, targets: [B, T] int64; a target is `IGNORE` where there is nothing to predict.
+    segments: int32 [segments + 1], where each document begins, counted through all rows, and B·T; None where documents
+        are not kept apart.
+    """
+
+    input_ids: Tensor
+    targets: Tensor
+    segments: Tensor | None
+
+    @property
+    def target_count(self) -> int:
+        return int((self.targets != IGNORE).sum())
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(tensor if tensor is None else moved(tensor, device) for tensor in self))
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A host tensor on `device`, where it may arrive later: what uses it there waits, the host does not."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class StepData(NamedTuple):
+    """What one process trains on in one optimiser step.
+
+    datasets: for each micro-batch int64 [B], the number of each row's dataset in the mixture.
+    targets: of the step on all processes together.
+    dataset_targets: int64 [datasets], the same by dataset.
+    """
+
+    batches: list[Batch]
+    datasets: list[Tensor]
+    targets: int
+    dataset_targets: np.ndarray
+
+
+def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
+    """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target.
+
+    A segment's leading `segment_overlaps` tokens are no targets. Padding is a segment of its own.
+    """
+    positions = window - 1
+    tokens = np.zeros((len(rows), window), np.int64)
+    is_target = np.zeros((len(rows), window), bool)
+    bounds = []
+    for index, row in enumerate(rows):
+        lengths = np.zeros(0, np.int32) if row is None else row.segment_lengths
+        edges = np.append(0, np.cumsum(lengths))
+        bounds.append(edges[edges < positions] + index * positions)
+        if row is None:
+            continue
+        used = int(edges[-1])
+        tokens[index] = row.tokens
+        offsets = np.arange(used) - np.repeat(edges[:-1], lengths)
+        is_target[index, :used] = offsets >= np.repeat(row.segment_overlaps, lengths)
+    targets = np.where(is_target, tokens, IGNORE)
+    segments = np.concatenate([*bounds, [len(rows) * positions]]).astype(np.int32)
+    parts = (tokens[:, :-1], targets[:, 1:], segments)
+    input_ids, targets, segments = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
+    return Batch(input_ids, targets, segments if mask_documents else None)
+
+
+def verify_data(data_dir: Path, entries: Sequence[DatasetSplit]) -> None:
+    """Compares the shards with the manifest, each process its part; raises a DataError on all if one differs."""
+    together(lambda: verify_shards(data_dir, entries, rank(), world_size()))
+
+
+class TrainingData:
+    """The rows of a run's training samples.
+
+    Args:
+        data_dir: the shards' folder.
+        mixture: datasets and weights.
+        seed: of the sample order.
+        samples_per_step: G, over all processes.
+        window: tokens of a row.
+        mask_documents: see `collate`.
+    """
+
+    def __init__(
+        self, data_dir: Path, mixture: Mixture, seed: int, samples_per_step: int, window: int, mask_documents: bool
+    ) -> None:
+        self.order = SampleOrder(seed, tuple(entry.rows for entry in mixture.entries), mixture.weights)
+        self._readers = [RowReader(data_dir, entry) for entry in mixture.entries]
+        self._samples_per_step = samples_per_step
+        self._window = window
+        self._mask_documents = mask_documents
+
+    def samples(self, step: int, rank: int, world_size: int) -> range:
+        """The sample numbers of `step` that process `rank` of `world_size` trains on."""
+        share, rest = divmod(self._samples_per_step, world_size)
+        assert rest == 0
+        first = step * self._samples_per_step + rank * share
+        return range(first, first + share)
+
+    def step(self, step: int, rank: int, world_size: int, micro_batch_size: int) -> StepData:
+        """What process `rank` trains on in `step`."""
+        own = self.samples(step, rank, world_size)
+        rows, datasets = [], []
+        dataset_targets = np.zeros(len(self._readers), np.int64)
+        for sample in self.samples(step, 0, 1):
+            place = self.order.locate(sample)
+            reader = self._readers[place.dataset]
+            dataset_targets[place.dataset] += reader.count_targets(place.row)
+            if sample in own:
+                rows.append(reader.read(place.row))
+                datasets.append(place.dataset)
+        micro_batches = [slice(i, i + micro_batch_size) for i in range(0, len(rows), micro_batch_size)]
+        return StepData(
+            [collate(rows[part], self._window, self._mask_documents) for part in micro_batches],
+            [torch.tensor(datasets[part]) for part in micro_batches],
+            int(dataset_targets.sum()),
+            dataset_targets,
+        )
+
+    def steps(self, first: int, rank: int, world_size: int, micro_batch_size: int) -> Iterator[StepData]:
+        """`step(first)`, `step(first + 1)`, … without end; the next one is read while the caller works."""
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+            step = first
+            ahead = pool.submit(self.step, step, rank, world_size, micro_batch_size)
+            while True:
+                data = ahead.result()
+                step += 1
+                ahead = pool.submit(self.step, step, rank, world_size, micro_batch_size)
+                yield data
+
+
+def validation_batches(
+    data_dir: Path,
+    entry: DatasetSplit,
+    window: int,
+    rank: int,
+    world_size: int,
+    micro_batch_size: int,
+    max_rows: int | None,
+    mask_documents: bool,
+) -> Iterator[Batch]:
+    """Process `rank`'s part of a dataset's rows in order, as equally many micro-batches on every process.
+
+    FSDP's collectives want the same number of forward passes everywhere; rows beyond the last are empty.
+    """
+    rows = min(entry.rows, max_rows or entry.rows)
+    reader = RowReader(data_dir, entry)
+    for first in range(0, rows, micro_batch_size * world_size):
+        start = first + rank * micro_batch_size
+        mine = range(start, start + micro_batch_size)
+        yield collate([reader.read(row) if row < rows else None for row in mine], window, mask_documents)

@@ -1,0 +1,138 @@
+"""The manifest of a data folder: what its shards hold, and how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import DataError, UserError
+from utils.files.atomic import write_atomically
+
+FORMAT_VERSION = 2
+
+
+MANIFEST = "manifest.json"
+
+
+TOKENIZER = "tokenizer"
+"""Folder with the tokenizer's files beside the shards, to read them by."""
+
+
+TRAIN, TEST = "train", "test"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard file: its name in the data folder, its rows, its size and its checksum."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class DatasetSplit:
+    """One dataset's train or test part, with the counts that must add up.
+
+    `targets == tokens - documents` and `rows * window == tokens + overlap + padding`: `tokens` counts every token of
+    the corpus once, begin- and end-of-text tokens included. `documents` counts variants (augmentation) too.
+    """
+
+    dataset: str
+    split: str
+    language: str
+    group: str
+    documents: int
+    variants: int
+    turns: int
+    words: int
+    tokens: int
+    targets: int
+    rows: int
+    overlap: int
+    padding: int
+    skipped: dict[str, int]
+    sources: list[dict[str, Any]]
+    shards: list[Shard]
+
+    def __post_init__(self) -> None:
+        assert self.targets == self.tokens - self.documents, "a token of the corpus is not a target exactly once"
+        assert self.rows == sum(shard.rows for shard in self.shards)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DatasetSplit:
+        return cls(**{**values, "shards": [Shard(**shard) for shard in values["shards"]]})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a data folder holds and how it was made. Mixture weights belong to the run, not here."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer (`Tokenizer.fingerprint`)."""
+    vocab_size: int
+    bos: bool
+    eos: bool
+    dtype: str
+    window: int
+    splits: list[DatasetSplit]
+    made_by: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def block_size(self) -> int:
+        """Positions a row takes in the model: one less than its tokens."""
+        return self.window - 1
+
+    def fingerprint(self, entries: Iterable[DatasetSplit]) -> str:
+        """SHA-256 over the tokenizer and the rows of `entries`: what decides which tokens a sample stands for."""
+        rows = [(entry.dataset, entry.split, [shard.sha256 for shard in entry.shards]) for entry in entries]
+        return hashlib.sha256(json.dumps([self.tokenizer, self.window, rows]).encode()).hexdigest()
+
+    def select(self, split: str, language: str | None = None) -> list[DatasetSplit]:
+        """The datasets of `split` that have rows, in name order, of one language when it is given.
+
+        Raises:
+            UserError: if there are none.
+        """
+        chosen = [
+            entry
+            for entry in sorted(self.splits, key=lambda entry: entry.dataset)
+            if entry.split == split and entry.rows and (language is None or entry.language == language.lower())
+        ]
+        if not chosen:
+            of_language = f" of language '{language}'" if language else ""
+            has = sorted({f"{entry.dataset} ({entry.language}, {entry.split})" for entry in self.splits if entry.rows})
+            raise UserError(f"the data has no '{split}' rows{of_language}; it holds {', '.join(has) or 'nothing'}")
+        return chosen
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    def save(self, data_dir: Path) -> None:
+        write_atomically(data_dir / MANIFEST, self.to_json())
+
+    @classmethod
+    def load(cls, data_dir: Path) -> Manifest:
+        """Reads `data_dir/manifest.json`.
+
+        Raises:
+            UserError: if there is none.
+            DataError: if it cannot be read or is of another format version.
+        """
+        path = data_dir / MANIFEST
+        if not path.is_file():
+            raise UserError(f"{path} is missing: not a data folder, or its preparation did not end (prepare_data.py)")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format_version"] != FORMAT_VERSION:
+                versions = f"format version {values['format_version']}, this program {FORMAT_VERSION}"
+                raise DataError(f"{path} has {versions}; prepare the data again (prepare_data.py)")
+            return cls(**{**values, "splits": [DatasetSplit.from_dict(entry) for entry in values["splits"]]})
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:
+            raise DataError(f"{path} is no manifest of this program ({e}); prepare the data again") from None

@@ -1,0 +1,280 @@
+"""The mixture: which datasets a run trains on, and each one's exact share of the samples.
+
+Without a file every dataset weighs as much as it has rows, so that an epoch holds each row once. `--mixture` names a
+YAML file of up to four sections:
+
+    weights: rows                   # or tokens: what a dataset weighs that has no share of its own
+    penalties: {FR/Wikipedia: 0.5}  # dataset or group: its datasets' weights are multiplied by this
+    languages: {fr: 1, en: 1}       # the samples of these languages stand in this proportion; 0 leaves one out
+    shares: {EN/Books: 0.3}         # dataset or group: its share of all samples; 0 leaves it out
+
+1. A dataset's weight is its rows (or tokens), times the penalty of its own name and that of its group's.
+2. `languages` splits the samples into one part per language; without it there is one part, the whole.
+3. A share is always one of all samples; a group's is divided among its datasets by weight. It comes off the part of
+   the dataset's language.
+4. What is left of a part goes to its datasets without a share, by weight. Where the shares take the whole part, nothing
+   is left and these datasets are left out: shares that sum to 1 mean "only these".
+
+With the sections above, FR/Theatre, FR/Wikipedia and FR/Debates of 100, 600 and 300 rows and EN/Books and EN/Web of 500
+and 1,500: French gets 1/2, which weights of 100, 300 and 300 divide into 1/14, 3/14 and 3/14; of the English half
+EN/Books takes 0.3 and EN/Web what is left, 0.2.
+
+Numbers are read as exact decimals, or fractions such as 1/3. What contradicts itself is an error, never scaled to fit.
+Weights belong to the run, not to the data: another mixture needs no new preparation.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate, pairwise
+from math import lcm
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lit_gpt.errors import UserError
+from utils.data.manifest import DatasetSplit
+from utils.data.sample_order import integer_weights
+
+MIXTURE = "mixture.csv"
+"""The table of a run's mixture in its folder."""
+UNITS = ("rows", "tokens")
+SECTIONS = ("weights", "shares", "penalties", "languages")
+_PARTS = 10**15
+# Hundreds of groups with shares of their own would have integer weights of hundreds of digits. Rounded to 10^-15, a
+# share differs by less than a sample in the first 10^15.
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The datasets a run trains on and their integer weights: shares of the samples, exact."""
+
+    entries: tuple[DatasetSplit, ...]
+    weights: tuple[int, ...]
+    left_out: tuple[str, ...] = ()
+    """Names of the datasets that the mixture gives nothing."""
+
+    @classmethod
+    def of(cls, entries: Sequence[DatasetSplit], path: Path | None) -> Mixture:
+        """Weights from the YAML file `path`, or each dataset's rows.
+
+        Raises:
+            UserError: if the file is not of that form, contradicts itself, or names what the data does not hold.
+        """
+        if path is None:
+            return cls(tuple(entries), integer_weights([entry.rows for entry in entries]))
+        try:
+            shares = exact_shares(entries, **_read_sections(path))
+        except UserError as e:
+            raise UserError(f"--mixture {path}: {e}") from None
+        chosen = tuple(entry for entry in entries if shares[entry.dataset])
+        weights = _integers([shares[entry.dataset] for entry in chosen])
+        return cls(chosen, weights, tuple(entry.dataset for entry in entries if not shares[entry.dataset]))
+
+    @property
+    def rows(self) -> int:
+        """Rows of all datasets: the samples of one epoch."""
+        return sum(entry.rows for entry in self.entries)
+
+
+def exact_shares(
+    entries: Sequence[DatasetSplit],
+    weights: str,
+    shares: dict[str, Fraction],
+    penalties: dict[str, Fraction],
+    languages: dict[str, Fraction],
+) -> dict[str, Fraction]:
+    """Each dataset's share of the samples, in all 1, from the file's sections (the module's docstring has the rule).
+
+    Raises:
+        UserError: if the sections contradict themselves, or name what `entries` do not hold.
+    """
+    weight = {entry.dataset: Fraction(getattr(entry, weights)) for entry in entries}
+    for name, factor in penalties.items():
+        if factor == 0:
+            raise UserError(f"the penalty of {name} must be above 0; to leave it out give it the share 0")
+        if name in shares:
+            raise UserError(f"{name} has a share and a penalty; a penalty only changes what has no share")
+        for member in _members(entries, name):
+            weight[member] *= factor
+    explicit: dict[str, Fraction] = {}
+    for name, share in shares.items():
+        members = _members(entries, name)
+        if twice := sorted(explicit.keys() & set(members)):
+            raise UserError(f"{twice[0]} has a share twice, by its own name and by its group's")
+        explicit |= _divided(share, {member: weight[member] for member in members})
+    result: dict[str, Fraction] = {}
+    for language, part in _parts(entries, languages).items():
+        pool = [entry.dataset for entry in entries if language is None or entry.language == language]
+        given = {name: explicit[name] for name in pool if name in explicit}
+        others = {name: weight[name] for name in pool if name not in explicit}
+        left = part - sum(given.values())
+        if left < 0 or (left and not others):
+            which = "" if language is None else f" of language {language!r}"
+            wrong = "and no other dataset can take the rest, make it" if left > 0 else "which is more than"
+            raise UserError(f"the shares{which} sum to {_text(part - left)}, {wrong} {_text(part)}")
+        result |= given | _divided(left, others)
+    return result
+
+
+def _parts(entries: Sequence[DatasetSplit], languages: dict[str, Fraction]) -> dict[str | None, Fraction]:
+    """The part of the samples that each language gets; all of them to None without `languages`."""
+    if not languages:
+        return {None: Fraction(1)}
+    held = {entry.language for entry in entries}
+    if unknown := sorted(languages.keys() - held):
+        raise UserError(f"languages names {', '.join(unknown)}, the data holds {', '.join(map(repr, sorted(held)))}")
+    if missing := sorted(held - languages.keys()):
+        raise UserError(f"languages lacks {', '.join(map(repr, missing))}, which the data holds; 0 leaves it out")
+    if not any(languages.values()):
+        raise UserError("languages leaves no language with a part above 0")
+    return dict(_divided(Fraction(1), languages))
+
+
+def _members(entries: Sequence[DatasetSplit], name: str) -> list[str]:
+    """The datasets that a dataset's or a group's name stands for."""
+    members = [entry.dataset for entry in entries if name in (entry.dataset, entry.group)]
+    if not members:
+        known = sorted({entry.dataset for entry in entries} | {entry.group for entry in entries})
+        raise UserError(f"{name} is not in the data, which holds {', '.join(known)}")
+    return members
+
+
+def _divided(share: Fraction, weights: dict[str, Fraction]) -> dict[str, Fraction]:
+    total = sum(weights.values())
+    return {name: share * weight / total for name, weight in weights.items()}
+
+
+def _integers(shares: Sequence[Fraction]) -> tuple[int, ...]:
+    if lcm(*(share.denominator for share in shares)) <= _PARTS:
+        return integer_weights(shares)
+    return tuple(max(1, round(share * _PARTS)) for share in shares)
+
+
+def _text(fraction: Fraction) -> str:
+    return f"{float(fraction):.12g}"
+
+
+def _read_sections(path: Path) -> dict[str, Any]:
+    """The file's sections, those it lacks empty, as the arguments of `exact_shares`."""
+    if not path.is_file():
+        raise UserError("does not exist")
+    try:
+        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"is not valid YAML: {' '.join(str(e).split())}") from None
+    if not isinstance(sections, dict) or not sections:
+        raise UserError(f"must hold one or more of the sections {', '.join(SECTIONS)}")
+    if unknown := {name: value for name, value in sections.items() if name not in SECTIONS}:
+        names, pairs = ", ".join(map(str, unknown)), ", ".join(f"{name}: {value}" for name, value in unknown.items())
+        shares = f"; shares are written `shares: {{{pairs}}}`, where 1 is all samples"
+        is_flat = all(isinstance(value, (int, float)) for value in unknown.values())
+        raise UserError(f"unknown section {names}, the sections are {', '.join(SECTIONS)}{shares if is_flat else ''}")
+    weights = sections.get("weights", "rows")
+    if weights not in UNITS:
+        raise UserError(f"weights must be {' or '.join(UNITS)}, not {weights!r}")
+    return {"weights": weights} | {name: _numbers(name, sections.get(name, {})) for name in SECTIONS[1:]}
+
+
+def _numbers(section: str, values: Any) -> dict[str, Fraction]:
+    if not isinstance(values, dict):
+        raise UserError(f"{section} must map names to numbers, such as `{section}: {{name: 0.7}}`")
+    numbers = {}
+    for name, value in values.items():
+        try:
+            number = Fraction(str(value))
+        except (ValueError, ZeroDivisionError):
+            number = Fraction(-1)
+        if number < 0:
+            raise UserError(f"{section}: {name} must have a number of at least 0 (0.7, 1/3), not {value!r}")
+        numbers[str(name)] = number
+    return numbers
+
+
+class MixtureRow(NamedTuple):
+    """One dataset of a run's mixture: what it holds, what it is to get, and, once the run has ended, what it got."""
+
+    dataset: str
+    language: str
+    group: str
+    documents: int
+    turns: int
+    words: int
+    tokens: int
+    rows: int
+    share: float
+    """Of all samples, as the mixture has it."""
+    planned_samples: int
+    planned_passes: float
+    """Samples over rows."""
+    samples: int | None
+    achieved_share: float | None
+    passes: float | None
+
+
+def mixture_table(mixture: Mixture, planned: int, counts: Sequence[int] | None = None) -> list[MixtureRow]:
+    """A row per dataset of a run planned to take `planned` samples, of which `counts` (per dataset) were taken."""
+    bounds = [planned * weight // sum(mixture.weights) for weight in accumulate(mixture.weights, initial=0)]
+    expected = [upper - lower for lower, upper in pairwise(bounds)]  # each within one sample, and none lost in the sum
+    table = []
+    for index, entry in enumerate(mixture.entries):
+        made = counts[index] if counts else None
+        row = MixtureRow(
+            *(entry.dataset, entry.language, entry.group),
+            *(entry.documents, entry.turns, entry.words, entry.tokens, entry.rows),
+            mixture.weights[index] / sum(mixture.weights),
+            *(expected[index], expected[index] / entry.rows),
+            *(made, counts and made / max(1, sum(counts)), counts and made / entry.rows),
+        )
+        table.append(row)
+    return table
+
+
+def table_csv(table: Sequence[MixtureRow]) -> str:
+    """The table with a line of column names; what is not known yet is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(MixtureRow._fields)
+    writer.writerows(table)
+    return text.getvalue()
+
+
+def table_text(table: Sequence[MixtureRow]) -> str:
+    """The table for a person: aligned, with a sum per language where there are several, and one over all.
+
+    Samples and passes are those made where they are known, else those planned.
+    """
+    languages = sorted({row.language for row in table})
+    of_language = {language: [row for row in table if row.language == language] for language in languages}
+    sums = [_sum(f"all of {language or 'no language'}", rows) for language, rows in of_language.items()]
+    made = table[0].samples is not None
+    header = ["dataset", "language", "documents", "turns", "words", "tokens", "rows", "share"]
+    header += ["achieved", "samples", "passes"] if made else ["samples", "passes"]
+    lines = [header, *(_cells(row) for row in [*table, *(sums if len(sums) > 1 else []), _sum("all", table)])]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<", "<", *">" * (len(header) - 2)]
+    aligned = (
+        [f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)] for line in lines
+    )
+    return "\n".join("  ".join(line) for line in aligned)
+
+
+def _cells(row: MixtureRow) -> list[str]:
+    counts = [f"{count:,}" for count in (row.documents, row.turns, row.words, row.tokens, row.rows)]
+    made = [f"{row.achieved_share:.2%}", f"{row.samples:,}", f"{row.passes:,.2f}"] if row.samples is not None else []
+    planned = [f"{row.planned_samples:,}", f"{row.planned_passes:,.2f}"]
+    return [row.dataset, row.language, *counts, f"{row.share:.2%}", *(made or planned)]
+
+
+def _sum(name: str, rows: Sequence[MixtureRow]) -> MixtureRow:
+    """One line for several datasets; passes are those over all their rows."""
+    columns = dict(zip(MixtureRow._fields, zip(*rows, strict=True), strict=True))
+    added = {column: None if None in columns[column] else sum(columns[column]) for column in MixtureRow._fields[3:]}
+    added["planned_passes"] = added["planned_samples"] / added["rows"]
+    added["passes"] = None if added["samples"] is None else added["samples"] / added["rows"]
+    return MixtureRow(name, "", "", **added)

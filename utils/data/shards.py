@@ -1,0 +1,226 @@
+"""Shards and their manifest: the format between prepare_data.py and everything that reads training data.
+
+A data folder holds, for each dataset and split, `<dataset>-<split>-00000-of-00008.safetensors` files and one
+`manifest.json`, written last, so that its presence means the folder is complete. A shard holds
+
+- `tokens` [rows, window], in the smallest unsigned type that fits the vocabulary; zeros where a row is padded;
+- `segment_lengths` int32 [segments], the tokens of each piece of a document, row after row;
+- `segment_overlaps` int32 [segments], how many of a piece's first tokens are no prediction targets: 1 (the document's
+  first token, or the one token a continuation shares with the piece before it) or more (left context that fills what
+  would otherwise be padding);
+- `row_segments` int64 [rows + 1], where each row's segments begin in the two arrays above.
+
+In a row, pieces lie side by side from position 0; what they leave free at the end is padding.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import numpy as np
+
+from lit_gpt.errors import DataError
+from utils.data.manifest import DatasetSplit, Shard
+from utils.files.atomic import naming, staged_path, write_array
+from utils.files.checksums import file_sha256
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a shard: `tokens` [window], and for each segment its length and its leading non-targets."""
+
+    tokens: np.ndarray
+    segment_lengths: np.ndarray
+    segment_overlaps: np.ndarray
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The smallest unsigned type that holds every id below `vocab_size`."""
+    return np.min_scalar_type(vocab_size - 1)
+
+
+def shard_name(dataset: str, split: str, index: int, count: int) -> str:
+    """`FR/Theatre`, `train`, 0 of 8 → `FR--Theatre-train-00000-of-00008.safetensors`."""
+    return f"{dataset.replace('/', '--')}-{split}-{index:05d}-of-{count:05d}.safetensors"
+
+
+class ShardWriter:
+    """Writes one split's shards while their rows come: row i goes into shard i mod `count`.
+
+    Each file is written once, from its begin to its end, beside its place, and read once, for its checksum; all get
+    their names together. Used as a context: what is not published is removed.
+
+    Args:
+        data_dir: where the shards lie.
+        names: the files' names.
+        window: tokens of a row.
+        dtype: of the tokens.
+    """
+
+    def __init__(self, data_dir: Path, names: list[str], window: int, dtype: np.dtype) -> None:
+        self._paths = [data_dir / name for name in names]
+        self._window, self._dtype = window, dtype
+        self._rows = 0
+        self._resources = ExitStack()
+        self._files: list[tuple[IO[bytes], IO[bytes]]] = []
+        """Of each shard its file, and what is to come behind its rows."""
+
+    def __enter__(self) -> ShardWriter:
+        with ExitStack() as opened:  # which closes and removes those before the one that could not be opened
+            for path in self._paths:
+                opened.callback(staged_path(path).unlink, missing_ok=True)
+                with naming(path):
+                    file = opened.enter_context(staged_path(path).open("wb", buffering=0))
+                    segments = opened.enter_context(TemporaryFile(dir=path.parent, buffering=0))
+                    write_array(file, np.zeros(_HEADER_BYTES, np.uint8))
+                self._files.append((file, segments))
+            self._resources = opened.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def add(self, tokens: np.ndarray, lengths: np.ndarray, overlaps: np.ndarray, row_segments: np.ndarray) -> None:
+        """Writes rows: tokens [rows, window], and their segments as in a shard."""
+        if not len(tokens):
+            return
+        counts = np.diff(row_segments)
+        shard_of_row = (self._rows + np.arange(len(tokens))) % len(self._files)
+        shard_of_segment = np.repeat(shard_of_row, counts)
+        for shard, (file, segments) in enumerate(self._files):
+            first = (shard - self._rows) % len(self._files)
+            own = shard_of_segment == shard
+            with naming(self._paths[shard]):
+                write_array(file, tokens[first :: len(self._files)])
+                for values in (counts[first :: len(self._files)], lengths[own], overlaps[own]):
+                    write_array(segments, np.append(len(values), values).astype(np.int32))
+        self._rows += len(tokens)
+
+    def publish(self) -> list[Shard]:
+        """Completes the files and gives them their names; a split without rows has none."""
+        if not self._rows:
+            return []
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            shards = list(pool.map(self._complete, range(len(self._files))))
+        for path in self._paths:
+            with naming(path):
+                staged_path(path).replace(path)
+        return shards
+
+    def _complete(self, shard: int) -> Shard:
+        path, (file, segments) = self._paths[shard], self._files[shard]
+        rows = self._rows // len(self._files) + (shard < self._rows % len(self._files))
+        with naming(path):
+            segments.seek(0)
+            counts, lengths, overlaps = _read_segments(np.frombuffer(segments.read(), np.int32))
+            arrays = {
+                "row_segments": np.cumsum([0, *counts], dtype=np.int64),
+                "segment_lengths": lengths,
+                "segment_overlaps": overlaps,
+            }
+            begin = rows * self._window * self._dtype.itemsize
+            header = {"tokens": _tensor(self._dtype, (rows, self._window), 0)}
+            for name, values in arrays.items():
+                header[name] = _tensor(values.dtype, values.shape, begin)
+                begin += values.nbytes
+                write_array(file, values)
+            text = (_HEADER_BYTES - 8).to_bytes(8, "little") + json.dumps(header).encode()
+            file.seek(0)
+            write_array(file, np.frombuffer(text.ljust(_HEADER_BYTES), np.uint8))
+            os.fsync(file.fileno())
+            size = staged_path(path).stat().st_size
+            return Shard(path.name, rows, size, file_sha256(staged_path(path)))
+
+
+_HEADER_BYTES = 1024
+"""The header comes first in a safetensors file and is known last; it may end with spaces.
+
+Source: https://huggingface.co/docs/safetensors/index#format
+"""
+
+
+def _tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int) -> dict[str, Any]:
+    """What a safetensors header says of an array that begins at byte `begin` behind it."""
+    kind = {"u": "U", "i": "I"}[dtype.kind] + str(8 * dtype.itemsize)
+    size = int(np.prod(shape)) * dtype.itemsize
+    return {"dtype": kind, "shape": list(shape), "data_offsets": [begin, begin + size]}
+
+
+def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Segments per row, their lengths and their overlaps, which `ShardWriter.add` wrote one after the other."""
+    found: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in range(3)]
+    place = number = 0
+    while place < len(values):
+        size = int(values[place])
+        found[number % 3].append(values[place + 1 : place + 1 + size])
+        place, number = place + 1 + size, number + 1
+    counts, lengths, overlaps = map(np.concatenate, found)
+    return counts, lengths, overlaps
+
+
+def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit], part: int = 0, parts: int = 1) -> None:
+    """Compares every shard of `entries` with the manifest: there, of the right size, of the right SHA-256.
+
+    Processes that share the work take every `parts`-th shard from number `part` on.
+
+    Raises:
+        DataError: naming the first file that differs. (A flipped bit loads without any other error.)
+    """
+    shards = [shard for entry in entries for shard in entry.shards][part::parts]
+
+    def problem(shard: Shard) -> str | None:
+        path = data_dir / shard.file
+        if not path.is_file():
+            return f"{path} is missing"
+        if path.stat().st_size != shard.bytes:
+            return f"{path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}"
+        if file_sha256(path) != shard.sha256:
+            return f"{path} does not have the SHA-256 of the manifest: its content changed"
+        return None
+
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; 8 saturate a parallel file system
+        for found in pool.map(problem, shards):
+            if found:
+                raise DataError(
+                    f"{found}; remove that file and run prepare_data.py again, which redoes what is missing"
+                )
+
+
+class RowReader:
+    """Reads single rows of one dataset's split from its memory-mapped shards."""
+
+    def __init__(self, data_dir: Path, entry: DatasetSplit) -> None:
+        self._paths = [data_dir / shard.file for shard in entry.shards]
+        self._starts = np.cumsum([0] + [shard.rows for shard in entry.shards])
+        self._open: dict[int, Any] = {}
+
+    def read(self, row: int) -> Row:
+        """The row numbered `row`, counting through all shards in order."""
+        tokens, local, segments, index = self._find(row)
+        return Row(tokens[local], index["segment_lengths"][segments], index["segment_overlaps"][segments])
+
+    def count_targets(self, row: int) -> int:
+        """How many tokens of the row are prediction targets; reads none of them."""
+        _, _, segments, index = self._find(row)
+        return int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
+
+    def _find(self, row: int) -> tuple[Any, int, slice, dict[str, np.ndarray]]:
+        """The tokens of the row's shard, the row's number there, its segments, and the shard's other arrays."""
+        from safetensors import safe_open
+
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        if shard not in self._open:
+            file = safe_open(self._paths[shard], framework="np")
+            index = {name: file.get_tensor(name) for name in ("segment_lengths", "segment_overlaps", "row_segments")}
+            self._open[shard] = (file, file.get_slice("tokens"), index)
+        _, tokens, index = self._open[shard]
+        local = row - int(self._starts[shard])
+        return tokens, local, slice(*index["row_segments"][local : local + 2]), index

@@ -1,0 +1,185 @@
+"""What llama.cpp's converter can make of a model, known without llama.cpp: its architecture, and its tokenizer.
+
+The converter recognises a byte-level BPE by a hash of what it makes of one text, and refuses every other: by which
+rules a text is split before the merges, a vocabulary does not say. `pre_tokenizers.json` holds the hashes of the pinned
+version. SentencePiece's models it takes as they are, but llama.cpp then does what Llama's own tokenizer does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lit_gpt.formats.hf import config_from_hf
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from litgpt.config import Config
+
+PRE_TOKENIZERS = Path(__file__).with_name("pre_tokenizers.json")
+
+
+def _nothing(hf: Mapping[str, Any], config: Config) -> list[str]:
+    return []
+
+
+def _gpt2(hf: Mapping[str, Any], config: Config) -> list[str]:
+    return _other_mlp(config, "n_inner is not 4 times n_embd")
+
+
+def _falcon(hf: Mapping[str, Any], config: Config) -> list[str]:
+    problems = _other_positions(hf, config) + _other_mlp(config, "ffn_hidden_size is not 4 times hidden_size")
+    if not config.parallel_residual or config.bias:
+        problems.append("Falcon is only known with attention and MLP side by side and without biases")
+    return problems
+
+
+def _gpt_neox(hf: Mapping[str, Any], config: Config) -> list[str]:
+    problems = _other_positions(hf, config)
+    if hf.get("tie_word_embeddings"):
+        problems.append("an output layer tied to the embeddings")
+    return problems + ([] if hf.get("attention_bias", True) else ["attention without biases"])
+
+
+def _phi(hf: Mapping[str, Any], config: Config) -> list[str]:
+    problems = _other_positions(hf, config)
+    if config.n_query_groups != config.n_head:
+        problems.append("fewer key/value heads than heads")
+    return problems + _other_mlp(config, "intermediate_size is not 4 times hidden_size")
+
+
+def _other_mlp(config: Config, said: str) -> list[str]:
+    return [] if config.intermediate_size == 4 * config.n_embd else [said]
+
+
+def _other_positions(hf: Mapping[str, Any], config: Config) -> list[str]:
+    """What is lost of a model whose class in the converter writes neither the base nor the scaling of its positions."""
+    problems = [] if config.rope_base == 10000 else [f"rope base {config.rope_base}, other than 10000"]
+    return problems + _unscaled(hf, config)
+
+
+def _unscaled(hf: Mapping[str, Any], config: Config) -> list[str]:
+    return ["scaled positions"] if config.rope_adjustments else []
+
+
+class Support(NamedTuple):
+    """What the pinned converter knows of an architecture."""
+
+    sentencepiece: bool
+    """Whether it reads a tokenizer.model."""
+    byte_level: bool
+    """Whether it reads a byte-level BPE in tokenizer.json."""
+    problems: Callable[[Mapping[str, Any], Config], list[str]] = _nothing
+    """What of a config.json llama.cpp does not have."""
+    slides: bool = False
+    """Whether llama.cpp keeps a sliding window; where not, it sees more than the model did beyond that window."""
+
+
+SUPPORTED = {
+    "LlamaForCausalLM": Support(True, True),
+    "MistralForCausalLM": Support(True, True),
+    "GPT2LMHeadModel": Support(False, True, _gpt2),
+    "FalconForCausalLM": Support(False, True, _falcon),
+    "GPTNeoXForCausalLM": Support(False, True, _gpt_neox),
+    "Qwen2ForCausalLM": Support(True, True),
+    "Qwen3ForCausalLM": Support(True, True),
+    "GemmaForCausalLM": Support(True, False, _other_positions),
+    "Gemma2ForCausalLM": Support(True, False, _other_positions, slides=True),
+    "Gemma3ForCausalLM": Support(True, True, slides=True),
+    "PhiForCausalLM": Support(False, True, _phi),
+    "Phi3ForCausalLM": Support(True, False, _unscaled),
+    "Olmo2ForCausalLM": Support(False, True),
+    "StableLmForCausalLM": Support(False, True, _other_positions),
+}
+
+
+def obstacles(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """Why llama.cpp could not read a model with this config.json and tokenizer; empty if nothing is known of.
+
+    Raises:
+        UserError: if the model itself is not supported.
+        DataError: for an incomplete config.json.
+    """
+    name = next(iter(hf.get("architectures") or []), "(none)")
+    support = SUPPORTED.get(name)
+    if support is None:
+        return [f"architecture {name} is unknown to its converter"]
+    return support.problems(hf, config_from_hf(hf)) + tokenizer_obstacles(tokenizer, support, name)
+
+
+def tokenizer_obstacles(tokenizer: Tokenizer, support: Support, architecture: str) -> list[str]:
+    """Why llama.cpp could not read the tokenizer, where it knows the architecture."""
+    if tokenizer.config.get("add_eos_token"):
+        return ["its tokenizer ends every text with an end token (add_eos_token in tokenizer_config.json)"]
+    if (tokenizer.directory / "tokenizer.model").is_file():
+        if not support.sentencepiece:
+            return [f"for {architecture} it reads byte-level BPE tokenizers, not SentencePiece's"]
+        return sentencepiece_obstacles(tokenizer.directory / "tokenizer.model", architecture)
+    content = json.loads((tokenizer.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    model = content["model"]
+    kind = model.get("type", "BPE" if "merges" in model else None)  # older files, as GPT-2's own, do not say it
+    if kind != "BPE" or model.get("byte_fallback"):
+        return ["of a tokenizer.json without a tokenizer.model it reads byte-level BPE only"]
+    if not support.byte_level:
+        return [f"for {architecture} it reads SentencePiece's tokenizer.model only"]
+    if pre_tokenizer(tokenizer) is None:
+        return ["it does not know the pre-tokenizer of this byte-level BPE"]
+    return []
+
+
+def sentencepiece_obstacles(path: Path, architecture: str) -> list[str]:
+    """How a tokenizer.model differs from Llama's, or Gemma's, in what llama.cpp does not take from the file."""
+    from lit_gpt.tokenizer.hf_tokenizer import BPE, UNIGRAM, parse_sentencepiece
+
+    _, trainer, normalizer = parse_sentencepiece(path)
+    problems = []
+    if trainer.get(3, UNIGRAM) != BPE:
+        problems.append("of SentencePiece's models it knows BPE only")
+    if normalizer.get(2) or normalizer.get(4, 1):  # precompiled_charsmap, remove_extra_whitespaces
+        problems.append("it does not normalise text as this SentencePiece model does")
+    if bool(normalizer.get(3, 1)) == architecture.startswith("Gemma"):  # add_dummy_prefix
+        problems.append("it treats a text's first space otherwise than this SentencePiece model")
+    return problems
+
+
+def pre_tokenizer(tokenizer: Tokenizer) -> str | None:
+    """The name that llama.cpp has for the rules of a byte-level BPE; None if the pinned version does not know them.
+
+    Source: `get_vocab_base_pre` in llama.cpp's conversion/base.py; the hash is of the ids with begin and end tokens.
+    """
+    known = json.loads(PRE_TOKENIZERS.read_text(encoding="utf-8"))
+    begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    ids = begin + tokenizer.encode(known["text"])
+    return known["hashes"].get(sha256(str(ids).encode()).hexdigest())
+
+
+def converter_config(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json with what the converter reads under other keys, or takes for granted.
+
+    GPT-2's positions and GPT-NeoX's rotated share have had two names; of a Falcon with one key for all heads
+    transformers ignores `num_kv_heads`, the converter does not.
+    """
+    name = hf["architectures"][0]
+    hf = {key: value for key, value in hf.items() if key != "auto_map"}  # names Python code in the folder or elsewhere
+    own: dict[str, Any] = {}
+    if name == "GPT2LMHeadModel":
+        own = {"n_ctx": hf.get("n_positions", 1024)}
+    elif name == "GPTNeoXForCausalLM":
+        scaling = hf.get("rope_parameters") or {}
+        own = {"rotary_pct": hf.get("rotary_pct", scaling.get("partial_rotary_factor", 0.25))}
+        # its class in transformers 5 drops that key; of a model that transformers cannot name, the converter takes
+        # config.json as it is
+        hf = {key: value for key, value in hf.items() if key != "model_type"}
+    elif name == "FalconForCausalLM" and not hf.get("new_decoder_architecture"):
+        own = {"num_kv_heads": 1 if hf.get("multi_query", True) else hf["num_attention_heads"]}
+    return {**hf, **own}
+
+
+def visible_context(hf: Mapping[str, Any], config: Config) -> int:
+    """Tokens over which llama.cpp sees what the model saw: its positions, or the window that slides where it cannot."""
+    window = config.sliding_window_size
+    keeps = SUPPORTED[hf["architectures"][0]].slides
+    return min(config.block_size, window) if window and not keeps else config.block_size

@@ -1,0 +1,170 @@
+"""llama.cpp at one pinned version: where its converter and programs lie, and what each is asked.
+
+`utils/install_llama_cpp.py` puts them into one folder; a checkout that somebody built by CMake serves as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.programs import failure_of_system, reason_of
+
+REPOSITORY = "https://github.com/ggml-org/llama.cpp"
+COMMIT = "0c1e57098"
+"""Of llama.cpp; what llama-cpp-python's changelog names for `PACKAGE`, which carries that tree under vendor/."""
+PACKAGE = "llama-cpp-python==0.3.36"
+PACKAGE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+"""Of the package's source archive on PyPI."""
+
+FOLDER = Path(__file__).resolve().parents[1] / ".llama.cpp"
+"""Where it is installed and looked for, unless another place is given."""
+CONVERTER = "convert_hf_to_gguf.py"
+PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
+
+ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A GGUF file beside a reference, over the same tokens."""
+
+    perplexity: float
+    divergence: float
+    """Mean Kullback-Leibler divergence from the reference's probabilities, in nats per token."""
+    same_top: float
+    """Share of positions whose most probable token is the reference's."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What llama-quantize says of a file."""
+
+    bits_per_weight: float
+    fallback: int
+    """Matrices that got another type than asked for: a block is 256 weights of a row in the k-methods, 32 in others,
+    and rows do not divide by that."""
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """An installed llama.cpp. What its programs refuse is a DataError, too little disk, quota or memory an OSError."""
+
+    folder: Path
+    programs: Path
+
+    @classmethod
+    def find(cls, folder: Path) -> LlamaCpp:
+        """The one in `folder`: installed by utils/install_llama_cpp.py, or a checkout built in its `build`.
+
+        Raises:
+            UserError: naming what is missing.
+        """
+        missing = [] if (folder / CONVERTER).is_file() else [CONVERTER]
+        programs = next((path for path in (folder / "bin", folder / "build" / "bin") if path.is_dir()), folder / "bin")
+        missing += [name for name in PROGRAMS if not os.access(programs / name, os.X_OK)]
+        if missing:
+            how = "python utils/install_llama_cpp.py installs it; --llama_cpp_dir names another place"
+            raise UserError(f"llama.cpp is not in {folder} ({', '.join(missing)} missing): {how}")
+        return cls(folder, programs)
+
+    def convert(self, model_dir: Path, file: Path, dtype: str) -> None:
+        """Writes `model_dir`, a Hugging Face folder, as `file`, in f32, f16 or bf16.
+
+        The converter's own gguf-py goes before an installed gguf; tokenizers load from the folder alone.
+        """
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.folder / "gguf-py")}
+        command = [sys.executable, str(self.folder / CONVERTER), str(model_dir), "--outfile", str(file)]
+        self._run([*command, "--outtype", dtype], file.parent, environment)
+
+    def set_context(self, file: Path, architecture: str, context: int) -> None:
+        """Says in `file` how many tokens the model can see, where the converter does not take it from config.json."""
+        script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_set_metadata.py"
+        environment = {**os.environ, "PYTHONPATH": str(self.folder / "gguf-py")}
+        command = [sys.executable, str(script), str(file), f"{architecture}.context_length", str(context), "--force"]
+        self._run(command, file.parent, environment)
+
+    def quantize(self, source: Path, target: Path, method: str) -> Quantized:
+        """Writes `source` in another type, as llama-quantize names it."""
+        done = self._run([self._program("llama-quantize"), str(source), str(target), method, _threads()], target.parent)
+        bits = re.search(r"quant size\s*=.*\(([\d.]+) BPW\)", done)
+        fallback = re.search(r"(\d+) of \d+ tensor\(s\) required fallback", done)
+        return Quantized(float(bits[1]) if bits else math.nan, int(fallback[1]) if fallback else 0)
+
+    def token_ids(self, file: Path, text: Path) -> list[int]:
+        """Token ids of the UTF-8 text in a file, begin and end tokens with them where the model has any."""
+        command = [self._program("llama-tokenize"), "-m", str(file), "-f", str(text), "--no-escape", "--ids"]
+        output = self._run([*command, "--log-disable"], file.parent)
+        return list(ast.literal_eval(output[output.index("[") : output.rindex("]") + 1]))
+
+    def compare(self, file: Path, reference: Path, context: int) -> Comparison:
+        """The model in `file` beside `reference`, a file of log-probabilities over windows of `context` tokens.
+
+        Source of the formulas: llama.cpp's tools/perplexity, `--kl-divergence`.
+        """
+        sizes = ["-c", str(context), "-b", str(context), "-ub", str(min(context, 512)), "-t", _threads()]
+        command = [self._program("llama-perplexity"), "-m", str(file), "--kl-divergence-base", str(reference), *sizes]
+        output = self._run([*command, "--kl-divergence"], file.parent, last="Same top p")
+        found = [
+            re.search(rf"^{label}\s*:\s*(\S+)", output, re.MULTILINE)
+            for label in (r"Mean PPL\(Q\)", r"Mean\s+KLD", "Same top p")
+        ]
+        if "inconsistent vocabulary" in output or not all(found):
+            raise DataError(f"llama-perplexity does not measure {file.name}: {reason_of(output)}")
+        perplexity, divergence, same_top = (float(match[1]) for match in found if match)
+        return Comparison(perplexity, divergence, same_top / 100)
+
+    def complete(self, file: Path, prompt: Path, tokens: int, context: int) -> str:
+        """How the model in `file` goes on with the text in `prompt`, always by its most probable token."""
+        command = [self._program("llama-completion"), "-m", str(file), "-f", str(prompt), "-n", str(tokens)]
+        command += ["--no-escape", "-c", str(context), "-t", _threads(), "--temp", "0", "--no-warmup", "-no-cnv"]
+        return self._run([*command, "--no-display-prompt", "--simple-io"], file.parent, last="\n\n", errors_apart=True)
+
+    def _program(self, name: str) -> str:
+        return str(self.programs / name)
+
+    def _run(
+        self,
+        command: list[str],
+        scratch: Path,
+        environment: dict[str, str] | None = None,
+        last: str = "",
+        errors_apart: bool = False,
+    ) -> str:
+        """What a program prints, on both streams unless `errors_apart`.
+
+        Args:
+            command: the program and its arguments.
+            scratch: where it writes.
+            environment: its environment, if not this process's.
+            last: what its output holds when it is whole: as llama.cpp builds them, some programs may end before the
+                thread that prints has printed all, so they are asked again.
+            errors_apart: whether stderr counts only where the program fails.
+        """
+        for _ in range(ATTEMPTS):
+            errors = subprocess.PIPE if errors_apart else subprocess.STDOUT
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            )
+            output = done.stdout.decode("utf-8", errors="replace")
+            if done.returncode or last in output:
+                break
+        if done.returncode == 0:
+            return output
+        output += (done.stderr or b"").decode("utf-8", errors="replace")
+        name = Path(command[0 if command[0] != sys.executable else 1]).name
+        if failure := failure_of_system(name, done.returncode, output, scratch):
+            raise failure
+        raise DataError(f"{name} failed (exit code {done.returncode}): {reason_of(output)}")
+
+
+def _threads() -> str:
+    """OMP_NUM_THREADS, which a batch job sets to its cores, else all cores this process may use."""
+    return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))

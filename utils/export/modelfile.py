@@ -1,0 +1,105 @@
+"""The Modelfile with which Ollama runs a GGUF file as the model was trained: its context, stop tokens and template.
+
+Source of the format: https://docs.ollama.com/modelfile; templates are Go's text/template.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from lit_gpt.formats.hf import read_json
+from lit_gpt.tokenizer.chat_template import find_template
+from utils.prepare.dialogue import normalise
+
+DIALOGUE = (
+    '{{{{ range .Messages }}}}{{{{ if eq .Role "assistant" }}}}{model}{{{{ else }}}}{user}{{{{ end }}}} '
+    "{{{{ .Content }}}}\n{{{{ end }}}}{model}"
+)
+
+
+class Form(NamedTuple):
+    """How a model is to be spoken to."""
+
+    description: str
+    template: str | None
+    """None: Ollama takes the one in the GGUF file."""
+    stops: tuple[str, ...]
+
+
+COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
+CHATS = (
+    (
+        "<|im_start|>",
+        Form(
+            "chat, in ChatML",
+            "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
+            ("<|im_start|>", "<|im_end|>"),
+        ),
+    ),
+    (
+        "<|start_header_id|>",
+        Form(
+            "chat, in Llama 3's form",
+            "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            ("<|start_header_id|>", "<|eot_id|>"),
+        ),
+    ),
+)
+"""What a chat template holds that is in such a form: the form."""
+
+
+def form_of(folder: Path) -> Form:
+    """How the model in `folder`, a Hugging Face folder, was trained to be spoken to.
+
+    A run of this program teaches conversations or plain text, which its provenance says; a chat template counts for
+    other models.
+    """
+    path = folder / "training_provenance.json"
+    provenance = read_json(path) if path.is_file() else {}
+    languages = list((provenance.get("normalised") or {}).values())
+    if languages or provenance.get("turns"):
+        return _dialogue(Counter(languages).most_common(1)[0][0] if languages else None)
+    if provenance.get("options"):
+        return COMPLETION
+    path = folder / "tokenizer_config.json"
+    template = find_template(folder, read_json(path) if path.is_file() else {})
+    if template is None:
+        return COMPLETION
+    known = next((form for mark, form in CHATS if mark in template), None)
+    return known or Form("chat; Ollama has to know the template in the GGUF file: see `ollama show`", None, ())
+
+
+def _dialogue(language: str | None) -> Form:
+    """Turns as lines, normalised where the data was: the user speaks first, the model next, and any new line's speaker
+    ends its turn."""
+    turns = "[speaker001:] a\n[speaker002:] a"
+    written = normalise(turns, language) if language else turns
+    user, model = (line[: line.index("]") + 1] for line in written.splitlines())
+    return Form(f"dialogue, {user} with {model}", DIALOGUE.format(user=user, model=model), ("\n[",))
+
+
+def served_context(folder: Path, positions: int) -> int:
+    """Tokens of context: those of a row in the run that trained the model, else all that it has positions for."""
+    path = folder / "training_provenance.json"
+    window = (read_json(path).get("schedule") or {}).get("window") if path.is_file() else None
+    return min(positions, window - 1) if window else positions
+
+
+def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str:
+    """The Modelfile's text.
+
+    Args:
+        gguf: name of the GGUF file, which lies beside it.
+        form: how the model is spoken to.
+        context: tokens of context.
+        end_token: the text of the token that ends a text, if there is one.
+    """
+    stops = [*form.stops, *([end_token] if end_token else [])]
+    lines = [f"# {form.description}", f"FROM ./{gguf}", f"PARAMETER num_ctx {context}"]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # as they are: Ollama reads no escapes, but several lines
+    if form.template is not None:
+        lines.append(f'TEMPLATE """{form.template}"""')
+    return "\n".join(lines) + "\n"

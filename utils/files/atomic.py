@@ -1,0 +1,49 @@
+"""Files that appear under their name when they are whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes `content` beside `path`, syncs it to the disk and renames it: the old or the new file, never a part.
+
+    Raises:
+        OSError: naming `path`, for instance when the disk is full; what was written of it is removed.
+    """
+    try:
+        with naming(path):
+            with staged_path(path).open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            staged_path(path).replace(path)
+    except OSError:
+        staged_path(path).unlink(missing_ok=True)
+        raise
+
+
+def staged_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an `OSError` name `path`: a full disk does not say which file did not fit."""
+    try:
+        yield
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from e
+
+
+def write_array(file: IO[bytes], values: np.ndarray) -> None:
+    """All of `values`, which an unbuffered file may take in several turns."""
+    rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+    while len(rest):
+        rest = rest[file.write(rest) :]

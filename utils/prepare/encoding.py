@@ -1,0 +1,333 @@
+"""Documents to tokens: exactly those of the checkpoint's tokenizer, by the fastest library that gives them.
+
+`gigatoken` is several times as fast as the tokenizers and sentencepiece libraries, but does not do every tokenizer, and
+not all of each. So it is used only where it gave the same tokens for a sample of the run's own text (`choose_library`),
+it never sees a document that holds a special token's name it treats otherwise, and each block of text begins with a
+few documents on which it is compared again; if it is wrong there, the program stops and says so.
+
+A document's part that goes on from an earlier part (`Document.context`) begins with the two words before the cut. The
+tokens of these alone must be the first tokens of the part; what follows them are then the tokens that the whole
+document has there, and the last of them is the one token that two parts share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import compress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lit_gpt.errors import DataError
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.data.shards import token_dtype
+from utils.prepare.corpus import Document, cut_between_words
+
+GIGATOKEN = "gigatoken"
+BATCH_BYTES = 1_000_000
+"""Text that the slower libraries get at once: they take some 100 bytes of memory per token while they work."""
+CHECK_BYTES = 8_192
+"""Text of each block that the slower library tokenises too: 0.2 %, some 2 % of the time of the faster one."""
+MOST_GROWTH = 80 * 10**6
+"""Bytes that this process may grow by until gigatoken is loaded anew: it keeps every word that it has seen."""
+COUNTED_BYTES = 1 << 18
+"""Text whose words are counted at once: it and the arrays made of it stay in the cache."""
+
+
+class Encoded(NamedTuple):
+    """The tokens of some documents, side by side.
+
+    tokens [tokens]; lengths [documents]; turns [boundaries], ascending: where a line begins within a document that is
+    longer than `window`; shared: how many first tokens repeat the last one of an earlier part of their document; then
+    what was counted in the text, and the numbers of the documents that gave no token.
+    """
+
+    tokens: np.ndarray
+    lengths: np.ndarray
+    turns: np.ndarray
+    shared: int
+    turn_count: int
+    words: int
+    empty: list[int]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Which library makes the tokens, why, and which texts it must not see."""
+
+    name: str
+    reason: str
+    avoid: tuple[bytes, ...] = ()
+    """Names of special tokens; a document that holds one is left to the slower library."""
+
+
+def choose_library(tokenizer: Tokenizer, sample: list[str] | None) -> Library:
+    """gigatoken if it gives the tokens of `tokenizer` for every text of `sample`, else the tokenizer's own library."""
+    own = tokenizer.library
+    if sample is None:
+        return Library(own, "asked for by --fast_tokenizer false")
+    try:
+        fast = load_gigatoken(tokenizer.directory)
+    except ImportError:
+        return Library(own, "gigatoken is not installed (pip install gigatoken)")
+    except (RuntimeError, ValueError) as e:
+        return Library(own, f"gigatoken does not do this tokenizer: {str(e).partition(chr(10))[0]}")
+
+    def differs(text: str) -> bool:
+        return fast.encode(text.encode()).tolist() != tokenizer.encode(text)
+
+    if wrong := next(filter(differs, sample), None):
+        return Library(own, f"gigatoken gives other tokens for {wrong[:40]!r}")
+    # a special token may take the white space beside it
+    avoid = [name.encode() for name in tokenizer.special_tokens if differs(f"a{name}b") or differs(f"a {name} b")]
+    size = sum(map(len, sample))
+    return Library(GIGATOKEN, f"the same tokens as {own} for {size:,} characters of this corpus", tuple(avoid))
+
+
+@cache
+def load_gigatoken(directory: Path) -> Any:
+    """Raises ImportError where it is not installed, RuntimeError or ValueError where it does not do the tokenizer."""
+    import gigatoken
+
+    return gigatoken.Tokenizer.from_json(_gigatoken_json(directory)).backend
+
+
+@cache
+def _gigatoken_json(directory: Path) -> bytes:
+    """What gigatoken loads. Making it of a SentencePiece model takes four times as long as the loading."""
+    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
+
+    path = directory / "tokenizer.json"
+    return (
+        path.read_bytes()
+        if path.is_file()
+        else sentencepiece_to_tokenizer_json((directory / "tokenizer.model").read_bytes())
+    )
+
+
+class Encoder:
+    """Documents to `Encoded`: each one's tokens, between the begin- and end-of-text tokens that are wanted.
+
+    Args:
+        checkpoint_dir: of the tokenizer.
+        bos, eos: whether a document begins and ends with such a token.
+        window: a document of at most so many tokens needs no `turns`.
+        library: as `choose_library` found.
+    """
+
+    def __init__(self, checkpoint_dir: Path, bos: bool, eos: bool, window: int, library: Library) -> None:
+        self._tokenizer = Tokenizer(checkpoint_dir)
+        self._dtype = token_dtype(self._tokenizer.vocab_size)
+        self._before = np.array([self._tokenizer.bos_id] if bos else [], np.uint32)
+        self._after = np.array([self._tokenizer.eos_id] if eos else [], np.uint32)
+        self._window = window
+        self._fast = load_gigatoken(checkpoint_dir) if library.name == GIGATOKEN else None
+        self._size_at_first = resident_bytes()
+        self._avoid = library.avoid
+        self._avoid_firsts = {name[:1] for name in library.avoid}
+        self._ends, self._starts = _TokenSet(self._tokenizer.line_ends), _TokenSet(self._tokenizer.line_starts)
+
+    def __call__(self, documents: list[Document]) -> Encoded:
+        texts = [document.text for document in documents]
+        if self._fast is not None:
+            self._keep_small()
+            self._prove(texts)
+        found = self._encode(texts)
+        parts: list[np.ndarray] = []
+        lengths, shared, empty = [], 0, []
+        for number, (document, ids) in enumerate(zip(documents, found, strict=True)):
+            if not len(ids):
+                empty.append(number)
+                continue
+            ids, repeats = self._without_context(document, ids) if document.context else (ids, False)
+            length = len(ids)
+            if not repeats and len(self._before):
+                parts.append(self._before)
+                length += 1
+            parts.append(ids)
+            if document.ends and len(self._after):
+                parts.append(self._after)
+                length += 1
+            lengths.append(length)
+            shared += repeats
+        joined = np.concatenate([np.zeros(0, np.uint32), *parts], dtype=np.uint32, casting="unsafe")
+        assert joined.max(initial=0) < self._tokenizer.vocab_size, "a token id outside of the vocabulary"
+        tokens = joined.astype(self._dtype)
+        turns = self._turns(tokens, np.array(lengths, np.int64))
+        words, turn_count = count_words_and_turns([document.text[document.context :] for document in documents])
+        return Encoded(tokens, np.array(lengths, np.int64), turns, shared, turn_count, words, empty)
+
+    def _encode(self, texts: list[bytes]) -> list[np.ndarray]:
+        """The ids of each text, uint32 or int64."""
+        if self._fast is None:
+            return self._encode_slowly(texts)
+        encode = self._fast.encode
+        avoided = [self._must_avoid(text) for text in texts]
+        slowly = iter(self._encode_slowly(list(compress(texts, avoided))))
+        return [next(slowly) if slow else encode(text) for text, slow in zip(texts, avoided, strict=True)]
+
+    def _must_avoid(self, text: bytes) -> bool:
+        """Whether the text holds a name that gigatoken must not see. A single byte is found 30 times as fast."""
+        return any(first in text for first in self._avoid_firsts) and any(name in text for name in self._avoid)
+
+    def _keep_small(self) -> None:
+        """Loads gigatoken anew, some 0.1 s, where this process has grown too much: it keeps every word it has seen."""
+        if resident_bytes() - self._size_at_first > MOST_GROWTH:
+            self._fast = None
+            load_gigatoken.cache_clear()
+            self._fast = load_gigatoken(self._tokenizer.directory)
+            give_back_memory()
+            self._size_at_first = max(self._size_at_first, resident_bytes())
+
+    def _prove(self, texts: list[bytes]) -> None:
+        """Raises a `DataError` if gigatoken gives other tokens for the first of `texts`: so it may have before."""
+        checked, size = [], 0
+        for text in texts:
+            if size + len(text) > CHECK_BYTES and not checked:
+                text = text[: cut_between_words(text, 0, min(CHECK_BYTES, len(text) - 1))[0]]
+            size += len(text)
+            if size > CHECK_BYTES:
+                break
+            if not self._must_avoid(text):
+                checked.append(text)
+        for text, ids in zip(checked, self._encode_slowly(checked), strict=True):
+            if not np.array_equal(self._fast.encode(text), ids):
+                begin = text.decode("utf-8", "ignore")[:40]
+                raise DataError(
+                    f"gigatoken gives other tokens than {self._tokenizer.library} for a text beginning {begin!r}; "
+                    "run the same command again with --fast_tokenizer false"
+                )
+
+    def _encode_slowly(self, texts: list[bytes]) -> list[np.ndarray]:
+        found: list[np.ndarray] = []
+        for batch in _batches(texts, BATCH_BYTES):
+            if len(batch) == 1 and len(batch[0]) > BATCH_BYTES:
+                found.append(self._encode_long(batch[0]))
+            else:
+                ids = self._tokenizer.encode_batch([text.decode() for text in batch])
+                found += [np.array(one, np.uint32) for one in ids]
+        return found
+
+    def _encode_long(self, text: bytes) -> np.ndarray:
+        """The ids of a text that takes much memory at once: of parts that repeat two words, if they fit together."""
+        found = []
+        place = context = 0
+        while place < len(text):
+            rest = text[place - context : place + BATCH_BYTES]
+            end, following = len(rest), 0
+            if place + BATCH_BYTES < len(text):
+                end, following = cut_between_words(rest, context, len(rest) - 1)
+            ids = np.array(self._tokenizer.encode(rest[:end].decode()), np.uint32)
+            if context:
+                repeated = self._tokenizer.encode(rest[:context].decode())
+                if ids[: len(repeated)].tolist() != repeated:
+                    return np.array(self._tokenizer.encode(text.decode()), np.uint32)
+                ids = ids[len(repeated) :]
+            found.append(ids)
+            place, context = place - context + end, following
+            if not following and place < len(text):
+                return np.array(self._tokenizer.encode(text.decode()), np.uint32)
+        return np.concatenate(found)
+
+    def _without_context(self, document: Document, ids: np.ndarray) -> tuple[np.ndarray, bool]:
+        """The ids after the context, the last one of the context before them, and whether they do begin with that."""
+        context = self._encode([document.text[: document.context]])[0]
+        if len(context) and np.array_equal(ids[: len(context)], context):
+            return ids[len(context) - 1 :], True
+        return self._encode([document.text[document.context :]])[0], False
+
+    def _turns(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        found = [np.zeros(0, np.int64)]
+        ends = np.cumsum(lengths)
+        for document in np.flatnonzero(lengths > self._window).tolist():
+            first = int(ends[document] - lengths[document])
+            own = tokens[first : ends[document]]
+            begins = self._ends.find(own[:-1])
+            if len(self._starts.ids):
+                begins |= self._starts.find(own[1:])
+            found.append(np.flatnonzero(begins) + 1 + first)
+        return np.concatenate(found)
+
+
+class _TokenSet:
+    """Some tokens, of a table bool [vocabulary]."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table, self.ids = table, np.flatnonzero(table)
+
+    def find(self, tokens: np.ndarray) -> np.ndarray:
+        """Where they are: bool [tokens]. Comparing with each of few is some 20 times as fast as looking up each."""
+        if len(self.ids) > 4:
+            return self.table.take(tokens, mode="clip")
+        found = np.zeros(len(tokens), bool)
+        for token in self.ids.tolist():
+            found |= tokens == token
+        return found
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds; 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def give_back_memory() -> None:
+    """Returns freed memory to the system, where malloc can."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+def _batches(texts: list[bytes], limit: int) -> Iterator[list[bytes]]:
+    """Consecutive texts of up to `limit` bytes together; a longer one is alone."""
+    batch: list[bytes] = []
+    size = 0
+    for text in texts:
+        if batch and size + len(text) > limit:
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
+
+
+def count_words_and_turns(texts: list[bytes]) -> tuple[int, int]:
+    """What white space separates, no-break spaces included (as `wc -w` counts), and the lines that begin with a tag."""
+    words = turns = 0
+    for batch in _batches(texts, COUNTED_BYTES):
+        letters = np.frombuffer(b"\n".join([*batch, b""]), np.uint8)
+        words += _count_words(letters)
+        turns += _count_turns(letters)
+    return words, turns
+
+
+def _count_words(letters: np.ndarray) -> int:
+    """Of text that ends with a space."""
+    is_space = letters <= 0x20
+    for code in ("\u00a0", "\u202f"):
+        first, *others = code.encode()
+        found = np.flatnonzero(letters == first)  # these bytes are rare
+        for place, byte in enumerate(others, start=1):
+            found = found[letters[found + place] == byte]
+        for place in range(len(others) + 1):
+            is_space[found + place] = True
+    return int(np.count_nonzero(is_space[1:] > is_space[:-1]))
+
+
+def _count_turns(letters: np.ndarray) -> int:
+    """The lines that begin with a speaker's tag, `[name:]`, in text that ends with a line."""
+    ends = np.flatnonzero(letters == 0x0A)
+    begins = np.append(0, ends[:-1] + 1)
+    tagged = letters[begins] == 0x5B
+    begins, ends = begins[tagged], ends[tagged]
+    closes = np.append(np.flatnonzero(letters == 0x5D), len(letters))
+    close = closes[np.searchsorted(closes, begins)]
+    is_tag = (close < ends) & (close > begins + 2) & (letters[close - 1] == 0x3A)
+    return int(np.count_nonzero(is_tag))

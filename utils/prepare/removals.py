@@ -1,0 +1,51 @@
+"""What was left out of a split: counted by reason, and each document named in a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import IO
+
+from utils.files.atomic import naming
+from utils.prepare.corpus import PARQUET, CorpusFile
+
+
+class RemovalLog(AbstractContextManager["RemovalLog"]):
+    """Writes `path` line by line, beside its place until `publish`; there is none if nothing was left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.counts: Counter[str] = Counter()
+        self._path = path
+        self._staged = path.with_name(f".{path.name}.tmp")
+        self._resources = ExitStack()
+        self._file: IO[str] | None = None
+
+    def __exit__(self, *_: object) -> None:
+        with naming(self._path):
+            self._resources.close()
+
+    def add(self, reason: str, file: CorpusFile, at: int, detail: str, text: str = "") -> None:
+        """One document: why it is left out, where it begins, what there is to say, and how its text begins."""
+        self.counts[reason] += 1
+        unit = "row" if file.format == PARQUET else "byte"
+        line = {"reason": reason, "file": file.name, unit: at, "detail": detail, "text": text}
+        with naming(self._path):
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._resources.callback(self._staged.unlink, missing_ok=True)
+                self._file = self._resources.enter_context(self._staged.open("w", encoding="utf-8"))
+            self._file.write(json.dumps({key: value for key, value in line.items() if value != ""}, ensure_ascii=False))
+            self._file.write("\n")
+
+    def publish(self) -> None:
+        """Gives the file its name, or removes what an earlier call said of this split."""
+        with naming(self._path):
+            if self._file is None:
+                self._path.unlink(missing_ok=True)
+                return
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._staged.replace(self._path)
