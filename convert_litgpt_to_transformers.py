@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.repository import REPOSITORY
 from utils import cli
 from utils.files.staged_folder import carry_over, check_replaceable, recover, staged
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from utils.run.trained import TrainedModel
 
-ROOT = Path(__file__).resolve().parent
 PROVENANCE = "training_provenance.json"
 COMPANIONS = {
     "handler.py": "hf_files/handler.py",
@@ -143,7 +143,7 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
         print(f"warning: {warning}")
     for name, source in COMPANIONS.items():
-        shutil.copyfile(ROOT / source, stage / name)
+        shutil.copyfile(REPOSITORY / source, stage / name)
     checks = {"logits": verify_logits, "tensors": verify_tensors, "none": lambda *_: "not verified"}
     describe(stage, trained, hf, options, checks[options.verify](stage, trained, hf, tokenizer))
 
@@ -320,4 +320,4 @@ def report(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(ConvertOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(ConvertOptions)))

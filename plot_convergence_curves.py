@@ -441,4 +441,4 @@ def summary(runs: Sequence[Run]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(PlotOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(PlotOptions)))

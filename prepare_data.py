@@ -750,4 +750,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(PrepareOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(PrepareOptions)))

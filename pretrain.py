@@ -1015,4 +1015,4 @@ def log_saved(run: Run, saved: Saved | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(PretrainOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(PretrainOptions)))

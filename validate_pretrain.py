@@ -177,4 +177,4 @@ def say(task: Task, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(ValidateOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(ValidateOptions)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests import warm_start
 from tests.warm_start import ROOT
+from utils import cli
 from utils.export.llama_cpp import FOLDER as LLAMA_CPP
 from utils.install_llama_cpp import STAMP
 
@@ -66,6 +69,15 @@ def run(
     done = warm_start.run(warm_start.program, words, processes, timeout)
     assert not check or done.returncode == 0, f"{script} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def run_command(options_class: type[Any], main: Callable[[Any], None], argv: Sequence[str]) -> int:
+    """What `python SCRIPT ARGV` exits with, of a script with these options and this `main`, in this process."""
+    try:
+        options = cli.parse_or_exit(options_class, argv)
+    except SystemExit as e:
+        return e.code
+    return cli.run(main, options)
 
 
 def command_line(script: str, *arguments: object) -> list[str]:

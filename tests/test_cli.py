@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lit_gpt.errors import DataError, Interrupted, UserError, raise_problems
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 from utils import cli
 
 
@@ -64,7 +64,7 @@ def fail(capsys: pytest.CaptureFixture[str], argv: list[str], error: BaseExcepti
         if error is not None:
             raise error
 
-    code = cli.run(Options, main, argv)
+    code = run_command(Options, main, argv)
     return code, capsys.readouterr().err
 
 
@@ -132,7 +132,7 @@ def test_what_stands_after_the_configuration_wins(tmp_path):
 def test_folders_are_given_without_a_name(capsys):
     options = cli.parse(FolderOptions, ["one", "two/three", "--title", "T"])
     assert options == FolderOptions([Path("one"), Path("two/three")], "T")
-    assert cli.run(FolderOptions, lambda _: None, ["--title", "T"]) == 2
+    assert run_command(FolderOptions, lambda _: None, ["--title", "T"]) == 2
     assert "no folder is given" in capsys.readouterr().err
 
 
@@ -174,7 +174,7 @@ def test_a_bug_keeps_its_traceback(tmp_path):
         "import sys\nfrom dataclasses import dataclass\nfrom utils import cli\n"
         "@dataclass(frozen=True)\nclass Options:\n    '''None.'''\n"
         "def main(options):\n    raise RuntimeError('a bug')\n"
-        "sys.exit(cli.run(Options, main))\n"
+        "sys.exit(cli.run(main, cli.parse_or_exit(Options)))\n"
     )
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}
@@ -185,7 +185,7 @@ def test_a_bug_keeps_its_traceback(tmp_path):
 
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as stopped:
-        cli.run(Options, lambda _: None, ["--help"])
+        cli.parse_or_exit(Options, ["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     for words in ("What a script may be told.", "--max_batches", "Stop after so many.", "--config"):
@@ -208,7 +208,7 @@ class OwnOptions(Options):
 
 def test_inherited_options_are_explained(capsys):
     with pytest.raises(SystemExit):
-        cli.run(OwnOptions, lambda _: None, ["--help"])
+        cli.parse_or_exit(OwnOptions, ["--help"])
     shown = capsys.readouterr().out
     for words in (
         "What another script",
@@ -235,9 +235,9 @@ def test_several_texts_are_taken_as_they_are(tmp_path, capsys):
     assert stop("--config", str(path)) == ("[a:]", "b") and stop("--config", str(path), "--stop", "c") == ("c",)
     for content in ('stop: "[a:]"', "stop: 5"):
         path.write_text(content + "\n")
-        assert cli.run(OwnOptions, lambda _: None, [*NEEDED, "--config", str(path)]) == 2
+        assert run_command(OwnOptions, lambda _: None, [*NEEDED, "--config", str(path)]) == 2
         assert "needs a list" in capsys.readouterr().err
-    assert cli.run(OwnOptions, lambda _: None, [*NEEDED, "--stop"]) == 2
+    assert run_command(OwnOptions, lambda _: None, [*NEEDED, "--stop"]) == 2
     assert "--stop" in capsys.readouterr().err
 
 

@@ -1,6 +1,6 @@
 """From a command line to one frozen dataclass of options, and from an error to one line and an exit code.
 
-Every script ends with `sys.exit(cli.run(Options, main))`. Its options are the fields of a frozen dataclass, the
+Every command ends with `sys.exit(cli.run(main, options))`. Its options are the fields of a frozen dataclass, the
 string under each field is its help, and `__post_init__` raises `UserError` for values that cannot be. Nothing heavy is
 imported here, so `--help` answers at once.
 """
@@ -41,23 +41,29 @@ POSITIONAL: dict[str, dict[str, Any]] = {
 OptionsT = TypeVar("OptionsT")
 
 
-def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: Sequence[str] | None = None) -> int:
-    """Parses `argv` (default: `sys.argv[1:]`) into `options_class`, calls `main`, and returns the exit code.
+def parse_or_exit(options_class: type[OptionsT], argv: Sequence[str] | None = None) -> OptionsT:
+    """Parses `argv` (default: `sys.argv[1:]`) into `options_class`; --help and mistakes in it end the process here.
+
+    A command calls it above its imports of heavy packages, so that both are answered at once.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        return parse(options_class, argv)
+    except (UserError, OSError) as e:
+        sys.exit(_report(e, _wants_traceback(argv)))
+
+
+def run(main: Callable[[OptionsT], None], options: OptionsT) -> int:
+    """Calls `main(options)` and returns the exit code.
 
     A user's mistake, bad data or a failing disk is one line on stderr; a traceback means a bug (or `--debug true`).
     One of several processes does not return but ends here, see `end_process`.
     """
-    argv = sys.argv[1:] if argv is None else argv
     exit_code = OK
     try:
-        main(parse(options_class, argv))
-    except (UserError, DataError, Interrupted) as e:
-        exit_code = _report(e, str(e), e.exit_code, argv)
-    except OSError as e:
-        where = f": {e.filename}" if e.filename else ""
-        exit_code = _report(e, f"{e.strerror or e}{where}", INTERRUPTED if e.errno in PASSING else IO, argv)
-    except KeyboardInterrupt as e:
-        exit_code = _report(e, "interrupted from the keyboard", INTERRUPTED, argv)
+        main(options)
+    except (UserError, DataError, Interrupted, OSError, KeyboardInterrupt) as e:
+        exit_code = _report(e, getattr(options, "debug", False))
     except Exception:
         if not is_distributed():
             raise
@@ -69,8 +75,21 @@ def run(options_class: type[OptionsT], main: Callable[[OptionsT], None], argv: S
     return exit_code
 
 
-def _report(error: BaseException, message: str, exit_code: int, argv: Sequence[str]) -> int:
-    if _wants_traceback(argv):
+def _described(error: BaseException) -> tuple[str, int]:
+    """One line for the user, and the exit code."""
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror or error}{where}", INTERRUPTED if error.errno in PASSING else IO
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted from the keyboard", INTERRUPTED
+    assert isinstance(error, (UserError, DataError, Interrupted))
+    return str(error), error.exit_code
+
+
+def _report(error: BaseException, with_traceback: bool) -> int:
+    """Prints the error once for the whole run; returns what this process exits with."""
+    message, exit_code = _described(error)
+    if with_traceback:
         traceback.print_exc()
     rank = process_rank()
     if rank and getattr(error, "on_every_process", False):

@@ -59,4 +59,4 @@ if __name__ == "__main__":
 
     from utils import cli
 
-    sys.exit(cli.run(UploadOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(UploadOptions)))

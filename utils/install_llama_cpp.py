@@ -130,17 +130,17 @@ def fetch_by_git(stage: Path) -> Path:
         DataError: if a tag or branch has that name and is another commit, which git would take instead.
     """
     from lit_gpt.errors import DataError
-    from utils.export.llama_cpp import COMMIT, REPOSITORY
+    from utils.export.llama_cpp import COMMIT, GIT_URL
 
     if shutil.which("git") is None:
         raise OSError("there is no git")
     tree = stage / "git"
     # without files of other commits; an abbreviated commit cannot be fetched by itself
-    call(["git", "clone", "--quiet", "--filter=blob:none", "--no-checkout", REPOSITORY, str(tree)], stage)
+    call(["git", "clone", "--quiet", "--filter=blob:none", "--no-checkout", GIT_URL, str(tree)], stage)
     call(["git", "-C", str(tree), "checkout", "--quiet", "--detach", COMMIT], stage)
     call(["git", "-C", str(tree), "rev-parse", "HEAD"], stage)
     if not (head := (stage / "log").read_text(encoding="utf-8").strip()).startswith(COMMIT):
-        raise DataError(f"{COMMIT} names another commit in {REPOSITORY}, {head}, as a tag or branch does")
+        raise DataError(f"{COMMIT} names another commit in {GIT_URL}, {head}, as a tag or branch does")
     return tree
 
 
@@ -229,4 +229,4 @@ if __name__ == "__main__":
 
     from utils import cli
 
-    sys.exit(cli.run(InstallOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(InstallOptions)))

@@ -65,4 +65,4 @@ if __name__ == "__main__":
 
     from utils import cli
 
-    sys.exit(cli.run(MergeOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(MergeOptions)))

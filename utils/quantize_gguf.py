@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from utils.export.hf_probabilities import Reference
     from utils.export.llama_cpp import LlamaCpp
 
-ROOT = Path(__file__).resolve().parents[1]
 TABLE = "quantization.csv"
 TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Station/test.txt")
 CHARACTERS = 1_000_000
@@ -206,10 +205,11 @@ def read_text(path: Path | None) -> str:
         UserError: if there is none.
     """
     from lit_gpt.errors import UserError
+    from lit_gpt.repository import REPOSITORY
 
     if path and not path.is_file():
         raise UserError(f"--text {path} is {'a folder' if path.is_dir() else 'missing'}; give a file of UTF-8 text")
-    paths = [path] if path else [ROOT / name for name in TEXTS]
+    paths = [path] if path else [REPOSITORY / name for name in TEXTS]
     try:
         texts = [path.read_text(encoding="utf-8")[:CHARACTERS].strip() for path in paths]
     except UnicodeDecodeError as e:
@@ -393,8 +393,8 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
     from utils import cli
 
-    sys.exit(cli.run(QuantizeOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(QuantizeOptions)))

@@ -558,4 +558,4 @@ if __name__ == "__main__":
 
     from utils import cli
 
-    sys.exit(cli.run(Options, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(Options)))

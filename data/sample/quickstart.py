@@ -126,4 +126,4 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
     from utils import cli
 
-    sys.exit(cli.run(QuickstartOptions, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(QuickstartOptions)))

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lit_gpt.errors import UserError
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
+from lit_gpt.errors import UserError
+from utils import cli
 from utils.run.text_model import TextOptions, load_text_model
 
 if TYPE_CHECKING:
@@ -135,6 +135,4 @@ def fit(
 
 
 if __name__ == "__main__":
-    from utils import cli
-
-    sys.exit(cli.run(Options, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(Options)))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.programs import failure_of_system
+from lit_gpt.repository import REPOSITORY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,7 +42,7 @@ def run_transformers(module: str, folder: Path, request: dict[str, Any], answer:
     asked.write_text(json.dumps(request), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-m", module, *(str(path.resolve()) for path in (folder, asked, answer))],
-        cwd=Path(__file__).resolve().parents[1],
+        cwd=REPOSITORY,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

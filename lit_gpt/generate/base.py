@@ -11,11 +11,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_gpt.errors import DataError, raise_problems
-
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
+from lit_gpt.errors import DataError, raise_problems
+from utils import cli
 from utils.run.text_model import TextOptions, load_text_model
 
 if TYPE_CHECKING:
@@ -114,6 +114,4 @@ def continuations(model: TextModel, prompts: list[str], options: Options) -> Ite
 
 
 if __name__ == "__main__":
-    from utils import cli
-
-    sys.exit(cli.run(Options, main))
+    sys.exit(cli.run(main, cli.parse_or_exit(Options)))

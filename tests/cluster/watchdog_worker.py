@@ -54,5 +54,4 @@ def main(trouble: str, victim: int, hang_timeout: float) -> None:
 def work(place: Mapping[str, str], trouble: str, victim: int, hang_timeout: float) -> None:
     """The process of the place that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say, as a program of its own."""
     os.environ.update(place)
-    cli.parse = lambda options_class, argv: None
-    sys.exit(cli.run(object, lambda _: main(trouble, victim, hang_timeout), []))
+    sys.exit(cli.run(lambda _: main(trouble, victim, hang_timeout), None))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from utils import cli, install_llama_cpp
+from tests.conftest import run_command
+from utils import install_llama_cpp
 from utils.export.llama_cpp import CONVERTER, PROGRAMS, LlamaCpp
 from utils.install_llama_cpp import KEPT, STAMP, InstallOptions, main
 
@@ -43,7 +44,7 @@ def write_source(folder: Path, program: str = "int main() {}\n") -> Path:
 
 
 def install(folder: Path, *arguments: str) -> int:
-    return cli.run(InstallOptions, main, ["--dir", str(folder), *arguments])
+    return run_command(InstallOptions, main, ["--dir", str(folder), *arguments])
 
 
 def test_programs_and_converter_get_their_place_at_once(tmp_path, monkeypatch, capsys):
@@ -102,7 +103,7 @@ def test_a_tag_of_the_commits_name_is_another_commit(tmp_path, monkeypatch, caps
     for message in ("first", "second"):
         git("commit", "--quiet", "--allow-empty", "-m", message)
         commits.append(git("rev-parse", "HEAD"))
-    monkeypatch.setattr("utils.export.llama_cpp.REPOSITORY", f"file://{tmp_path / 'origin'}")
+    monkeypatch.setattr("utils.export.llama_cpp.GIT_URL", f"file://{tmp_path / 'origin'}")
     monkeypatch.setattr("utils.export.llama_cpp.COMMIT", commits[0][:9])
     (tmp_path / "stage").mkdir()
     tree = install_llama_cpp.fetch_by_git(tmp_path / "stage")

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_gpt.scripts import convert_hf_checkpoint
-from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run
+from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run, run_command
 from tests.formats.hf_models import make_hf
-from utils import cli, quantize_gguf
+from utils import quantize_gguf
 from utils.export import hf_probabilities
 from utils.export.hf_probabilities import choose_windows
 from utils.export.llama_cpp import FOLDER, LlamaCpp
@@ -192,7 +192,7 @@ def refused(capsys, tmp_path: Path, exit_code: int, words: list[str], *arguments
     capsys.readouterr()
     before = set(tmp_path.iterdir())
     line = ["--output_dir", str(tmp_path / "out"), *map(str, arguments)]
-    assert cli.run(QuantizeOptions, main, line) == exit_code
+    assert run_command(QuantizeOptions, main, line) == exit_code
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and errors[0].startswith("error: "), errors
     for word in words:
@@ -214,9 +214,9 @@ def test_what_is_no_use_is_said_before_anything_is_written(tiny, copied, tmp_pat
     for name, words in (("blank.txt", ["no text"]), ("model", ["a folder"]), ("nowhere.txt", ["missing"])):
         refused(capsys, tmp_path, 2, ["--text", *words], "--model_dir", copied, "--text", tmp_path / name)
     for words in (["--model_dir", str(copied)], ["--model_dir", str(tiny), "--text", str(copied / "config.json")]):
-        assert cli.run(QuantizeOptions, main, [*words, "--output_dir", str(tmp_path / "model")]) == 2
+        assert run_command(QuantizeOptions, main, [*words, "--output_dir", str(tmp_path / "model")]) == 2
         assert f"{words[-2]} {words[-1]} lies in --output_dir" in capsys.readouterr().err
-    assert cli.run(QuantizeOptions, main, ["--model_dir", str(copied), "--output_dir", "/proc"]) == 2
+    assert run_command(QuantizeOptions, main, ["--model_dir", str(copied), "--output_dir", "/proc"]) == 2
     assert "/proc is a mount point" in capsys.readouterr().err
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
@@ -268,7 +268,7 @@ def test_a_disk_that_fills_half_way(tiny, tmp_path, capsys, monkeypatch, kilobyt
     with small_disk(tmp_path / "disk", kilobytes):
         arguments = ["--model_dir", str(tiny), "--output_dir", str(tmp_path / "disk" / "out")]
         monkeypatch.setattr(quantize_gguf, "check_space", lambda *_: None)
-        assert cli.run(QuantizeOptions, main, arguments) == 74
+        assert run_command(QuantizeOptions, main, arguments) == 74
         assert "error: No space left on device" in capsys.readouterr().err
         assert not list((tmp_path / "disk").iterdir())
 
@@ -276,7 +276,7 @@ def test_a_disk_that_fills_half_way(tiny, tmp_path, capsys, monkeypatch, kilobyt
 def test_a_disk_that_is_too_small_is_found_before(tiny, tmp_path, capsys):
     with small_disk(tmp_path / "disk", 300):
         arguments = ["--model_dir", str(tiny), "--output_dir", str(tmp_path / "disk" / "out")]
-        assert cli.run(QuantizeOptions, main, arguments) == 74
+        assert run_command(QuantizeOptions, main, arguments) == 74
         assert "GB are needed" in capsys.readouterr().err
 
 
@@ -364,7 +364,7 @@ def test_a_second_export_keeps_the_first(tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == {TABLE, "mine"}
     assert (out / "mine" / "letter.txt").read_text() == "mine"
     (out / TABLE).write_text("a,b\n1,2\n")
-    assert cli.run(QuantizeOptions, main, ["--model_dir", str(model), "--output_dir", str(out)]) == 2
+    assert run_command(QuantizeOptions, main, ["--model_dir", str(model), "--output_dir", str(out)]) == 2
     assert "was not written by this program" in capsys.readouterr().err
 
 

@@ -22,7 +22,8 @@ from utils.files import folder_lock
 from utils.files.folder_lock import LOCK, FolderLock, Owner
 
 HOLD = """
-import sys; from pathlib import Path; from utils import folder_lock; from utils.folder_lock import FolderLock
+import sys; from pathlib import Path; from utils.files import folder_lock
+from utils.files.folder_lock import FolderLock
 folder_lock.BEAT = 0.5
 try:
     lock = FolderLock.acquire(Path(sys.argv[1]))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from utils.staged_folder import staged
+from utils.files.staged_folder import staged
 
 def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)

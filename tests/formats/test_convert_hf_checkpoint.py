@@ -16,8 +16,8 @@ from litgpt.model import GPT
 
 from lit_gpt.errors import DataError
 from lit_gpt.scripts.convert_hf_checkpoint import Options, main
+from tests.conftest import run_command
 from tests.formats.hf_models import make_hf, make_litgpt, make_tokenizer
-from utils import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "lit_gpt" / "scripts" / "convert_hf_checkpoint.py"
@@ -97,5 +97,5 @@ def test_full_disk_is_an_io_error(tmp_path):
 
 
 def test_folder_that_is_no_checkpoint(tmp_path, capsys):
-    assert cli.run(Options, main, ["--checkpoint_dir", str(tmp_path)]) == 2
+    assert run_command(Options, main, ["--checkpoint_dir", str(tmp_path)]) == 2
     assert "config.json is missing" in capsys.readouterr().err

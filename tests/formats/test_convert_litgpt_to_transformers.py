@@ -23,9 +23,9 @@ from lit_gpt.formats.hf_logits import PROBE_TEXT, largest_difference, litgpt_log
 from lit_gpt.formats.tensor_files import write_lit_model, write_safetensors
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer, tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from tests.conftest import run_command
 from tests.formats.hf_models import VOCABULARY, make_litgpt, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub
-from utils import cli
 from utils.run.trained import TrainedModel, load_trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -159,7 +159,7 @@ def test_other_logits_leave_nothing(foundation, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("lit_gpt.formats.hf.tensors_to_hf", exchanged)
     words = ["--input_path", str(foundation), "--output_dir", str(tmp_path / "out")]
-    assert cli.run(ConvertOptions, main, words) == 65
+    assert run_command(ConvertOptions, main, words) == 65
     assert "computes another model" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -190,7 +190,7 @@ def test_missing_transformers_is_named_first(foundation, tmp_path, monkeypatch, 
     real = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "transformers" else real(name))
     words = ["--input_path", "nowhere", "--output_dir", str(tmp_path / "out")]
-    assert cli.run(ConvertOptions, main, words) == 2
+    assert run_command(ConvertOptions, main, words) == 2
     error = capsys.readouterr().err
     assert "pip install transformers==5.3.0" in error and "--verify tensors" in error
     main(ConvertOptions(foundation, tmp_path / "out", verify="tensors"))  # without transformers
@@ -266,7 +266,7 @@ def test_upload_leaves_litgpt_files_out(tmp_path):
     ],
 )
 def test_wrong_options(words, capsys):
-    assert cli.run(ConvertOptions, main, ["--input_path", "x", "--output_dir", "y", *words]) == 2
+    assert run_command(ConvertOptions, main, ["--input_path", "x", "--output_dir", "y", *words]) == 2
     assert words[0] in capsys.readouterr().err
 
 

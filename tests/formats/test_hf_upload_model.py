@@ -15,10 +15,9 @@ from safetensors.numpy import save_file
 
 from lit_gpt.errors import DataError, Interrupted, UserError
 from lit_gpt.formats.hub import check_repo_id, files_to_send, hub_errors
-from tests.conftest import ROOT, assert_error, command_line
+from tests.conftest import ROOT, assert_error, command_line, run_command
 from tests.formats.hf_models import make_hf, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub, sha256
-from utils import cli
 from utils.hf_upload_model import UploadOptions, main
 
 PART = 20_000
@@ -236,7 +235,7 @@ def test_unreachable_hub(model, tmp_path):
 
 def run_here(capsys, *words):
     """The exit code and stderr of a call that must not get to the Hub."""
-    code = cli.run(UploadOptions, main, [str(word) for word in words])
+    code = run_command(UploadOptions, main, [str(word) for word in words])
     return code, capsys.readouterr().err
 
 

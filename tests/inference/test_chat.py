@@ -21,8 +21,8 @@ from lit_gpt.inference.sampling import Sampling
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from tests.conftest import run_command
 from tests.formats.hf_models import make_litgpt
-from utils import cli
 from utils.run.text_model import TextOptions, load_text_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "lit_gpt" / "chat" / "base.py"
@@ -151,7 +151,7 @@ def test_bad_templates_are_one_line(folder, tmp_path, capsys, monkeypatch, templ
     monkeypatch.setattr("lit_gpt.chat.base.read_line", lambda _: "Bonjour")
     add_template(folder, tmp_path, template)
     words = ["--checkpoint_dir", str(tmp_path), "--system", "Be kind", "--accelerator", "cpu"]
-    assert cli.run(Options, main, words) == code
+    assert run_command(Options, main, words) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
@@ -160,13 +160,13 @@ def test_a_system_message_that_is_not_utf8_is_one_line(folder, tmp_path, capsys,
     monkeypatch.setattr("lit_gpt.chat.base.read_line", lambda _: "Bonjour")
     add_template(folder, tmp_path, TEMPLATES["<|im_end|>"])
     words = ["--checkpoint_dir", str(tmp_path), "--system", "caf\udce9", "--accelerator", "cpu"]
-    assert cli.run(Options, main, words) == 2
+    assert run_command(Options, main, words) == 2
     assert "error: the text is not UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--template", "chat"], ["--system", "Be kind"]])
 def test_what_needs_a_template_is_refused_without(small, capsys, words):
-    assert cli.run(Options, main, ["--checkpoint_dir", str(small), *words]) == 2
+    assert run_command(Options, main, ["--checkpoint_dir", str(small), *words]) == 2
     assert "chat template" in capsys.readouterr().err
 
 
@@ -312,7 +312,7 @@ def test_conversation_through_a_pipe(small):
 
 def test_input_that_is_no_text_is_one_line(small, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8"))
-    assert cli.run(Options, main, ["--checkpoint_dir", str(small), "--accelerator", "cpu"]) == 2
+    assert run_command(Options, main, ["--checkpoint_dir", str(small), "--accelerator", "cpu"]) == 2
     assert capsys.readouterr().err == "error: the input is not UTF-8 text\n"
 
 

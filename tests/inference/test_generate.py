@@ -21,8 +21,8 @@ from lit_gpt.inference import generation
 from lit_gpt.inference.generation import Continuation, TextModel, TextStream
 from lit_gpt.inference.sampling import Sampling, penalise, probabilities
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from tests.conftest import run_command
 from tests.formats.hf_models import make_hf, make_litgpt, make_tokenizer
-from utils import cli
 from utils.run.text_model import TextOptions, load_text_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "lit_gpt" / "generate" / "base.py"
@@ -343,7 +343,7 @@ def test_an_adapter_of_peft_is_what_peft_computes(checkpoint, prompts, tmp_path)
 
 def test_what_is_no_adapter_is_refused(trained_run, lora_run, foundation, checkpoint, capsys):
     def fail(*words):
-        code = cli.run(Options, main, [*map(str, words), "--prompt", "a"])
+        code = run_command(Options, main, [*map(str, words), "--prompt", "a"])
         return code, capsys.readouterr().err
 
     assert fail() == (2, "error: --checkpoint_dir (or --lora_path) is required; see --help\n")
@@ -403,7 +403,7 @@ def test_prompts_of_a_file(checkpoint, text_model, tmp_path, capsys, suffix):
 def test_a_bad_prompt_file_is_one_line(checkpoint, tmp_path, capsys, content, message):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(content)
-    assert cli.run(Options, main, ["--checkpoint_dir", str(checkpoint[0]), "--prompt_file", str(path)]) == 65
+    assert run_command(Options, main, ["--checkpoint_dir", str(checkpoint[0]), "--prompt_file", str(path)]) == 65
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
@@ -412,7 +412,7 @@ def test_a_prompt_that_is_too_long_is_named_before_the_first_is_continued(checkp
     path = tmp_path / "prompts"
     path.write_text("a\nb\n" + "a b c d " * 100 + "\nc\n")
     words = ["--checkpoint_dir", str(checkpoint[0]), "--prompt_file", str(path), "--batch_size", "1"]
-    assert cli.run(Options, main, words) == 2
+    assert run_command(Options, main, words) == 2
     shown = capsys.readouterr()
     assert "prompt 3 has" in shown.err and not shown.out
 
@@ -436,7 +436,7 @@ def test_a_prompt_that_is_too_long_is_named_before_the_first_is_continued(checkp
     ],
 )
 def test_wrong_use_is_one_line(checkpoint, capsys, words, message):
-    assert cli.run(Options, main, ["--checkpoint_dir", str(checkpoint[0]), *words]) == 2
+    assert run_command(Options, main, ["--checkpoint_dir", str(checkpoint[0]), *words]) == 2
     error = capsys.readouterr().err
     assert message in error and "error: " in error
 
@@ -445,7 +445,7 @@ def test_an_empty_prompt_needs_a_token_to_begin_with(checkpoint, tmp_path, capsy
     shutil.copytree(checkpoint[0], tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "add_bos_token": False}))
-    assert cli.run(Options, main, ["--checkpoint_dir", str(tmp_path), "--prompt", ""]) == 2
+    assert run_command(Options, main, ["--checkpoint_dir", str(tmp_path), "--prompt", ""]) == 2
     assert "the prompt is empty" in capsys.readouterr().err
 
 
@@ -455,7 +455,7 @@ def test_weights_of_another_model_are_bad_data(checkpoint, tmp_path, capsys):
     config = tmp_path / "model_config.yaml"
     whole = config.read_text()
     config.write_text(whole.replace("intermediate_size: 56", "intermediate_size: 64"))
-    assert cli.run(Options, main, ["--checkpoint_dir", str(tmp_path), "--prompt", "a"]) == 65
+    assert run_command(Options, main, ["--checkpoint_dir", str(tmp_path), "--prompt", "a"]) == 65
     assert "the weights are not of the model" in capsys.readouterr().err
 
 

@@ -725,7 +725,7 @@ def read_code(path: Path, size: int) -> str:
 def subprocess_peak(code: str, result: str, megabytes: int = 200) -> str:
     """What `result` is after `code` in a process of its own, which may not have taken more memory."""
     program = (
-        "from pathlib import Path; import re; from utils import corpus\n"
+        "from pathlib import Path; import re; from utils.prepare import corpus\n"
         f"{code}\n"
         f"print({result})\n"
         "print(re.search(r'VmHWM:\\s*([0-9]+)', Path('/proc/self/status').read_text())[1])"

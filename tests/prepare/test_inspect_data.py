@@ -9,8 +9,7 @@ import pytest
 
 import prepare_data
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from tests.conftest import TOKENIZER
-from utils import cli
+from tests.conftest import TOKENIZER, run_command
 from utils.data.manifest import Manifest
 from utils.data.shards import RowReader
 
@@ -27,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(*arguments: object, to: Path | None = None) -> int:
     more = ["--destination_path", to] if to else []
-    return cli.run(prepare_data.PrepareOptions, prepare_data.main, [str(word) for word in [*arguments, *more]])
+    return run_command(prepare_data.PrepareOptions, prepare_data.main, [str(word) for word in [*arguments, *more]])
 
 
 def test_every_row_is_shown_as_its_text(folder, capsys):

@@ -29,8 +29,7 @@ from safetensors.numpy import load_file
 
 import prepare_data
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run
-from utils import cli
+from tests.conftest import ROOT, SAMPLE, SHARED, TOKENIZER, assert_error, command_line, run, run_command
 from utils.data.manifest import DatasetSplit, Manifest
 from utils.data.shards import verify_shards
 from utils.files import folder_lock
@@ -65,7 +64,7 @@ def arguments(source: Path, destination: Path, *more: object, tokenizer: Path = 
 def prepare(source: Path, destination: Path, *more: object, tokenizer: Path = TOKENIZER) -> int:
     """The exit code of the program, called in this process."""
     given = map(str, arguments(source, destination, *more, tokenizer=tokenizer))
-    return cli.run(prepare_data.PrepareOptions, prepare_data.main, list(given))
+    return run_command(prepare_data.PrepareOptions, prepare_data.main, list(given))
 
 
 def write(folder: Path, name: str, content: bytes | str = "[A:] un\n[B:] deux\n\n[A:] trois\n") -> Path:
@@ -138,7 +137,7 @@ def write_parquet(path: Path, texts: list[str]) -> None:
 def with_small_blocks(size: int, *given: object) -> list[str]:
     """A command line of the program, whose blocks are of that size."""
     program = f"import sys; from utils import cli; import prepare_data; prepare_data.BLOCK_BYTES = {size}; "
-    program += "sys.exit(cli.run(prepare_data.PrepareOptions, prepare_data.main))"
+    program += "sys.exit(cli.run(prepare_data.main, cli.parse_or_exit(prepare_data.PrepareOptions)))"
     return [sys.executable, "-c", program, *map(str, given)]
 
 
@@ -840,7 +839,7 @@ def test_the_window_is_the_model_s_context(tmp_path, capsys, name, content, wind
     given = ["--source_path", source, "--checkpoint_dir", folder, "--destination_path", data]
 
     def call() -> int:
-        return cli.run(prepare_data.PrepareOptions, prepare_data.main, list(map(str, given)))
+        return run_command(prepare_data.PrepareOptions, prepare_data.main, list(map(str, given)))
 
     assert_refused(capsys, call(), 2, data, "--max_length", str(folder))
     write(folder, name, content)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import plot_convergence_curves as plot
 from plot_convergence_curves import PlotOptions, main
+from tests.conftest import run_command
 from utils import cli
 
 METRICS = (
@@ -84,7 +85,7 @@ def leave_validation_out(run: Path) -> None:
 
 
 def run_main(*argv: object) -> int:
-    return cli.run(PlotOptions, main, [str(word) for word in argv])
+    return run_command(PlotOptions, main, [str(word) for word in argv])
 
 
 def png_size(path: Path) -> tuple[int, int]:

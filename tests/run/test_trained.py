@@ -15,7 +15,6 @@ import litgpt.lora
 import pytest
 import torch
 
-import lit_gpt.model.building
 from convert_litgpt_to_transformers import ConvertOptions
 from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
@@ -25,9 +24,9 @@ from lit_gpt.formats.tensor_files import write_lit_model
 from lit_gpt.model.building import build_model
 from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
 from tests import warm_start
-from tests.conftest import assert_error, run
+from tests.conftest import assert_error, run, run_command
 from tests.run.resharding_worker import write_again
-from utils import cli, merge_lora
+from utils import merge_lora
 from utils.merge_lora import MergeOptions
 from utils.run.checkpoint import list_checkpoints, read_model_tensors
 from utils.run.record import RunRecord
@@ -125,18 +124,20 @@ def test_a_merge_that_computes_something_else_leaves_nothing(
     merge = ["--lora_path", str(lora_run), "--save_path", str(tmp_path / "merged")]
     with monkeypatch.context() as patch:
         patch.setattr(
-            lit_gpt.model.building, "write_lit_model", lambda path, items: write_lit_model(path, spoilt(items))
+            lit_gpt.formats.litgpt_directory,
+            "write_lit_model",
+            lambda path, items: write_lit_model(path, spoilt(items)),
         )
-        assert cli.run(MergeOptions, merge_lora.main, merge) == 65
+        assert run_command(MergeOptions, merge_lora.main, merge) == 65
     assert "mlp.proj.weight is not what merging the adapter makes of it" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     real = read_model_tensors(find_input(lora_run))
     tiny = {name: real[name] * (3e-4 if name.endswith("B") else 1) for name in real}
     with monkeypatch.context() as patch:
         patch.setattr(utils.run.trained, "read_model_tensors", lambda _: tiny)
-        assert cli.run(MergeOptions, merge_lora.main, [*merge, "--dtype", "bfloat16"]) == 65
+        assert run_command(MergeOptions, merge_lora.main, [*merge, "--dtype", "bfloat16"]) == 65
         assert "give --dtype float32" in capsys.readouterr().err and not list(tmp_path.iterdir())
-        assert cli.run(MergeOptions, merge_lora.main, merge) == 0
+        assert run_command(MergeOptions, merge_lora.main, merge) == 0
     assert "verified: each matrix, and the logits of base + adapter" in capsys.readouterr().out
     assert {tensor.dtype for tensor in read_weights(tmp_path / "merged").values()} == {torch.float32}
 

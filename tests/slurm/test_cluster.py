@@ -148,9 +148,8 @@ def test_each_job_has_its_own_place_to_meet(cluster: Cluster, clone: Path, tmp_p
 def test_the_step_says_how_many_processes_there_are(
     cluster: Cluster, options: tuple[str, ...], name: str, found: str
 ) -> None:
-    program = (
-        "import os; from utils.slurm import slurm_step; print(slurm_step(), 'SLURM_NTASKS_PER_NODE' in os.environ)"
-    )
+    program = "import os; from utils.cluster.slurm import slurm_step; "
+    program += "print(slurm_step(), 'SLURM_NTASKS_PER_NODE' in os.environ)"
     command = ("srun", *options, f"--job-name={name}", sys.executable, "-c", program)
     done = cluster.run(*command, cwd=ROOT, check=False)
     assert found in done.stdout + done.stderr, done.stderr

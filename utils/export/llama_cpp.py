@@ -16,15 +16,16 @@ from pathlib import Path
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.programs import failure_of_system, reason_of
+from lit_gpt.repository import REPOSITORY
 
-REPOSITORY = "https://github.com/ggml-org/llama.cpp"
+GIT_URL = "https://github.com/ggml-org/llama.cpp"
 COMMIT = "0c1e57098"
 """Of llama.cpp; what llama-cpp-python's changelog names for `PACKAGE`, which carries that tree under vendor/."""
 PACKAGE = "llama-cpp-python==0.3.36"
 PACKAGE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 """Of the package's source archive on PyPI."""
 
-FOLDER = Path(__file__).resolve().parents[1] / ".llama.cpp"
+FOLDER = REPOSITORY / ".llama.cpp"
 """Where it is installed and looked for, unless another place is given."""
 CONVERTER = "convert_hf_to_gguf.py"
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")

@@ -19,12 +19,13 @@ import yaml
 
 from lit_gpt.formats.peft import ADAPTER_CONFIG
 from lit_gpt.formats.tensor_files import specs_of
+from lit_gpt.repository import REPOSITORY
 from utils.data.mixture import MIXTURE
 from utils.prepare.dialogue import normalise
 from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
 from utils.run.trained import TrainedModel
 
-HF_FILES = Path(__file__).resolve().parents[1] / "hf_files"
+HF_FILES = REPOSITORY / "hf_files"
 CURVES = "convergence.png"
 # A beginning that is in the form the model knows: of a conversation in a language that was normalised, or of a text.
 PROMPTS = {"fr": "[speaker001:] Bonjour, vous m'entendez ?\n[speaker002:]", "en": "[speaker001:] Hello!\n[speaker002:]"}

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from lit_gpt.errors import DataError, UserError
+from lit_gpt.repository import REPOSITORY
 from utils.files.atomic import write_atomically
 
 RUN = "run.yaml"
@@ -82,11 +83,12 @@ def software_versions() -> dict[str, str]:
 
 def source_commit() -> str | None:
     """The commit of this program's checkout, with `+` when files differ from it; None outside of git."""
-    root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=10
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
