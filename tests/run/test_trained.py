@@ -18,6 +18,7 @@ import torch
 from convert_litgpt_to_transformers import ConvertOptions
 from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats import litgpt_directory
 from lit_gpt.formats.hf import TensorFiles, read_hf_config, tensors_from_hf
 from lit_gpt.formats.litgpt_directory import WEIGHTS, read_config, read_weights, write_foundation
 from lit_gpt.formats.tensor_files import write_lit_model
@@ -124,7 +125,7 @@ def test_a_merge_that_computes_something_else_leaves_nothing(
     merge = ["--lora_path", str(lora_run), "--save_path", str(tmp_path / "merged")]
     with monkeypatch.context() as patch:
         patch.setattr(
-            lit_gpt.formats.litgpt_directory,
+            litgpt_directory,
             "write_lit_model",
             lambda path, items: write_lit_model(path, spoilt(items)),
         )
