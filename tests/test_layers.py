@@ -12,17 +12,52 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
-UTILS_COMMANDS = (
-    "utils/merge_lora.py",
-    "utils/hf_upload_model.py",
-    "utils/install_llama_cpp.py",
-    "utils/quantize_gguf.py",
-)
-# started by a script with `python -m`: checks that need a fresh process
+COMMAND_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
+UTILS_LIBRARY = ("utils/__init__.py", "utils/cli.py")
+# started by a command with `python -m`: checks that need a fresh process
 PROCESSES = ("lit_gpt/formats/hf_logits.py", "utils/export/hf_probabilities.py")
 JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
-MAX_LINES, MAX_NESTING, MAX_HELP_SECONDS = 60, 4, 1.5
+
+FLOORS = (
+    ("lit_gpt",),  # errors.py, repository.py and what else lies outside of the rooms
+    ("lit_gpt/model", "lit_gpt/tokenizer"),
+    ("lit_gpt/formats",),
+    ("lit_gpt/inference",),
+    ("utils/files",),
+    ("utils/cluster",),
+    ("utils",),  # cli.py
+    ("utils/data",),
+    ("utils/prepare", "utils/run"),
+    ("utils/train",),
+    ("utils/export",),
+    ("utils/report",),
+    ("commands",),
+)
+"""From the bottom to the top: a room imports rooms of lower floors, and neither its neighbours nor what is above."""
+
+LINES = {
+    "lit_gpt": 120,
+    "lit_gpt/model": 1900,
+    "lit_gpt/tokenizer": 650,
+    "lit_gpt/formats": 2600,
+    "lit_gpt/inference": 550,
+    "utils/files": 550,
+    "utils/cluster": 900,
+    "utils": 400,
+    "utils/data": 1200,
+    "utils/prepare": 3200,
+    "utils/run": 1200,
+    "utils/train": 2900,
+    "utils/export": 1100,
+    "utils/report": 900,
+    "commands": 2600,
+}
+"""The most lines a room may have, docstrings and blank lines included. Who needs more says why in the commit."""
+
+LONG_FILES = ("lit_gpt/formats/families.py",)
+"""Files of over 400 lines; the opening of the room says why."""
+
+MAX_LINES, MAX_NESTING, MAX_FILE_LINES, MAX_HELP_SECONDS = 60, 4, 400, 1.5
 # What a constant may be made with: pure, and quick.
 CONSTRUCTORS = {
     "Method",
@@ -47,13 +82,20 @@ def find_modules() -> list[str]:
 
 
 MODULES = find_modules()
-SCRIPTS = [
-    module
-    for module in MODULES
-    if "/" not in module
-    or module in UTILS_COMMANDS
-    or (str(Path(module).parent) in SCRIPT_FOLDERS and Path(module).name != "__init__.py")
-]
+
+
+def room_of(path: str) -> str:
+    """The room that a file lies in, as `FLOORS` has it; "commands" for a file that a person runs."""
+    folder = str(Path(path).parent)
+    is_utils_command = folder == "utils" and path not in UTILS_LIBRARY
+    if folder in (".", *COMMAND_FOLDERS) or is_utils_command:
+        return "commands"
+    return "data/sample" if folder.startswith("data") else folder
+
+
+ROOMS = {module: room_of(module) for module in MODULES}
+COMMANDS = [path for path, room in ROOMS.items() if room == "commands" and Path(path).name != "__init__.py"]
+SCRIPTS = [*COMMANDS, *(path for path, room in ROOMS.items() if room == "data/sample")]
 
 
 def module_name(path: str) -> str:
@@ -143,35 +185,109 @@ def unannotated(tree: ast.AST) -> list[str]:
     return found
 
 
-# Layers
+# Floors
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def project_imports(path: str) -> set[str]:
+    """The project's files that a file imports, at its top or anywhere else."""
+    files = {module_name(module): module for module in MODULES}
+    return {files[name] for name in imports_of(path) if name in files} - {path}
+
+
+def forbidden_imports(path: str) -> list[str]:
+    """What a file imports of its own floor's other rooms or of floors above it."""
+    room = ROOMS[path]
+    found = []
+    for imported_file in sorted(project_imports(path)):
+        other = ROOMS[imported_file]
+        if other == room != "commands" or Path(imported_file).name == "__init__.py":
+            continue
+        if floor_of(other) >= floor_of(room):
+            found.append(f"{imported_file} ({other})")
+    return found
+
+
+def find_circle(edges: dict[str, set[str]]) -> list[str]:
+    """Files that import one another, in order; none if there is no circle."""
+    finished: set[str] = set()
+
+    def visit(path: str, above: list[str]) -> list[str]:
+        if path in above:
+            return [*above[above.index(path) :], path]
+        if path in finished:
+            return []
+        for imported_file in sorted(edges.get(path, ())):
+            if circle := visit(imported_file, [*above, path]):
+                return circle
+        finished.add(path)
+        return []
+
+    for path in edges:
+        if circle := visit(path, []):
+            return circle
+    return []
 
 
 def test_there_are_modules_to_look_at():
     assert {"utils/cli.py", "utils/data/shards.py", "utils/data/sample_order.py"} <= set(MODULES)
-    assert "plot_convergence_curves.py" in SCRIPTS
+    assert {"plot_convergence_curves.py", "utils/merge_lora.py", "lit_gpt/chat/base.py"} <= set(COMMANDS)
+    assert set(ROOMS.values()) == {room for rooms in FLOORS for room in rooms} | {"data/sample"}
 
 
-@pytest.mark.parametrize("path", SCRIPTS)
-def test_scripts_never_import_each_other(path):
-    others = {module_name(script) for script in SCRIPTS} - {module_name(path)}
-    assert imports_of(path) & others == set()
+@pytest.mark.parametrize("path", [path for path in MODULES if ROOMS[path] != "data/sample"])
+def test_imports_go_down(path):
+    assert forbidden_imports(path) == []
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.startswith("lit_gpt/") and path not in SCRIPTS])
-def test_the_model_knows_nothing_of_runs_and_scripts(path):
-    above = {"utils"} | {module_name(script) for script in SCRIPTS}
-    assert {name for name in imports_of(path) if name.split(".")[0] in above or name in above} == set()
+def test_no_files_import_one_another():
+    packages = {path for path in MODULES if Path(path).name == "__init__.py"}
+    assert find_circle({path: project_imports(path) - packages for path in MODULES}) == []
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.startswith("utils/")])
-def test_utils_knows_nothing_of_scripts(path):
-    scripts = {module_name(script) for script in SCRIPTS} - {module_name(path)}
-    assert imports_of(path) & scripts == set()
+@pytest.mark.parametrize("room", LINES)
+def test_a_room_keeps_to_its_lines(room):
+    paths = [path for path in MODULES if ROOMS[path] == room]
+    lines = sum(len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in paths)
+    assert lines <= LINES[room], f"{room} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path not in LONG_FILES])
+def test_a_file_is_short(path):
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("room", sorted({room for rooms in FLOORS for room in rooms} - {"commands"}))
+def test_a_room_says_what_it_does_and_must_not_know(room):
+    opening = ast.get_docstring(parse(f"{room}/__init__.py"))
+    assert opening and len(opening.split(".")) > 2
+
+
+def unexplained_imports(source: str) -> list[int]:
+    """Lines of imports inside functions without a comment beside them or above them that says why."""
+    lines = source.splitlines()
+    found = []
+    for function in functions_of(ast.parse(source)):
+        numbers = [node.lineno for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))]
+        for first, number in enumerate(numbers):
+            follows_another = first > 0 and number == numbers[first - 1] + 1
+            explained = "#" in lines[number - 1] or lines[number - 2].lstrip().startswith("#")
+            if not explained and not follows_another:
+                found.append(number)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES)
+def test_imports_inside_functions_have_a_reason(path):
+    assert unexplained_imports((ROOT / path).read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path.startswith(("lit_gpt/", "utils/"))])
-def test_only_scripts_can_be_run(path):
-    assert path in (*SCRIPTS, *PROCESSES) or not any(is_main_guard(node) for node in parse(path).body)
+def test_only_commands_can_be_run(path):
+    assert path in (*COMMANDS, *PROCESSES) or not any(is_main_guard(node) for node in parse(path).body)
 
 
 def test_transformers_is_asked_by_a_process_without_litgpt():
@@ -244,6 +360,33 @@ def test_help_answers_at_once(path):
 )
 def test_imports_are_found(source, found):
     assert imported(ast.parse(source), "package.inner") == found
+
+
+@pytest.mark.parametrize(
+    ("edges", "circle"),
+    [
+        ({"a": {"b"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b", "c"}, "b": {"c"}, "c": set()}, []),
+        ({"a": {"b"}, "b": {"c"}, "c": {"b"}}, ["b", "c", "b"]),
+        ({"a": {"a"}}, ["a", "a"]),
+    ],
+)
+def test_circles_are_found(edges, circle):
+    assert find_circle(edges) == circle
+
+
+@pytest.mark.parametrize(
+    ("source", "lines"),
+    [
+        ("import a", []),
+        ("def f():\n    import a", [2]),
+        ("def f():\n    import a  # it takes a second", []),
+        ("def f():\n    # they take a second\n    import a\n    import b", []),
+        ("def f():\n    import a  # it takes a second\n    x = 1\n    import b", [4]),
+    ],
+)
+def test_unexplained_imports_are_found(source, lines):
+    assert unexplained_imports(source) == lines
 
 
 @pytest.mark.parametrize(
