@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from utils.data.manifest import DatasetSplit, Manifest
     from utils.data.mixture import Mixture
     from utils.files.folder_lock import FolderLock
-    from utils.run.checkpoint import CheckpointWriter, Progress, Saved
+    from utils.run.checkpoint import CheckpointWriter, Saved
     from utils.run.csv_log import CsvLog
     from utils.run.log import RunLog
+    from utils.run.progress import TrainingProgress
     from utils.train.loggers import ScalarLogger
     from utils.train.meter import Meter
     from utils.train.profiler import StepProfiler
@@ -493,18 +494,19 @@ def set_up(
     lock: FolderLock | None,
     stop: StopRequest,
     watchdog: Watchdog,
-) -> tuple[Run, Progress]:
+) -> tuple[Run, TrainingProgress]:
     """Builds the model on every process, loads the checkpoint to go on from and opens the run's files."""
     from utils.cluster.collectives import on_rank_zero
-    from utils.run.checkpoint import Progress, load_checkpoint
+    from utils.run.checkpoint import load_checkpoint
     from utils.run.log import LOG, RunLog
+    from utils.run.progress import TrainingProgress
     from utils.train.profiler import StepProfiler, parse_profile_steps
 
     model, optimizer = build(fabric, options, plan)
     on_rank_zero(lambda: check_out_dir(options, plan.identity))  # again: now nobody else can begin a run there
     log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
     checkpoint = find_checkpoint(options.out_dir, log) if options.resume == "auto" else None
-    progress = Progress()
+    progress = TrainingProgress()
     if checkpoint:
         progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer)
         progress = dataclasses.replace(progress, skipped_in_a_row=0)  # a restart is meant to be another try
@@ -560,7 +562,12 @@ def build(fabric: Fabric, options: PretrainOptions, plan: Plan) -> tuple[nn.Modu
 
 
 def open_metrics(
-    options: PretrainOptions, plan: Plan, world_size: int, progress: Progress, checkpoint: Path | None, log: RunLog
+    options: PretrainOptions,
+    plan: Plan,
+    world_size: int,
+    progress: TrainingProgress,
+    checkpoint: Path | None,
+    log: RunLog,
 ) -> CsvLog | None:
     """metrics.csv up to the checkpoint, and this start in run.yaml and the log; None on every process but one."""
     from utils.cluster.collectives import rank
@@ -649,7 +656,7 @@ def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
     return checkpoint
 
 
-def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress: Progress) -> list[str]:
+def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress: TrainingProgress) -> list[str]:
     """Writes run.yaml and model_config.yaml; says which options changed since the start before, as the history does."""
     import platform
 
@@ -743,7 +750,7 @@ def record_mixture(options: PretrainOptions, plan: Plan, log: RunLog, counts: tu
         log.line(f"left out by {options.mixture}: {', '.join(plan.mixture.left_out)}")
 
 
-def fit(run: Run, progress: Progress) -> None:
+def fit(run: Run, progress: TrainingProgress) -> None:
     """The training loop: fetch, step, log, validate, save, stop. It waits for the device only where it logs."""
     from utils.cluster.launch import data_place
     from utils.data.batches import TrainingData
@@ -802,7 +809,7 @@ def fit(run: Run, progress: Progress) -> None:
     run.log.line(f"done: {reason}; loss and checkpoints in {options.out_dir}")
 
 
-def catch_up(run: Run, progress: Progress) -> Progress:
+def catch_up(run: Run, progress: TrainingProgress) -> TrainingProgress:
     """Makes the validation at a run's start, or the one that a signal cut short."""
     if not run.plan.validation or (progress.step > 0 and not progress.validation_pending):
         return progress
@@ -814,7 +821,7 @@ def catch_up(run: Run, progress: Progress) -> Progress:
     return progress
 
 
-def stop_reason(run: Run, progress: Progress) -> str | None:
+def stop_reason(run: Run, progress: TrainingProgress) -> str | None:
     """Why the training is over, None while it is not. A function of the counters alone, so a restart agrees with it."""
     options = run.options
     if progress.skipped_in_a_row >= options.max_nonfinite_steps:
@@ -834,13 +841,13 @@ def stop_reason(run: Run, progress: Progress) -> str | None:
     return None
 
 
-def is_last_step(run: Run, progress: Progress, due: Due) -> bool:
+def is_last_step(run: Run, progress: TrainingProgress, due: Due) -> bool:
     """Whether the training ends here for certain, so that its last validation comes before its last checkpoint."""
     last_checkpoint = due.save and progress.checkpoints + 1 == run.options.max_checkpoints
     return last_checkpoint or progress.step >= run.plan.schedule.max_steps
 
 
-def train_step(run: Run, progress: Progress, step_data: StepData, data: TrainingData) -> StepResult:
+def train_step(run: Run, progress: TrainingProgress, step_data: StepData, data: TrainingData) -> StepResult:
     """One optimiser step at its learning rate."""
     from utils.cluster.launch import data_place
     from utils.train.training import optimiser_step
@@ -854,7 +861,7 @@ def train_step(run: Run, progress: Progress, step_data: StepData, data: Training
     return optimiser_step(run.fabric, run.model, run.optimizer, step_data, options.grad_clip, seeds, run.meter.timer)
 
 
-def advance(run: Run, progress: Progress, step_data: StepData, seconds: float) -> Progress:
+def advance(run: Run, progress: TrainingProgress, step_data: StepData, seconds: float) -> TrainingProgress:
     run.meter.add(step_data, seconds)
     progress = dataclasses.replace(
         progress,
@@ -865,7 +872,7 @@ def advance(run: Run, progress: Progress, step_data: StepData, seconds: float) -
     return spend(run, progress, seconds)
 
 
-def spend(run: Run, progress: Progress, seconds: float) -> Progress:
+def spend(run: Run, progress: TrainingProgress, seconds: float) -> TrainingProgress:
     return dataclasses.replace(
         progress,
         seconds=progress.seconds + seconds,
@@ -873,7 +880,7 @@ def spend(run: Run, progress: Progress, seconds: float) -> Progress:
     )
 
 
-def log_steps(run: Run, progress: Progress, history: StepHistory) -> Progress:
+def log_steps(run: Run, progress: TrainingProgress, history: StepHistory) -> TrainingProgress:
     """Waits for the steps since the last look and writes down how they went; a step that was skipped by its samples."""
     began = time.monotonic()
     records = history.read()
@@ -918,7 +925,7 @@ def write_metrics(run: Run, records: list[StepRecord], columns: dict[str, Any]) 
         run.curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
 
 
-def log_datasets(run: Run, progress: Progress, history: StepHistory) -> None:
+def log_datasets(run: Run, progress: TrainingProgress, history: StepHistory) -> None:
     """A line for each dataset that was trained on since the last time."""
     if run.metrics is None:
         return
@@ -933,13 +940,13 @@ def log_datasets(run: Run, progress: Progress, history: StepHistory) -> None:
         run.curves.log(progress.step, scalars, always=True)
 
 
-def place(progress: Progress) -> dict[str, Any]:
+def place(progress: TrainingProgress) -> dict[str, Any]:
     """The columns that say where in the run a line was taken."""
     times = {"seconds": f"{progress.seconds:.3f}", "device_seconds": f"{progress.device_seconds:.3f}"}
     return {"step": progress.step, "samples": progress.samples, "tokens": progress.tokens, **times}
 
 
-def validate_now(run: Run, progress: Progress) -> Progress:
+def validate_now(run: Run, progress: TrainingProgress) -> TrainingProgress:
     """Validates on every dataset, writes the losses down and counts validations without improvement.
 
     A signal cuts it short: nothing is written, and `validation_pending` is set.
@@ -988,7 +995,7 @@ def validate_now(run: Run, progress: Progress) -> Progress:
     return progress
 
 
-def save_now(run: Run, progress: Progress, scheduled: bool) -> Progress:
+def save_now(run: Run, progress: TrainingProgress, scheduled: bool) -> TrainingProgress:
     """Begins a checkpoint; --max_checkpoints counts the scheduled ones, not those that an interruption makes."""
     began = time.monotonic()
     finish_saving(run)  # of the one before

@@ -155,10 +155,10 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
 
 
 def append(task: Task, checkpoint: Path, losses: dict[str, Loss]) -> None:
-    from utils.run.checkpoint import Progress
     from utils.run.csv_log import ALL, PLACE_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog
+    from utils.run.progress import TrainingProgress
 
-    progress = asdict(Progress.load(checkpoint))
+    progress = asdict(TrainingProgress.load(checkpoint))
     where = {column: round(progress[column], 3) for column in PLACE_COLUMNS}
     log = CsvLog(task.options.out_dir / VALIDATION, VALIDATION_COLUMNS)
     log.write(

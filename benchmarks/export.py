@@ -236,7 +236,8 @@ def make_checkpoint(folder: Path) -> None:
     from lit_gpt.formats.litgpt_directory import CONFIG, config_values
     from lit_gpt.model.building import empty_model
     from utils.cluster.launch import launch, place_model
-    from utils.run.checkpoint import CheckpointWriter, Progress
+    from utils.run.checkpoint import CheckpointWriter
+    from utils.run.progress import TrainingProgress
     from utils.run.record import RunRecord
 
     config = config_of(folder)
@@ -253,7 +254,7 @@ def make_checkpoint(folder: Path) -> None:
     fabric.barrier()
     model = place_model(fabric, empty_model(config, None, torch.bfloat16), None, 0, "bf16-true")
     writer = CheckpointWriter(run_dir, companions, None)
-    writer.save(model.module, torch.optim.SGD(model.parameters(), lr=0.0), Progress(step=1))
+    writer.save(model.module, torch.optim.SGD(model.parameters(), lr=0.0), TrainingProgress(step=1))
     writer.wait()
 
 

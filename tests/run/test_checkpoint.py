@@ -20,7 +20,6 @@ from utils.files.folder_lock import LOCK, FolderLock
 from utils.run import checkpoint as checkpoints
 from utils.run.checkpoint import (
     CheckpointWriter,
-    Progress,
     list_checkpoints,
     load_checkpoint,
     newest_valid_checkpoint,
@@ -28,6 +27,7 @@ from utils.run.checkpoint import (
     trained_tensors,
     verify_checkpoint,
 )
+from utils.run.progress import TrainingProgress
 from utils.train.training import make_optimizer
 
 
@@ -49,7 +49,7 @@ def save_checkpoint(
     run_dir: Path,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
-    progress: Progress,
+    progress: TrainingProgress,
     companions: list[Path],
     lock: FolderLock | None = None,
 ) -> Path:
@@ -65,16 +65,16 @@ def saved(tmp_path: Path) -> Path:
     companion = tmp_path / "run.yaml"
     companion.write_text("x: 1\n")
     for step in (2, 4):
-        save_checkpoint(tmp_path, model, optimizer, Progress(step=step, tokens=7, best_loss=1.5), [companion])
+        save_checkpoint(tmp_path, model, optimizer, TrainingProgress(step=step, tokens=7, best_loss=1.5), [companion])
     return tmp_path
 
 
 def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     model, optimizer = model_and_optimizer(1)
     train(model, optimizer, 3)
-    path = save_checkpoint(tmp_path, model, optimizer, Progress(step=3, samples=9), [])
+    path = save_checkpoint(tmp_path, model, optimizer, TrainingProgress(step=3, samples=9), [])
     resumed, its_optimizer = model_and_optimizer(2)
-    assert load_checkpoint(path, resumed, its_optimizer) == Progress(step=3, samples=9)
+    assert load_checkpoint(path, resumed, its_optimizer) == TrainingProgress(step=3, samples=9)
     train(model, optimizer, 3)
     train(resumed, its_optimizer, 3)
     whole, parts = model.state_dict(), resumed.state_dict()
@@ -116,7 +116,7 @@ def test_a_partial_checkpoint_is_never_taken(saved: Path) -> None:
     second.rename(second.with_name(f".{second.name}.partial"))
     assert newest_valid_checkpoint(saved)[0] == first
     model, optimizer = model_and_optimizer(1)
-    assert save_checkpoint(saved, model, optimizer, Progress(step=4), []) == second
+    assert save_checkpoint(saved, model, optimizer, TrainingProgress(step=4), []) == second
     assert not list((saved / "checkpoints").glob(".*"))
 
 
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_nothing_under_the_final_name(saved: Path, monkeypatc
     monkeypatch.setattr(checkpoints, "file_sha256", no_space)
     model, optimizer = model_and_optimizer(1)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(saved, model, optimizer, Progress(step=6), [])
+        save_checkpoint(saved, model, optimizer, TrainingProgress(step=6), [])
     assert [path.name for path in list_checkpoints(saved)] == ["step-00000002", "step-00000004"]
 
 
@@ -139,7 +139,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
     train(model, optimizer, 2)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     writer = CheckpointWriter(tmp_path, [], None)
-    writer.save(model, optimizer, Progress(step=2))
+    writer.save(model, optimizer, TrainingProgress(step=2))
     train(model, optimizer, 2)
     assert writer.poll() is None and not list_checkpoints(tmp_path)
     may_write.set()
@@ -168,19 +168,19 @@ def test_a_writer_that_lost_the_folder_publishes_nothing(saved: Path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints.dcp, "save", save_and_lose)
         with pytest.raises(UserError, match="taken over by process"):
-            save_checkpoint(saved, model, optimizer, Progress(step=6), [], old)
+            save_checkpoint(saved, model, optimizer, TrainingProgress(step=6), [], old)
     assert [path.name for path in list_checkpoints(saved)] == ["step-00000002", "step-00000004"]
     with pytest.raises(UserError, match="taken over"):
-        save_checkpoint(saved, model, optimizer, Progress(step=8), [], old)
-    assert save_checkpoint(saved, model, optimizer, Progress(step=6), [], taken[0]).name == "step-00000006"
+        save_checkpoint(saved, model, optimizer, TrainingProgress(step=8), [], old)
+    assert save_checkpoint(saved, model, optimizer, TrainingProgress(step=6), [], taken[0]).name == "step-00000006"
     assert not list((saved / "checkpoints").glob(".*")) and len(list((saved / LOCK).iterdir())) == 1
 
 
 def test_a_checkpoint_can_take_the_place_of_another_of_its_step(saved: Path) -> None:
     model, optimizer = model_and_optimizer(1)
-    assert Progress.load(list_checkpoints(saved)[-1]).best_loss == 1.5
-    path = save_checkpoint(saved, model, optimizer, Progress(step=4, best_loss=1.0), [])
-    assert newest_valid_checkpoint(saved) == (path, []) and Progress.load(path).best_loss == 1.0
+    assert TrainingProgress.load(list_checkpoints(saved)[-1]).best_loss == 1.5
+    path = save_checkpoint(saved, model, optimizer, TrainingProgress(step=4, best_loss=1.0), [])
+    assert newest_valid_checkpoint(saved) == (path, []) and TrainingProgress.load(path).best_loss == 1.0
     assert not list((saved / "checkpoints").glob(".*"))
 
 
@@ -191,7 +191,7 @@ def test_a_write_error_inside_torch_is_an_os_error(saved: Path, monkeypatch: pyt
     monkeypatch.setattr("torch.distributed.checkpoint.filesystem._write_item", no_space)
     model, optimizer = model_and_optimizer(1)
     with pytest.raises(OSError, match="No space"):
-        save_checkpoint(saved, model, optimizer, Progress(step=6), [])
+        save_checkpoint(saved, model, optimizer, TrainingProgress(step=6), [])
 
 
 def test_another_models_checkpoint_is_refused(saved: Path) -> None:
@@ -221,6 +221,6 @@ def test_counters_of_another_version_are_refused(saved: Path) -> None:
     path = list_checkpoints(saved)[0]
     (path / "state.json").write_text(json.dumps({"steps": 1}))
     with pytest.raises(DataError, match=r"state\.json"):
-        Progress.load(path)
+        TrainingProgress.load(path)
     shutil.rmtree(path)
     assert len(list_checkpoints(saved)) == 1

@@ -16,7 +16,8 @@ from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import quantised_layers
 from tests.conftest import TINY_MODEL
-from utils.run.checkpoint import CheckpointWriter, Progress
+from utils.run.checkpoint import CheckpointWriter
+from utils.run.progress import TrainingProgress
 from utils.train.estimate import GIB, Estimate, Workload, advice, count, describe, estimate, trace
 from utils.train.training import MasterAdamW, make_optimizer
 
@@ -219,7 +220,7 @@ def test_a_checkpoint_is_as_large_as_a_real_one(tmp_path: Path, changes):
     work = workload(config, 2, **(changes | ({"lora": lora} if "lora" in changes else {})))
     model, optimizer = train(work)
     writer = CheckpointWriter(tmp_path, [], None)
-    writer.save(model, optimizer, Progress(step=1))
+    writer.save(model, optimizer, TrainingProgress(step=1))
     folder = writer.wait().path
     assert estimate(work).checkpoint == pytest.approx(sum(path.stat().st_size for path in folder.iterdir()), rel=0.03)
 

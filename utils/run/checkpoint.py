@@ -12,7 +12,6 @@ thread, with a process group of its own.
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
@@ -20,7 +19,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,42 +38,12 @@ from utils.cluster.collectives import on_rank_zero, rank, together, world_size
 from utils.files.atomic import write_atomically
 from utils.files.checksums import file_sha256
 from utils.files.folder_lock import FolderLock
+from utils.run.progress import TrainingProgress
 
 SUMS = "SHA256SUMS"
-STATE = "state.json"
 CHECKPOINTS = "checkpoints"
 GROUP_TIMEOUT = timedelta(hours=2)
 """For the slowest process's part of a checkpoint; the training's own watchdog is what finds a hanging one."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The counters of a run: all that resuming needs besides the tensors.
-
-    Random numbers are a pure function of the seed and these, so there is no generator's state to keep.
-    """
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    """Prediction targets trained on."""
-    seconds: float = 0.0
-    """Wall-clock time of training and validation, all starts together."""
-    device_seconds: float = 0.0
-    checkpoints: int = 0
-    best_loss: float | None = None
-    validations_without_improvement: int = 0
-    skipped_in_a_row: int = 0
-    """Steps skipped for a non-finite loss since the last good one."""
-    validation_pending: bool = False
-    """A signal came before the validation that was due at this step was over: it is made after the restart."""
-
-    @classmethod
-    def load(cls, checkpoint: Path) -> Progress:
-        try:
-            return cls(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as e:
-            raise DataError(f"{checkpoint / STATE} is not a checkpoint's state ({e})") from None
 
 
 def checkpoint_name(step: int) -> str:
@@ -154,7 +122,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved] | None = None
 
-    def save(self, model: nn.Module, optimizer: Optimizer, progress: Progress) -> None:
+    def save(self, model: nn.Module, optimizer: Optimizer, progress: TrainingProgress) -> None:
         """Copies the tensors to the host and begins to write `checkpoints/step-…`; `wait` before the next one."""
         assert self._pending is None
         tensors = {"model": trained_tensors(model), "optimizer": get_optimizer_state_dict(model, optimizer)["state"]}
@@ -187,7 +155,7 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         return pending and pending.result()
 
-    def _write(self, tensors: dict[str, Any], progress: Progress) -> Saved:
+    def _write(self, tensors: dict[str, Any], progress: TrainingProgress) -> Saved:
         began = time.monotonic()
         target = self._run_dir / CHECKPOINTS / checkpoint_name(progress.step)
         staged = target.with_name(f".{target.name}.{self._lock_number}.partial")
@@ -219,11 +187,11 @@ class CheckpointWriter:
                 shutil.rmtree(abandoned, ignore_errors=abandoned != staged)
         staged.mkdir(parents=True)
 
-    def _publish(self, staged: Path, target: Path, sums: dict[str, str], progress: Progress) -> None:
+    def _publish(self, staged: Path, target: Path, sums: dict[str, str], progress: TrainingProgress) -> None:
         """Adds everything but the tensors, whose checksums are `sums`, and gives the folder its name."""
         for companion in self._companions:
             shutil.copyfile(companion, staged / companion.name)
-        write_atomically(staged / STATE, json.dumps(asdict(progress), indent=1) + "\n")
+        progress.save(staged)
         own = [path for path in staged.iterdir() if path.suffix != ".distcp"]
         sums = sums | {path.name: file_sha256(path) for path in own}
         _sync(own)
@@ -252,7 +220,7 @@ def _quietly(function: Callable[..., None], *arguments: Any, **options: Any) -> 
         function(*arguments, **options)
 
 
-def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> Progress:
+def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
     """Loads a checkpoint into a model and its optimiser, on any number of processes.
 
     Raises:
@@ -264,7 +232,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) ->
     _check_shapes(reader.read_metadata(), tensors["model"], checkpoint)
     _quietly(dcp.load, tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     set_optimizer_state_dict(model, optimizer, optimizer_state)
-    return Progress.load(checkpoint)
+    return TrainingProgress.load(checkpoint)
 
 
 def _check_shapes(metadata: Metadata, tensors: dict[str, Tensor], checkpoint: Path) -> None:

@@ -29,9 +29,10 @@ from lit_gpt.formats.tensor_files import in_dtype, specs_of
 from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
 from utils.data.mixture import MIXTURE
-from utils.run.checkpoint import STATE, SUMS, Progress, list_checkpoints, read_model_tensors, verify_checkpoint
+from utils.run.checkpoint import SUMS, list_checkpoints, read_model_tensors, verify_checkpoint
 from utils.run.checkpoint_choice import best_checkpoint
 from utils.run.csv_log import ALL, METRICS, read_csv
+from utils.run.progress import STATE, TrainingProgress
 from utils.run.record import RUN, RunRecord
 
 LOST_AT_MOST = 0.5
@@ -157,7 +158,7 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
 
 
 def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
-    progress = Progress.load(checkpoint)
+    progress = TrainingProgress.load(checkpoint)
     run_dir = checkpoint.resolve().parents[1]
     rows = read_csv(run_dir / METRICS)
     losses = {
