@@ -27,7 +27,7 @@ from utils.prepare.block_rows import (
     Work,
     start_worker,
 )
-from utils.prepare.corpus import CONVERSATIONS, LINES, PLAIN, CorpusFile, read_blocks
+from utils.prepare.blocks import CONVERSATIONS, LINES, PLAIN, CorpusFile, read_blocks
 from utils.prepare.encoding import GIGATOKEN, Library
 
 SLOW = Library("slow", "asked for")

@@ -16,7 +16,7 @@ from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import SAMPLE, SHARED, TOKENIZER
 from utils.prepare import encoding
-from utils.prepare.corpus import CONVERSATIONS, PLAIN, CorpusFile, Document, parse, read_blocks
+from utils.prepare.blocks import CONVERSATIONS, PLAIN, CorpusFile, Document, parse, read_blocks
 from utils.prepare.encoding import (
     GIGATOKEN,
     Encoded,

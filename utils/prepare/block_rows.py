@@ -19,7 +19,7 @@ import numpy as np
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
 from utils.prepare import dialogue, packing
-from utils.prepare.corpus import Bad, Block, Document, parse
+from utils.prepare.blocks import Bad, Block, Document, parse
 from utils.prepare.encoding import Encoded, Encoder, Library, choose_library
 
 GIVEN_BACK = 8

@@ -1,6 +1,6 @@
 """Which documents of a corpus repeat another one: signatures of each split, then one decision over all.
 
-1. `write_signatures`: a split's blocks are signed in parallel (`dedup.py`), and the signatures appended to files
+1. `write_signatures`: a split's blocks are signed in parallel (`signatures.py`), and the signatures appended to files
    in `parts/<dataset>-<split>.signatures/`, so that memory does not grow with the corpus and a killed call does not
    start anew.
 2. `decide`: test splits come first, so that of a text in both, the one for validation stays and training never sees it;
@@ -24,9 +24,9 @@ import numpy as np
 
 from utils.data.manifest import TEST
 from utils.files.atomic import naming, write_array, write_atomically
-from utils.prepare import dedup
 from utils.prepare.block_rows import BlockWorker, Work, length_problem
-from utils.prepare.corpus import PARQUET, Source, parse
+from utils.prepare.blocks import PARQUET, Source, parse
+from utils.prepare.signatures import PERMUTATIONS, Signatures, find_repeats, sign_texts
 
 OfSource = dict[tuple[int, int], dict[int, str]]
 """Number of a split's file and of a block in it → number of a document there → the document that it repeats."""
@@ -37,7 +37,7 @@ _PLACE = 4
 class Signed(NamedTuple):
     """A block's signatures, and of each document its number in the block and its byte or row: [documents, 2] int64."""
 
-    signatures: dedup.Signatures
+    signatures: Signatures
     places: np.ndarray
 
 
@@ -51,7 +51,7 @@ def sign(worker: BlockWorker, work: Work, near: bool) -> Signed:
     ]
     texts = [document.text.decode() for _, document in kept]
     places = np.array([(number, document.at) for number, document in kept], np.int64).reshape(-1, 2)
-    return Signed(dedup.signatures(texts, near), places)
+    return Signed(sign_texts(texts, near), places)
 
 
 def signatures_folder(parts: Path, source: Source) -> Path:
@@ -100,7 +100,7 @@ def decide(parts: Path, sources: list[Source], threshold: float | None) -> dict[
     counts = [(folder / "exact").stat().st_size // 16 for folder in folders]
     source_of = np.repeat(np.arange(len(sources)), counts)
     sketches = None if threshold is None else _joined_sketches(parts, folders, len(exact))
-    repeats = dedup.find_duplicates(exact, sketches, threshold or 1.0)
+    repeats = find_repeats(exact, sketches, threshold or 1.0)
     found: dict[str, OfSource] = {source.name: {} for source in sources}
     for document in np.flatnonzero(repeats >= 0).tolist():
         file, block, number, _ = places[document].tolist()
@@ -116,13 +116,13 @@ def decide(parts: Path, sources: list[Source], threshold: float | None) -> dict[
 def _joined_sketches(parts: Path, folders: list[Path], documents: int) -> np.ndarray:
     """The sketches of all splits as one memory map: 512 bytes per document are not held in memory."""
     if not documents:  # an empty file cannot be mapped
-        return np.zeros((0, dedup.PERMUTATIONS), np.uint32)
+        return np.zeros((0, PERMUTATIONS), np.uint32)
     with TemporaryFile(dir=parts, buffering=0) as joined, naming(parts):
         for folder in folders:
             with (folder / "sketches").open("rb") as file:
                 while chunk := file.read(1 << 20):
                     write_array(joined, np.frombuffer(chunk, np.uint8))
-        return np.memmap(joined, np.uint32, "r", shape=(documents, dedup.PERMUTATIONS))
+        return np.memmap(joined, np.uint32, "r", shape=(documents, PERMUTATIONS))
 
 
 def digest(of_source: OfSource) -> str:

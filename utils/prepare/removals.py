@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from utils.files.atomic import naming
-from utils.prepare.corpus import PARQUET, CorpusFile
+from utils.prepare.blocks import PARQUET, CorpusFile
 
 
 class RemovalLog(AbstractContextManager["RemovalLog"]):

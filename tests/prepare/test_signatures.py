@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from lit_gpt.errors import UserError
 from tests.conftest import SAMPLE, SHARED
-from utils.prepare import dedup
-from utils.prepare.dedup import PERMUTATIONS, find_duplicates, signatures
+from utils.prepare import signatures
+from utils.prepare.signatures import PERMUTATIONS, find_repeats, sign_texts
 
 NOTHING = np.iinfo(np.uint32).max
 GOLDEN = "8fba6f3b81a0df8668102f2a73a8a956d44da613b76a0c717abeb348eb073099"
@@ -44,7 +44,7 @@ PIECES_OF_TEXT = [
 
 
 def shingles(text):
-    """The set that a sketch stands for, in the words of the docstring of `signatures`."""
+    """The set that a sketch stands for, in the words of the docstring of `sign_texts`."""
     small = re.sub("[A-Z]+", lambda found: found[0].lower(), text.strip())
     words = []
     for run in SEPARATORS.sub(" ", small).split(" "):
@@ -57,7 +57,7 @@ def jaccard(one, other):
 
 
 def hashes_of(text):
-    hashes, offsets = dedup._shingle_hashes([text.strip().encode()], dedup._fold_table())
+    hashes, offsets = signatures._shingle_hashes([text.strip().encode()], signatures._fold_table())
     assert offsets.tolist() == [0, len(hashes)]
     return set(hashes.tolist())
 
@@ -109,11 +109,11 @@ def test_hashes_are_those_of_the_texts_shingles(one, other):
 @given(st.lists(st.text(max_size=20), max_size=12), st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_signature_depends_on_its_own_text_only(texts, data):
-    whole = signatures(texts, near=True)
+    whole = sign_texts(texts, near=True)
     assert (whole.exact.shape, whole.exact.dtype) == ((len(texts), 2), np.uint64)
     assert (whole.sketches.shape, whole.sketches.dtype) == ((len(texts), PERMUTATIONS), np.uint32)
     cut = data.draw(st.integers(0, len(texts)))
-    parts = [signatures(part, near=True) for part in (texts[:cut], texts[cut:])]
+    parts = [sign_texts(part, near=True) for part in (texts[:cut], texts[cut:])]
     assert np.array_equal(np.concatenate([part.exact for part in parts]), whole.exact)
     assert np.array_equal(np.concatenate([part.sketches for part in parts]), whole.sketches)
     assert not (whole.sketches == NOTHING).all(axis=1).any(), "a text without a sketch"
@@ -122,7 +122,7 @@ def test_a_signature_depends_on_its_own_text_only(texts, data):
 def test_signatures_are_the_same_everywhere():
     """On every machine and with every version of rensa, or the tasks of one preparation would not fit together."""
     text = "« L'amour est un tyran — qui n'épargne personne », 中文 text, a" + "b" * 100
-    found = signatures([f"\n {text}\t"], near=True)
+    found = sign_texts([f"\n {text}\t"], near=True)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
     assert [int(half) for half in found.exact[0]] == [
         int.from_bytes(digest[:8], "little"),
@@ -137,7 +137,7 @@ def test_sketches_estimate_the_jaccard_index():
     for seed, text in enumerate(texts * 5):
         other = edited(text, rate=(0.03, 0.05, 0.1, 0.15, 0.2)[seed // 40], seed=seed)
         true = jaccard(shingles(text), shingles(other))
-        error = estimated(signatures([text, other], near=True).sketches, 0, 1) - true
+        error = estimated(sign_texts([text, other], near=True).sketches, 0, 1) - true
         errors.append(error / np.sqrt(true * (1 - true) / PERMUTATIONS))
     assert abs(np.mean(errors)) < 0.25
     assert 0.8 < np.std(errors) < 1.2
@@ -145,9 +145,9 @@ def test_sketches_estimate_the_jaccard_index():
 
 def test_a_long_text_is_hashed_in_pieces():
     text = " ".join(random_texts(1, 150_000, seed=2))
-    assert len(text) > 3 * dedup.PIECE
+    assert len(text) > 3 * signatures.PIECE
     other = f"Not the same beginning. {edited(text, rate=0.01, seed=3)}"
-    sketches = signatures(["short", text, text[: len(text) // 2], other, "short"], near=True).sketches
+    sketches = sign_texts(["short", text, text[: len(text) // 2], other, "short"], near=True).sketches
     assert abs(estimated(sketches, 1, 3) - jaccard(shingles(text), shingles(other))) < 0.1
     assert abs(estimated(sketches, 1, 2) - 0.5) < 0.13
     assert estimated(sketches, 0, 4) == 1 and estimated(sketches, 0, 1) == 0
@@ -162,8 +162,8 @@ def test_what_a_near_duplicate_may_differ_in():
         "",
         "?!",
     ]
-    assert find_duplicates(*signatures(texts, near=True), 0.8).tolist() == [-1, 0, -1, -1, 3, 3]
-    assert find_duplicates(*signatures(texts, near=False), 0.8).tolist() == [-1] * 6
+    assert find_repeats(*sign_texts(texts, near=True), 0.8).tolist() == [-1, 0, -1, -1, 3, 3]
+    assert find_repeats(*sign_texts(texts, near=False), 0.8).tolist() == [-1] * 6
 
 
 def test_texts_without_blanks_are_compared_by_characters():
@@ -173,14 +173,14 @@ def test_texts_without_blanks_are_compared_by_characters():
         longer = alphabet[:2] + text
         assert jaccard(shingles(text), shingles(longer)) > 0.9
         other = "".join(rng.choices(alphabet, k=3000)) if len(alphabet) > 4 else text[:100] + "N" * 1000
-        assert find_duplicates(*signatures([text, other, longer], near=True), 0.8).tolist() == [-1, -1, 0]
+        assert find_repeats(*sign_texts([text, other, longer], near=True), 0.8).tolist() == [-1, -1, 0]
 
 
 def test_near_duplicates_need_rensa(monkeypatch):
     monkeypatch.setitem(sys.modules, "rensa", None)
-    assert signatures(["a"], near=False).sketches is None
+    assert sign_texts(["a"], near=False).sketches is None
     with pytest.raises(UserError, match="pip install rensa"):
-        signatures(["a"], near=True)
+        sign_texts(["a"], near=True)
 
 
 # Exact duplicates
@@ -195,7 +195,7 @@ def test_equal_texts_are_always_found(texts, near):
     for index, text in enumerate(texts):
         first = [other.strip() for other in texts].index(text.strip())
         expected.append(first if first < index else -1)
-    found = find_duplicates(*signatures(texts, near), 1.0)
+    found = find_repeats(*sign_texts(texts, near), 1.0)
     assert found.dtype == np.int64
     assert near or found.tolist() == expected
     assert all(one >= 0 for one, first in zip(found, expected, strict=True) if first >= 0)
@@ -203,7 +203,7 @@ def test_equal_texts_are_always_found(texts, near):
 
 def test_digests_that_agree_in_one_half_only_are_different():
     exact = np.array([[1, 2], [1, 3], [4, 2], [1, 2], [4, 2], [2, 1]], dtype=np.uint64)
-    assert find_duplicates(exact, None, 0.8).tolist() == [-1, -1, -1, 0, 2, -1]
+    assert find_repeats(exact, None, 0.8).tolist() == [-1, -1, -1, 0, 2, -1]
 
 
 # Near-duplicates
@@ -211,7 +211,7 @@ def test_digests_that_agree_in_one_half_only_are_different():
 
 def slow_find(sketches, threshold):
     """Document by document and pair by pair; only those alike in a whole band are compared."""
-    bands, rows = dedup._banding(PERMUTATIONS, threshold)
+    bands, rows = signatures._banding(PERMUTATIONS, threshold)
     stayed, result = [], []
     for index, sketch in enumerate(sketches):
         of = -1
@@ -236,8 +236,8 @@ def slow_find(sketches, threshold):
 @settings(max_examples=200, deadline=None)
 def test_the_first_that_stays_is_named(seed, documents, families, changed, threshold):
     sketches = random_families(np.random.default_rng(seed), documents, families, changed)
-    found = find_duplicates(distinct_digests(documents), sketches, threshold)
-    if Counter(found.tolist())[-1] <= dedup.MAX_COMPARED:  # so few stay that no bucket reaches its limit
+    found = find_repeats(distinct_digests(documents), sketches, threshold)
+    if Counter(found.tolist())[-1] <= signatures.MAX_COMPARED:  # so few stay that no bucket reaches its limit
         assert found.tolist() == slow_find(sketches, threshold)
     later = np.flatnonzero(found >= 0)
     assert (found[later] < later).all() and (found[found[later]] == -1).all()
@@ -250,27 +250,27 @@ def test_nothing_goes_on_account_of_what_is_gone():
     third[:20] += 1000
     third[-20:] += 1000
     sketches = np.stack([first, second, third, second, third, first])
-    assert find_duplicates(distinct_digests(6), sketches, 0.8).tolist() == [-1, 0, -1, 0, 2, 0]
+    assert find_repeats(distinct_digests(6), sketches, 0.8).tolist() == [-1, 0, -1, 0, 2, 0]
     # copies of a document that goes are copies of the one it goes for; without the first, the second stays
     exact = np.array([[0, 0], [1, 1], [2, 2], [1, 1], [2, 2], [0, 0]], dtype=np.uint64)
-    assert find_duplicates(exact, sketches, 0.8).tolist() == [-1, 0, -1, 0, 2, 0]
-    assert find_duplicates(exact[1:5], sketches[1:5], 0.8).tolist() == [-1, 0, 0, 0]
+    assert find_repeats(exact, sketches, 0.8).tolist() == [-1, 0, -1, 0, 2, 0]
+    assert find_repeats(exact[1:5], sketches[1:5], 0.8).tolist() == [-1, 0, 0, 0]
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7, 0.8, 0.9, 0.95])
 def test_banding_lets_few_pairs_through_its_fingers(threshold):
     """At the threshold itself, by simulation."""
-    bands, rows = dedup._banding(PERMUTATIONS, threshold)
+    bands, rows = signatures._banding(PERMUTATIONS, threshold)
     assert bands * rows <= PERMUTATIONS
     equal = np.random.default_rng(5).random((4000, PERMUTATIONS)) < threshold
     found = equal[:, : bands * rows].reshape(-1, bands, rows).all(axis=2).any(axis=1)
-    assert found.mean() > dedup.MIN_FOUND - 0.02
+    assert found.mean() > signatures.MIN_FOUND - 0.02
 
 
 def assert_sound(texts, threshold):
     """All pairs, exactly: what must be found and what must not be removed. Returns how many there were of each."""
     sets = [shingles(text) for text in texts]
-    found = find_duplicates(*signatures(texts, near=True), threshold)
+    found = find_repeats(*sign_texts(texts, near=True), threshold)
     where: dict[tuple, list[int]] = {}
     must, missed, kept = 0, 0, 0
     for index, words in enumerate(sets):
@@ -316,6 +316,6 @@ def test_time_is_linear_in_the_size_of_a_family(changed):
     seconds = []
     for documents in (4_000, 32_000):
         start = time.process_time()
-        find_duplicates(distinct_digests(documents), sketches[:documents], 0.8)
+        find_repeats(distinct_digests(documents), sketches[:documents], 0.8)
         seconds.append(time.process_time() - start)
     assert seconds[1] < 24 * seconds[0], "8 times as many: 8 times as long, not 64 times"

@@ -20,8 +20,8 @@ from pyarrow import parquet
 
 from lit_gpt.errors import DataError, UserError
 from tests.conftest import ROOT
-from utils.prepare import corpus
-from utils.prepare.corpus import (
+from utils.prepare import blocks
+from utils.prepare.blocks import (
     CONVERSATIONS,
     LINES,
     PARQUET,
@@ -229,7 +229,7 @@ def test_lists_that_cannot_be_used(tmp_path):
 
 
 def test_the_root_directory_has_a_name():
-    assert corpus._name(Path("/")) == "corpus"
+    assert blocks._name(Path("/")) == "corpus"
 
 
 def test_linked_folders_are_followed_once(tmp_path):
@@ -718,14 +718,14 @@ def test_several_gzip_members_are_one_file(folder):
 
 def read_code(path: Path, size: int) -> str:
     """Python that makes an iterator over the documents of a file, one block in memory at a time."""
-    file = f"corpus.CorpusFile(Path({str(path)!r}), 'a', {format_of(path)!r})"
-    return f"(d for b in corpus.read_blocks({file}, {size}, 'text') for part in corpus.parse(b, 'text') for d in part)"
+    file = f"blocks.CorpusFile(Path({str(path)!r}), 'a', {format_of(path)!r})"
+    return f"(d for b in blocks.read_blocks({file}, {size}, 'text') for part in blocks.parse(b, 'text') for d in part)"
 
 
 def subprocess_peak(code: str, result: str, megabytes: int = 200) -> str:
     """What `result` is after `code` in a process of its own, which may not have taken more memory."""
     program = (
-        "from pathlib import Path; import re; from utils.prepare import corpus\n"
+        "from pathlib import Path; import re; from utils.prepare import blocks\n"
         f"{code}\n"
         f"print({result})\n"
         "print(re.search(r'VmHWM:\\s*([0-9]+)', Path('/proc/self/status').read_text())[1])"
@@ -744,10 +744,10 @@ def test_a_line_of_300_mb_is_named_and_costs_no_memory(tmp_path, name):
     with pyarrow.output_stream(str(path), compression=compression) as file:
         for part in (b'{"text": "un"}\n{"text": "', *([b"x" * 1_000_000] * 300), b'"}\n{"text": "deux"}\n'):
             file.write(part)
-    code = f"found = [(d.text, d.at) if isinstance(d, corpus.Document) else tuple(d) for d in {read_code(path, 2**20)}]"
+    code = f"found = [(d.text, d.at) if isinstance(d, blocks.Document) else tuple(d) for d in {read_code(path, 2**20)}]"
     said = subprocess_peak(code, "found", 130)
     length = 300_000_000 + len('{"text": ""}\n')
-    problem = f"a line of {length:,} bytes, above the {corpus.MAX_LINE:,} that are read"
+    problem = f"a line of {length:,} bytes, above the {blocks.MAX_LINE:,} that are read"
     assert said == str([(b"un", 0), ("line_too_long", 15, problem), (b"deux", 15 + length)])
 
 
@@ -765,15 +765,15 @@ def test_a_text_line_of_300_mb_is_read_in_parts(tmp_path):
     assert sum(length for length, *_ in [*parts, before_last]) == path.stat().st_size - len("\n\nun")
 
 
-@pytest.mark.parametrize("length", [corpus.READ - 40, corpus.READ + 40, 3 * corpus.READ])
+@pytest.mark.parametrize("length", [blocks.READ - 40, blocks.READ + 40, 3 * blocks.READ])
 @pytest.mark.parametrize("name", FORMATS[:3])
 def test_lines_longer_than_what_is_read_at_once(folder, monkeypatch, length, name):
     texts = ["un", "x" * length, "deux", "y" * length, "trois"] + ["z" * 1000] * 3000
     assert texts_of(write_as(folder / name, texts), 100_000) == texts
     for block in blocks_of(folder / name, 100_000):
         assert block.end - block.begin <= 100_000 or len(parse(block, "text")[0]) == 1
-    monkeypatch.setattr(corpus, "MAX_LINE", length + len('{"text": ""}\n'))  # that of a line with its end
+    monkeypatch.setattr(blocks, "MAX_LINE", length + len('{"text": ""}\n'))  # that of a line with its end
     assert texts_of(folder / name, 100_000) == texts
-    monkeypatch.setattr(corpus, "MAX_LINE", length + len('{"text": ""}'))
+    monkeypatch.setattr(blocks, "MAX_LINE", length + len('{"text": ""}'))
     documents, bads = read(folder / name, 100_000)
     assert [bad.reason for bad in bads] == ["line_too_long"] * 2 and len(documents) == len(texts) - 2

@@ -1,15 +1,15 @@
 """Which documents of a corpus repeat an earlier one: exactly, or nearly.
 
-1. `signatures` turns each text into a few hundred bytes. They depend on nothing but the text, so that worker processes
+1. `sign_texts` turns each text into a few hundred bytes. They depend on nothing but the text, so that worker processes
    can do it chunk by chunk; the caller puts the chunks' arrays one after the other, in the order of the documents.
-2. `find_duplicates` decides from these arrays alone, in one process.
+2. `find_repeats` decides from these arrays alone, in one process.
 
 The first document of a group stays. A caller who puts validation documents first therefore keeps copies of validation
 data out of the training data.
 
 Near-duplicates are found by MinHash and banding (Broder, "On the resemblance and containment of documents", 1997;
 Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3). The similarity of two texts is the Jaccard
-index of their sets of shingles, a shingle being `SHINGLE` consecutive words; see `signatures` for what is a word.
+index of their sets of shingles, a shingle being `SHINGLE` consecutive words; see `sign_texts` for what is a word.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)
 
 
 class Signatures(NamedTuple):
-    """What `find_duplicates` needs to know of n texts: 16 bytes of each, and 512 more for near-duplicates."""
+    """What `find_repeats` needs to know of n texts: 16 bytes of each, and 512 more for near-duplicates."""
 
     exact: np.ndarray
     """[n, 2] uint64: a 128-bit digest, equal for texts that differ at most in white space at their ends."""
@@ -59,7 +59,7 @@ class Signatures(NamedTuple):
     """[n, `PERMUTATIONS`] uint32: the share of equal slots estimates the Jaccard index of two texts."""
 
 
-def signatures(texts: list[str], near: bool) -> Signatures:
+def sign_texts(texts: list[str], near: bool) -> Signatures:
     """Digests and, if `near`, MinHash sketches of `texts`; each depends on its own text only, on any machine.
 
     The digest is BLAKE2b of the UTF-8 text without white space at both ends. The sketch is of the set of the text's
@@ -193,10 +193,10 @@ def _spread(hashes: np.ndarray) -> None:
     hashes ^= hashes >> np.uint64(32)
 
 
-def find_duplicates(exact: np.ndarray, sketches: np.ndarray | None, threshold: float) -> np.ndarray:
+def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: float) -> np.ndarray:
     """For each of n documents the index of the earlier one that it duplicates, -1 if it is to stay: [n] int64.
 
-    `exact` and `sketches` are `signatures` of all documents, in order. Equal digests are duplicates. Among documents
+    `exact` and `sketches` are `sign_texts` of all documents, in order. Equal digests are duplicates. Among documents
     that differ, a later one is a near-duplicate of the first earlier one *that stays* whose estimated Jaccard index
     with it is at least `threshold` (over 0, at most 1). So each index returned is of a document that stays; and where
     A is like B and B like C but A not like C, B goes and C stays: nothing goes on account of what is itself gone.
