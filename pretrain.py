@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from utils.run.csv_log import CsvLog
     from utils.run.log import RunLog
     from utils.run.progress import TrainingProgress
+    from utils.run.record import RunIdentity
     from utils.train.loggers import ScalarLogger
     from utils.train.meter import Meter
     from utils.train.profiler import StepProfiler
@@ -213,11 +214,11 @@ class Plan:
     weights: dict[str, torch.Tensor] | None
     processes: tuple[int, int]
     schedule: Schedule
-    identity: dict[str, Any]
+    identity: RunIdentity
 
     @property
     def samples_per_step(self) -> int:
-        return self.identity["samples_per_step"]
+        return self.identity.samples_per_step
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,7 @@ def make_plan(options: PretrainOptions) -> Plan:
     from utils.cluster.launch import resolve_processes
     from utils.data.manifest import TRAIN, Manifest
     from utils.data.mixture import Mixture
+    from utils.run.record import RunIdentity
     from utils.train.loggers import check_logger
     from utils.train.profiler import parse_profile_steps
 
@@ -302,18 +304,18 @@ def make_plan(options: PretrainOptions) -> Plan:
     weights = None if options.model_config or options.dry_run else read_weights(options.checkpoint_dir)
     names = ("r", "alpha", "dropout", "query", "key", "value", "projection", "mlp", "head")
     lora = LoRASettings(**{name: getattr(options, f"lora_{name}") for name in names}) if options.use_lora else None
-    identity = {
-        "model": config_values(config),
-        "lora": lora and dataclasses.asdict(lora),
-        "base": weights and weights_fingerprint(weights),
-        "quantize": options.quantize,
-        "data": manifest.fingerprint(mixture.entries),
-        "mixture": {entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)},
-        "samples_per_step": samples_per_step,
-        "mask_documents": options.mask_documents,
-        "master_weights": uses_master_weights(options),
-        "seed": options.seed,
-    }
+    identity = RunIdentity(
+        model=config_values(config),
+        lora=lora and dataclasses.asdict(lora),
+        base=weights and weights_fingerprint(weights),
+        quantize=options.quantize,
+        data=manifest.fingerprint(mixture.entries),
+        mixture={entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)},
+        samples_per_step=samples_per_step,
+        mask_documents=options.mask_documents,
+        master_weights=uses_master_weights(options),
+        seed=options.seed,
+    )
     if not options.dry_run:
         check_out_dir(options, identity)
     schedule = make_schedule(options, mixture, samples_per_step)
@@ -406,8 +408,8 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: P
         )
     parts = processes[0] * processes[1] // options.tensor_parallel
     if not options.dry_run and (out_dir / RUN).is_file():
-        begun = RunRecord.load(out_dir).identity.get("samples_per_step")
-        if isinstance(begun, int) and begun != batch * parts:
+        begun = RunRecord.load(out_dir).identity.samples_per_step
+        if begun != batch * parts:
             advice = f"take --batch_size {begun // parts}" if begun % parts == 0 else "take as many as it divides by"
             groups = f" in groups of {options.tensor_parallel}" if options.tensor_parallel > 1 else ""
             raise UserError(
@@ -430,7 +432,7 @@ def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], 
         raise UserError(f"--tensor_parallel {share} does not divide the model '{config.name}': {', '.join(found)}")
 
 
-def check_out_dir(options: PretrainOptions, identity: dict[str, Any]) -> None:
+def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
     """Raises unless --out_dir is new, or holds this very run and may be continued."""
     from utils.run.record import RUN, RunRecord
 
@@ -695,7 +697,7 @@ def record_start(options: PretrainOptions, plan: Plan, world_size: int, progress
     }
     record.history.append(start)
     record.save(options.out_dir)
-    write_atomically(options.out_dir / CONFIG, yaml.safe_dump(plan.identity["model"], sort_keys=False))
+    write_atomically(options.out_dir / CONFIG, yaml.safe_dump(plan.identity.model, sort_keys=False))
     return [f"--{key} {value} → {now.get(key)}" for key, value in changed.items()]
 
 

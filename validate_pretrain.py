@@ -145,7 +145,7 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
     trained = load_trained(checkpoint, options.checkpoint_dir, verify=False)
     dtype = torch.bfloat16 if task.precision == "bf16-true" else torch.float32
     model = place_model(fabric, empty_model(trained.config, None, dtype), trained.state_dict, 0, task.precision)
-    mask_documents = RunRecord.load(checkpoint).identity["mask_documents"]
+    mask_documents = RunRecord.load(checkpoint).identity.mask_documents
     max_rows = options.max_batches and options.max_batches * options.batch_size
     losses = validate(
         fabric, model, task.data_dir, task.entries, task.manifest.window, options.batch_size, max_rows, mask_documents

@@ -238,10 +238,12 @@ def make_checkpoint(folder: Path) -> None:
     from utils.cluster.launch import launch, place_model
     from utils.run.checkpoint import CheckpointWriter
     from utils.run.progress import TrainingProgress
-    from utils.run.record import RunRecord
+    from utils.run.record import RunIdentity, RunRecord
 
     config = config_of(folder)
-    identity = dict.fromkeys(("base", "lora", "data", "mixture", "seed", "model"))
+    identity = RunIdentity(
+        model={}, lora=None, base=None, data="", mixture={}, samples_per_step=1, mask_documents=True, seed=0
+    )
     run_dir = folder / "run"
     fabric = launch(2, 1, "bf16-true")
     companions = [folder / CONFIG, folder / "run.yaml", *TOKENIZER.iterdir()]

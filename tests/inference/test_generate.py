@@ -314,7 +314,7 @@ def test_an_adapter_on_its_base_is_the_unmerged_model(lora_run, foundation):
     from utils.run.record import RunRecord
     from utils.run.trained import find_input
 
-    settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])
+    settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)
     reference = litgpt.lora.GPT(settings.extend(read_config(foundation))).eval()
     reference.load_state_dict(read_weights(foundation), strict=False)
     reference.load_state_dict(read_model_tensors(find_input(lora_run)), strict=False)

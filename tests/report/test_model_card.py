@@ -55,7 +55,7 @@ def test_data_table_is_the_mixtures(published, lora_run):
     assert any(
         line.startswith("| all |  | ") and f"{sum(int(row['tokens']) for row in rows):,}" in line for line in lines
     )
-    assert RunRecord.load(lora_run).identity["data"] in "".join(lines)
+    assert RunRecord.load(lora_run).identity.data in "".join(lines)
 
 
 def test_evaluation_and_hyperparameters_are_the_runs(published, lora_run):

@@ -53,7 +53,7 @@ def test_a_path_stands_for_the_best_checkpoint_else_the_newest(trained_run: Path
 def test_merged_equals_unmerged(lora_run: Path, foundation: Path) -> None:
     checkpoint = find_input(lora_run)
     trained = load_trained(checkpoint)
-    settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])
+    settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)
     unmerged = litgpt.lora.GPT(settings.extend(trained.config)).eval()
     unmerged.load_state_dict(read_weights(foundation), strict=False)
     result = unmerged.load_state_dict(read_model_tensors(checkpoint), strict=False)
@@ -86,7 +86,7 @@ def test_a_lora_run_becomes_a_hugging_face_folder_of_the_same_model(lora_run: Pa
     from transformers import AutoModelForCausalLM
 
     run("convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", tmp_path / "hf")
-    settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])
+    settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)
     trained = load_trained(lora_run)
     unmerged = litgpt.lora.GPT(settings.extend(trained.config)).eval()
     unmerged.load_state_dict(read_weights(trained.foundation_dir), strict=False)
@@ -173,7 +173,7 @@ def test_an_adapter_with_a_matrix_of_zeros_is_an_error(lora_run: Path, monkeypat
 
 def test_a_merge_of_nothing_is_an_error(lora_run: Path, trained_run: Path, foundation: Path, tmp_path: Path) -> None:
     config, base = read_config(foundation), read_weights(foundation)
-    settings = LoRASettings(**RunRecord.load(lora_run).identity["lora"])
+    settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)
     adapter = read_model_tensors(find_input(lora_run))
     untrained = {name: tensor * 0 if "lora_B" in name else tensor for name, tensor in adapter.items()}
     with pytest.raises(DataError, match="changes none"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,47 @@ RUN = "run.yaml"
 PACKAGES = ("torch", "lightning", "litgpt", "numpy", "safetensors", "sentencepiece", "tokenizers")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What a resumed run must share with its beginning, as plain values, in the order of run.yaml."""
+
+    model: dict[str, Any]
+    """litgpt's fields of the model's config."""
+    lora: dict[str, Any] | None
+    """The fields of `LoRASettings`; None for a full training."""
+    base: str | None
+    """Fingerprint of the foundation model's weights; None if the training began from random ones."""
+    quantize: str | None = None
+    """How the base's matrices are kept (QLoRA, `bnb.nf4`); None: as they are. Older versions did not write it."""
+    data: str
+    """Fingerprint of the manifest's entries that are trained on."""
+    mixture: dict[str, float]
+    """Weight of each dataset."""
+    samples_per_step: int
+    """Samples of an optimiser step, over all processes."""
+    mask_documents: bool
+    """Whether a token attends only to its own document."""
+    master_weights: bool | None = None
+    """Whether fp32 copies of bf16 weights are updated. Older versions did not write it: None."""
+    seed: int
+    """Seed of the sample order, the random weights and dropout."""
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any]) -> RunIdentity:
+        """Takes the fields from run.yaml's mapping; what a later version wrote beside them is left out.
+
+        Raises:
+            TypeError: if a field is missing.
+        """
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """run.yaml. `identity` is what a resumed run must share with its beginning; the rest may change between starts."""
 
-    identity: dict[str, Any]
-    """Model, adapter, data, mixture, seed and samples per step, as plain values."""
+    identity: RunIdentity
     options: dict[str, Any]
     """The resolved options of the newest start."""
     schedule: dict[str, Any]
@@ -39,7 +74,8 @@ class RunRecord:
     """Datasets whose conversations have the one form that dialogue.py gives them, and in which language."""
 
     def save(self, run_dir: Path) -> None:
-        text = yaml.safe_dump(vars(self), sort_keys=False, allow_unicode=True, width=120)
+        values = vars(self) | {"identity": vars(self.identity)}
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
         write_atomically(run_dir / RUN, text)
 
     @classmethod
@@ -54,19 +90,19 @@ class RunRecord:
         if not path.is_file():
             raise UserError(f"{path} is missing: not a run's folder or checkpoint")
         try:
-            return cls(**yaml.safe_load(path.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError, UnicodeDecodeError) as e:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            return cls(**values | {"identity": RunIdentity.from_values(values["identity"])})
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as e:
             raise DataError(f"{path} is no run.yaml of this program ({e})") from None
 
-    def check_same_run(self, identity: dict[str, Any], out_dir: Path) -> None:
+    def check_same_run(self, identity: RunIdentity, out_dir: Path) -> None:
         """Raises unless `identity` is this run's: a DataError for another model, a UserError for other data or seed."""
-        differing = [key for key in identity if identity[key] != self.identity.get(key)]
+        begun, now = vars(self.identity), vars(identity)
+        differing = [name for name in now if now[name] != begun[name]]
         if "model" in differing or "lora" in differing:
             raise DataError(f"{out_dir} holds the run of another model; give another --out_dir")
         if differing:
-            changes = "; ".join(
-                f"{key} was {_short(self.identity.get(key))}, now {_short(identity[key])}" for key in differing
-            )
+            changes = "; ".join(f"{name} was {_short(begun[name])}, now {_short(now[name])}" for name in differing)
             raise UserError(
                 f"{out_dir} holds another run ({changes}); give another --out_dir, or the options it began with"
             )
@@ -78,6 +114,7 @@ def _short(value: Any) -> str:
 
 
 def software_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that may change a training's numbers."""
     return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 

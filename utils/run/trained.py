@@ -108,7 +108,7 @@ def load_trained(
         raise DataError(f"{problem}; take another checkpoint")
     record = RunRecord.load(source)
     foundation = None
-    if record.identity["base"]:
+    if record.identity.base:
         foundation = checkpoint_dir or Path(record.options["checkpoint_dir"])
     trained = TrainedModel(
         read_config(source / CONFIG),
@@ -119,13 +119,13 @@ def load_trained(
         _provenance(record, source),
         source.resolve().parents[1],
     )
-    if not record.identity["lora"]:
+    if not record.identity.lora:
         return replace(trained, state_dict=in_dtype(trained.state_dict, dtype))
     adapter = dict(trained.state_dict)
     if zero := [name for name, tensor in adapter.items() if not tensor.any()]:
         raise DataError(f"the adapter in {source} changes nothing: {min(zero)} is zero; it is untrained")
     base = _foundation_weights(record, foundation, source)
-    return _merge(trained, base, adapter, LoRASettings(**record.identity["lora"]), dtype)
+    return _merge(trained, base, adapter, LoRASettings(**record.identity.lora), dtype)
 
 
 def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> TrainedModel:
@@ -152,7 +152,7 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
         raise UserError(f"{source} is an adapter on random weights, which are not kept; train it on a foundation model")
     if not foundation.is_dir():
         raise UserError(f"the foundation model {foundation} is not there; give its place by --checkpoint_dir")
-    if weights_fingerprint(read_weights(foundation)) != record.identity["base"]:  # of mapped ones, it reads a sample
+    if weights_fingerprint(read_weights(foundation)) != record.identity.base:  # of mapped ones, it reads a sample
         raise DataError(f"{foundation} is not the model that {source} was trained on")
     return lazy_weights(foundation)
 
@@ -168,7 +168,7 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
     }
     return {
         **{key: value for key, value in vars(record).items() if key != "identity"},
-        **{key: record.identity[key] for key in ("lora", "base", "data", "mixture", "seed")},
+        **{key: getattr(record.identity, key) for key in ("lora", "base", "data", "mixture", "seed")},
         **asdict(progress),
         "checkpoint": checkpoint.name,
         "validation_loss": losses.pop(ALL, None),
