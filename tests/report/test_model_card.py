@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, run
-from utils.report.model_card import cell, draw_curves, evaluation_table, fill_card, foundation_facts, publishable, table
+from utils.report.figures import draw_for_card
+from utils.report.model_card import cell, evaluation_table, fill_card, foundation_facts, publishable, table
 from utils.run.record import RunRecord
 
 
@@ -149,7 +150,7 @@ def test_base_with_an_odd_card(tmp_path, card):
 
 
 def test_run_without_losses(tmp_path):
-    assert evaluation_table(tmp_path, 3) is None and not draw_curves([], 3, tmp_path / "x.png")
+    assert evaluation_table(tmp_path, 3) is None and draw_for_card(tmp_path, 3) is None
 
 
 def test_losses_of_an_offline_validation(tmp_path):

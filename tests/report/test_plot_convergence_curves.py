@@ -15,10 +15,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import plot_convergence_curves as plot
-from plot_convergence_curves import PlotOptions, main
+from plot_convergence_curves import main, summary
 from tests.conftest import run_command
 from utils import cli
+from utils.report import figures
+from utils.report.curves import read_curves, smooth
+from utils.report.options import PlotOptions
 
 METRICS = (
     "step,samples,tokens,seconds,device_seconds,split,dataset,loss,targets,learning_rate,grad_norm,tokens_per_second"
@@ -119,38 +121,38 @@ def test_the_same_runs_give_the_same_bytes(tmp_path, suffix):
     assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
 
 
-@pytest.mark.parametrize("x_axis", plot.AXES)
+@pytest.mark.parametrize("x_axis", figures.AXES)
 def test_every_axis(tmp_path, x_axis):
-    run = plot.read_run(make_run(tmp_path / "run", offline=True))
-    figure = plot.draw([run], PlotOptions([tmp_path / "run"], x_axis=x_axis))
+    run = read_curves(make_run(tmp_path / "run", offline=True))
+    figure = figures.draw([run], PlotOptions([tmp_path / "run"], x_axis=x_axis))
     panel = figure.axes[0]
-    assert panel.get_xlabel() == plot.AXES[x_axis][2]
+    assert panel.get_xlabel() == figures.AXES[x_axis][2]
     smoothed = panel.lines[1]
     np.testing.assert_allclose(smoothed.get_xdata(), np.arange(1, 31) * UNITS[x_axis])
-    shown_above = {text.get_text() for text in panel.texts} & {label for _, _, label in plot.AXES.values()}
-    assert shown_above == {label for axis, (_, _, label) in plot.AXES.items() if axis != x_axis}
+    shown_above = {text.get_text() for text in panel.texts} & {label for _, _, label in figures.AXES.values()}
+    assert shown_above == {label for axis, (_, _, label) in figures.AXES.items() if axis != x_axis}
 
 
 def test_many_datasets_get_a_panel_of_their_own(tmp_path):
-    few = plot.read_run(make_run(tmp_path / "few", datasets=tuple("abcdefgh")))
-    many = plot.read_run(make_run(tmp_path / "many", datasets=tuple("abcdefghi")))
+    few = read_curves(make_run(tmp_path / "few", datasets=tuple("abcdefgh")))
+    many = read_curves(make_run(tmp_path / "many", datasets=tuple("abcdefghi")))
     options = PlotOptions([tmp_path])
-    assert len(plot.draw([few], options).axes) == 1
-    figure = plot.draw([many], options)
+    assert len(figures.draw([few], options).axes) == 1
+    figure = figures.draw([many], options)
     assert len(figure.axes) == 2
     assert {text.get_text() for text in figure.axes[1].texts} == set("abcdefghi")
-    assert len(plot.draw([few, many], options).axes) == 2
-    assert len(plot.draw([few, many], PlotOptions([tmp_path], datasets=False)).axes) == 1
+    assert len(figures.draw([few, many], options).axes) == 2
+    assert len(figures.draw([few, many], PlotOptions([tmp_path], datasets=False)).axes) == 1
 
 
 def test_one_dataset_is_not_drawn_twice(tmp_path):
-    run = plot.read_run(make_run(tmp_path / "run", datasets=("only",)))
+    run = read_curves(make_run(tmp_path / "run", datasets=("only",)))
     assert run.datasets == []
 
 
 def test_the_loss_axis_can_be_limited(tmp_path):
-    run = plot.read_run(make_run(tmp_path / "run"))
-    figure = plot.draw([run], PlotOptions([tmp_path], min_loss=1.5, max_loss=2.75))
+    run = read_curves(make_run(tmp_path / "run"))
+    figure = figures.draw([run], PlotOptions([tmp_path], min_loss=1.5, max_loss=2.75))
     assert figure.axes[0].get_ylim() == (1.5, 2.75)
 
 
@@ -165,7 +167,7 @@ def test_the_legend_names_what_the_run_continued(tmp_path):
     ):
         run = make_run(tmp_path / str(index) / "run")
         (run / "run.yaml").write_text(yaml.safe_dump({"options": options}))
-        assert plot.read_run(run).label == label
+        assert read_curves(run).label == label
 
 
 # Runs that are not whole
@@ -174,11 +176,11 @@ def test_the_legend_names_what_the_run_continued(tmp_path):
 @pytest.mark.parametrize("torn", [b"31,124,62000,46.5", b"31,124,62000,46.5,93.0,valid,FR/Th\xc3"])
 def test_a_torn_last_line_is_left_out(tmp_path, torn):
     run = make_run(tmp_path / "run")
-    whole = plot.read_run(run).train
+    whole = read_curves(run).train
     with (run / "metrics.csv").open("ab") as file:
         file.write(torn)
     assert run_main(run) == cli.OK
-    np.testing.assert_array_equal(plot.read_run(run).train.loss, whole.loss)
+    np.testing.assert_array_equal(read_curves(run).train.loss, whole.loss)
 
 
 def test_a_run_without_validation_is_drawn(tmp_path, capsys):
@@ -191,7 +193,7 @@ def test_a_run_without_validation_is_drawn(tmp_path, capsys):
 def test_a_run_that_only_validated_its_start_is_drawn(tmp_path):
     run = make_run(tmp_path / "run", steps=0)
     assert run_main(run) == cli.OK
-    assert plot.read_run(run).best is None
+    assert read_curves(run).best is None
 
 
 def test_losses_that_are_not_finite_leave_a_gap(tmp_path):
@@ -200,15 +202,15 @@ def test_losses_that_are_not_finite_leave_a_gap(tmp_path):
         file.write("31,124,62000,46.5,93.0,train,,nan,500,,,\n32,128,64000,48.0,96.0,train,,,500,,,\n")
         file.write("33,132,66000,49.5,99.0,train,,2.25,500,,,\n")
     assert run_main(run) == cli.OK
-    train = plot.read_run(run).train
-    assert train.places["batches"][-2:].tolist() == [30, 33] and train.loss[-1] == 2.25
+    train = read_curves(run).train
+    assert train["batches"][-2:].tolist() == [30, 33] and train.loss.iloc[-1] == 2.25
 
 
 def test_of_a_step_that_comes_twice_the_later_line_counts(tmp_path):
     run = make_run(tmp_path / "run")
     with (run / "metrics.csv").open("a") as file:
         file.write("29,116,58000,43.5,87.0,train,,9.5,500,,,\n")
-    train = plot.read_run(run).train
+    train = read_curves(run).train
     assert len(train.loss) == 30 and train.loss[28] == 9.5
 
 
@@ -216,7 +218,7 @@ def test_of_offline_validations_on_different_rows_the_newest_is_drawn(tmp_path):
     run = make_run(tmp_path / "run", offline=True)
     with (run / "validation.csv").open("a") as file:
         file.write("step-00000010,10,40,20000,15.0,30.0,all,1.25,1000,5,f\n")
-    assert plot.read_run(run).offline["all"].loss.tolist() == [1.25]
+    assert read_curves(run).offline["all"].loss.tolist() == [1.25]
 
 
 # Mistakes
@@ -289,7 +291,7 @@ def test_smoothing_against_brute_force(points, width):
     for index in range(len(points)):
         window = [k for k in range(len(points)) if -((width - 1) // 2) <= k - index <= width // 2]
         expected.append(sum(loss[k] * targets[k] for k in window) / sum(targets[k] for k in window))
-    np.testing.assert_allclose(plot.smooth(loss, targets, width), expected, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(smooth(loss, targets, width), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -305,16 +307,16 @@ def test_the_best_checkpoint_against_brute_force(tmp_path, capsys, seed, online,
             if row["dataset"] == "all" and row["step"] not in ("0", "60"):
                 losses[int(row["step"])] = float(row["loss"])
     step = min(losses, key=losses.__getitem__)
-    best = plot.read_run(run).best
+    best = read_curves(run).best
     assert best.checkpoint == run / "checkpoints" / f"step-{step:08d}" and best.loss == losses[step]
-    assert best.places == pytest.approx({axis: step * UNITS[axis] for axis in UNITS})
+    assert best.reached == pytest.approx({axis: step * UNITS[axis] for axis in UNITS})
     assert run_main(run) == cli.OK
     line = capsys.readouterr().out.splitlines()[1]
     assert f"{losses[step]:.4f}" in line and line.endswith(f"step-{step:08d}")
 
 
 def test_the_summary_counts_steps_and_tokens(tmp_path):
-    lines = plot.summary([plot.read_run(make_run(tmp_path / "run", steps=1200, every=400))]).splitlines()
+    lines = summary([read_curves(make_run(tmp_path / "run", steps=1200, every=400))]).splitlines()
     assert lines[1].split()[:3] == ["run", "1,200", "2,400,000"]
     assert len({line.index(word) for line, word in zip(lines, ("best checkpoint", str(tmp_path)), strict=True)}) == 1
 
@@ -322,19 +324,19 @@ def test_the_summary_counts_steps_and_tokens(tmp_path):
 @given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=30))
 def test_names_are_spread_in_order_and_within_the_panel(heights):
     gap = 1 / 30
-    moved = plot.spread(sorted(heights), gap)
+    moved = figures.spread(sorted(heights), gap)
     assert all(b - a >= gap - 1e-9 for a, b in pairwise(moved))
     assert moved[0] >= -1e-9 and moved[-1] <= 1 + 1e-9
 
 
 def test_names_with_room_stay_where_they_are():
-    assert plot.spread([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
+    assert figures.spread([0.1, 0.5, 0.9], 0.1) == [0.1, 0.5, 0.9]
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=40))
 def test_conversion_goes_through_the_points_and_back(growth):
     x, y = (np.cumsum(values).astype(float) for values in zip(*growth, strict=True))
-    functions = plot.conversion(x, y)
+    functions = figures.conversion(x, y)
     if x[-1] == 0 or y[-1] == 0:
         assert functions is None
         return
@@ -346,12 +348,12 @@ def test_conversion_goes_through_the_points_and_back(growth):
 
 
 def test_what_does_not_grow_has_no_axis():
-    assert plot.conversion(np.array([1.0, 2.0, 1.5]), np.array([1.0, 2.0, 3.0])) is None
-    assert plot.conversion(np.array([]), np.array([])) is None
+    assert figures.conversion(np.array([1.0, 2.0, 1.5]), np.array([1.0, 2.0, 3.0])) is None
+    assert figures.conversion(np.array([]), np.array([])) is None
 
 
 def test_ticks_stay_within_the_training_and_apart():
-    ticks = plot.tick_values(1234.0, lambda value: value / 2, 100.0)
+    ticks = figures.tick_values(1234.0, lambda value: value / 2, 100.0)
     assert ticks[0] == 0 and ticks[-1] <= 1234
     assert all(b - a >= 200 for a, b in pairwise(ticks))
 
@@ -361,7 +363,7 @@ def test_ticks_stay_within_the_training_and_apart():
     [(0, "0"), (999, "999"), (1000, "1k"), (1250, "1.25k"), (2_500_000, "2.5M"), (3e9, "3B"), (1.2e12, "1.2T")],
 )
 def test_short_counts(value, text):
-    assert plot.short_count(value) == text
+    assert figures.short_count(value) == text
 
 
 def test_help_is_quick_and_imports_nothing_heavy():
@@ -370,5 +372,7 @@ def test_help_is_quick_and_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "plot_convergence_curves.py", "--help"], cwd=root, capture_output=True)
     assert done.returncode == 0 and b"--x_axis" in done.stdout
     assert time.perf_counter() - start < 10
-    code = "import sys, plot_convergence_curves; print('matplotlib' in sys.modules or 'torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], cwd=root).strip() == b"False"
+    words = [sys.executable, "-X", "importtime", "plot_convergence_curves.py", "--help"]
+    imported = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stderr
+    names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
+    assert "utils.report.options" in names and not names & {"matplotlib", "pandas", "numpy", "torch"}

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from lit_gpt.formats.peft import ADAPTER_CONFIG
@@ -22,6 +21,7 @@ from lit_gpt.formats.tensor_files import specs_of
 from lit_gpt.repository import REPOSITORY
 from utils.data.mixture import MIXTURE
 from utils.prepare.dialogue import normalise
+from utils.report.figures import draw_for_card
 from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
 from utils.run.trained import TrainedModel
 
@@ -71,7 +71,8 @@ def write_card(
         **describe_origin(trained, licence, is_adapter),
         **describe_training(trained.run_dir, provenance),
     }
-    if trained.run_dir and draw_curves(read_csv(trained.run_dir / METRICS), provenance.get("step"), folder / CURVES):
+    if trained.run_dir and (figure := draw_for_card(trained.run_dir, provenance.get("step"))):
+        figure.savefig(folder / CURVES, metadata={"Software": None})
         values["curves"] = CURVES
     card = fill_card((HF_FILES / "README.md").read_text(encoding="utf-8"), values)
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -252,35 +253,3 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> str | None:
 def cell(value: Any) -> str:
     """A value as text of one line that neither ends a table's cell nor is HTML."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-
-
-def draw_curves(rows: Sequence[dict[str, str]], step: int | None, path: Path) -> bool:
-    """Draws the losses in metrics.csv over training tokens, and where `step` is; False if there are too few to draw."""
-    from matplotlib.figure import Figure
-
-    def curve(split: str, dataset: str) -> np.ndarray:
-        """[points, 3]: step, tokens, loss."""
-        chosen = [row for row in rows if row["split"] == split and row["dataset"] == dataset]
-        values = np.array([[float(row[name] or "nan") for name in ("step", "tokens", "loss")] for row in chosen])
-        values = values.reshape(-1, 3)
-        return values[np.isfinite(values[:, 2])]
-
-    train, valid = curve("train", ""), curve("valid", ALL)
-    if max(len(train), len(valid)) < 2:
-        return False
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    panel = figure.subplots()
-    if len(train) > 1:
-        width = max(1, len(train) // 50)
-        smooth = np.convolve(train[:, 2], np.full(width, 1 / width), mode="valid")
-        panel.plot(train[:, 1], train[:, 2], color="#0072B2", alpha=0.2, linewidth=0.8)
-        panel.plot(train[width - 1 :, 1], smooth, color="#0072B2", label=f"training, mean over {width} step(s)")
-    if len(valid):
-        panel.plot(valid[:, 1], valid[:, 2], color="#D55E00", marker="o", linestyle="--", label="validation")
-    for tokens in {row[1] for row in (*train, *valid) if row[0] == step}:
-        panel.axvline(tokens, color="dimgray", linestyle=":", label="this model")
-    panel.set(xlabel="training tokens", ylabel="loss (nats per token)")
-    panel.grid(alpha=0.3)
-    panel.legend()
-    figure.savefig(path, metadata={"Software": None})
-    return True
