@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.formats.hf_files import SAFETENSORS_LAYOUT, matches
 from lit_gpt.repository import REPOSITORY
 from utils import cli
 from utils.files.staged_folder import carry_over, check_replaceable, recover, staged
@@ -116,8 +117,8 @@ def check_output_dir(folder: Path) -> None:
     check_replaceable(folder)
     if not folder.is_dir() or not any(folder.iterdir()) or (folder / PROVENANCE).is_file():
         return
-    foreign_weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    if foreign_weights or not (folder / "lit_model.pth").is_file():
+    has_foreign_weights = any(matches(path.name, ("*.safetensors", "*.bin")) for path in folder.iterdir())
+    if has_foreign_weights or not (folder / "lit_model.pth").is_file():
         raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
 
 
@@ -127,9 +128,10 @@ def write_folder(stage: Path, trained: TrainedModel, options: ConvertOptions) ->
     Raises:
         DataError: if the folder does not hold the same model.
     """
-    from lit_gpt.formats.hf import tensors_to_hf
     from lit_gpt.formats.hf_logits import PROBE_TEXT
-    from lit_gpt.formats.tensor_files import specs_of, write_safetensors
+    from lit_gpt.formats.hf_weights import tensors_to_hf
+    from lit_gpt.formats.tensor_files import write_safetensors
+    from lit_gpt.model.lazy_tensors import specs_of
     from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
     from lit_gpt.tokenizer.tokenizer import Tokenizer
 
@@ -199,8 +201,8 @@ def licence_files(trained: TrainedModel) -> list[Path]:
 
 def make_config(trained: TrainedModel, state_dict: Mapping[str, torch.Tensor], tokenizer: Any) -> dict[str, Any]:
     """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
-    from lit_gpt.formats.hf import config_to_hf, is_tied, read_hf_config, settle_config
-    from lit_gpt.formats.tensor_files import specs_of
+    from lit_gpt.formats.hf_config import config_to_hf, is_tied, read_hf_config, settle_config
+    from lit_gpt.model.lazy_tensors import specs_of
 
     dtype = str(specs_of(state_dict)["transformer.wte.weight"].dtype).removeprefix("torch.")
     if trained.foundation_dir and (trained.foundation_dir / "config.json").is_file():
@@ -213,7 +215,7 @@ def make_config(trained: TrainedModel, state_dict: Mapping[str, torch.Tensor], t
 
 def generation_config(trained: TrainedModel, tokenizer: Any) -> dict[str, Any]:
     """generation_config.json: the foundation's, or the ids that begin and end a text."""
-    from lit_gpt.formats.hf import read_json
+    from lit_gpt.formats.hf_files import read_json
 
     for folder in (trained.foundation_dir, trained.tokenizer_dir):
         if folder and (folder / "generation_config.json").is_file():
@@ -275,7 +277,7 @@ def verify_tensors(stage: Path, trained: TrainedModel, hf: dict[str, Any], token
     """
     import torch
 
-    from lit_gpt.formats.hf import TensorFiles, tensors_to_hf
+    from lit_gpt.formats.hf_weights import TensorFiles, tensors_to_hf
 
     files = TensorFiles(stage)
     names = set()
@@ -304,8 +306,8 @@ def conversion_record(hf: dict[str, Any], checked: str) -> dict[str, Any]:
 
 def keep_the_rest(folder: Path, stage: Path) -> None:
     """Carries over what lies in `folder` and is not of an earlier conversion, and says what happens to which."""
-    weights = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
-    replaced = carry_over(folder, stage, [path.name for path in folder.glob("model*") if weights.fullmatch(path.name)])
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    replaced = carry_over(folder, stage, [name for name in names if matches(name, SAFETENSORS_LAYOUT)])
     if (stage / "lit_model.pth").is_file():
         print("kept: lit_model.pth, as it was before this conversion")
     if replaced:

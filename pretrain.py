@@ -725,7 +725,7 @@ def describe(options: PretrainOptions, plan: Plan, world_size: int) -> str:
 
 def gguf_warnings(options: PretrainOptions, plan: Plan) -> list[str]:
     """A line if the trained model could not be exported to GGUF; its tokenizer cannot be changed any more then."""
-    from lit_gpt.formats.hf import config_to_hf, read_hf_config
+    from lit_gpt.formats.hf_config import config_to_hf, read_hf_config
     from lit_gpt.tokenizer.tokenizer import Tokenizer
     from utils.export.gguf import obstacles
 

@@ -193,11 +193,13 @@ def make_files(folder: Path) -> None:
     import torch
     import yaml
 
-    from lit_gpt.formats.hf import config_to_hf, tensors_to_hf
+    from lit_gpt.formats.hf_config import config_to_hf
+    from lit_gpt.formats.hf_weights import tensors_to_hf
     from lit_gpt.formats.litgpt_directory import config_values
     from lit_gpt.formats.peft import write_peft
-    from lit_gpt.formats.tensor_files import LazyTensors, write_safetensors
+    from lit_gpt.formats.tensor_files import write_safetensors
     from lit_gpt.model.gpt import LoRAGPT
+    from lit_gpt.model.lazy_tensors import LazyTensors
     from lit_gpt.model.lora import LoRASettings
 
     config = config_of(folder)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
 UTILS_LIBRARY = ("utils/__init__.py", "utils/cli.py")
 # started by a command with `python -m`: checks that need a fresh process
-PROCESSES = ("lit_gpt/formats/hf_logits.py", "utils/export/hf_probabilities.py")
+PROCESSES = ("lit_gpt/formats/hf_logits_process.py", "utils/export/hf_probabilities.py")
 JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
 
 FLOORS = (
@@ -293,7 +293,7 @@ def test_only_commands_can_be_run(path):
 def test_transformers_is_asked_by_a_process_without_litgpt():
     names = "{'litgpt', 'lightning'} & {*sys.modules}"
     done = subprocess.run(
-        [sys.executable, "-c", f"import sys, lit_gpt.formats.hf_logits; sys.exit({names} or 0)"], cwd=ROOT
+        [sys.executable, "-c", f"import sys, lit_gpt.formats.hf_logits_process; sys.exit({names} or 0)"], cwd=ROOT
     )
     assert done.returncode == 0
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lit_gpt.formats.hf_files import ANY_WEIGHTS, PICKLE_INDEX, SAFETENSORS_INDEX
+
 if TYPE_CHECKING:
     from utils.export.hf_probabilities import Reference
     from utils.export.llama_cpp import LlamaCpp
@@ -30,7 +32,7 @@ CHARACTERS = 1_000_000
 """Of a text, at most: measured are a few thousand tokens, spread over it."""
 
 VIEWED = (
-    *("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json"),
+    *(*ANY_WEIGHTS, SAFETENSORS_INDEX, PICKLE_INDEX),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"),
 )
@@ -174,8 +176,9 @@ def examine(folder: Path) -> Model:
         DataError: if its files are damaged or incomplete.
     """
     from lit_gpt.errors import UserError
-    from lit_gpt.formats.hf import TensorFiles, config_from_hf, read_hf_config
+    from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
     from lit_gpt.formats.hf_process import require_transformers
+    from lit_gpt.formats.hf_weights import TensorFiles
     from lit_gpt.tokenizer.tokenizer import Tokenizer
     from utils.export.gguf import converter_config, obstacles, visible_context
 
@@ -304,7 +307,7 @@ def converter_view(model: Model, scratch: Path) -> Path:
     """
     import transformers
 
-    from lit_gpt.formats.hf import read_json
+    from lit_gpt.formats.hf_files import read_json
 
     view = scratch / model.name
     view.mkdir()

@@ -1,7 +1,7 @@
 """The model families: how each one's config.json reads as a litgpt `Config`, and what its tensors are called.
 
 A family is one entry of `ARCHITECTURES`. Which tensors there are and their shapes, the model itself says
-(`hf.py`); an entry only names the modules, `left: right`, where either side may be several modules whose rows
+(`hf_weights.py`); an entry only names the modules, `left: right`, where either side may be several modules whose rows
 stand one under the other: `"attn.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj"`.
 
 Two things litgpt's fields do not say by themselves: a model with `rotary_percentage` 0 has learned positions

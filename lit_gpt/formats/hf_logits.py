@@ -1,29 +1,23 @@
-"""Does a Hugging Face folder say what our model says? Its logits and token ids from transformers, in a fresh process.
-
-`python -m lit_gpt.formats.hf_logits FOLDER REQUEST.json ANSWER.npz` is that process: it knows of the model only what
-the folder holds, and imports nothing of litgpt.
-"""
+"""Compares our model with a Hugging Face folder: logits and token ids, theirs from transformers in a fresh process."""
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from litgpt.config import Config
+from torch import Tensor, nn
 
-from lit_gpt.formats.hf_process import FROM_FOLDER, load_model, run_transformers
+from lit_gpt.formats.hf_process import run_transformers
+from lit_gpt.model.attention import whole_rows
+from lit_gpt.model.gpt import GPT, LoRAGPT
+from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
-    from litgpt import Config
-
-    from lit_gpt.model.lora import LoRASettings
+PROCESS = "lit_gpt.formats.hf_logits_process"
 
 TOLERANCE = 1e-5
 """Largest difference of two float32 logits, times the largest logit where that is above 1 (rounding grows with it)."""
@@ -57,7 +51,7 @@ def probe_sequences(vocab_size: int, block_size: int) -> list[list[int]]:
 
 
 def litgpt_logits(
-    config: Config, weights: Mapping[str, torch.Tensor], sequences: list[list[int]], lora: LoRASettings | None = None
+    config: Config, weights: Mapping[str, Tensor], sequences: list[list[int]], lora: LoRASettings | None = None
 ) -> list[np.ndarray]:
     """float32 [length, vocabulary] of each sequence, computed by our model from the weights cast to float32.
 
@@ -70,11 +64,6 @@ def litgpt_logits(
         sequences: token ids.
         lora: computes the base model and its adapter, unmerged.
     """
-    import torch
-
-    from lit_gpt.model.attention import whole_rows
-    from lit_gpt.model.gpt import GPT, LoRAGPT
-
     with torch.device("meta"):
         model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
     model.max_seq_length = max(map(len, sequences))
@@ -89,34 +78,27 @@ def litgpt_logits(
     return [row[: len(sequence)].numpy() for row, sequence in zip(logits, sequences, strict=True)]
 
 
-def _take_turns(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Makes each layer of a model on the meta device fetch its weights when it is called, and let them go after it.
+def _take_turns(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Makes each layer of a model on the meta device fetch its weights when it is called, and let them go after it."""
+    # Shared by all layers in turn: to get 4.6 GB anew from the system, cleared, took a third of the time.
+    memory: dict[str, Tensor] = {}
 
-    They are cast into memory that all layers use in turn: to get 4.6 GB anew from the system, cleared, took a third of
-    the time.
-    """
-    import torch
-
-    from lit_gpt.model.lora import base_name, is_adapter
-
-    memory: dict[str, torch.Tensor] = {}
-
-    def fetch(module: torch.nn.Module, names: Mapping[str, str]) -> None:
+    def fetch(module: nn.Module, names: Mapping[str, str]) -> None:
         for own, name in names.items():
             weight = weights[name]
             if own not in memory or memory[own].numel() < weight.numel():
                 memory[own] = torch.empty(weight.numel())
             exact = memory[own][: weight.numel()].view(weight.shape).copy_(weight)
-            setattr(module, own, torch.nn.Parameter(exact, requires_grad=False))
+            setattr(module, own, nn.Parameter(exact, requires_grad=False))
 
-    def let_go(module: torch.nn.Module, names: Mapping[str, str]) -> None:
+    def let_go(module: nn.Module, names: Mapping[str, str]) -> None:
         for own in names:
             setattr(module, own, None)
 
     for prefix, module in model.named_modules():
         own = [name for name, _ in module.named_parameters(recurse=False)]
         for name in filter(is_adapter, own):  # read outside their layer's call
-            setattr(module, name, torch.nn.Parameter(weights[f"{prefix}.{name}"].float(), requires_grad=False))
+            setattr(module, name, nn.Parameter(weights[f"{prefix}.{name}"].float(), requires_grad=False))
         if frozen := {name: base_name(f"{prefix}.{name}") for name in own if not is_adapter(name)}:
             module.register_forward_pre_hook(lambda module, _, names=frozen: fetch(module, names))
             module.register_forward_hook(lambda module, *_, names=frozen: let_go(module, names))
@@ -131,11 +113,12 @@ def ask_transformers(folder: Path, sequences: list[list[int]], text: str | None)
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.npz"
-        run_transformers(__name__, folder, {"sequences": sequences, "text": text}, answer)
+        run_transformers(PROCESS, folder, {"sequences": sequences, "text": text}, answer)
         with np.load(answer) as values:
             logits = [values[f"logits{index}"] for index in range(len(sequences))]
-            ids = values["ids"].tolist() if text is not None else None
-            return Answer(logits, ids, int(values["starts_with"]) if text is not None else None)
+            if text is None:
+                return Answer(logits, None, None)
+            return Answer(logits, values["ids"].tolist(), int(values["starts_with"]))
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float]:
@@ -149,22 +132,3 @@ def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tupl
     difference = float(np.max([np.abs(a - b).max() for a, b in pairs]))
     scale = float(np.max([np.abs(a).max() for a, _ in pairs]))
     return difference, difference / max(1.0, scale)
-
-
-def _answer(folder: Path, request: dict[str, Any], path: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer
-
-    model = load_model(folder)
-    with torch.inference_mode():
-        logits = [model(torch.tensor([ids])).logits[0].numpy() for ids in request["sequences"]]
-    answer = {f"logits{index}": values for index, values in enumerate(logits)}
-    if (text := request["text"]) is not None:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
-        answer["ids"] = np.array(tokenizer.encode(text, add_special_tokens=False))
-        answer["starts_with"] = np.array(tokenizer.encode(text)[0])
-    np.savez(path, **answer)
-
-
-if __name__ == "__main__":
-    _answer(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]))

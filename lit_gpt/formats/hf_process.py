@@ -1,6 +1,6 @@
-"""transformers in a fresh process, which knows of a model only what its Hugging Face folder holds.
+"""Starts transformers in a fresh process, which knows of a model only what its Hugging Face folder holds.
 
-`python -m MODULE FOLDER REQUEST.json ANSWER` is that process; MODULE is lit_gpt.hf_logits or lit_gpt.hf_probabilities.
+`python -m MODULE FOLDER REQUEST.json ANSWER` is that process.
 """
 
 from __future__ import annotations
@@ -11,17 +11,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.programs import failure_of_system
 from lit_gpt.repository import REPOSITORY
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False}
-"""For `from_pretrained`: without the second a folder with Python files asks on stdin."""
 
 
 def require_transformers(instead: str = "") -> None:
@@ -54,17 +48,3 @@ def run_transformers(module: str, folder: Path, request: dict[str, Any], answer:
             raise failure
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise DataError(f"transformers does not load {folder}: {lines[-1]}")
-
-
-def load_model(folder: Path) -> PreTrainedModel:
-    """The model in float32, loaded by the fresh process, which ends here if the weights do not fit config.json."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    # its other kinds of attention leave out Gemma 2's soft cap
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager", **FROM_FOLDER
-    )
-    if problems := {kind: names for kind, names in loading.items() if names}:
-        sys.exit(f"the weights do not fit the configuration: {problems}")
-    return model.eval()

@@ -11,21 +11,20 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import httpx
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, errors
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import get_session, validate_repo_id
+from safetensors import SafetensorError, safe_open
 
 from lit_gpt.errors import DataError, Interrupted, UserError
-
-if TYPE_CHECKING:
-    from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo
-    from huggingface_hub.hf_api import RepoSibling
+from lit_gpt.formats.hf_files import ANY_WEIGHTS, INDEX_ENDINGS, is_of_model, matches
 
 # Whatever is hidden (caches, .git, .env), litgpt's form of the model and other programs' pickles, what is left of work.
 NOT_SENT = (".*", "*/.*", "*.pth", "*.ckpt", "model_config.yaml", "*.pyc", "*.tmp", "*.log", "*.out", "*.lock")
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
-# The files of one model in Hugging Face's layout. Some of an earlier one beside them would be loaded in their place.
-LAYOUT = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+WEIGHTS = (*ANY_WEIGHTS, "*.gguf")
 
 _REFUSED = (401, 403)
 _CHUNK = 2**22
@@ -40,9 +39,6 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         Interrupted: if the connection broke off.
         OSError: if the Hub cannot be reached, or fails.
     """
-    import httpx
-    from huggingface_hub import errors
-
     broken_off = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadTimeout, httpx.WriteTimeout)
     unreachable = (httpx.TransportError, httpx.InvalidURL, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
     try:
@@ -83,14 +79,11 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
 def check_repo_id(repo_id: str, what: str) -> list[str]:
     """What is wrong with `repo_id`, which the user calls `what`; empty if it can be a repository's name."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     parts = repo_id.split("/")
     plain = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9_.-]+", part) for part in parts)
     try:
         validate_repo_id(repo_id)
-    except HFValidationError:
+    except errors.HFValidationError:
         plain = False
     return [] if plain else [f"{what} must be ORG/NAME of letters, digits, '-', '_' and '.', not {repo_id!r}"]
 
@@ -129,7 +122,7 @@ def check_downloaded(folder: Path) -> int:
     compared = {}
     for path in sorted(folder.iterdir()):
         note = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
-        if LAYOUT.fullmatch(path.name) and note.is_file():
+        if is_of_model(path.name) and note.is_file():
             noted = note.read_text(encoding="utf-8", errors="replace").split("\n")[1:2]
             if noted and re.fullmatch(r"[0-9a-f]{64}", noted[0]):
                 compared[path.name] = file_hash(path) == noted[0]
@@ -154,7 +147,7 @@ def files_to_send(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
     names = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if any(fnmatch(name, pattern) for pattern in (*NOT_SENT, *ignore)):
+        if matches(name, (*NOT_SENT, *ignore)):
             continue
         if path.is_symlink() and not path.exists():
             raise UserError(f"{path} is a link to nothing")
@@ -175,16 +168,14 @@ def holds_model(folder: Path, names: Sequence[str]) -> bool:
         UserError: for weights without config.json.
         DataError: for weights that lack a file, or have one that cannot be read.
     """
-    from safetensors import SafetensorError, safe_open
-
-    weights = [name for name in names if any(fnmatch(name, pattern) for pattern in WEIGHTS)]
+    weights = [name for name in names if matches(name, WEIGHTS)]
     if any(not name.endswith(".gguf") for name in weights) and "config.json" not in names:
         raise UserError(f"{folder} has weights, but no config.json")
     for name in names:
         try:
             if name.endswith(".safetensors"):
                 safe_open(folder / name, framework="np")  # reads where the tensors lie, and compares the file's size
-            elif name.endswith((".safetensors.index.json", ".bin.index.json")):
+            elif name.endswith(INDEX_ENDINGS):
                 index = json.loads((folder / name).read_text(encoding="utf-8"))
                 if absent := sorted(set(index["weight_map"].values()) - set(names)):
                     raise DataError(f"{folder / name} names files that are not there: {', '.join(absent)}")
@@ -221,8 +212,6 @@ def upload(
         UserError, OSError, Interrupted: see `hub_errors`; without a model among the files, if the Hub has none either.
         DataError: if the Hub then lists other hashes.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-
     with_model = holds_model(folder, names)
     api = HfApi()
     with hub_errors(repo_id):
@@ -231,7 +220,7 @@ def upload(
         if with_model:
             api.create_repo(repo_id, private=private, exist_ok=True)
         there = _listed(api, repo_id)
-        if not with_model and not any(fnmatch(name, pattern) for name in there for pattern in WEIGHTS):
+        if not with_model and not any(matches(name, WEIGHTS) for name in there):
             raise UserError(f"{folder} has no model (config.json, *.safetensors), and neither has {repo_id}")
         additions = []
         for number, name in enumerate(names, start=1):
@@ -239,8 +228,8 @@ def upload(
             api.preupload_lfs_files(repo_id, [operation], free_memory=False)
             say(f"{number} of {len(names)} ready: {name}, {operation.upload_info.size / 1e6:,.3f} MB")
             additions.append(operation)
-        has_layout = any(map(LAYOUT.fullmatch, names))
-        replaced = [name for name in there if has_layout and LAYOUT.fullmatch(name) and name not in names]
+        has_layout = any(map(is_of_model, names))
+        replaced = [name for name in there if has_layout and is_of_model(name) and name not in names]
         if replaced:
             say(f"the commit removes what is of an earlier model: {', '.join(replaced)}")
         deletions = [CommitOperationDelete(name) for name in replaced]
@@ -254,8 +243,6 @@ def upload(
 
 def _check_card(path: Path, endpoint: str) -> None:
     """Raises a UserError if the Hub does not take the card's metadata, which it would else say after the weights."""
-    from huggingface_hub.utils import get_session
-
     card = {"content": path.read_text(encoding="utf-8"), "repoType": "model"}
     answer = get_session().post(f"{endpoint}/api/validate-yaml", json=card)
     if answer.status_code == 400:
@@ -265,11 +252,9 @@ def _check_card(path: Path, endpoint: str) -> None:
 
 def _listed(api: HfApi, repo_id: str) -> list[str]:
     """The names of a repository's files; none if there is no such repository."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     try:
         return [file.rfilename for file in api.model_info(repo_id).siblings or []]
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         return []
 
 

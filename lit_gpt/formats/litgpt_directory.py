@@ -15,7 +15,8 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import UserError
-from lit_gpt.formats.tensor_files import LazyTensors, only_tensors, open_tensors, reading, write_lit_model
+from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
+from lit_gpt.model.lazy_tensors import LazyTensors
 
 WEIGHTS = "lit_model.pth"
 
@@ -59,7 +60,9 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
         DataError: for damaged weights, or some that do not fit config.json.
         OSError: if the disk is full.
     """
-    from lit_gpt.formats.hf import config_from_hf, read_hf_config, read_json, tensors_from_hf
+    from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
+    from lit_gpt.formats.hf_files import read_json
+    from lit_gpt.formats.hf_weights import tensors_from_hf
 
     hf = read_hf_config(directory)
     config = config_from_hf(hf)

@@ -19,7 +19,9 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.hf import Weight, architecture_of, by_kind, by_run, read_json, weights_of
+from lit_gpt.formats.hf_config import architecture_of
+from lit_gpt.formats.hf_files import read_json
+from lit_gpt.formats.hf_weights import Weight, by_kind, by_run, weights_of
 from lit_gpt.model.gpt import LoRAGPT
 from lit_gpt.model.lora import LoRASettings
 

@@ -13,7 +13,7 @@ import mmap
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,8 @@ from torch import Tensor
 
 from lit_gpt.errors import DataError
 from lit_gpt.formats.direct_file import DirectFile
+from lit_gpt.formats.hf_files import SAFETENSORS_INDEX, shard_name
+from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 
 CHUNK_BYTES = 1 << 18
 """Of a file read or written at once: a copy of this size is held beside the tensor."""
@@ -34,40 +36,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 # https://github.com/huggingface/safetensors#format
 _SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-class LazyTensors(Mapping[str, Tensor]):
-    """A state dict that reads or computes a tensor anew each time it is asked for it.
-
-    Args:
-        specs: on the meta device, for names, shapes and types.
-        read: the tensor of a name.
-    """
-
-    def __init__(self, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
-        self.specs = specs
-        self._read = read
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self.specs:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.specs
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-
-def specs_of(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Names, shapes and types of a state dict, on the meta device, without reading it."""
-    if isinstance(weights, LazyTensors):
-        return weights.specs
-    return {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
 
 
 def lay_out_memory() -> None:
@@ -82,13 +50,6 @@ def lay_out_memory() -> None:
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
         set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
         set_option(_M_TRIM_THRESHOLD, 16 * MAPPED_BYTES)
-
-
-def in_dtype(weights: LazyTensors, dtype: torch.dtype | None) -> LazyTensors:
-    """`weights` cast to `dtype` as they are read; None leaves them as they are."""
-    if dtype is None:
-        return weights
-    return LazyTensors({name: spec.to(dtype) for name, spec in weights.specs.items()}, lambda n: weights[n].to(dtype))
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
@@ -257,9 +218,7 @@ def write_safetensors(
         OSError: if the disk is full.
     """
     groups = _groups(specs, max_bytes)
-    names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
-    names = names if len(groups) > 1 else ["model.safetensors"]
-    shards = [_Shard(folder / name, group) for name, group in zip(names, groups, strict=True)]
+    shards = [_Shard(folder / shard_name(number, len(groups)), group) for number, group in enumerate(groups, 1)]
     remaining = _one_ahead(tensors)
     for shard in shards:
         _write_shard(shard, remaining)
@@ -267,7 +226,7 @@ def write_safetensors(
     if len(shards) > 1:
         weight_map = {name: shard.path.name for shard in shards for name in shard.specs}
         index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:

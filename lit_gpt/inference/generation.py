@@ -16,9 +16,9 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.tensor_files import specs_of
 from lit_gpt.inference.sampling import Sampling, choose
 from lit_gpt.model.building import empty_model, materialise
+from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.tokenizer.tokenizer import Tokenizer, require_utf8
 
 Precision = Literal["auto", "32-true", "16-true", "bf16-true"]

@@ -11,8 +11,8 @@ from litgpt.config import Config
 from torch import Tensor, nn
 
 from lit_gpt.errors import DataError
-from lit_gpt.formats.tensor_files import specs_of
 from lit_gpt.model.gpt import GPT, LoRAGPT
+from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
 from lit_gpt.model.qlora import Quantization, quantise_frozen, quantised_layers
 

@@ -16,8 +16,8 @@ from litgpt.config import Config
 from torch import Tensor, nn
 
 from lit_gpt.errors import DataError
-from lit_gpt.formats.tensor_files import LazyTensors, specs_of
 from lit_gpt.model.gpt import LoRAGPT
+from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 
 
 @dataclass(frozen=True)

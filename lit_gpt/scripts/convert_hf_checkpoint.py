@@ -7,6 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
+
+from utils import cli
+
 
 @dataclass(frozen=True)
 class Options:
@@ -20,13 +25,17 @@ class Options:
     """Show tracebacks."""
 
 
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the slow imports below
+
+import torch
+
+from lit_gpt.formats.hub import check_downloaded
+from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
+from lit_gpt.formats.tensor_files import lay_out_memory
+
+
 def main(options: Options) -> None:
-    import torch
-
-    from lit_gpt.formats.hub import check_downloaded
-    from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
-    from lit_gpt.formats.tensor_files import lay_out_memory
-
     lay_out_memory()
     if options.checkpoint_dir.is_dir() and (compared := check_downloaded(options.checkpoint_dir)):
         print(f"{compared} weight files as they were downloaded: SHA-256 equal")
@@ -35,8 +44,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
-
-    from utils import cli
-
-    sys.exit(cli.run(main, cli.parse_or_exit(Options)))
+    sys.exit(cli.run(main, OPTIONS))

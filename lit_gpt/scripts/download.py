@@ -13,12 +13,16 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
+
+from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.formats.hf_files import PICKLE_LAYOUT, SAFETENSORS_LAYOUT, is_of_model, matches
+from lit_gpt.formats.hub import check_repo_id, hub_errors, is_same
+from utils import cli
 
 # The card says which licence the weights have. Weights in other layouts (original/, consolidated.*) are left there.
 COMPANIONS = (
@@ -36,8 +40,6 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
-SAFETENSORS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-BIN = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", "pytorch_model.bin.index.json")
 PROGRAMS = (".py", ".sh", ".so")
 
 
@@ -62,21 +64,23 @@ class Options:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        from lit_gpt.errors import raise_problems
-        from lit_gpt.formats.hub import check_repo_id
-
         problems = check_repo_id(self.repo_id, "--repo_id")
         if self.revision is not None and not re.fullmatch(r"[\w./-]+", self.revision):
             problems.append(f"--revision must be a branch, a tag or a commit, not {self.revision!r}")
         raise_problems(problems)
 
 
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the slow imports below
+
+import torch
+from huggingface_hub import HfApi, ModelInfo, snapshot_download
+
+from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
+from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
+
+
 def main(options: Options) -> None:
-    from huggingface_hub import HfApi
-
-    from lit_gpt.errors import UserError
-    from lit_gpt.formats.hub import hub_errors
-
     folder = options.checkpoint_dir / options.repo_id
     with hub_errors(options.repo_id):
         info = HfApi().model_info(options.repo_id, revision=options.revision, files_metadata=True)
@@ -98,15 +102,15 @@ def main(options: Options) -> None:
         print(f"next: python lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir {folder}")
 
 
-def matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+def matching(names: Sequence[str], patterns: tuple[str, ...]) -> list[str]:
     """The files at the top of the repository that match one of the patterns, in name order."""
     plain = [name for name in names if re.fullmatch(r"[A-Za-z0-9_.-]+", name) and not name.endswith(PROGRAMS)]
-    return sorted(name for name in plain if any(fnmatch(name, pattern) for pattern in patterns))
+    return sorted(name for name in plain if matches(name, patterns))
 
 
 def choose_weights(names: Sequence[str]) -> list[str]:
     """The weights among a repository's files: safetensors, and .bin only where there are none."""
-    chosen = matching(names, SAFETENSORS) or matching(names, BIN)
+    chosen = matching(names, SAFETENSORS_LAYOUT) or matching(names, PICKLE_LAYOUT)
     return chosen if any(not name.endswith(".json") for name in chosen) else []
 
 
@@ -117,11 +121,6 @@ def fetch(info: ModelInfo, names: Sequence[str], folder: Path) -> None:
         UserError, OSError, Interrupted: see `hub_errors`.
         DataError: if a file is not what the Hub lists; it is removed.
     """
-    from huggingface_hub import snapshot_download
-
-    from lit_gpt.errors import DataError
-    from lit_gpt.formats.hub import hub_errors, is_same
-
     with hub_errors(info.id):
         snapshot_download(info.id, revision=info.sha, local_dir=folder, allow_patterns=list(names))
     listed = {file.rfilename: file for file in info.siblings or []}
@@ -133,9 +132,7 @@ def fetch(info: ModelInfo, names: Sequence[str], folder: Path) -> None:
 
 def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
     """Removes weights of a revision that was here before: an index of theirs would be read in place of `weights`."""
-    from lit_gpt.formats.hub import LAYOUT
-
-    others = [path for path in sorted(folder.iterdir()) if LAYOUT.fullmatch(path.name) and path.name not in weights]
+    others = [path for path in sorted(folder.iterdir()) if is_of_model(path.name) and path.name not in weights]
     for path in others:
         path.unlink()
     if others:
@@ -144,22 +141,12 @@ def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
 
 def check_supported(folder: Path) -> None:
     """Raises a UserError or DataError if the model whose config.json lies in `folder` cannot be converted."""
-    from lit_gpt.formats.hf import config_from_hf, read_hf_config
-
     config_from_hf(read_hf_config(folder))
 
 
 def convert(folder: Path, dtype: str | None) -> None:
-    import torch
-
-    from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
-
     print("\n".join(convert_hf_checkpoint(folder, getattr(torch, dtype) if dtype else None)))
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
-
-    from utils import cli
-
-    sys.exit(cli.run(main, cli.parse_or_exit(Options)))
+    sys.exit(cli.run(main, OPTIONS))

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from lit_gpt.errors import DataError
 from lit_gpt.formats.families import ARCHITECTURES
-from lit_gpt.formats.hf import config_from_hf
+from lit_gpt.formats.hf_config import config_from_hf
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, run

@@ -18,8 +18,8 @@ from litgpt.model import GPT
 import convert_litgpt_to_transformers as script
 from convert_litgpt_to_transformers import ConvertOptions, main, parse_size
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.hf import TensorFiles
 from lit_gpt.formats.hf_logits import PROBE_TEXT, largest_difference, litgpt_logits, probe_sequences
+from lit_gpt.formats.hf_weights import TensorFiles
 from lit_gpt.formats.tensor_files import write_lit_model, write_safetensors
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer, tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -149,15 +149,15 @@ def test_provenance_and_licence_of_the_base(foundation, tmp_path, monkeypatch, c
 
 def test_other_logits_leave_nothing(foundation, tmp_path, monkeypatch, capsys):
     """Queries and keys exchanged in what is written: every shape fits, and only the logits tell."""
-    import lit_gpt.formats.hf
+    import lit_gpt.formats.hf_weights
 
-    real = lit_gpt.formats.hf.tensors_to_hf
+    real = lit_gpt.formats.hf_weights.tensors_to_hf
 
     def exchanged(*arguments):
         for name, tensor in real(*arguments):
             yield name, tensor.flip(0) if "layers.1.self_attn.o_proj.weight" in name else tensor
 
-    monkeypatch.setattr("lit_gpt.formats.hf.tensors_to_hf", exchanged)
+    monkeypatch.setattr("lit_gpt.formats.hf_weights.tensors_to_hf", exchanged)
     words = ["--input_path", str(foundation), "--output_dir", str(tmp_path / "out")]
     assert run_command(ConvertOptions, main, words) == 65
     assert "computes another model" in capsys.readouterr().err

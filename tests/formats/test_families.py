@@ -13,7 +13,8 @@ from convert_litgpt_to_transformers import ConvertOptions
 from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.families import ARCHITECTURES
-from lit_gpt.formats.hf import config_from_hf, is_tied, read_hf_config, settle_config, tensors_from_hf, tensors_to_hf
+from lit_gpt.formats.hf_config import config_from_hf, is_tied, read_hf_config, settle_config
+from lit_gpt.formats.hf_weights import tensors_from_hf, tensors_to_hf
 from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint, read_config, read_weights
 from lit_gpt.model.building import build_model
 from lit_gpt.model.gpt import GPT, OffsetRMSNorm

@@ -1,4 +1,4 @@
-"""lit_gpt/formats/hf.py against transformers: same logits one way, same bits there and back, and damage named."""
+"""hf_config.py and hf_weights.py against transformers: same logits one way, the same bits back, damage named."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from litgpt.config import Config
 from litgpt.model import GPT
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.hf import (
-    TensorFiles,
-    config_from_hf,
-    config_to_hf,
-    is_tied,
-    read_hf_config,
-    settle_config,
-    tensors_from_hf,
-    tensors_to_hf,
-)
+from lit_gpt.formats.hf_config import config_from_hf, config_to_hf, is_tied, read_hf_config, settle_config
+from lit_gpt.formats.hf_weights import TensorFiles, tensors_from_hf, tensors_to_hf
 from tests.formats.hf_models import VOCABULARY, make_hf
 
 LLAMA3 = {

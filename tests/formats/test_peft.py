@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.hf import config_from_hf, read_hf_config, tensors_from_hf
+from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
+from lit_gpt.formats.hf_weights import tensors_from_hf
 from lit_gpt.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_peft, write_peft
 from lit_gpt.model.building import build_model
 from lit_gpt.model.lora import LoRASettings, is_adapter, merge_adapter

@@ -20,17 +20,12 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import DataError
-from lit_gpt.formats.hf import config_to_hf, tensors_to_hf
+from lit_gpt.formats.hf_config import config_to_hf
+from lit_gpt.formats.hf_weights import tensors_to_hf
 from lit_gpt.formats.litgpt_directory import WEIGHTS
-from lit_gpt.formats.tensor_files import (
-    LazyTensors,
-    in_dtype,
-    open_tensors,
-    specs_of,
-    write_lit_model,
-    write_safetensors,
-)
+from lit_gpt.formats.tensor_files import open_tensors, write_lit_model, write_safetensors
 from lit_gpt.model.building import build_model
+from lit_gpt.model.lazy_tensors import LazyTensors, in_dtype, specs_of
 from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
 from tests.conftest import ROOT
 from tests.model.gradient_worker import CONFIG as MODEL

@@ -19,7 +19,8 @@ from convert_litgpt_to_transformers import ConvertOptions
 from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats import litgpt_directory
-from lit_gpt.formats.hf import TensorFiles, read_hf_config, tensors_from_hf
+from lit_gpt.formats.hf_config import read_hf_config
+from lit_gpt.formats.hf_weights import TensorFiles, tensors_from_hf
 from lit_gpt.formats.litgpt_directory import WEIGHTS, read_config, read_weights, write_foundation
 from lit_gpt.formats.tensor_files import write_lit_model
 from lit_gpt.model.building import build_model

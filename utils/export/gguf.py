@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lit_gpt.formats.hf import config_from_hf
+from lit_gpt.formats.hf_config import config_from_hf
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from lit_gpt.errors import UserError
-from lit_gpt.formats.hf_process import FROM_FOLDER, load_model, run_transformers
+from lit_gpt.formats.hf_process import run_transformers
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -117,8 +117,11 @@ def write_log_probabilities(file: BinaryIO, logits: np.ndarray) -> None:
 
 
 def _answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    # imported by the fresh process alone
     import torch
     from transformers import AutoTokenizer
+
+    from lit_gpt.formats.hf_loading import FROM_FOLDER, load_model
 
     tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
     ids = tokenizer.encode(request["text"])

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from lit_gpt.formats.hf import read_json
+from lit_gpt.formats.hf_files import read_json
 from lit_gpt.tokenizer.chat_template import find_template
 from utils.prepare.dialogue import normalise
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from lit_gpt.formats.peft import ADAPTER_CONFIG
-from lit_gpt.formats.tensor_files import specs_of
+from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
 from utils.data.mixture import MIXTURE
 from utils.prepare.dialogue import normalise

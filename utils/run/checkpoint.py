@@ -33,7 +33,7 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, se
 from torch.optim import Optimizer
 
 from lit_gpt.errors import DataError, as_os_error
-from lit_gpt.formats.tensor_files import LazyTensors
+from lit_gpt.model.lazy_tensors import LazyTensors
 from utils.cluster.collectives import on_rank_zero, rank, together, world_size
 from utils.files.atomic import write_atomically
 from utils.files.checksums import file_sha256

@@ -14,7 +14,7 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.hf import read_hf_config
+from lit_gpt.formats.hf_config import read_hf_config
 from lit_gpt.formats.hf_logits import TOLERANCE, largest_difference, litgpt_logits, probe_sequences
 from lit_gpt.formats.litgpt_directory import (
     CONFIG,
@@ -25,7 +25,7 @@ from lit_gpt.formats.litgpt_directory import (
     weights_fingerprint,
 )
 from lit_gpt.formats.peft import ADAPTER_CONFIG, read_peft
-from lit_gpt.formats.tensor_files import in_dtype, specs_of
+from lit_gpt.model.lazy_tensors import in_dtype, specs_of
 from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
 from utils.data.mixture import MIXTURE

@@ -1,0 +1,210 @@
+"""A Hugging Face model's config.json ⇄ litgpt's `Config`, chosen by architecture, never by a model's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from litgpt.config import Config
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.families import ARCHITECTURES, Architecture
+from lit_gpt.formats.hf_files import read_json
+
+BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}
+"""The options of some classes that say whether the matrices of these modules have biases."""
+
+# Models that also read pictures, and the class of the part that reads and writes text, with what its config.json leaves
+# to the class. Of their tensors these parts are left out.
+_TEXT_PARTS = {
+    "Gemma3ForConditionalGeneration": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "vocab_size": 262208,
+        "num_attention_heads": 8,
+    }
+}
+
+
+def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
+    """The config.json of `checkpoint_dir`, of a supported architecture; of a model with pictures that of its text part.
+
+    Raises:
+        UserError: if there is none, or its architecture is not supported.
+        DataError: if it cannot be read.
+    """
+    path = checkpoint_dir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: not a Hugging Face checkpoint (lit_gpt/scripts/download.py fetches one)")
+    hf = _text_part(read_json(path))
+    architecture_of(hf)
+    return hf
+
+
+def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
+    known = next((_TEXT_PARTS[name] for name in hf.get("architectures") or [] if name in _TEXT_PARTS), None)
+    if known is None:
+        return hf
+    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in hf}
+    return {**known, **ids, **hf.get("text_config", {}), "architectures": known["architectures"]}
+
+
+def architecture_of(hf: Mapping[str, Any]) -> Architecture:
+    """The entry of `ARCHITECTURES` that a config.json names; a UserError listing the supported ones if it is none."""
+    names = hf.get("architectures") or []
+    for name in names:
+        if name in ARCHITECTURES:
+            return ARCHITECTURES[name]
+    known = ", ".join([*ARCHITECTURES, *_TEXT_PARTS])
+    raise UserError(f"architecture {', '.join(names) or '(none)'} is not supported; supported: {known}")
+
+
+def config_from_hf(hf: Mapping[str, Any]) -> Config:
+    """The litgpt configuration of a config.json.
+
+    Raises:
+        UserError: for an architecture, an activation, a position scaling or a quantisation that is not supported.
+        DataError: for a config.json without a size that the model cannot do without.
+    """
+    architecture = architecture_of(hf)
+    if hf.get("quantization_config"):
+        raise UserError("the checkpoint is quantised; continual pretraining starts from the unquantised model")
+    try:
+        return architecture.config({**architecture.defaults, **hf})
+    except KeyError as e:
+        raise DataError(f"config.json has no {e}") from None
+
+
+# litgpt's options that have no counterpart in Llama's architecture, with the one value that they may have
+_LLAMA_FIXED: dict[str, Any] = {
+    "norm_class_name": "RMSNorm",
+    "mlp_class_name": "LLaMAMLP",
+    "parallel_residual": False,
+    "shared_attention_norm": False,
+    "norm_qk": False,
+    "norm_1": True,
+    "norm_2": True,
+    "post_attention_norm": False,
+    "post_mlp_norm": False,
+    "rotary_percentage": 1.0,
+    "rope_condense_ratio": 1,
+    "rope_interleave": False,
+    "rope_local_base_freq": None,
+    "attention_scores_scalar": None,
+    "attention_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "sliding_window_size": None,
+    "latent_attention": None,
+    "scale_embeddings": False,
+    "lm_head_bias": False,
+    "n_expert": 0,
+    "attn_bias": False,  # biases of queries, keys and values without one of the output
+}
+
+
+def config_to_hf(
+    config: Config, bos_id: int | None, eos_id: int | None, dtype: str, tied: bool = False
+) -> dict[str, Any]:
+    """The config.json of a model trained from scratch, as a Llama. `dtype` is torch's name of it ('bfloat16').
+
+    Written in the keys of transformers 4, which 5 and llama.cpp's converter read as well.
+
+    Raises:
+        UserError: naming the options of `config` that Llama's architecture does not have.
+    """
+    problems = [
+        f"{name} is {getattr(config, name)!r}, not {value!r}"
+        for name, value in _LLAMA_FIXED.items()
+        if getattr(config, name) != value
+    ]
+    if "Gemma" in config.name:
+        problems.append(f"name is {config.name!r}, which makes litgpt use Gemma's norm")
+    if problems:
+        raise UserError(f"the model does not fit Hugging Face's LlamaForCausalLM: {', '.join(problems)}")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "torch_dtype": dtype,
+        "vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.n_query_groups,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.block_size,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": float(config.rope_base),
+        "rope_scaling": _rope_to_hf(config.rope_adjustments),
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+        "tie_word_embeddings": tied,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+    }
+
+
+def _rope_to_hf(adjustments: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    names = set(adjustments or {})
+    if not names:
+        return None
+    if names == {"factor"}:
+        return {"rope_type": "linear", "factor": float(adjustments["factor"])}
+    if names == {"factor", "low_freq_factor", "high_freq_factor", "original_max_seq_len"}:
+        scaling = {name: float(adjustments[name]) for name in ("factor", "low_freq_factor", "high_freq_factor")}
+        original = adjustments["original_max_seq_len"]
+        return {"rope_type": "llama3", **scaling, "original_max_position_embeddings": original}
+    raise UserError(f"rope_adjustments {adjustments} fit neither 'linear' nor 'llama3' scaling")
+
+
+_SAME_IN_BOTH = (
+    "n_layer",
+    "n_embd",
+    "n_head",
+    "n_query_groups",
+    "head_size",
+    "intermediate_size",
+    "padded_vocab_size",
+    "norm_eps",
+    "rope_base",
+    "rope_adjustments",
+)
+
+
+def settle_config(
+    hf: Mapping[str, Any], config: Config, state_dict: Mapping[str, torch.Tensor], dtype: str
+) -> tuple[dict[str, Any], list[str]]:
+    """`hf`, the foundation's config.json, made true of the trained weights; and what had to change, in words.
+
+    Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
+    where Hugging Face's architecture had none (its one `bias` covers attention and MLP).
+    """
+    defaults = architecture_of(hf).defaults
+    assumed = {**defaults, **hf}
+    settled = {**hf, "torch_dtype": dtype}  # what it leaves unsaid stays so: versions of a class read keys differently
+    settled.pop("dtype", None)  # transformers 5's name for torch_dtype
+    settled.pop("transformers_version", None)
+    changes = []
+    if assumed["tie_word_embeddings"] and not is_tied(state_dict):
+        settled["tie_word_embeddings"] = False
+        changes.append("the output layer is no longer tied to the embeddings")
+    for option, module in BIASES.items():
+        moved = any(state_dict[name].any() for name in state_dict if f".{module}." in name and name.endswith(".bias"))
+        if moved and option in defaults and not assumed[option]:
+            settled[option] = True
+            changes.append(f"training moved biases the foundation does not have: {option} is now true")
+    expected = config_from_hf(settled)
+    for name in _SAME_IN_BOTH:
+        if getattr(expected, name) != getattr(config, name):
+            reason = f"{name} is {getattr(config, name)}, in the foundation's config.json {getattr(expected, name)}"
+            raise DataError(f"the trained model and its foundation differ: {reason}")
+    return settled, changes
+
+
+def is_tied(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the output layer equals the token embeddings bit for bit."""
+    head, embeddings = state_dict["lm_head.weight"], state_dict["transformer.wte.weight"]
+    return head is embeddings or (head.dtype == embeddings.dtype and torch.equal(head, embeddings))

@@ -1,0 +1,62 @@
+"""The names of the files that hold a model's weights in Hugging Face's layout, and the JSON beside them."""
+
+from __future__ import annotations
+
+import json
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import DataError
+
+SAFETENSORS = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+
+WEIGHT_FILES = (SAFETENSORS_INDEX, SAFETENSORS, PICKLE_INDEX, PICKLE)
+"""What a reader looks for, best first: an index of several files, or one file."""
+
+SAFETENSORS_LAYOUT = (SAFETENSORS, "model-*-of-*.safetensors", SAFETENSORS_INDEX)
+"""Patterns of all files of a model as safetensors."""
+
+PICKLE_LAYOUT = (PICKLE, "pytorch_model-*-of-*.bin", PICKLE_INDEX)
+"""Patterns of all files of a model as `torch.save` wrote it."""
+
+ANY_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Patterns of files with weights, an adapter's too."""
+
+INDEX_ENDINGS = (".safetensors.index.json", ".bin.index.json")
+
+_LAYOUT = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+
+
+def shard_name(number: int, count: int) -> str:
+    """The name of file `number`, from 1, of `count` files; of an only one without numbers."""
+    return SAFETENSORS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def is_of_model(name: str) -> bool:
+    """Whether `name` is one of the files of a model's weights: a loader would read one that an earlier model left."""
+    return _LAYOUT.fullmatch(name) is not None
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file's name matches one of the patterns."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads the JSON object in `path`.
+
+    Raises:
+        DataError: naming the file, if it holds something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise DataError(f"{path} is not valid JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} does not hold a JSON object")
+    return values
