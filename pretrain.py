@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from utils.data.manifest import DatasetSplit, Manifest
     from utils.data.mixture import Mixture
     from utils.files.folder_lock import FolderLock
-    from utils.run.checkpoint import CheckpointWriter, Saved
+    from utils.run.checkpoint_writer import CheckpointWriter, Saved
     from utils.run.csv_log import CsvLog
     from utils.run.log import RunLog
     from utils.run.progress import TrainingProgress
@@ -499,7 +499,7 @@ def set_up(
 ) -> tuple[Run, TrainingProgress]:
     """Builds the model on every process, loads the checkpoint to go on from and opens the run's files."""
     from utils.cluster.collectives import on_rank_zero
-    from utils.run.checkpoint import load_checkpoint
+    from utils.run.checkpoint_writer import load_checkpoint
     from utils.run.log import LOG, RunLog
     from utils.run.progress import TrainingProgress
     from utils.train.profiler import StepProfiler, parse_profile_steps
@@ -634,7 +634,7 @@ def make_writer(options: PretrainOptions, lock: FolderLock | None) -> Checkpoint
     """The writer of the run's checkpoints, each of which gets what it needs to be used alone."""
     from lit_gpt.formats.litgpt_directory import CONFIG
     from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
-    from utils.run.checkpoint import CheckpointWriter
+    from utils.run.checkpoint_writer import CheckpointWriter
     from utils.run.record import RUN
 
     tokenizer_files = filter(Path.is_file, (options.checkpoint_dir / name for name in TOKENIZER_FILES))
@@ -648,7 +648,7 @@ def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
     Raises:
         DataError: on every process, if there are checkpoints and none verifies.
     """
-    from utils.run.checkpoint import newest_valid_checkpoint
+    from utils.run.checkpoint_writer import newest_valid_checkpoint
 
     checkpoint, problems = newest_valid_checkpoint(out_dir)
     for problem in problems:

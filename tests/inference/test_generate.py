@@ -310,7 +310,7 @@ def test_an_adapter_on_its_base_is_the_unmerged_model(lora_run, foundation):
     import litgpt.lora
 
     from lit_gpt.model.lora import LoRASettings
-    from utils.run.checkpoint import read_model_tensors
+    from utils.run.checkpoint_writer import read_model_tensors
     from utils.run.record import RunRecord
     from utils.run.trained import find_input
 

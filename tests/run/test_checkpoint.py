@@ -17,8 +17,8 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.model.building import build_model
 from tests.model.gradient_worker import CONFIG
 from utils.files.folder_lock import LOCK, FolderLock
-from utils.run import checkpoint as checkpoints
-from utils.run.checkpoint import (
+from utils.run import checkpoint_writer as checkpoints
+from utils.run.checkpoint_writer import (
     CheckpointWriter,
     list_checkpoints,
     load_checkpoint,

@@ -30,7 +30,7 @@ from tests.conftest import assert_error, run, run_command
 from tests.run.resharding_worker import write_again
 from utils import merge_lora
 from utils.merge_lora import MergeOptions
-from utils.run.checkpoint import list_checkpoints, read_model_tensors
+from utils.run.checkpoint_writer import list_checkpoints, read_model_tensors
 from utils.run.record import RunRecord
 from utils.run.trained import find_input, load_trained
 

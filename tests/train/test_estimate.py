@@ -16,7 +16,7 @@ from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import quantised_layers
 from tests.conftest import TINY_MODEL
-from utils.run.checkpoint import CheckpointWriter
+from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import TrainingProgress
 from utils.train.estimate import GIB, Estimate, Workload, advice, count, describe, estimate, trace
 from utils.train.training import MasterAdamW, make_optimizer

@@ -16,8 +16,8 @@ import pandas as pd
 import yaml
 
 from lit_gpt.errors import DataError, UserError
-from utils.run.checkpoint import list_checkpoints
-from utils.run.checkpoint_choice import best_checkpoint
+from utils.run.checkpoint_folders import best_checkpoint
+from utils.run.checkpoint_writer import list_checkpoints
 from utils.run.csv_log import ALL, METRICS, PLACE_COLUMNS, VALIDATION, read_csv
 from utils.run.record import RUN
 

@@ -29,8 +29,8 @@ from lit_gpt.model.lazy_tensors import in_dtype, specs_of
 from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
 from utils.data.mixture import MIXTURE
-from utils.run.checkpoint import SUMS, list_checkpoints, read_model_tensors, verify_checkpoint
-from utils.run.checkpoint_choice import best_checkpoint
+from utils.run.checkpoint_folders import best_checkpoint
+from utils.run.checkpoint_writer import SUMS, list_checkpoints, read_model_tensors, verify_checkpoint
 from utils.run.csv_log import ALL, METRICS, read_csv
 from utils.run.progress import STATE, TrainingProgress
 from utils.run.record import RUN, RunRecord
