@@ -499,7 +499,7 @@ def set_up(
 ) -> tuple[Run, TrainingProgress]:
     """Builds the model on every process, loads the checkpoint to go on from and opens the run's files."""
     from utils.cluster.collectives import on_rank_zero
-    from utils.run.checkpoint_writer import load_checkpoint
+    from utils.run.checkpoint_reader import load_checkpoint
     from utils.run.log import LOG, RunLog
     from utils.run.progress import TrainingProgress
     from utils.train.profiler import StepProfiler, parse_profile_steps
@@ -648,7 +648,7 @@ def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
     Raises:
         DataError: on every process, if there are checkpoints and none verifies.
     """
-    from utils.run.checkpoint_writer import newest_valid_checkpoint
+    from utils.run.checkpoint_reader import newest_valid_checkpoint
 
     checkpoint, problems = newest_valid_checkpoint(out_dir)
     for problem in problems:

@@ -98,7 +98,7 @@ def validate_run(task: Task) -> None:
     """
     from utils.cluster.collectives import on_rank_zero
     from utils.data.batches import verify_data
-    from utils.run.checkpoint_writer import list_checkpoints
+    from utils.run.checkpoint_folders import list_checkpoints
 
     options = task.options
     if options.verify_data:
@@ -114,7 +114,7 @@ def validate_run(task: Task) -> None:
 def check_tokenizer(manifest: Manifest, run_dir: Path, data_dir: Path) -> None:
     """Raises unless the shards were made with the tokenizer of the run's newest checkpoint."""
     from lit_gpt.tokenizer.tokenizer import Tokenizer
-    from utils.run.checkpoint_writer import list_checkpoints
+    from utils.run.checkpoint_folders import list_checkpoints
 
     checkpoints = list_checkpoints(run_dir)
     if checkpoints and Tokenizer(checkpoints[-1]).fingerprint != manifest.tokenizer:
@@ -128,7 +128,7 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
     from lit_gpt.model.building import empty_model
     from utils.cluster.collectives import on_rank_zero
     from utils.cluster.launch import place_model
-    from utils.run.checkpoint_writer import verify_checkpoint
+    from utils.run.checkpoint_folders import verify_checkpoint
     from utils.run.csv_log import VALIDATION, read_csv
     from utils.run.record import RunRecord
     from utils.run.trained import load_trained

@@ -191,7 +191,7 @@ def soak_kills(clone: Path, kills: int, rng: random.Random) -> dict[str, tuple[f
 
 def kill_once(command: list[str], clone: Path, run_dir: Path, inside_save: bool, rng: random.Random) -> bool:
     """Starts the run, kills all its processes once it has made progress; whether a checkpoint was being written."""
-    from utils.run.checkpoint_writer import list_checkpoints, verify_checkpoint
+    from utils.run.checkpoint_folders import list_checkpoints, verify_checkpoint
 
     known = list_checkpoints(run_dir)
     expected = next((path for path in reversed(known) if verify_checkpoint(path) is None), None)
@@ -254,7 +254,7 @@ def require_equal(whole: Path, interrupted: Path) -> None:
     import torch
     from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-    from utils.run.checkpoint_writer import list_checkpoints
+    from utils.run.checkpoint_folders import list_checkpoints
 
     columns = ("step", "samples", "tokens", "split", "dataset", "loss", "targets", "learning_rate", "grad_norm")
     one, other = (

@@ -310,9 +310,9 @@ def test_an_adapter_on_its_base_is_the_unmerged_model(lora_run, foundation):
     import litgpt.lora
 
     from lit_gpt.model.lora import LoRASettings
-    from utils.run.checkpoint_writer import read_model_tensors
+    from utils.run.checkpoint_reader import read_model_tensors
+    from utils.run.input_path import find_input
     from utils.run.record import RunRecord
-    from utils.run.trained import find_input
 
     settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)
     reference = litgpt.lora.GPT(settings.extend(read_config(foundation))).eval()

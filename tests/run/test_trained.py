@@ -30,9 +30,11 @@ from tests.conftest import assert_error, run, run_command
 from tests.run.resharding_worker import write_again
 from utils import merge_lora
 from utils.merge_lora import MergeOptions
-from utils.run.checkpoint_writer import list_checkpoints, read_model_tensors
+from utils.run.checkpoint_folders import list_checkpoints
+from utils.run.checkpoint_reader import read_model_tensors
+from utils.run.input_path import find_input
 from utils.run.record import RunRecord
-from utils.run.trained import find_input, load_trained
+from utils.run.trained import load_trained
 
 
 def test_a_path_stands_for_the_best_checkpoint_else_the_newest(trained_run: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import yaml
 
 from tests.conftest import SAMPLE, TOKENIZER, run
 from tests.slurm.cluster import Cluster, JobEnd
-from utils.run.checkpoint_writer import CHECKPOINTS, list_checkpoints
+from utils.run.checkpoint_folders import CHECKPOINTS, list_checkpoints
 from utils.run.csv_log import METRICS, read_csv
 from utils.run.progress import STATE
 from utils.run.record import RUN, RunRecord

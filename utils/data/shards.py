@@ -30,7 +30,7 @@ import numpy as np
 from lit_gpt.errors import DataError
 from utils.data.manifest import DatasetSplit, Shard
 from utils.files.atomic import naming, staged_path, write_array
-from utils.files.checksums import file_sha256
+from utils.files.checksums import ListedFile, file_sha256, find_difference
 
 
 @dataclass(frozen=True)
@@ -174,24 +174,10 @@ def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit], part: int = 0
     Raises:
         DataError: naming the first file that differs. (A flipped bit loads without any other error.)
     """
-    shards = [shard for entry in entries for shard in entry.shards][part::parts]
-
-    def problem(shard: Shard) -> str | None:
-        path = data_dir / shard.file
-        if not path.is_file():
-            return f"{path} is missing"
-        if path.stat().st_size != shard.bytes:
-            return f"{path} has {path.stat().st_size} bytes, the manifest says {shard.bytes}"
-        if file_sha256(path) != shard.sha256:
-            return f"{path} does not have the SHA-256 of the manifest: its content changed"
-        return None
-
-    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL; 8 saturate a parallel file system
-        for found in pool.map(problem, shards):
-            if found:
-                raise DataError(
-                    f"{found}; remove that file and run prepare_data.py again, which redoes what is missing"
-                )
+    files = [ListedFile(shard.file, shard.sha256, shard.bytes) for entry in entries for shard in entry.shards]
+    problem = find_difference(data_dir, files, "the manifest", part, parts)
+    if problem:
+        raise DataError(f"{problem}; remove that file and run prepare_data.py again, which redoes what is missing")
 
 
 class RowReader:

@@ -16,8 +16,7 @@ import pandas as pd
 import yaml
 
 from lit_gpt.errors import DataError, UserError
-from utils.run.checkpoint_folders import best_checkpoint
-from utils.run.checkpoint_writer import list_checkpoints
+from utils.run.checkpoint_folders import best_checkpoint, list_checkpoints, step_of
 from utils.run.csv_log import ALL, METRICS, PLACE_COLUMNS, VALIDATION, read_csv
 from utils.run.record import RUN
 
@@ -167,7 +166,7 @@ def find_best(folder: Path, valid: dict[str, pd.DataFrame], offline: dict[str, p
     if not checkpoints:
         return None
     checkpoint = best_checkpoint(folder, checkpoints)
-    step = int(checkpoint.name.removeprefix("step-"))
+    step = step_of(checkpoint)
     for curves in (valid, offline):
         if ALL not in curves:
             continue

@@ -29,11 +29,12 @@ from lit_gpt.model.lazy_tensors import in_dtype, specs_of
 from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
 from utils.data.mixture import MIXTURE
-from utils.run.checkpoint_folders import best_checkpoint
-from utils.run.checkpoint_writer import SUMS, list_checkpoints, read_model_tensors, verify_checkpoint
+from utils.run.checkpoint_folders import verify_checkpoint
+from utils.run.checkpoint_reader import read_model_tensors
 from utils.run.csv_log import ALL, METRICS, read_csv
-from utils.run.progress import STATE, TrainingProgress
-from utils.run.record import RUN, RunRecord
+from utils.run.input_path import find_input
+from utils.run.progress import TrainingProgress
+from utils.run.record import RunRecord
 
 LOST_AT_MOST = 0.5
 """What merging in 16 bits may change of the logits, as a share of what the adapter changes of them."""
@@ -59,26 +60,6 @@ class TrainedModel:
     """The foundation model's weights, as long as there is an adapter."""
     adapter: Mapping[str, Tensor] | None = None
     """The adapter that was merged, by litgpt's names."""
-
-
-def find_input(path: Path) -> Path:
-    """What `path` stands for: a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth`.
-
-    Raises:
-        UserError: if it is none of these.
-    """
-    if path.is_file() and path.suffix == ".pth":
-        return path
-    if (path / STATE).is_file() or (path / SUMS).is_file():
-        return path
-    if (path / RUN).is_file():
-        checkpoints = list_checkpoints(path)
-        if not checkpoints:
-            raise UserError(f"the run in {path} has no complete checkpoint yet")
-        return best_checkpoint(path, checkpoints)
-    if (path / WEIGHTS).is_file():
-        return path / WEIGHTS
-    raise UserError(f"{path} is neither a run folder, nor a training checkpoint, nor a {WEIGHTS}")
 
 
 def load_trained(

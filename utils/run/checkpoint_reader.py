@@ -1,0 +1,142 @@
+"""Checkpoints read again: the newest that verifies, into a training or as tensors, by any number of processes.
+
+torch pickles a checkpoint's metadata; only the classes of that format are built from it, so that no foreign code runs.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.optim import Optimizer
+
+from lit_gpt.errors import DataError
+from lit_gpt.model.lazy_tensors import LazyTensors
+from utils.cluster.collectives import on_rank_zero, rank, together, world_size
+from utils.run.checkpoint_folders import list_checkpoints, verify_checkpoint
+from utils.run.checkpoint_tensors import load_tensors, trained_tensors
+from utils.run.progress import TrainingProgress
+
+
+def newest_valid_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what was wrong with the newer ones; the processes share the reading."""
+    problems = []
+    for checkpoint in reversed(on_rank_zero(lambda: list_checkpoints(run_dir))):
+        found = together(lambda path=checkpoint: verify_checkpoint(path, rank(), world_size()))
+        problem = next(filter(None, found), None)
+        if problem is None:
+            return checkpoint, problems
+        problems.append(problem)
+    return None, problems
+
+
+def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
+    """Loads a checkpoint into a model and its optimiser, on any number of processes.
+
+    Raises:
+        DataError: if its tensors are not the model's.
+    """
+    optimizer_state = get_optimizer_state_dict(model, optimizer)
+    tensors = {"model": trained_tensors(model), "optimizer": optimizer_state["state"]}
+    reader = CheckpointReader(checkpoint)
+    _check_shapes(reader.read_metadata(), tensors["model"], checkpoint)
+    load_tensors(tensors, reader, alone=not dist.is_initialized())
+    set_optimizer_state_dict(model, optimizer, optimizer_state)
+    return TrainingProgress.load(checkpoint)
+
+
+def _model_entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
+    """What the metadata says about the model's tensors, by the model's names."""
+    entries = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if name.startswith("model.") and isinstance(entry, TensorStorageMetadata):
+            entries[name.removeprefix("model.")] = entry
+    return entries
+
+
+def _check_shapes(metadata: Metadata, tensors: dict[str, Tensor], checkpoint: Path) -> None:
+    """Raises a DataError unless the checkpoint's tensors of the model have the names and shapes of `tensors`."""
+    saved = {name: list(entry.size) for name, entry in _model_entries(metadata).items()}
+    expected = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    if saved != expected:
+        differing = min(name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name))
+        raise DataError(
+            f"{checkpoint} is a checkpoint of another model: {differing} has shape "
+            f"{saved.get(differing, 'none')} there, {expected.get(differing, 'none')} here"
+        )
+
+
+def read_model_tensors(checkpoint: Path) -> LazyTensors:
+    """The model's tensors of a checkpoint (with LoRA only the adapter's), each whole, on the CPU, when asked for."""
+    reader = CheckpointReader(checkpoint)
+    specs = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        for name, entry in _model_entries(reader.read_metadata()).items()
+    }
+
+    def read(name: str) -> Tensor:
+        tensor = torch.empty_like(specs[name], device="cpu")
+        load_tensors({"model": {name: tensor}}, reader, alone=True)
+        return tensor
+
+    return LazyTensors(specs, read)
+
+
+# what random bytes make pickle raise; lengths that nothing can hold are a MemoryError
+_DAMAGED = (OSError, pickle.UnpicklingError, EOFError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Builds only the classes that a checkpoint's metadata is made of: unpickling anything could run foreign code."""
+
+    _ALLOWED = frozenset(
+        {
+            ("torch.distributed.checkpoint.metadata", "Metadata"),
+            ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+            ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+            ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+            ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch.serialization", "_get_layout"),
+            ("torch", "Size"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "WindowsPath"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if (module, name) not in self._ALLOWED:
+            raise DataError(f"a checkpoint's .metadata asks for {module}.{name}, which is no part of the format")
+        return super().find_class(module, name)
+
+
+class CheckpointReader(dcp.FileSystemReader):
+    """torch's reader, with the pickled metadata restricted to its format's classes and read once."""
+
+    _metadata: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        self._metadata = self._metadata or self._unpickled_metadata()
+        return self._metadata
+
+    def _unpickled_metadata(self) -> Metadata:
+        path = Path(self.path) / ".metadata"
+        try:
+            with path.open("rb") as file:
+                metadata = _MetadataUnpickler(file).load()
+        except _DAMAGED as e:
+            raise DataError(f"{path} is no checkpoint's metadata ({e or type(e).__name__})") from None
+        if not isinstance(metadata, Metadata):
+            raise DataError(f"{path} is no checkpoint's metadata")
+        return metadata
