@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ import yaml
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 ROOT = Path(__file__).resolve().parents[1]
+PRINTED = "out/printed.json"
 SMALL = "--max_steps 12 --eval_interval 6 --save_interval 6"
 # The commands of data/sample/quickstart.py, over fewer steps; {devices} and {workers} are what varies.
 CHAIN = (
@@ -54,7 +56,7 @@ CHAIN = (
 VARYING = {"seconds", "device_seconds", "time", "since", "pid", "pid_started", "commit", "versions", "host", "machine"}
 VARYING |= {"tokens_per_second", "mfu", "memory_gib", "data_seconds", "forward_seconds", "backward_seconds"}
 VARYING |= {"communication_seconds", "optimiser_seconds"}
-# The same in text: clock times, durations, speeds, sizes of files in MB (of a README with other versions in it).
+# The same in text: clock times, durations, speeds, sizes of files.
 VARYING_TEXT = r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d\S*|[\d.,]+ (s|ms|min|h|tokens/s|MB)\b"
 # A line per so many seconds, not per so many steps.
 VARYING_LINES = re.compile(r"step \d+/\d+  loss")
@@ -63,8 +65,14 @@ VARYING_LINES = re.compile(r"step \d+/\d+  loss")
 NOT_COMPARED = ("SHA256SUMS", ".metadata", ".lock/*", "*.py")
 
 
-def run_chain(checkout: Path, folder: Path, processes: int) -> dict[str, str]:
-    """Runs the chain in `folder`, which sees the checkout's data and configs; its printed text, by command."""
+def run_chain(checkout: Path, folder: Path, processes: int) -> None:
+    """Runs the chain in `folder`, which sees the checkout's data and configs; what it printed is the last file there.
+
+    A folder that has that file is complete and left as it is.
+    """
+    if (folder / PRINTED).is_file():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name in ("data", "configs"):
         (folder / name).symlink_to(checkout / name)
@@ -78,15 +86,14 @@ def run_chain(checkout: Path, folder: Path, processes: int) -> dict[str, str]:
         done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"in {checkout}: {script} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-        printed[f"printed {number:02d} {script}"] = done.stdout
-    return printed
+        printed[f"{number:02d} {script}"] = masked_lines(done.stdout)
+    (folder / PRINTED).write_text(json.dumps(printed), encoding="utf-8")
 
 
 def contents(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Each file's path and a function that reads what must be equal of it; a checkpoint's tensors are one file."""
-    out = folder / "out"
-    for path in sorted(out.rglob("*")):
-        name = path.relative_to(out)
+    for path in sorted((folder / "out").rglob("*")):
+        name = path.relative_to(folder / "out")
         if path.is_dir() or any(name.match(pattern) for pattern in NOT_COMPARED):
             continue
         if path.suffix == ".distcp":
@@ -164,13 +171,12 @@ def compare(processes: int, folder: Path, other: Path) -> int:
     with ThreadPoolExecutor(2) as pool:
         sides = [(ROOT, folder / "here"), (other, folder / "there")]
         running = [pool.submit(run_chain, checkout, side, processes) for checkout, side in sides]
-        printed = [job.result() for job in running]
+        for job in running:
+            job.result()
     here, there = (dict(contents(side)) for _, side in sides)
-    for found, texts in zip((here, there), printed, strict=True):
-        found.update({name: lambda text=text: masked_lines(text) for name, text in texts.items()})
     equal, differences = Counter(), []
     for name in sorted(here.keys() | there.keys()):
-        kind = f"{name.split('/')[0].split(' ')[0]} {Path(name).suffix or Path(name).name}"
+        kind = f"{Path(name).parts[0]} {Path(name).suffix or Path(name).name}"
         if name not in here or name not in there:
             differences.append(f"{name} is only {'here' if name in here else 'there'}")
         elif (one := here[name]()) != (two := there[name]()):
@@ -189,7 +195,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="a checkout of another commit")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--keep", type=Path, help="keep what the chains write in this new folder")
+    parser.add_argument(
+        "--keep", type=Path, help="write there and keep it; a chain that is complete there is not run again"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="same-bytes-") as temporary:
         folder = (options.keep or Path(temporary)).resolve()
