@@ -1,7 +1,7 @@
 """A raw corpus and a tokenizer in, shards and their manifest out.
 
-1. The corpus' files are found (`prepare/blocks.py`). Each process chooses, by a sample of the text, the fastest library
-   that tokenises as the tokenizer does (`prepare/encoding.py`).
+1. The corpus' files are found (`prepare/sources.py`). Each process chooses, by a sample of the text, the fastest
+   library that tokenises as the tokenizer does (`prepare/encoding.py`).
 2. Asked to, duplicates are found, over all datasets (`prepare/signatures.py`).
 3. Each dataset's split is cut into blocks of a few MB; processes turn them into rows (`block_rows.py`), which are
    written into the split's shards as they come (`data/shards.py`). Then `parts/<dataset>-<split>.json` says what the
@@ -39,14 +39,16 @@ from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shard
 from utils.files.atomic import write_atomically
 from utils.files.checksums import file_sha256
 from utils.files.folder_lock import FolderLock
-from utils.prepare import blocks, duplicates
+from utils.prepare import duplicates
 from utils.prepare.block_rows import BlockRows, BlockWorker, Dialogue, Recipe, Remainder, Rows, Work, start_worker
-from utils.prepare.blocks import CorpusFile, Source
+from utils.prepare.blocks import read_blocks
 from utils.prepare.dialogue import normalise
+from utils.prepare.documents import Bad, parse
 from utils.prepare.encoding import Library
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.progress import Progress
 from utils.prepare.removals import RemovalLog
+from utils.prepare.sources import PARQUET, CorpusFile, Source, find_sources
 from utils.prepare.work_pool import WorkPool
 
 PREPARATION_VERSION = 2  # another one makes every split be done again
@@ -270,7 +272,7 @@ def require_folder(options: PrepareOptions) -> None:
 
 def make_plan(options: PrepareOptions) -> Plan:
     assert options.source_path is not None and options.checkpoint_dir is not None
-    sources = blocks.find_sources(options.source_path, say)
+    sources = find_sources(options.source_path, say)
     tokenizer = Tokenizer(options.checkpoint_dir)
     recipe = make_recipe(options, tokenizer)
     groups = read_groups(options.group_datasets_by_genre)
@@ -388,15 +390,15 @@ def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
 def read_documents(source: Source, options: PrepareOptions) -> Iterator[bytes]:
     """The texts of a source, for as many as are wanted."""
     for file in source.files:
-        for block in blocks.read_blocks(file, SAMPLE_BYTES, options.text_field):
-            documents, bad = blocks.parse(block, options.text_field)
+        for block in read_blocks(file, SAMPLE_BYTES, options.text_field):
+            documents, bad = parse(block, options.text_field)
             if bad and options.on_bad_input == "error":
                 raise DataError(describe_bad(file, bad[0]))
             yield from (document.text for document in documents if document.text)
 
 
-def describe_bad(file: CorpusFile, bad: blocks.Bad) -> str:
-    place = f"in row {bad.at}" if file.format == blocks.PARQUET else f"at byte offset {bad.at}"
+def describe_bad(file: CorpusFile, bad: Bad) -> str:
+    place = f"in row {bad.at}" if file.format == PARQUET else f"at byte offset {bad.at}"
     return f"{file.path}: {bad.problem} {place}"
 
 
@@ -498,7 +500,7 @@ def blocks_of(source: Source, plan: Plan, dialogue: Dialogue | None, found: dupl
     """The blocks of a source's files."""
     size = block_size(plan, dialogue)
     for index, file in enumerate(source.files):
-        for number, block in enumerate(blocks.read_blocks(file, size, plan.recipe.text_field)):
+        for number, block in enumerate(read_blocks(file, size, plan.recipe.text_field)):
             yield Work(index, number, block, dialogue, found.get((index, number), {}))
 
 

@@ -27,8 +27,9 @@ from utils.prepare.block_rows import (
     Work,
     start_worker,
 )
-from utils.prepare.blocks import CONVERSATIONS, LINES, PLAIN, CorpusFile, read_blocks
+from utils.prepare.blocks import read_blocks
 from utils.prepare.encoding import GIGATOKEN, Library
+from utils.prepare.sources import CONVERSATIONS, LINES, PLAIN, CorpusFile
 
 SLOW = Library("slow", "asked for")
 RECIPE = Recipe(

@@ -16,7 +16,8 @@ from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import SAMPLE, SHARED, TOKENIZER
 from utils.prepare import encoding
-from utils.prepare.blocks import CONVERSATIONS, PLAIN, CorpusFile, Document, parse, read_blocks
+from utils.prepare.blocks import read_blocks
+from utils.prepare.documents import Document, parse
 from utils.prepare.encoding import (
     GIGATOKEN,
     Encoded,
@@ -26,6 +27,7 @@ from utils.prepare.encoding import (
     count_words_and_turns,
     load_gigatoken,
 )
+from utils.prepare.sources import CONVERSATIONS, PLAIN, CorpusFile
 
 CLAIRE, REAL = SHARED / "data" / "claire", SHARED / "tokenizers"
 TOKENIZERS = [TOKENIZER] + [

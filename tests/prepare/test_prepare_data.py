@@ -35,7 +35,7 @@ from utils.data.shards import verify_shards
 from utils.files import folder_lock
 from utils.files.folder_lock import FolderLock
 from utils.prepare import dialogue
-from utils.prepare.blocks import CorpusFile, Source
+from utils.prepare.sources import CorpusFile, Source
 
 CLAIRE, MISTRAL = SHARED / "data" / "claire", SHARED / "tokenizers" / "mistral-7b-v0.1"
 WORDS = [

@@ -19,7 +19,8 @@ import numpy as np
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
 from utils.prepare import dialogue, packing
-from utils.prepare.blocks import Bad, Block, Document, parse
+from utils.prepare.blocks import TextBlock
+from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoded, Encoder, Library, choose_library
 
 GIVEN_BACK = 8
@@ -58,7 +59,7 @@ class Work(NamedTuple):
 
     file: int
     number: int
-    block: Block
+    block: TextBlock
     dialogue: Dialogue | None
     duplicates: dict[int, str]
 

@@ -25,8 +25,9 @@ import numpy as np
 from utils.data.manifest import TEST
 from utils.files.atomic import naming, write_array, write_atomically
 from utils.prepare.block_rows import BlockWorker, Work, length_problem
-from utils.prepare.blocks import PARQUET, Source, parse
+from utils.prepare.documents import parse
 from utils.prepare.signatures import PERMUTATIONS, Signatures, find_repeats, sign_texts
+from utils.prepare.sources import Source
 
 OfSource = dict[tuple[int, int], dict[int, str]]
 """Number of a split's file and of a block in it → number of a document there → the document that it repeats."""
@@ -107,7 +108,7 @@ def decide(parts: Path, sources: list[Source], threshold: float | None) -> dict[
         original = int(repeats[document])
         of_file, *_, at = places[original].tolist()
         kept = sources[source_of[original]].files[of_file]
-        unit = "row" if kept.format == PARQUET else "byte"
+        unit = kept.unit
         of_block = found[sources[source_of[document]].name].setdefault((file, block), {})
         of_block[number] = f"{kept.name}, {unit} {at}"
     return found

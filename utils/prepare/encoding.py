@@ -26,7 +26,8 @@ import numpy as np
 from lit_gpt.errors import DataError
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
-from utils.prepare.blocks import Document, cut_between_words
+from utils.prepare.blocks import cut_between_words
+from utils.prepare.documents import Document
 
 GIGATOKEN = "gigatoken"
 BATCH_BYTES = 1_000_000

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO
 
 from utils.files.atomic import naming
-from utils.prepare.blocks import PARQUET, CorpusFile
+from utils.prepare.sources import CorpusFile
 
 
 class RemovalLog(AbstractContextManager["RemovalLog"]):
-    """Writes `path` line by line, beside its place until `publish`; there is none if nothing was left out."""
+    """Writes `path` line by line, under another name until `publish`; no file is written if nothing was left out."""
 
     def __init__(self, path: Path) -> None:
         self.counts: Counter[str] = Counter()
@@ -30,18 +30,17 @@ class RemovalLog(AbstractContextManager["RemovalLog"]):
     def add(self, reason: str, file: CorpusFile, at: int, detail: str, text: str = "") -> None:
         """One document: why it is left out, where it begins, what there is to say, and how its text begins."""
         self.counts[reason] += 1
-        unit = "row" if file.format == PARQUET else "byte"
-        line = {"reason": reason, "file": file.name, unit: at, "detail": detail, "text": text}
+        line = {"reason": reason, "file": file.name, file.unit: at, "detail": detail, "text": text}
         with naming(self._path):
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._resources.callback(self._staged.unlink, missing_ok=True)
                 self._file = self._resources.enter_context(self._staged.open("w", encoding="utf-8"))
-            self._file.write(json.dumps({key: value for key, value in line.items() if value != ""}, ensure_ascii=False))
-            self._file.write("\n")
+            known = {key: value for key, value in line.items() if value != ""}
+            self._file.write(json.dumps(known, ensure_ascii=False) + "\n")
 
     def publish(self) -> None:
-        """Gives the file its name, or removes what an earlier call said of this split."""
+        """Gives the file its name, or removes what an earlier call wrote of this split."""
         with naming(self._path):
             if self._file is None:
                 self._path.unlink(missing_ok=True)
