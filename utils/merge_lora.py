@@ -6,38 +6,27 @@ The weights pass through one by one. They are written beside --save_path, read a
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
 
-@dataclass(frozen=True)
-class MergeOptions:
-    """Merge a LoRA checkpoint, or an adapter of peft, into the foundation model it was trained on."""
+from utils import cli
+from utils.export.options import MergeOptions
 
-    lora_path: Path
-    """Run folder (its best checkpoint, else its newest), a training checkpoint's directory, or peft's folder."""
-    save_path: Path
-    """The merged lit_model.pth, or the directory to write it in; config and tokenizer are put beside it."""
-    checkpoint_dir: Path | None = None
-    """Foundation model. Default: the one in the run's run.yaml; peft's folder names none."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Type of the merged weights. Default: the foundation model's. The sum is computed in float32 always."""
-    verify: Literal["logits", "none"] = "logits"
-    """logits: those of the written model, computed layer by layer in float32, are those of base and adapter."""
-    debug: bool = False
-    """Show tracebacks."""
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(MergeOptions)  # --help and mistakes are answered before the imports below
+
+import torch
+
+from lit_gpt.errors import UserError
+from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_foundation
+from lit_gpt.formats.tensor_files import lay_out_memory
+from utils.files.staged_folder import recover, staged_into
+from utils.run.trained import companion_files, compare_merged, load_trained
 
 
 def main(options: MergeOptions) -> None:
-    import torch
-
-    from lit_gpt.errors import UserError
-    from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_foundation
-    from lit_gpt.formats.tensor_files import lay_out_memory
-    from utils.files.staged_folder import recover, staged_into
-    from utils.run.trained import companion_files, compare_merged, load_trained
-
     lay_out_memory()
     folder = options.save_path.parent if options.save_path.suffix == ".pth" else options.save_path
     if options.save_path.suffix == ".pth" and options.save_path.name != WEIGHTS:
@@ -55,14 +44,9 @@ def main(options: MergeOptions) -> None:
         write_foundation(stage, trained.config, trained.state_dict, companion_files(trained))
         if options.verify == "logits":
             print(compare_merged(trained, lazy_weights(stage)), flush=True)
-    print(
-        f"merged {trained.provenance.get('checkpoint', 'the adapter')} of {options.lora_path} into {folder / WEIGHTS}"
-    )
+    merged = trained.provenance.get("checkpoint", "the adapter")
+    print(f"merged {merged} of {options.lora_path} into {folder / WEIGHTS}")
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-    from utils import cli
-
-    sys.exit(cli.run(main, cli.parse_or_exit(MergeOptions)))
+    sys.exit(cli.run(main, OPTIONS))

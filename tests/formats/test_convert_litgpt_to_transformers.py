@@ -15,8 +15,7 @@ import yaml
 from litgpt.config import Config
 from litgpt.model import GPT
 
-import convert_litgpt_to_transformers as script
-from convert_litgpt_to_transformers import ConvertOptions, main, parse_size
+from convert_litgpt_to_transformers import main
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_logits import PROBE_TEXT, largest_difference, litgpt_logits, probe_sequences
 from lit_gpt.formats.hf_weights import TensorFiles
@@ -26,6 +25,8 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import run_command
 from tests.formats.hf_models import VOCABULARY, make_litgpt, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub
+from utils.export import hf_folder
+from utils.export.options import ConvertOptions, parse_size
 from utils.run.trained import TrainedModel, load_trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,7 +134,7 @@ def test_provenance_and_licence_of_the_base(foundation, tmp_path, monkeypatch, c
     (foundation / "NOTICE").write_text("made by others")
     provenance = {"options": {"data_dir": "/home/someone/data"}, "history": [{"host": "node17", "processes": 4}]}
     trained = trained_from(foundation, **provenance)
-    monkeypatch.setattr("utils.run.trained.load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr("convert_litgpt_to_transformers.load_trained", lambda *_, **__: trained)
     main(ConvertOptions(Path("run"), tmp_path / "Claire", verify="tensors"))
     printed = capsys.readouterr().out
     assert "no longer tied" in printed and "equal bit for bit" in printed
@@ -149,15 +150,13 @@ def test_provenance_and_licence_of_the_base(foundation, tmp_path, monkeypatch, c
 
 def test_other_logits_leave_nothing(foundation, tmp_path, monkeypatch, capsys):
     """Queries and keys exchanged in what is written: every shape fits, and only the logits tell."""
-    import lit_gpt.formats.hf_weights
-
-    real = lit_gpt.formats.hf_weights.tensors_to_hf
+    real = hf_folder.tensors_to_hf
 
     def exchanged(*arguments):
         for name, tensor in real(*arguments):
             yield name, tensor.flip(0) if "layers.1.self_attn.o_proj.weight" in name else tensor
 
-    monkeypatch.setattr("lit_gpt.formats.hf_weights.tensors_to_hf", exchanged)
+    monkeypatch.setattr(hf_folder, "tensors_to_hf", exchanged)
     words = ["--input_path", str(foundation), "--output_dir", str(tmp_path / "out")]
     assert run_command(ConvertOptions, main, words) == 65
     assert "computes another model" in capsys.readouterr().err
@@ -171,16 +170,16 @@ def test_flipped_bit_is_found_by_tensors(foundation, tmp_path, monkeypatch):
         content[-1] ^= 1
         (stage / "model.safetensors").write_bytes(content)
 
-    monkeypatch.setattr("lit_gpt.formats.tensor_files.write_safetensors", flipping)
+    monkeypatch.setattr(hf_folder, "write_safetensors", flipping)
     with pytest.raises(DataError, match="was not written as it is"):
         main(ConvertOptions(foundation, tmp_path / "out", verify="tensors"))
     assert not list(tmp_path.iterdir())
 
 
 def test_folder_that_transformers_cannot_load(foundation, tmp_path, monkeypatch):
-    monkeypatch.setattr(script, "generation_config", lambda *_: {"temperature": "warm", "do_sample": "no"})
-    real = script.make_config
-    monkeypatch.setattr(script, "make_config", lambda *a: {**real(*a), "model_type": "nothing"})
+    monkeypatch.setattr(hf_folder, "generation_config", lambda *_: {"temperature": "warm", "do_sample": "no"})
+    real = hf_folder.make_config
+    monkeypatch.setattr(hf_folder, "make_config", lambda *a: {**real(*a), "model_type": "nothing"})
     with pytest.raises(DataError, match="transformers does not load"):
         main(ConvertOptions(foundation, tmp_path / "out"))
     assert not list(tmp_path.iterdir())

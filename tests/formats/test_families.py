@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert_litgpt_to_transformers import ConvertOptions
 from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.families import ARCHITECTURES
@@ -20,6 +19,7 @@ from lit_gpt.model.building import build_model
 from lit_gpt.model.gpt import GPT, OffsetRMSNorm
 from lit_gpt.model.lora import LoRASettings, is_adapter, merge_adapter
 from tests.formats.hf_models import VOCABULARY, make_hf, make_litgpt
+from utils.export.options import ConvertOptions
 
 LORA = LoRASettings(4, 8, 0.0, query=True, key=True, value=True, projection=True, mlp=True, head=True)
 GPT2 = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2}

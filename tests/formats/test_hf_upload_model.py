@@ -18,7 +18,8 @@ from lit_gpt.formats.hub import check_repo_id, files_to_send, hub_errors
 from tests.conftest import ROOT, assert_error, command_line, run_command
 from tests.formats.hf_models import make_hf, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub, sha256
-from utils.hf_upload_model import UploadOptions, main
+from utils.export.options import UploadOptions
+from utils.hf_upload_model import main
 
 PART = 20_000
 """Bytes of an upload's part: the larger weights files go in several."""

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, run
+from utils.export.provenance import foundation_facts, publishable
 from utils.report.figures import draw_for_card
-from utils.report.model_card import cell, evaluation_table, fill_card, foundation_facts, publishable, table
+from utils.report.model_card import cell, evaluation_table, fill_card, table
 from utils.run.record import RunRecord
 
 

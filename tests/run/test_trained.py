@@ -15,7 +15,6 @@ import litgpt.lora
 import pytest
 import torch
 
-from convert_litgpt_to_transformers import ConvertOptions
 from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats import litgpt_directory
@@ -29,7 +28,7 @@ from tests import warm_start
 from tests.conftest import assert_error, run, run_command
 from tests.run.resharding_worker import write_again
 from utils import merge_lora
-from utils.merge_lora import MergeOptions
+from utils.export.options import ConvertOptions, MergeOptions
 from utils.run.checkpoint_folders import list_checkpoints
 from utils.run.checkpoint_reader import read_model_tensors
 from utils.run.input_path import find_input

@@ -20,8 +20,8 @@ from lit_gpt.formats.peft import ADAPTER_CONFIG
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
 from utils.data.mixture import MIXTURE
+from utils.export.provenance import foundation_facts
 from utils.prepare.dialogue import normalise
-from utils.report.figures import draw_for_card
 from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
 from utils.run.trained import TrainedModel
 
@@ -71,20 +71,14 @@ def write_card(
         **describe_origin(trained, licence, is_adapter),
         **describe_training(trained.run_dir, provenance),
     }
+    # Only a model with a run has curves; at its first import on a machine matplotlib writes a cache of fonts.
+    from utils.report.figures import draw_for_card
+
     if trained.run_dir and (figure := draw_for_card(trained.run_dir, provenance.get("step"))):
         figure.savefig(folder / CURVES, metadata={"Software": None})
         values["curves"] = CURVES
     card = fill_card((HF_FILES / "README.md").read_text(encoding="utf-8"), values)
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def publishable(value: Any) -> Any:
-    """`value` without what names a machine or its folders: the last part of absolute paths, no host names."""
-    if isinstance(value, dict):
-        return {key: publishable(item) for key, item in value.items() if key not in ("host", "hostname")}
-    if isinstance(value, list):
-        return [publishable(item) for item in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def fill_card(template: str, values: dict[str, Any]) -> str:
@@ -148,22 +142,6 @@ def describe_origin(trained: TrainedModel, licence: str | None, is_adapter: bool
         "license": cell(front["license"]) if "license" in front else None,
         "base_license": cell(base_card["license"]) if base_card.get("license") else None,
     }
-
-
-def foundation_facts(foundation_dir: Path | None) -> tuple[str | None, dict[str, Any]]:
-    """The foundation's name, ORG/NAME where its folder is as download.py makes it, and the metadata of its card."""
-    if foundation_dir is None:
-        return None, {}
-    folder = foundation_dir.resolve()
-    name = f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == "checkpoints" else folder.name
-    card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    try:
-        front = yaml.safe_load(match[1]) if match else {}
-    except yaml.YAMLError:
-        front = {}
-    return name, front if isinstance(front, dict) else {}
 
 
 def language_codes(run_dir: Path | None) -> list[str]:

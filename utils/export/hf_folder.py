@@ -1,0 +1,121 @@
+"""A trained model as a Hugging Face folder, or its adapter as one of peft's.
+
+The folder is filled under a hidden name and compared with the model by verification.py before it gets its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_gpt.errors import UserError
+from lit_gpt.formats.hf_config import config_to_hf, is_tied, read_hf_config, settle_config
+from lit_gpt.formats.hf_files import SAFETENSORS_LAYOUT, matches, read_json
+from lit_gpt.formats.hf_logits import PROBE_TEXT
+from lit_gpt.formats.hf_weights import tensors_to_hf
+from lit_gpt.formats.peft import write_peft
+from lit_gpt.formats.tensor_files import write_safetensors
+from lit_gpt.model.lazy_tensors import specs_of
+from lit_gpt.repository import REPOSITORY
+from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.export.provenance import PROVENANCE, foundation_facts, write_json
+from utils.export.verification import verify_adapter, verify_folder
+from utils.files.staged_folder import carry_over, check_replaceable
+from utils.run.trained import TrainedModel
+
+COMPANIONS = {
+    "handler.py": "hf_files/handler.py",
+    "requirements.txt": "hf_files/requirements.txt",
+    "dialogue_text.py": "utils/prepare/dialogue.py",
+}
+"""What an endpoint runs: its name in the folder, and our file."""
+
+
+def check_output_dir(folder: Path) -> None:
+    """Raises a UserError if `folder` holds something that the conversion would overwrite without being asked to."""
+    check_replaceable(folder)
+    if not folder.is_dir() or not any(folder.iterdir()) or (folder / PROVENANCE).is_file():
+        return
+    has_foreign_weights = any(matches(path.name, ("*.safetensors", "*.bin")) for path in folder.iterdir())
+    if has_foreign_weights or not (folder / "lit_model.pth").is_file():
+        raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
+
+
+def write_folder(stage: Path, trained: TrainedModel, max_shard_bytes: int, verify: str) -> tuple[dict[str, Any], str]:
+    """Fills `stage` with the merged model and compares it with `trained`.
+
+    Args:
+        stage: an empty folder.
+        trained: the model.
+        max_shard_bytes: largest size of one weights file.
+        verify: how it is compared, "logits", "tensors" or "none".
+
+    Returns:
+        What is in config.json, and what the comparison found.
+
+    Raises:
+        DataError: if the folder does not hold the same model.
+    """
+    tokenizer = Tokenizer(trained.tokenizer_dir)
+    hf = make_config(trained, trained.state_dict, tokenizer)
+    write_json(stage / "config.json", hf)
+    write_json(stage / "generation_config.json", generation_config(trained, tokenizer))
+    specs = dict(tensors_to_hf(specs_of(trained.state_dict), trained.config, hf))
+    tensors = tensors_to_hf(trained.state_dict, trained.config, hf)
+    write_safetensors(stage, specs, tensors, max_shard_bytes)
+    if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
+        print(f"warning: {warning}")
+    for name, source in COMPANIONS.items():
+        shutil.copyfile(REPOSITORY / source, stage / name)
+    return hf, verify_folder(verify, stage, trained, hf, tokenizer)
+
+
+def write_adapter(stage: Path, trained: TrainedModel) -> tuple[dict[str, Any], str]:
+    """Fills `stage` with the adapter for peft, and reads it back: merged again it must be the same model.
+
+    Returns:
+        What would be in the config.json of its base, and what the comparison found.
+
+    Raises:
+        DataError: if it is another model.
+    """
+    hf = make_config(trained, trained.base, Tokenizer(trained.tokenizer_dir))
+    name, _ = foundation_facts(trained.foundation_dir)
+    modules = write_peft(stage, trained.adapter, trained.config, trained.lora, hf, name)
+    verify_adapter(stage, trained, hf)
+    return hf, f"verified: {modules} modules read back, merged again the same model"
+
+
+def make_config(trained: TrainedModel, state_dict: Mapping[str, Tensor], tokenizer: Tokenizer) -> dict[str, Any]:
+    """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
+    dtype = str(specs_of(state_dict)["transformer.wte.weight"].dtype).removeprefix("torch.")
+    if trained.foundation_dir and (trained.foundation_dir / "config.json").is_file():
+        hf, changes = settle_config(read_hf_config(trained.foundation_dir), trained.config, state_dict, dtype)
+        for change in changes:
+            print(f"config.json: {change}")
+        return hf
+    return config_to_hf(trained.config, tokenizer.bos_id, tokenizer.eos_id, dtype, is_tied(state_dict))
+
+
+def generation_config(trained: TrainedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+    """generation_config.json: the foundation's, or the ids that begin and end a text."""
+    for folder in (trained.foundation_dir, trained.tokenizer_dir):
+        if folder and (folder / "generation_config.json").is_file():
+            return read_json(folder / "generation_config.json")
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    return {name: index for name, index in ids.items() if index is not None}
+
+
+def keep_the_rest(folder: Path, stage: Path) -> None:
+    """Carries over the files in `folder` that are not of an earlier conversion, and says what is kept or replaced."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    replaced = carry_over(folder, stage, [name for name in names if matches(name, SAFETENSORS_LAYOUT)])
+    if (stage / "lit_model.pth").is_file():
+        print("kept: lit_model.pth, as it was before this conversion")
+    if replaced:
+        print(f"replaced: {', '.join(replaced)}")

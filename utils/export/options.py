@@ -1,0 +1,111 @@
+"""Options of the commands that bring a trained model to other programs.
+
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.errors import raise_problems
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Convert a trained model to a Hugging Face folder, check it, and upload it if asked to."""
+
+    input_path: Path
+    """Run folder (its best checkpoint, else its newest), training checkpoint, or lit_model.pth."""
+    output_dir: Path
+    """Folder to make. It may hold an earlier conversion, which is replaced, or a merged lit_model.pth, which stays."""
+    checkpoint_dir: Path | None = None
+    """Foundation model. Default: the one in the run's run.yaml."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Type of the weights. Default: as trained."""
+    max_shard_size: str = "5GB"
+    """Largest size of one weights file."""
+    verify: Literal["logits", "tensors", "none"] = "logits"
+    """logits: transformers, in a fresh process, computes what litgpt does (needs the model in memory in float32).
+    tensors: the files hold what was to be written, bit for bit."""
+    as_adapter: bool = False
+    """Write LoRA's adapter for the peft library instead of the merged model, to be loaded on the same base."""
+    repo_id: str | None = None
+    """Upload the folder to this repository of the Hugging Face Hub, as ORG/NAME."""
+    private: bool = True
+    """Whether the repository is private, if it has to be made."""
+    license: str | None = None
+    """Licence of the model as the Hub names it, such as cc-by-sa-4.0. Default: the base model's, as its card says."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not parse_size(self.max_shard_size):
+            problems.append(f"--max_shard_size must be a size like 5GB, not '{self.max_shard_size}'")
+        if self.as_adapter and self.dtype:
+            problems.append("--as_adapter keeps the adapter's own type: leave --dtype out")
+        if self.repo_id is not None:
+            from lit_gpt.formats.hub import check_repo_id  # brings huggingface_hub, which --help does not need
+
+            problems += check_repo_id(self.repo_id, "--repo_id")
+        if self.license is not None and not re.fullmatch(r"[a-z0-9.-]+", self.license):
+            problems.append(f"--license must be a name such as apache-2.0, not {self.license!r}")
+        raise_problems(problems)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '5GB' or '500MiB'; 0 for a text that is not a size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)", text.strip().upper())
+    return int(float(match[1]) * _UNITS[match[2]]) if match else 0
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """Merge a LoRA checkpoint, or an adapter of peft, into the foundation model it was trained on."""
+
+    lora_path: Path
+    """Run folder (its best checkpoint, else its newest), a training checkpoint's directory, or peft's folder."""
+    save_path: Path
+    """The merged lit_model.pth, or the directory to write it in; config and tokenizer are put beside it."""
+    checkpoint_dir: Path | None = None
+    """Foundation model. Default: the one in the run's run.yaml; peft's folder names none."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Type of the merged weights. Default: the foundation model's. The sum is computed in float32 always."""
+    verify: Literal["logits", "none"] = "logits"
+    """logits: those of the written model, computed layer by layer in float32, are those of base and adapter."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class UploadOptions:
+    """Upload a Hugging Face folder, or a new card for a model that is there; a second call sends only what is missing.
+
+    The Hub needs a token that may write: run `hf auth login`, or set HF_TOKEN.
+    """
+
+    repo: str
+    """The repository, as ORG/NAME; it is made if there is none."""
+    input_dir: Path
+    """Folder whose files are sent, as convert_litgpt_to_transformers.py makes it; litgpt's and hidden ones stay."""
+    message: str = "Upload model"
+    """The commit's message."""
+    private: bool = True
+    """Whether the repository is private, if it has to be made."""
+    dry_run: bool = False
+    """Show what would be sent, and end."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        from lit_gpt.formats.hub import check_repo_id  # brings huggingface_hub, which --help does not need
+
+        problems = check_repo_id(self.repo, "REPO")
+        if not self.message.strip():
+            problems.append("--message must not be empty")
+        raise_problems(problems)

@@ -1,0 +1,74 @@
+"""What is published of a model's origin: the record of its training, its foundation and the licences."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.run.trained import TrainedModel
+
+PROVENANCE = "training_provenance.json"
+"""The file in a Hugging Face folder that says how the model was trained; hf_files/handler.py reads it too."""
+
+
+def write_provenance(folder: Path, trained: TrainedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
+    """Writes the record of training and conversion, copies the foundation's licences, and returns the record.
+
+    Args:
+        folder: the Hugging Face folder.
+        trained: the model.
+        hf: its config.json.
+        verified: what the comparison of the folder with `trained` found.
+    """
+    for path in licence_files(trained.foundation_dir):
+        shutil.copyfile(path, folder / path.name)
+    versions = {name: version(name) for name in ("torch", "litgpt", "safetensors")}
+    conversion = {"architecture": hf["architectures"][0], "verification": verified, "versions": versions}
+    provenance = {**publishable(trained.provenance), "conversion": conversion}
+    write_json(folder / PROVENANCE, provenance)
+    return provenance
+
+
+def publishable(value: Any) -> Any:
+    """`value` without what names a machine or its folders: the last part of absolute paths, no host names."""
+    if isinstance(value, dict):
+        return {key: publishable(item) for key, item in value.items() if key not in ("host", "hostname")}
+    if isinstance(value, list):
+        return [publishable(item) for item in value]
+    if isinstance(value, str) and value.startswith("/"):
+        return Path(value).name
+    return value
+
+
+def licence_files(foundation_dir: Path | None) -> list[Path]:
+    """The foundation's licence and notices, which most licences ask to be passed on."""
+    if foundation_dir is None:
+        return []
+    found = [*foundation_dir.glob("LICENSE*"), *foundation_dir.glob("NOTICE*")]
+    return [path for path in found if path.is_file()]
+
+
+def foundation_facts(foundation_dir: Path | None) -> tuple[str | None, dict[str, Any]]:
+    """The foundation's name, ORG/NAME where its folder is as download.py makes it, and the metadata of its card."""
+    if foundation_dir is None:
+        return None, {}
+    folder = foundation_dir.resolve()
+    name = f"{folder.parent.name}/{folder.name}" if folder.parent.parent.name == "checkpoints" else folder.name
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    match = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        front_matter = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError:
+        front_matter = {}
+    return name, front_matter if isinstance(front_matter, dict) else {}
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,98 @@
+"""Is the folder the model? A Hugging Face folder or an adapter is read back and compared with the trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lit_gpt.errors import DataError
+from lit_gpt.formats.hf_logits import (
+    PROBE_TEXT,
+    TOLERANCE,
+    ask_transformers,
+    largest_difference,
+    litgpt_logits,
+    probe_sequences,
+)
+from lit_gpt.formats.hf_weights import TensorFiles, tensors_to_hf
+from lit_gpt.formats.peft import read_peft
+from lit_gpt.model.lora import merge_adapter
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.run.trained import TrainedModel
+
+
+def verify_folder(how: str, stage: Path, trained: TrainedModel, hf: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """Compares the Hugging Face folder `stage` with `trained`, by "logits", "tensors" or not ("none").
+
+    Returns:
+        What was found, in words.
+
+    Raises:
+        DataError: if they differ.
+    """
+    if how == "logits":
+        return verify_logits(stage, trained, tokenizer)
+    if how == "tensors":
+        return verify_tensors(stage, trained, hf)
+    return "not verified"
+
+
+def verify_logits(stage: Path, trained: TrainedModel, tokenizer: Tokenizer) -> str:
+    """Compares logits and token ids with what transformers computes from `stage` in a fresh process; says the result.
+
+    Raises:
+        DataError: if they differ.
+    """
+    sequences = probe_sequences(trained.config.padded_vocab_size, trained.config.block_size)
+    ours = litgpt_logits(trained.config, trained.state_dict, sequences)
+    text = PROBE_TEXT if (stage / "tokenizer.json").is_file() else None
+    answer = ask_transformers(stage, sequences, text)
+    difference, relative = largest_difference(ours, answer.logits)
+    figures = f"largest difference of logits {difference:.2g}, relative to max(1, largest logit) {relative:.2g}"
+    if not relative <= TOLERANCE:  # written so that a NaN does not count as agreement
+        raise DataError(f"transformers computes another model from the converted files: {figures}, allowed {TOLERANCE}")
+    ids = tokenizer.encode(PROBE_TEXT)
+    other_start = (answer.starts_with == tokenizer.bos_id) != tokenizer.adds_bos
+    if answer.ids is not None and (answer.ids != ids or other_start):
+        raise DataError("transformers' AutoTokenizer gives other token ids than the model was trained with")
+    tokens = sum(map(len, sequences))
+    equal_ids = "" if answer.ids is None else f"; {len(ids)} token ids equal"
+    return f"verified: {figures}, on {tokens} tokens in float32{equal_ids}"
+
+
+def verify_tensors(stage: Path, trained: TrainedModel, hf: dict[str, Any]) -> str:
+    """Reads the weights files again and compares every tensor bit for bit with what was to be written; says the result.
+
+    Raises:
+        DataError: naming a tensor that differs.
+    """
+    files = TensorFiles(stage)
+    names = set()
+    for name, tensor in tensors_to_hf(trained.state_dict, trained.config, hf):
+        names.add(name)
+        if name not in files.names:
+            raise DataError(f"{name} was not written")
+        written = files.read(name, tuple(tensor.shape))
+        same_bits = torch.equal(written.view(torch.uint8), tensor.contiguous().view(torch.uint8))
+        if written.dtype != tensor.dtype or not same_bits:
+            raise DataError(f"{name} was not written as it is")
+    if left_over := files.names - names:
+        raise DataError(f"the files hold tensors that were not to be written: {', '.join(sorted(left_over))}")
+    return f"verified: {len(names)} tensors read back, equal bit for bit"
+
+
+def verify_adapter(stage: Path, trained: TrainedModel, hf: dict[str, Any]) -> None:
+    """Reads the adapter for peft in `stage`, merges it, and compares every weight with the trained model's.
+
+    Raises:
+        DataError: naming a weight that differs.
+    """
+    adapter, settings = read_peft(stage, trained.config, hf)
+    merged = merge_adapter(trained.base, adapter, trained.config, settings)
+    for name, tensor in trained.state_dict.items():
+        # peft multiplies by the scale at another point: that differs by a rounding of the weights' type at most
+        tolerance = 4 * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
+        if not torch.allclose(merged[name].float(), tensor.float(), atol=tolerance, rtol=0):
+            raise DataError(f"the adapter as it was written makes another {name}")
