@@ -171,8 +171,8 @@ def test_processes_end_with_the_pool():
 PROGRAM = """
 import time
 from functools import partial
-from tests.test_work_pool import Maker, who
-from utils.work_pool import WorkPool
+from tests.prepare.test_work_pool import Maker, who
+from utils.prepare.work_pool import WorkPool
 
 if __name__ == "__main__":
     with WorkPool(partial(Maker, "a"), 2) as pool:

@@ -253,7 +253,7 @@ def test_the_others_do_not_wait_for_a_task_that_does_not_come(
     cluster: Cluster, tmp_path: Path, missing: str, words: str
 ) -> None:
     program = f"""
-import os; from datetime import timedelta; from pathlib import Path; from utils import slurm
+import os; from datetime import timedelta; from pathlib import Path; from utils.cluster import slurm
 if os.environ["SLURM_PROCID"] != "{missing}":
     slurm.JOIN_LIMIT = timedelta(seconds=6)
     slurm.join_tasks(Path("{tmp_path}"))
@@ -267,7 +267,7 @@ def test_a_task_may_work_for_longer_than_the_tasks_wait_for_each_other_at_the_st
 ) -> None:
     data = tmp_path / "data"
     program = f"""
-import os, time; from datetime import timedelta; from pathlib import Path; from utils import slurm
+import os, time; from datetime import timedelta; from pathlib import Path; from utils.cluster import slurm
 import torch.distributed
 Path("{tmp_path}", os.environ["SLURM_PROCID"]).touch()
 while not all(Path("{tmp_path}", rank).exists() for rank in "01"):  # one may start far later than the other
