@@ -434,6 +434,7 @@ def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], 
 
 def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
     """Raises unless --out_dir is new, or holds this very run and may be continued."""
+    from utils.run.csv_log import METRIC_COLUMNS, METRICS, check_columns
     from utils.run.record import RUN, RunRecord
 
     if options.out_dir.exists() and not options.out_dir.is_dir():
@@ -442,6 +443,7 @@ def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
         if options.resume == "never":
             raise UserError(f"{options.out_dir} holds a run and --resume is never; give another --out_dir")
         RunRecord.load(options.out_dir).check_same_run(identity, options.out_dir)
+        check_columns(options.out_dir / METRICS, METRIC_COLUMNS)
 
 
 def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: int) -> Schedule:

@@ -63,6 +63,7 @@ class Task:
     manifest: Manifest
     entries: list[DatasetSplit]
     precision: str
+    run_precision: str
 
     @property
     def settings(self) -> dict[str, str]:
@@ -83,10 +84,11 @@ def main(options: ValidateOptions) -> None:
     manifest = Manifest.load(data_dir)
     entries = manifest.select(TEST, options.language)
     check_tokenizer(manifest, options.out_dir, data_dir)
-    precision = options.precision or record.options["precision"]
+    run_precision = record.options["precision"]
+    precision = options.precision or run_precision
     fabric = launch(*resolve_processes(options.devices, options.num_nodes), precision)
     with every_task_needed():
-        validate_run(Task(options, fabric, data_dir, manifest, entries, precision))
+        validate_run(Task(options, fabric, data_dir, manifest, entries, precision, run_precision))
 
 
 def validate_run(task: Task) -> None:
@@ -136,7 +138,7 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
 
     options, fabric = task.options, task.fabric
     done = on_rank_zero(lambda: read_csv(options.out_dir / VALIDATION))
-    if any(row.items() >= {"checkpoint": checkpoint.name, **task.settings}.items() for row in done):
+    if any(was_measured(task, checkpoint, row) for row in done):
         say(task, f"{checkpoint.name}: done before")
         return True
     if problem := on_rank_zero(lambda: verify_checkpoint(checkpoint)):
@@ -152,6 +154,15 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
     )
     on_rank_zero(lambda: append(task, checkpoint, losses))
     return True
+
+
+def was_measured(task: Task, checkpoint: Path, row: dict[str, str]) -> bool:
+    """Whether a line of validation.csv is of this checkpoint under these settings.
+
+    The first versions did not write the precision; what they measured counts as measured in the run's.
+    """
+    precision = row.get("precision") or task.run_precision
+    return {**row, "precision": precision}.items() >= {"checkpoint": checkpoint.name, **task.settings}.items()
 
 
 def append(task: Task, checkpoint: Path, losses: dict[str, Loss]) -> None:

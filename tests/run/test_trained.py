@@ -222,6 +222,29 @@ def test_offline_validation_measures_each_checkpoint_once(
     assert last["all"] == pytest.approx(float(online[-1]["loss"]), abs=0.1), "8 samples a dataset, on- and offline"
 
 
+def test_offline_validation_keeps_what_an_older_version_measured(
+    trained_run: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Its validation.csv had no column for the precision."""
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    validate = ("validate_pretrain.py", "--out_dir", copy, "--max", 1, "--batch_size", 8)
+    run(*validate)
+    measured = list(csv.DictReader((copy / "validation.csv").open()))
+    last = measured[-1]["checkpoint"]
+    columns = [column for column in measured[0] if column != "precision"]
+    with (copy / "validation.csv").open("w") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row for row in measured if row["checkpoint"] != last)
+    done = run(*validate)
+    assert done.stdout.count("done before") == len(list_checkpoints(copy)) - 1
+    now = list(csv.DictReader((copy / "validation.csv").open()))
+    old = [row for row in measured if row["checkpoint"] != last]
+    assert now[: len(old)] == [row | {"precision": ""} for row in old]
+    assert now[len(old) :] == measured[len(old) :], "the one that was missing, measured under the same settings"
+    assert run(*validate).stdout.count("done before") == len(list_checkpoints(copy))
+
+
 def test_offline_validation_is_exact(trained_run: Path, data_dir: Path, tmp_path: Path) -> None:
     """The same samples as in training give the same loss, from the checkpoint alone."""
     copy = shutil.copytree(trained_run, tmp_path / "run")

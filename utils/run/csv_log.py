@@ -1,51 +1,64 @@
-"""metrics.csv and validation.csv: they grow line by line and are whole at any moment but for the last line."""
+"""metrics.csv and validation.csv: they grow line by line and are whole at any moment but for the last line.
+
+A version that knows more columns goes on in the file of an older one: `CsvLog` and `drop_metrics_after` first write it
+again with today's columns. A file with columns that this version does not know is refused, never misread.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.errors import DataError
 from utils.files.atomic import write_atomically
 
 METRICS, VALIDATION = "metrics.csv", "validation.csv"
 
-
 ALL = "all"
 """The dataset name of a validation over all datasets, weighted by their targets."""
 
-
 PLACE_COLUMNS = ("step", "samples", "tokens", "seconds", "device_seconds")
-
+"""Where in the run a line was taken: counters of `TrainingProgress`."""
 
 LOSS_COLUMNS = ("dataset", "loss", "targets")
+"""A mean loss in nats per target, and the number of targets it is the mean of."""
 
-
-METER_COLUMNS = ("tokens_per_second", "mfu", "memory_gib", "data_seconds", "forward_seconds", "backward_seconds")
-
-
-METER_COLUMNS += ("communication_seconds", "optimiser_seconds")
+METER_COLUMNS = (
+    *("tokens_per_second", "mfu", "memory_gib"),
+    *("data_seconds", "forward_seconds", "backward_seconds", "communication_seconds", "optimiser_seconds"),
+)
 """What utils/train/meter.py measures; seconds are those of one step."""
-
 
 METRIC_COLUMNS = (*PLACE_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", *METER_COLUMNS)
 """Of training a line per step, without a dataset, and at each look at the losses one per dataset since the last."""
 
-
 VALIDATION_COLUMNS = ("checkpoint", *PLACE_COLUMNS, *LOSS_COLUMNS, "max_samples", "precision", "data")
+"""A line per checkpoint and dataset; the last three columns are the settings it was measured under."""
 
 
 class CsvLog:
-    """An append-only CSV file whose lines are on their way to the disk as soon as they are written."""
+    """An append-only CSV file whose lines are on their way to the disk as soon as they are written.
+
+    Args:
+        path: the file. One that an older version wrote gets today's columns.
+        columns: its columns.
+
+    Raises:
+        DataError: if the file has columns that are not among `columns`.
+        OSError: if it cannot be written; what was in it stays.
+    """
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
         content = path.read_bytes() if path.is_file() else b""
         if content and not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)  # what a killed process began
         is_new = b"\n" not in content
+        if not is_new:
+            migrate(path, columns)
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
         if is_new:
@@ -67,10 +80,64 @@ class CsvLog:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The complete lines of a CSV file; what a killed process or node left of others is not among them."""
+    """The complete lines of a CSV file; none where there is no file.
+
+    Left out are a last line without its end, which a process is writing or was killed in, and lines with zero bytes,
+    which a lost node leaves where a file's blocks did not reach the disk.
+
+    Raises:
+        DataError: if another line has more or fewer fields than the header.
+    """
     content = path.read_bytes() if path.is_file() else b""
-    lines = content[: content.rfind(b"\n") + 1].replace(b"\0", b"").decode("utf-8", errors="replace")
-    return [row for row in csv.DictReader(io.StringIO(lines)) if None not in row.values() and None not in row]
+    text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
+    header, *lines = text.split("\n")
+    columns = _split(header)
+    rows = []
+    for number, line in enumerate(lines, start=2):
+        if not line or "\0" in line:
+            continue
+        fields = _split(line)
+        if len(fields) != len(columns):
+            raise DataError(
+                f"{path}, line {number} has {len(fields)} fields, the header {len(columns)}: a version with other "
+                "columns wrote it, or the file is damaged; remove such lines"
+            )
+        rows.append(dict(zip(columns, fields, strict=True)))
+    return rows
+
+
+def check_columns(path: Path, columns: Sequence[str]) -> list[str]:
+    """The columns of a CSV file's header; none where there is no file, or no complete line in it.
+
+    Raises:
+        DataError: if one of them is not among `columns`, or comes twice.
+    """
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        header = file.readline()
+    if not header.endswith(b"\n"):
+        return []
+    found = _split(header.decode("utf-8", errors="replace"))
+    unknown = [column for column in found if column not in columns or found.count(column) > 1]
+    if unknown:
+        raise DataError(
+            f"{path} has columns that this version does not write ({', '.join(unknown)}): another program's file, or a "
+            "later version's; move it away"
+        )
+    return found
+
+
+def migrate(path: Path, columns: Sequence[str]) -> None:
+    """Gives a CSV file the columns of this version, in their order: values stay, new columns are empty.
+
+    Raises:
+        DataError: if the file has other columns, see `check_columns`, or damaged lines, see `read_csv`.
+        OSError: if it cannot be written; the old file stays.
+    """
+    found = check_columns(path, columns)
+    if found and found != list(columns):
+        _write(path, columns, read_csv(path))
 
 
 def drop_metrics_after(run_dir: Path, step: int, keep_validation: bool = True) -> None:
@@ -78,14 +145,27 @@ def drop_metrics_after(run_dir: Path, step: int, keep_validation: bool = True) -
 
     Without `keep_validation` those of the validation at `step` go too. The file is always another one afterwards: what
     a process that was cut off from the run still writes into the old one is not seen.
+
+    Raises:
+        DataError, OSError: see `migrate`.
     """
     path = run_dir / METRICS
     if not path.is_file():
         return
+    check_columns(path, METRIC_COLUMNS)
     last = {"train": step, "valid": step if keep_validation else step - 1}
-    kept = [row for row in read_csv(path) if int(row["step"]) <= last[row["split"]]]
+    _write(path, METRIC_COLUMNS, (row for row in read_csv(path) if int(row["step"]) <= last[row["split"]]))
+
+
+def _split(line: str) -> list[str]:
+    """The fields of a line."""
+    return next(csv.reader([line.replace("\0", "")]), [])
+
+
+def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
+    """Replaces a CSV file by one with these columns and rows; the old or the new one, never a part."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, METRIC_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(kept)
+    writer.writerows(rows)
     write_atomically(path, text.getvalue())
