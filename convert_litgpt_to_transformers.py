@@ -27,7 +27,7 @@ from utils.export.hf_folder import check_output_dir, keep_the_rest, write_adapte
 from utils.export.provenance import write_provenance
 from utils.files.staged_folder import recover, staged
 from utils.report.model_card import write_card
-from utils.run.trained import load_trained
+from utils.run.merged_model import load_merged_model
 
 
 def main(options: ConvertOptions) -> None:
@@ -38,7 +38,7 @@ def main(options: ConvertOptions) -> None:
     if options.verify == "logits" and not options.as_adapter:
         require_transformers(", or give --verify tensors")
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    trained = load_trained(options.input_path, options.checkpoint_dir, dtype=dtype)
+    trained = load_merged_model(options.input_path, options.checkpoint_dir, dtype=dtype)
     if options.as_adapter and trained.lora is None:
         raise UserError(f"--as_adapter: {options.input_path} holds all weights, not an adapter")
 

@@ -132,8 +132,8 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
     from utils.cluster.launch import place_model
     from utils.run.checkpoint_folders import verify_checkpoint
     from utils.run.csv_log import VALIDATION, read_csv
+    from utils.run.merged_model import load_merged_model
     from utils.run.record import RunRecord
-    from utils.run.trained import load_trained
     from utils.train.training import validate
 
     options, fabric = task.options, task.fabric
@@ -144,7 +144,7 @@ def validate_checkpoint(task: Task, checkpoint: Path) -> bool:
     if problem := on_rank_zero(lambda: verify_checkpoint(checkpoint)):
         say(task, f"{checkpoint.name}: passed over, {problem}")
         return False
-    trained = load_trained(checkpoint, options.checkpoint_dir, verify=False)
+    trained = load_merged_model(checkpoint, options.checkpoint_dir, verify=False)
     dtype = torch.bfloat16 if task.precision == "bf16-true" else torch.float32
     model = place_model(fabric, empty_model(trained.config, None, dtype), trained.state_dict, 0, task.precision)
     mask_documents = RunRecord.load(checkpoint).identity.mask_documents

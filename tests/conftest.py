@@ -140,9 +140,9 @@ def trained_run(pretrain_arguments: list[object], tmp_path_factory: pytest.TempP
 def foundation(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model as a litgpt checkpoint directory; do not change it."""
     from lit_gpt.formats.litgpt_directory import write_foundation
-    from utils.run.trained import companion_files, load_trained
+    from utils.run.merged_model import companion_files, load_merged_model
 
-    trained = load_trained(trained_run)
+    trained = load_merged_model(trained_run)
     folder = tmp_path_factory.mktemp("foundation")
     write_foundation(folder, trained.config, trained.state_dict, companion_files(trained))
     return folder

@@ -23,7 +23,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_foundation
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.files.staged_folder import recover, staged_into
-from utils.run.trained import companion_files, compare_merged, load_trained
+from utils.run.merged_model import companion_files, compare_merged, load_merged_model
 
 
 def main(options: MergeOptions) -> None:
@@ -37,7 +37,7 @@ def main(options: MergeOptions) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--save_path {folder} is a file")
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    trained = load_trained(options.lora_path, options.checkpoint_dir, dtype=dtype)
+    trained = load_merged_model(options.lora_path, options.checkpoint_dir, dtype=dtype)
     if trained.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
     with staged_into(folder, last=WEIGHTS) as stage:

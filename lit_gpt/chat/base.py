@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 from lit_gpt.errors import UserError
 from utils import cli
-from utils.run.text_model import TextOptions, load_text_model
+from utils.run.model_options import ModelOptions, load_text_model
 
 if TYPE_CHECKING:
     from lit_gpt.inference.generation import TextModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TextOptions):
+class Options(ModelOptions):
     """Talk with a model. Ctrl-C ends an answer; an empty line or the end of the input (Ctrl-D) the conversation."""
 
     template: Literal["auto", "dialogue", "chat"] = "auto"

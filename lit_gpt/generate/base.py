@@ -16,14 +16,14 @@ if __name__ == "__main__":
 
 from lit_gpt.errors import DataError, raise_problems
 from utils import cli
-from utils.run.text_model import TextOptions, load_text_model
+from utils.run.model_options import ModelOptions, load_text_model
 
 if TYPE_CHECKING:
     from lit_gpt.inference.generation import TextModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(TextOptions):
+class Options(ModelOptions):
     """Continue prompts. Texts go to stdout, timings to stderr."""
 
     prompt: str | None = None

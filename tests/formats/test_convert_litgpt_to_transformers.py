@@ -27,7 +27,7 @@ from tests.formats.hf_models import VOCABULARY, make_litgpt, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub
 from utils.export import hf_folder
 from utils.export.options import ConvertOptions, parse_size
-from utils.run.trained import TrainedModel, load_trained
+from utils.run.merged_model import MergedModel, load_merged_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
@@ -74,12 +74,12 @@ def make_scratch(folder):
 
 def trained_from(foundation, **provenance):
     """A stand-in for a training run: the foundation's weights, some of them moved."""
-    model = load_trained(foundation, None)
+    model = load_merged_model(foundation, None)
     state_dict = {name: tensor.clone() for name, tensor in model.state_dict.items()}
     for name in state_dict:
         if "attn" in name or "lm_head" in name:
             state_dict[name] += 0.01
-    return TrainedModel(model.config, state_dict, foundation, foundation, None, provenance)
+    return MergedModel(model.config, state_dict, foundation, foundation, None, provenance)
 
 
 def test_round_trip_in_a_real_process(foundation, tmp_path):
@@ -134,7 +134,7 @@ def test_provenance_and_licence_of_the_base(foundation, tmp_path, monkeypatch, c
     (foundation / "NOTICE").write_text("made by others")
     provenance = {"options": {"data_dir": "/home/someone/data"}, "history": [{"host": "node17", "processes": 4}]}
     trained = trained_from(foundation, **provenance)
-    monkeypatch.setattr("convert_litgpt_to_transformers.load_trained", lambda *_, **__: trained)
+    monkeypatch.setattr("convert_litgpt_to_transformers.load_merged_model", lambda *_, **__: trained)
     main(ConvertOptions(Path("run"), tmp_path / "Claire", verify="tensors"))
     printed = capsys.readouterr().out
     assert "no longer tied" in printed and "equal bit for bit" in printed
@@ -281,7 +281,7 @@ def test_probe_reaches_both_ends_of_the_vocabulary():
 
 
 def test_nan_is_no_agreement(foundation):
-    trained = load_trained(foundation, None)
+    trained = load_merged_model(foundation, None)
     logits = litgpt_logits(trained.config, trained.state_dict, [[1, 2]])
     assert largest_difference(logits, logits) == (0, 0)
     assert not largest_difference(logits, [logits[0] * float("nan")])[1] <= 1

@@ -23,7 +23,7 @@ from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import run_command
 from tests.formats.hf_models import make_litgpt
-from utils.run.text_model import TextOptions, load_text_model
+from utils.run.model_options import ModelOptions, load_text_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "lit_gpt" / "chat" / "base.py"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
@@ -232,7 +232,7 @@ def answer_of(model, ids, count, end_ids=(), **options):
 
 def test_a_dialogue_is_kept_and_ends_at_the_users_turn(small, monkeypatch, capsys):
     """The second question is asked with the first one and its answer before it."""
-    model = load_text_model(TextOptions(checkpoint_dir=small, accelerator="cpu"))
+    model = load_text_model(ModelOptions(checkpoint_dir=small, accelerator="cpu"))
     first = model.encode("[speaker001:] Bonjour\n[speaker002:]")
     whole = answer_of(model, first, 30)
     user = whole[10:13]
@@ -257,7 +257,7 @@ def test_a_templates_conversation_equals_transformers(with_template, monkeypatch
     main(Options(checkpoint_dir=path, max_new_tokens=12, temperature=0.0, accelerator="cpu"))
     monkeypatch.undo()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    model = load_text_model(TextOptions(checkpoint_dir=path, accelerator="cpu"))
+    model = load_text_model(ModelOptions(checkpoint_dir=path, accelerator="cpu"))
     ends, messages, shown = tokenizer.convert_tokens_to_ids(end), [], ""
     for ids, question in zip(read, ("Bonjour", "Et toi ?", "la mer"), strict=True):
         messages.append({"role": "user", "content": question})
@@ -273,7 +273,7 @@ def test_a_templates_conversation_equals_transformers(with_template, monkeypatch
 
 def test_a_longer_conversation_gets_more_room(folder, capsys):
     """The cache for 256 positions is given up for a larger one."""
-    grown, fresh = (load_text_model(TextOptions(checkpoint_dir=folder, accelerator="cpu")) for _ in range(2))
+    grown, fresh = (load_text_model(ModelOptions(checkpoint_dir=folder, accelerator="cpu")) for _ in range(2))
     ids = [1 + index % 300 for index in range(300)]
     answer_of(grown, ids[:100], 5)
     assert answer_of(grown, ids, 9) == answer_of(fresh, ids, 9) != ""

@@ -23,7 +23,7 @@ from lit_gpt.inference.sampling import Sampling, penalise, probabilities
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import run_command
 from tests.formats.hf_models import make_hf, make_litgpt, make_tokenizer
-from utils.run.text_model import TextOptions, load_text_model
+from utils.run.model_options import ModelOptions, load_text_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "lit_gpt" / "generate" / "base.py"
 PROMPT = "[speaker001:] Bonjour,"
@@ -39,7 +39,7 @@ ATTENTION = {
 
 
 def load(folder, **options):
-    return load_text_model(TextOptions(checkpoint_dir=folder, accelerator="cpu", **options))
+    return load_text_model(ModelOptions(checkpoint_dir=folder, accelerator="cpu", **options))
 
 
 def texts_of(model, prompts, sampling, samples=range(1), **options):
@@ -318,7 +318,7 @@ def test_an_adapter_on_its_base_is_the_unmerged_model(lora_run, foundation):
     reference = litgpt.lora.GPT(settings.extend(read_config(foundation))).eval()
     reference.load_state_dict(read_weights(foundation), strict=False)
     reference.load_state_dict(read_model_tensors(find_input(lora_run)), strict=False)
-    model = load_text_model(TextOptions(lora_path=lora_run, accelerator="cpu"))
+    model = load_text_model(ModelOptions(lora_path=lora_run, accelerator="cpu"))
     ids = model.encode("[speaker001:] Good morning")
     with torch.inference_mode():
         theirs = reference(torch.tensor([ids]))[:, -1, : model.tokenizer.vocab_size]

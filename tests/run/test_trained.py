@@ -32,8 +32,8 @@ from utils.export.options import ConvertOptions, MergeOptions
 from utils.run.checkpoint_folders import list_checkpoints
 from utils.run.checkpoint_reader import read_model_tensors
 from utils.run.input_path import find_input
+from utils.run.merged_model import load_merged_model
 from utils.run.record import RunRecord
-from utils.run.trained import load_trained
 
 
 def test_a_path_stands_for_the_best_checkpoint_else_the_newest(trained_run: Path, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_path_stands_for_the_best_checkpoint_else_the_newest(trained_run: Path
 
 def test_merged_equals_unmerged(lora_run: Path, foundation: Path) -> None:
     checkpoint = find_input(lora_run)
-    trained = load_trained(checkpoint)
+    trained = load_merged_model(checkpoint)
     settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)
     unmerged = litgpt.lora.GPT(settings.extend(trained.config)).eval()
     unmerged.load_state_dict(read_weights(foundation), strict=False)
@@ -69,7 +69,7 @@ def test_merged_equals_unmerged(lora_run: Path, foundation: Path) -> None:
 def test_merge_lora_makes_a_directory_that_litgpt_runs(lora_run: Path, tmp_path: Path) -> None:
     save_path = tmp_path / "merged" / WEIGHTS
     run("utils/merge_lora.py", "--lora_path", lora_run, "--save_path", save_path)
-    merged, trained = read_weights(save_path.parent), load_trained(lora_run)
+    merged, trained = read_weights(save_path.parent), load_merged_model(lora_run)
     assert all(torch.equal(merged[name], tensor) for name, tensor in trained.state_dict.items())
     litgpt_command = [str(Path(sys.executable).with_name("litgpt")), "generate", str(save_path.parent)]
     done = subprocess.run(
@@ -89,7 +89,7 @@ def test_a_lora_run_becomes_a_hugging_face_folder_of_the_same_model(lora_run: Pa
 
     run("convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", tmp_path / "hf")
     settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)
-    trained = load_trained(lora_run)
+    trained = load_merged_model(lora_run)
     unmerged = litgpt.lora.GPT(settings.extend(trained.config)).eval()
     unmerged.load_state_dict(read_weights(trained.foundation_dir), strict=False)
     unmerged.load_state_dict(read_model_tensors(find_input(lora_run)), strict=False)
@@ -112,7 +112,7 @@ def test_checkpoints_of_3_and_of_8_processes_give_the_same_bytes(trained_run: Pa
         found[processes] = {path.name: path.read_bytes() for path in (run_dir / "model").iterdir()}
     assert found[3] == found[8] and len([name for name in found[3] if name.startswith("model-")]) > 2
     files = TensorFiles(tmp_path / "8" / "model")
-    trained, hf = load_trained(checkpoint), read_hf_config(tmp_path / "8" / "model")
+    trained, hf = load_merged_model(checkpoint), read_hf_config(tmp_path / "8" / "model")
     for name, tensor in tensors_from_hf(tmp_path / "8" / "model", trained.config, hf):
         assert torch.equal(tensor, trained.state_dict[name]), name
     assert files.names == json.loads(found[8]["model.safetensors.index.json"])["weight_map"].keys()
@@ -122,7 +122,7 @@ def test_a_merge_that_computes_something_else_leaves_nothing(
     lora_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two rows of one matrix change places on their way to the file; and in 16 bits a tiny change gets lost."""
-    import utils.run.trained
+    import utils.run.merged_model
 
     merge = ["--lora_path", str(lora_run), "--save_path", str(tmp_path / "merged")]
     with monkeypatch.context() as patch:
@@ -137,7 +137,7 @@ def test_a_merge_that_computes_something_else_leaves_nothing(
     real = read_model_tensors(find_input(lora_run))
     tiny = {name: real[name] * (3e-4 if name.endswith("B") else 1) for name in real}
     with monkeypatch.context() as patch:
-        patch.setattr(utils.run.trained, "read_model_tensors", lambda _: tiny)
+        patch.setattr(utils.run.merged_model, "read_model_tensors", lambda _: tiny)
         assert run_command(MergeOptions, merge_lora.main, [*merge, "--dtype", "bfloat16"]) == 65
         assert "give --dtype float32" in capsys.readouterr().err and not list(tmp_path.iterdir())
         assert run_command(MergeOptions, merge_lora.main, merge) == 0
@@ -147,7 +147,7 @@ def test_a_merge_that_computes_something_else_leaves_nothing(
 
 def test_a_single_matrix_that_was_not_merged_is_found_in_16_bits(lora_run: Path) -> None:
     """Of one among many the logits need not tell."""
-    trained = load_trained(lora_run, dtype=torch.bfloat16)
+    trained = load_merged_model(lora_run, dtype=torch.bfloat16)
     merged = dict(trained.state_dict)
     check_merged(trained.base, trained.adapter, merged, trained.config, trained.lora)
     adapted = [name for name in merged if not torch.equal(merged[name], trained.base[name].bfloat16())]
@@ -164,13 +164,13 @@ def spoilt(items: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, tor
 
 
 def test_an_adapter_with_a_matrix_of_zeros_is_an_error(lora_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import utils.run.trained
+    import utils.run.merged_model
 
     real = read_model_tensors(find_input(lora_run))
     zero = {name: real[name] * (name != "transformer.h.0.attn.qkv.lora_B") for name in real}
-    monkeypatch.setattr(utils.run.trained, "read_model_tensors", lambda _: zero)
+    monkeypatch.setattr(utils.run.merged_model, "read_model_tensors", lambda _: zero)
     with pytest.raises(DataError, match=r"changes nothing: transformer\.h\.0\.attn\.qkv\.lora_B is zero"):
-        load_trained(lora_run)
+        load_merged_model(lora_run)
 
 
 def test_a_merge_of_nothing_is_an_error(lora_run: Path, trained_run: Path, foundation: Path, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_an_adapter_goes_out_to_peft_and_comes_back(lora_run: Path, foundation: 
         "--verify",
         "none",
     )
-    trained = load_trained(lora_run)
+    trained = load_merged_model(lora_run)
     model = build_model(trained.config, trained.state_dict, None, 0, torch.float32)
     ids = torch.randint(0, trained.config.vocab_size, (2, 40))
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)

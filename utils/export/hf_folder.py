@@ -26,7 +26,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.provenance import PROVENANCE, foundation_facts, write_json
 from utils.export.verification import verify_adapter, verify_folder
 from utils.files.staged_folder import carry_over, check_replaceable
-from utils.run.trained import TrainedModel
+from utils.run.merged_model import MergedModel
 
 COMPANIONS = {
     "handler.py": "hf_files/handler.py",
@@ -46,7 +46,7 @@ def check_output_dir(folder: Path) -> None:
         raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
 
 
-def write_folder(stage: Path, trained: TrainedModel, max_shard_bytes: int, verify: str) -> tuple[dict[str, Any], str]:
+def write_folder(stage: Path, trained: MergedModel, max_shard_bytes: int, verify: str) -> tuple[dict[str, Any], str]:
     """Fills `stage` with the merged model and compares it with `trained`.
 
     Args:
@@ -75,7 +75,7 @@ def write_folder(stage: Path, trained: TrainedModel, max_shard_bytes: int, verif
     return hf, verify_folder(verify, stage, trained, hf, tokenizer)
 
 
-def write_adapter(stage: Path, trained: TrainedModel) -> tuple[dict[str, Any], str]:
+def write_adapter(stage: Path, trained: MergedModel) -> tuple[dict[str, Any], str]:
     """Fills `stage` with the adapter for peft, and reads it back: merged again it must be the same model.
 
     Returns:
@@ -91,7 +91,7 @@ def write_adapter(stage: Path, trained: TrainedModel) -> tuple[dict[str, Any], s
     return hf, f"verified: {modules} modules read back, merged again the same model"
 
 
-def make_config(trained: TrainedModel, state_dict: Mapping[str, Tensor], tokenizer: Tokenizer) -> dict[str, Any]:
+def make_config(trained: MergedModel, state_dict: Mapping[str, Tensor], tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
     dtype = str(specs_of(state_dict)["transformer.wte.weight"].dtype).removeprefix("torch.")
     if trained.foundation_dir and (trained.foundation_dir / "config.json").is_file():
@@ -102,7 +102,7 @@ def make_config(trained: TrainedModel, state_dict: Mapping[str, Tensor], tokeniz
     return config_to_hf(trained.config, tokenizer.bos_id, tokenizer.eos_id, dtype, is_tied(state_dict))
 
 
-def generation_config(trained: TrainedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_config(trained: MergedModel, tokenizer: Tokenizer) -> dict[str, Any]:
     """generation_config.json: the foundation's, or the ids that begin and end a text."""
     for folder in (trained.foundation_dir, trained.tokenizer_dir):
         if folder and (folder / "generation_config.json").is_file():

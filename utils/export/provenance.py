@@ -11,13 +11,13 @@ from typing import Any
 
 import yaml
 
-from utils.run.trained import TrainedModel
+from utils.run.merged_model import MergedModel
 
 PROVENANCE = "training_provenance.json"
 """The file in a Hugging Face folder that says how the model was trained; hf_files/handler.py reads it too."""
 
 
-def write_provenance(folder: Path, trained: TrainedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
+def write_provenance(folder: Path, trained: MergedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
     """Writes the record of training and conversion, copies the foundation's licences, and returns the record.
 
     Args:

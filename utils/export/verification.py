@@ -20,10 +20,10 @@ from lit_gpt.formats.hf_weights import TensorFiles, tensors_to_hf
 from lit_gpt.formats.peft import read_peft
 from lit_gpt.model.lora import merge_adapter
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from utils.run.trained import TrainedModel
+from utils.run.merged_model import MergedModel
 
 
-def verify_folder(how: str, stage: Path, trained: TrainedModel, hf: dict[str, Any], tokenizer: Tokenizer) -> str:
+def verify_folder(how: str, stage: Path, trained: MergedModel, hf: dict[str, Any], tokenizer: Tokenizer) -> str:
     """Compares the Hugging Face folder `stage` with `trained`, by "logits", "tensors" or not ("none").
 
     Returns:
@@ -39,7 +39,7 @@ def verify_folder(how: str, stage: Path, trained: TrainedModel, hf: dict[str, An
     return "not verified"
 
 
-def verify_logits(stage: Path, trained: TrainedModel, tokenizer: Tokenizer) -> str:
+def verify_logits(stage: Path, trained: MergedModel, tokenizer: Tokenizer) -> str:
     """Compares logits and token ids with what transformers computes from `stage` in a fresh process; says the result.
 
     Raises:
@@ -62,7 +62,7 @@ def verify_logits(stage: Path, trained: TrainedModel, tokenizer: Tokenizer) -> s
     return f"verified: {figures}, on {tokens} tokens in float32{equal_ids}"
 
 
-def verify_tensors(stage: Path, trained: TrainedModel, hf: dict[str, Any]) -> str:
+def verify_tensors(stage: Path, trained: MergedModel, hf: dict[str, Any]) -> str:
     """Reads the weights files again and compares every tensor bit for bit with what was to be written; says the result.
 
     Raises:
@@ -83,7 +83,7 @@ def verify_tensors(stage: Path, trained: TrainedModel, hf: dict[str, Any]) -> st
     return f"verified: {len(names)} tensors read back, equal bit for bit"
 
 
-def verify_adapter(stage: Path, trained: TrainedModel, hf: dict[str, Any]) -> None:
+def verify_adapter(stage: Path, trained: MergedModel, hf: dict[str, Any]) -> None:
     """Reads the adapter for peft in `stage`, merges it, and compares every weight with the trained model's.
 
     Raises:

@@ -23,7 +23,7 @@ from utils.data.mixture import MIXTURE
 from utils.export.provenance import foundation_facts
 from utils.prepare.dialogue import normalise
 from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
-from utils.run.trained import TrainedModel
+from utils.run.merged_model import MergedModel
 
 HF_FILES = REPOSITORY / "hf_files"
 CURVES = "convergence.png"
@@ -49,7 +49,7 @@ HYPERPARAMETERS = (
 
 def write_card(
     folder: Path,
-    trained: TrainedModel,
+    trained: MergedModel,
     hf: dict[str, Any],
     provenance: dict[str, Any],
     model_id: str,
@@ -96,7 +96,7 @@ def fill_card(template: str, values: dict[str, Any]) -> str:
 
 
 def describe_model(
-    trained: TrainedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str, is_adapter: bool
+    trained: MergedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str, is_adapter: bool
 ) -> dict[str, Any]:
     """What it is and how it is used: of an adapter, transformers is told to load the base, and peft the adapter."""
     languages = sorted(set((provenance.get("normalised") or {}).values()) & PROMPTS.keys())
@@ -120,7 +120,7 @@ def describe_model(
     }
 
 
-def describe_origin(trained: TrainedModel, licence: str | None, is_adapter: bool) -> dict[str, Any]:
+def describe_origin(trained: MergedModel, licence: str | None, is_adapter: bool) -> dict[str, Any]:
     """The base model, both licences, and the metadata that the Hub reads."""
     base, base_card = foundation_facts(trained.foundation_dir) if trained.provenance else (None, {})
     on_hub = base is not None and "/" in base

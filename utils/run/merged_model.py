@@ -41,7 +41,7 @@ LOST_AT_MOST = 0.5
 
 
 @dataclass(frozen=True)
-class TrainedModel:
+class MergedModel:
     """A model's weights and where they come from."""
 
     config: Config
@@ -62,9 +62,9 @@ class TrainedModel:
     """The adapter that was merged, by litgpt's names."""
 
 
-def load_trained(
+def load_merged_model(
     input_path: Path, checkpoint_dir: Path | None = None, verify: bool = True, dtype: torch.dtype | None = None
-) -> TrainedModel:
+) -> MergedModel:
     """The model that `input_path` stands for, see `find_input`; or peft's adapter in it, merged.
 
     Args:
@@ -84,14 +84,14 @@ def load_trained(
         if source.name != WEIGHTS:
             raise UserError(f"{source} must be named {WEIGHTS}")
         folder = source.parent
-        return TrainedModel(read_config(folder), in_dtype(lazy_weights(folder), dtype), folder, folder, None, {})
+        return MergedModel(read_config(folder), in_dtype(lazy_weights(folder), dtype), folder, folder, None, {})
     if verify and (problem := verify_checkpoint(source)):
         raise DataError(f"{problem}; take another checkpoint")
     record = RunRecord.load(source)
     foundation = None
     if record.identity.base:
         foundation = checkpoint_dir or Path(record.options["checkpoint_dir"])
-    trained = TrainedModel(
+    trained = MergedModel(
         read_config(source / CONFIG),
         read_model_tensors(source),
         source,
@@ -109,21 +109,21 @@ def load_trained(
     return _merge(trained, base, adapter, LoRASettings(**record.identity.lora), dtype)
 
 
-def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> TrainedModel:
+def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> MergedModel:
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
     config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
     adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir))
-    return _merge(TrainedModel(config, base, checkpoint_dir, checkpoint_dir, None, {}), base, adapter, lora, dtype)
+    return _merge(MergedModel(config, base, checkpoint_dir, checkpoint_dir, None, {}), base, adapter, lora, dtype)
 
 
 def _merge(
-    trained: TrainedModel,
+    trained: MergedModel,
     base: Mapping[str, Tensor],
     adapter: Mapping[str, Tensor],
     lora: LoRASettings,
     dtype: torch.dtype | None,
-) -> TrainedModel:
+) -> MergedModel:
     merged = merge_adapter(base, adapter, trained.config, lora, dtype)
     return replace(trained, state_dict=merged, base=base, adapter=adapter, lora=lora)
 
@@ -158,7 +158,7 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def compare_merged(trained: TrainedModel, merged: Mapping[str, Tensor]) -> str:
+def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
     """Compares `merged` weights with the base model and its adapter, matrix by matrix and by logits; says the result.
 
     Merging rounds to the weights' type. In 16 bits a change smaller than the last place is lost: what that makes of the
@@ -186,7 +186,7 @@ def compare_merged(trained: TrainedModel, merged: Mapping[str, Tensor]) -> str:
     return f"verified: each matrix, and the logits of base + adapter but for {lost:.2g} of the adapter's effect on them"
 
 
-def companion_files(trained: TrainedModel) -> list[Path]:
+def companion_files(trained: MergedModel) -> list[Path]:
     """The files that belong beside the weights: the tokenizer's, and Hugging Face's config.json if there was one."""
     places = [trained.tokenizer_dir / name for name in TOKENIZER_FILES]
     if trained.foundation_dir:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions(Sampling):
+class ModelOptions(Sampling):
     """Where the model lies, where it computes, and how texts go on."""
 
     checkpoint_dir: Path | None = None
@@ -29,7 +29,7 @@ class TextOptions(Sampling):
     """Show tracebacks."""
 
 
-def load_text_model(options: TextOptions) -> TextModel:
+def load_text_model(options: ModelOptions) -> TextModel:
     """The model of `options`.
 
     Raises:
@@ -39,10 +39,10 @@ def load_text_model(options: TextOptions) -> TextModel:
     from lit_gpt.formats.litgpt_directory import read_config, read_weights
     from lit_gpt.inference.generation import TextModel
     from lit_gpt.tokenizer.tokenizer import Tokenizer
-    from utils.run.trained import load_trained
+    from utils.run.merged_model import load_merged_model
 
     if options.lora_path is not None:
-        trained = load_trained(options.lora_path, options.checkpoint_dir)
+        trained = load_merged_model(options.lora_path, options.checkpoint_dir)
         if trained.lora is None:
             raise UserError(
                 f"--lora_path {options.lora_path} holds all weights, not an adapter: make it a litgpt directory"
