@@ -36,7 +36,7 @@ from lit_gpt.model.flops import flops_per_token
 from lit_gpt.model.gpt import Recompute
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import QuantisedLinear, Quantization
-from lit_gpt.model.tensor_parallel import obstacles
+from lit_gpt.model.tensor_parallel import sharing_problems
 from utils.train.training import MasterAdamW, make_optimizer
 
 RESERVE = 0.1
@@ -580,7 +580,7 @@ def _changes(base: Workload) -> list[list[tuple[str, Workload]]]:
     more = [base.processes * 2**power for power in range(1, 7) if per_process % (2**power * base.micro_batch_size) == 0]
     groups_of = [n for n in (2, 4, 8) if n > base.tensor_parallel and base.processes_per_node % n == 0]
     positions = base.micro_batch_size * base.block_size
-    shared = [n for n in groups_of if not base.lora and not obstacles(base.config, n, positions)]
+    shared = [n for n in groups_of if not base.lora and not sharing_problems(base.config, n, positions)]
     lora = base.lora or LoRASettings(8, 16, 0.05, True, False, True, False, False, False)
     name = "" if base.lora else "--use_lora true "
     may_adapt = base.tensor_parallel == 1
