@@ -237,10 +237,11 @@ def make_checkpoint(folder: Path) -> None:
 
     from lit_gpt.formats.litgpt_directory import CONFIG, config_values
     from lit_gpt.model.building import empty_model
-    from utils.cluster.launch import launch, place_model
+    from utils.cluster.launch import launch
     from utils.run.checkpoint_writer import CheckpointWriter
     from utils.run.progress import TrainingProgress
     from utils.run.record import RunIdentity, RunRecord
+    from utils.train.placement import place_model
 
     config = config_of(folder)
     identity = RunIdentity(

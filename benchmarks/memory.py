@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
     from utils.data.batches import StepData
-    from utils.train.estimate import Workload
+    from utils.train.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
@@ -118,7 +118,7 @@ def compare(name: str, precision: str, arguments: argparse.Namespace) -> list[in
 def make_workload(shape: Shape, precision: str, arguments: argparse.Namespace) -> Workload:
     from litgpt.config import Config
 
-    from utils.train.estimate import Workload
+    from utils.train.workload import Workload
 
     config = Config(
         name="benchmark",
@@ -142,7 +142,7 @@ def make_workload(shape: Shape, precision: str, arguments: argparse.Namespace) -
         lora=None,
         precision=precision,
         master_weights=False,
-        quantize=None,
+        base_format=None,
         activation_checkpointing=shape.recompute,
         micro_batch_size=shape.micro_batch_size,
         block_size=shape.positions,
@@ -190,9 +190,10 @@ def train(fabric: Fabric, shape: Shape, precision: str, arguments: argparse.Name
     import torch
 
     from lit_gpt.model.building import empty_model
-    from utils.cluster.launch import place_model
+    from utils.train.optimizer import make_optimizer
+    from utils.train.placement import place_model
     from utils.train.profiler import StepTimer
-    from utils.train.training import make_optimizer, optimiser_step
+    from utils.train.step import optimiser_step
 
     dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
     model = empty_model(make_workload(shape, precision, arguments).config, None, dtype)

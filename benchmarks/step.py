@@ -460,9 +460,10 @@ def set_up_ours(arguments: argparse.Namespace) -> tuple[Fabric, nn.Module, Optim
     import torch
 
     from lit_gpt.model.building import empty_model
-    from pretrain import prepare_blocks
-    from utils.cluster.launch import launch, place_model
-    from utils.train.training import make_optimizer
+    from utils.cluster.launch import launch
+    from utils.train.optimizer import make_optimizer
+    from utils.train.placement import place_model
+    from utils.train.set_up import prepare_blocks
 
     fabric = launch(1, 1, arguments.precision)
     config, in_bf16 = make_config(arguments), arguments.precision == "bf16-true"
@@ -479,7 +480,7 @@ def set_up_ours(arguments: argparse.Namespace) -> tuple[Fabric, nn.Module, Optim
 def our_step(fabric: Fabric, model: nn.Module, optimizer: Optimizer) -> Callable[[StepData], None]:
     """What pretrain.py does between two batches when it does not log."""
     from utils.train.profiler import StepTimer
-    from utils.train.training import optimiser_step
+    from utils.train.step import optimiser_step
 
     timer = StepTimer(fabric.device)
 

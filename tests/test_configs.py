@@ -10,9 +10,9 @@ import yaml
 
 from lit_gpt.formats.litgpt_directory import read_config
 from lit_gpt.model.building import build_model
-from pretrain import PretrainOptions
 from tests.conftest import ROOT
 from utils import cli
+from utils.train.options import PretrainOptions
 
 MODELS = sorted((ROOT / "configs").glob("*_model.yaml"))
 RECIPES = sorted(set((ROOT / "configs").glob("*.yaml")) - set(MODELS))

@@ -30,7 +30,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 
-def obstacles(config: Config, processes: int, positions: int) -> list[str]:
+def sharing_problems(config: Config, processes: int, positions: int) -> list[str]:
     """Why `processes` cannot share a model of this config over forward passes of `positions`; empty if they can."""
     if config.mlp_class_name == "LLaMAMoE":
         return ["experts are not shared out"]

@@ -18,11 +18,13 @@ from lit_gpt.model import loss
 from lit_gpt.model.building import build_model, refresh_rotary_tables
 from lit_gpt.model.lora import LoRASettings, is_adapter
 from tests.conftest import TINY_MODEL, random_rows
-from utils.cluster.launch import data_place, launch, shard_model
+from utils.cluster.launch import data_parallel_part, launch
 from utils.cluster.ranks import end_process
 from utils.data.batches import StepData, collate
+from utils.train.history import StepHistory
+from utils.train.placement import shard_model
 from utils.train.profiler import StepTimer
-from utils.train.training import StepHistory, optimiser_step
+from utils.train.step import optimiser_step
 
 WINDOW, VOCABULARY, SAMPLES = 33, 98, 12
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)
@@ -110,7 +112,7 @@ def one_step(fabric: Fabric, kind: str, micro_batch_size: int, variant: str, pre
     refresh_rotary_tables(model.module, fabric.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = fabric.setup_optimizers(GradientReader(trained))
-    part, parts = data_place(fabric)
+    part, parts = data_parallel_part(fabric)
     share = SAMPLES // parts
     every_row = random_rows(SAMPLES, WINDOW, VOCABULARY)
     rows = every_row[part * share :][:share]

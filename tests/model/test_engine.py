@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from lit_gpt.model.building import build_model
 from tests.conftest import TINY_MODEL
-from utils.train.training import MasterAdamW, make_optimizer
+from utils.train.optimizer import MasterAdamW, make_optimizer
 
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97)
 

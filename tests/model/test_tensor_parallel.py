@@ -10,7 +10,7 @@ import torch
 import yaml
 from litgpt.config import Config
 
-from lit_gpt.model.tensor_parallel import HeadExchange, obstacles
+from lit_gpt.model.tensor_parallel import HeadExchange, sharing_problems
 from tests.conftest import TINY_MODEL, assert_error, run
 from tests.train.test_training import rows_of
 
@@ -35,9 +35,9 @@ class Rank:
 
 
 def test_what_is_not_shared_out_is_named() -> None:
-    assert obstacles(CONFIG, 2, 64) == []
-    assert "norms of queries" in obstacles(dataclasses.replace(CONFIG, norm_qk=True), 2, 64)[0]
-    assert "learned positions" in obstacles(dataclasses.replace(CONFIG, rotary_percentage=0.0), 2, 64)[0]
+    assert sharing_problems(CONFIG, 2, 64) == []
+    assert "norms of queries" in sharing_problems(dataclasses.replace(CONFIG, norm_qk=True), 2, 64)[0]
+    assert "learned positions" in sharing_problems(dataclasses.replace(CONFIG, rotary_percentage=0.0), 2, 64)[0]
 
 
 @pytest.mark.parametrize(("heads", "groups", "processes"), [(4, 4, 2), (8, 2, 2), (8, 4, 4), (12, 6, 3), (6, 6, 6)])
@@ -98,8 +98,8 @@ def test_what_cannot_be_shared_is_said_before_anything_is_started(
 
 
 def test_obstacles_are_named() -> None:
-    assert obstacles(CONFIG, 2, 64) == []
-    assert obstacles(CONFIG, 2, 33) == ["33 positions of a micro-batch"]
-    assert "4 attention heads" in obstacles(CONFIG, 3, 66) and "98 entries of the vocabulary" in obstacles(
+    assert sharing_problems(CONFIG, 2, 64) == []
+    assert sharing_problems(CONFIG, 2, 33) == ["33 positions of a micro-batch"]
+    assert "4 attention heads" in sharing_problems(
         CONFIG, 3, 66
-    )
+    ) and "98 entries of the vocabulary" in sharing_problems(CONFIG, 3, 66)

@@ -9,12 +9,13 @@ import torch
 
 from lit_gpt.formats.litgpt_directory import CONFIG, read_config
 from lit_gpt.model.building import empty_model
-from utils.cluster.launch import launch, place_model
+from utils.cluster.launch import launch
 from utils.files.checksums import SUMS
 from utils.run.checkpoint_reader import load_checkpoint
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import STATE
-from utils.train.training import make_optimizer
+from utils.train.optimizer import make_optimizer
+from utils.train.placement import place_model
 
 
 def write_again(checkpoint: Path, target: Path) -> None:

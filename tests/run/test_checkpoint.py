@@ -23,7 +23,7 @@ from utils.run.checkpoint_reader import load_checkpoint, newest_valid_checkpoint
 from utils.run.checkpoint_tensors import trained_tensors
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import TrainingProgress
-from utils.train.training import make_optimizer
+from utils.train.optimizer import make_optimizer
 
 
 def model_and_optimizer(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:

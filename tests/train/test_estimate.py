@@ -18,8 +18,12 @@ from lit_gpt.model.qlora import quantised_layers
 from tests.conftest import TINY_MODEL
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import TrainingProgress
-from utils.train.estimate import GIB, Estimate, Workload, advice, count, describe, estimate, trace
-from utils.train.training import MasterAdamW, make_optimizer
+from utils.train.dry_run import advice, needs_text
+from utils.train.estimate import GIB, Estimate, estimate
+from utils.train.optimizer import MasterAdamW, make_optimizer
+from utils.train.step_trace import trace_step
+from utils.train.tensor_count import count_tensors
+from utils.train.workload import Workload
 
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97)
 NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "bias": True, "parallel_residual": True}
@@ -35,7 +39,7 @@ def workload(config: Config = CONFIG, layers: int = 4, **changes) -> Workload:
         "lora": None,
         "precision": "32-true",
         "master_weights": False,
-        "quantize": None,
+        "base_format": None,
         "activation_checkpointing": "none",
         "micro_batch_size": 2,
         "block_size": 48,
@@ -132,13 +136,13 @@ def test_weights_gradients_and_optimiser_are_those_of_a_real_step(changes):
 @pytest.mark.parametrize("kind", ["bnb.nf4", "bnb.int8"])
 def test_quantised_weights_are_as_large_as_real_ones(kind):
     pytest.importorskip("bitsandbytes")
-    work = workload(lora=LORA, precision="bf16-mixed", quantize=kind)
+    work = workload(lora=LORA, precision="bf16-mixed", base_format=kind)
     model = empty_model(work.config, LORA, torch.float32, torch.bfloat16, kind)
     weights = build_model(work.config, None, None, 1, torch.float32).state_dict()
     materialise(model, weights, 1, torch.device("cpu"))
     layers = [layer for _, layer in quantised_layers(model)]
-    assert count(work).quantised == sum(layer.weight.nbytes + layer.scale_bits.nbytes for layer in layers)
-    assert count(work).sharded == sum(parameter.nbytes for parameter in model.parameters())
+    assert count_tensors(work).quantised == sum(layer.weight.nbytes + layer.scale_bits.nbytes for layer in layers)
+    assert count_tensors(work).sharded == sum(parameter.nbytes for parameter in model.parameters())
 
 
 # Activations
@@ -153,15 +157,15 @@ def test_a_blocks_activations_are_what_autograd_saves_of_a_real_one(recompute, c
     config = dataclasses.replace(CONFIG, **shape)
     three, four = (workload(config, layers, activation_checkpointing=recompute, **changes) for layers in (3, 4))
     if recompute == "none":
-        assert trace(four).held == saved_bytes(four) - saved_bytes(three)
+        assert trace_step(four).held == saved_bytes(four) - saved_bytes(three)
     else:  # a block keeps its input alone
         residual = 2 if changes.get("precision") == "bf16-true" else 4
-        assert trace(four).held == four.micro_batch_size * 48 * config.n_embd * residual
+        assert trace_step(four).held == four.micro_batch_size * 48 * config.n_embd * residual
 
 
 def test_selective_recomputation_lies_between():
     none, selective, full = (
-        trace(workload(precision="bf16-mixed", activation_checkpointing=kind)).kept
+        trace_step(workload(precision="bf16-mixed", activation_checkpointing=kind)).kept
         for kind in ("none", "selective", "full")
     )
     assert full < selective < none
@@ -169,7 +173,7 @@ def test_selective_recomputation_lies_between():
 
 def test_a_quantised_base_keeps_no_copy_of_its_weights():
     changes = {"lora": LORA, "precision": "bf16-true"}
-    assert trace(workload(**changes, quantize="bnb.nf4")).kept <= trace(workload(**changes)).kept
+    assert trace_step(workload(**changes, base_format="bnb.nf4")).kept <= trace_step(workload(**changes)).kept
 
 
 # From two blocks to all
@@ -182,8 +186,8 @@ def test_more_blocks_are_foreseen_from_two(monkeypatch, samples, recompute, chan
     """The same step traced with all its blocks has the heights that were worked out from two."""
     work = workload(layers=7, samples_per_step=samples, activation_checkpointing=recompute, **changes)
     foreseen = {moment: sum(parts.values()) for moment, parts in estimate(work).moments.items()}
-    monkeypatch.setattr("utils.train.estimate._TRACED_BLOCKS", 7)
-    monkeypatch.setattr("utils.train.estimate.trace", trace.__wrapped__)  # not what it remembers of two
+    monkeypatch.setattr("utils.train.step_trace.TRACED_BLOCKS", 7)
+    monkeypatch.setattr("utils.train.step_trace.trace_step", trace_step.__wrapped__)  # not what it remembers of two
     traced = {moment: sum(parts.values()) for moment, parts in estimate(work).moments.items()}
     assert foreseen == pytest.approx(traced, rel=0.01)
 
@@ -206,7 +210,7 @@ def test_gradients_that_wait_for_the_next_micro_batch_are_whole():
 
 
 def test_a_tensor_parallel_process_keeps_less_of_a_block():
-    alone, shared = (trace(workload(processes=2, tensor_parallel=share)) for share in (1, 2))
+    alone, shared = (trace_step(workload(processes=2, tensor_parallel=share)) for share in (1, 2))
     assert shared.kept < alone.kept and shared.block_gradients < alone.block_gradients
 
 
@@ -239,10 +243,10 @@ def test_the_table_adds_up_and_gives_a_verdict():
     plan = estimate(workload())
     for moment in plan.moments.values():
         assert min(moment.values()) >= 0
-    text = describe(plan, 1.0, 1e12, 0.4, 3)
+    text = needs_text(plan, 1.0, 1e12, 0.4, 3)
     assert f"{plan.parameters:,} parameters" in text and " fits a GPU of 1 GiB" in text
     assert f"{3 * plan.checkpoint / 1e9:,.1f} GB" in text
-    assert "does NOT fit" in describe(plan, plan.memory / GIB, 1e12, 0.4, 3), "nothing would be left for the rest"
+    assert "does NOT fit" in needs_text(plan, plan.memory / GIB, 1e12, 0.4, 3), "nothing would be left for the rest"
 
 
 def test_advice_names_only_what_fits():

@@ -22,7 +22,12 @@ from tests.model import gradient_worker
 from tests.model.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
 from utils import cli
 from utils.data.batches import StepData
-from utils.train.training import Agenda, Schedule, StepHistory, StepResult, clip_gradients, make_optimizer
+from utils.train.agenda import Agenda
+from utils.train.history import StepHistory
+from utils.train.optimizer import make_optimizer
+from utils.train.options import PretrainOptions, ValidateOptions
+from utils.train.schedule import Schedule
+from utils.train.step import StepResult, clip_gradients
 
 # Processes, how many of them share each matrix, precision → (kind, micro-batch sizes, variant): see gradient_worker.
 WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
@@ -175,7 +180,7 @@ def test_agenda_counts_steps_or_seconds(monkeypatch: pytest.MonkeyPatch) -> None
         (True, True),
     ]
     clock = [0.0]
-    monkeypatch.setattr("utils.train.training.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("utils.train.agenda.time.monotonic", lambda: clock[0])
 
     def wait_and_do(agenda: Agenda, step: int) -> bool:
         clock[0] += 5
@@ -267,9 +272,6 @@ def test_try_small_is_a_quick_check(pretrain_arguments: list[object], tmp_path: 
 
 def test_the_original_command_lines_parse() -> None:
     """The README's of the scripts this program succeeds, a backslash at the end included."""
-    from pretrain import PretrainOptions
-    from validate_pretrain import ValidateOptions
-
     line = """--data_dir $DATA_DIR --checkpoint_dir $FOUNDATION_MODEL_DIR --out_dir $TRAINING_DIR --devices 8
     --language fr --precision bf16-true --micro_batch_size 12 --batch_size 16 --num_epochs 1000 --max_checkpoints 20
     --save_interval 1800 --eval_interval 1800 --enable_validation true --early_stopping 2"""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lit_gpt.model.flops import peak_flops
 from utils.data.batches import StepData
 from utils.train.profiler import StepTimer
 
@@ -46,7 +47,7 @@ class Meter:
         self._seconds += seconds
 
     def read(self, waited: float) -> dict[str, Any]:
-        """`METER_COLUMNS` (utils/run/run_folder.py) of the steps since the last call.
+        """The `METER_COLUMNS` (utils/run/csv_log.py) of the steps since the last call.
 
         Args:
             waited: seconds that the host then waited for the device to end the last of them.
@@ -70,13 +71,27 @@ class Meter:
         return 1024 * int(found[1]) if found else 0
 
 
+def device_peak(peak_tflops: float | None, precision: str) -> float | None:
+    """Operations per second of one device at most; None where it is neither given nor known.
+
+    Args:
+        peak_tflops: as --peak_tflops gives it, in 10^12 operations per second; None for the GPU's data sheet.
+        precision: of weights and arithmetic.
+    """
+    if peak_tflops:
+        return peak_tflops * 1e12
+    if torch.cuda.is_available():
+        return peak_flops(torch.cuda.get_device_name(), precision)
+    return None
+
+
 def _lengths(data: StepData) -> np.ndarray:
     """Positions of each of a step's documents."""
-    return np.concatenate(
-        [
-            np.full(len(batch.input_ids), batch.input_ids.size(1))
-            if batch.segments is None
-            else np.diff(batch.segments)
-            for batch in data.batches
-        ]
-    )
+    lengths = []
+    for batch in data.batches:
+        if batch.segments is None:
+            rows, positions = batch.input_ids.shape
+            lengths.append(np.full(rows, positions))
+        else:
+            lengths.append(np.diff(batch.segments))
+    return np.concatenate(lengths)

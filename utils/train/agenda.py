@@ -1,0 +1,104 @@
+"""What is to be done after a step: the one place where that is decided, for all processes alike."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal, NamedTuple
+
+from utils.cluster.collectives import rank, sum_over_processes
+
+
+class Due(NamedTuple):
+    """What is to be done after a step; the same on every process."""
+
+    log: bool
+    """Read the losses of the steps since the last look and write them down; also before anything below is done."""
+    log_datasets: bool
+    """Write down the losses by dataset: with a validation, a checkpoint, and at the end."""
+    validate: bool
+    """Validate; the last step is validated in any case, before its checkpoint."""
+    save: bool
+    """Make a scheduled checkpoint, which --max_checkpoints counts."""
+    interrupted: bool
+    """A signal has come to one of the processes: save and end."""
+    failed: bool
+    """The checkpoint under way cannot be written, or the run folder is another program's: end."""
+
+
+class Agenda:
+    """When to log, validate and save. Process 0 decides, by its clock or by the step, and all others follow.
+
+    Args:
+        unit: what the intervals of validation and saving count, seconds or steps.
+        eval_interval: between two validations; None for no validation.
+        save_interval: between two checkpoints.
+        log_interval: steps between two looks at the losses; they are due after `LOG_SECONDS` in any case.
+        max_steps: the run's last step; None where it has no end.
+        max_checkpoints: the checkpoint after which the run ends; None where their number is no limit.
+    """
+
+    LOG_SECONDS = 10.0
+
+    def __init__(
+        self,
+        unit: Literal["time", "steps"],
+        eval_interval: int | None,
+        save_interval: int,
+        log_interval: int = 1,
+        max_steps: int | None = None,
+        max_checkpoints: int | None = None,
+    ) -> None:
+        self._unit = unit
+        self._eval_interval = eval_interval
+        self._save_interval = save_interval
+        self._log_interval = log_interval
+        self._max_steps = max_steps
+        self._max_checkpoints = max_checkpoints
+        self._logged = self._validated = self._saved = time.monotonic()
+
+    def due(self, step: int, interrupted: bool, failed: bool, checkpoints: int = 0) -> Due:
+        """What is due after step number `step`, counting from 1.
+
+        Args:
+            step: steps that are now complete.
+            interrupted: whether this process has heard a signal; what one has heard holds for all.
+            failed: whether this process knows of a failed checkpoint; it holds for all too.
+            checkpoints: scheduled ones so far.
+        """
+        own = [False] * 3
+        if rank() == 0:
+            own = [
+                step % self._log_interval == 0 or time.monotonic() - self._logged >= self.LOG_SECONDS,
+                self._is_over(self._eval_interval, step, self._validated),
+                self._is_over(self._save_interval, step, self._saved),
+            ]
+        sums = sum_over_processes([float(flag) for flag in (*own, interrupted, failed)])
+        log, validate, save, interrupted, failed = (found > 0 for found in sums)
+        is_last_checkpoint = save and checkpoints + 1 == self._max_checkpoints
+        is_last = is_last_checkpoint or (self._max_steps is not None and step >= self._max_steps)
+        anything = validate or save or is_last or interrupted
+        return Due(
+            log=log or anything or failed,
+            log_datasets=anything,
+            validate=validate or (is_last and self._eval_interval is not None),
+            save=save,
+            interrupted=interrupted,
+            failed=failed,
+        )
+
+    def done(self, due: Due) -> None:
+        """Begins the intervals of what was due anew, now that it is done: it may itself take longer than one."""
+        now = time.monotonic()
+        if due.log:
+            self._logged = now
+        if due.validate:
+            self._validated = now
+        if due.save:
+            self._saved = now
+
+    def _is_over(self, interval: int | None, step: int, since: float) -> bool:
+        if interval is None:
+            return False
+        if self._unit == "steps":
+            return step % interval == 0
+        return time.monotonic() - since >= interval

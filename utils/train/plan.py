@@ -1,0 +1,202 @@
+"""What a run will do, settled and checked before any process is started."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from litgpt.config import Config
+from torch import Tensor
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.litgpt_directory import config_values, read_config, read_weights, weights_fingerprint
+from lit_gpt.model.lora import LoRASettings
+from lit_gpt.model.qlora import import_bitsandbytes
+from lit_gpt.model.tensor_parallel import sharing_problems
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.cluster.launch import resolve_processes
+from utils.data.manifest import TEST, TRAIN, DatasetSplit, Manifest
+from utils.data.mixture import Mixture
+from utils.run.csv_log import METRIC_COLUMNS, METRICS, check_columns
+from utils.run.record import RUN, RunIdentity, RunRecord
+from utils.train.loggers import check_logger
+from utils.train.options import PretrainOptions
+from utils.train.profiler import parse_profile_steps
+from utils.train.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a run will do; the same on every process."""
+
+    manifest: Manifest
+    """The prepared data."""
+    mixture: Mixture
+    """The datasets to train on, with their shares."""
+    validation: list[DatasetSplit]
+    """The test rows to validate on; empty when there is no validation."""
+    config: Config
+    """The model's."""
+    lora: LoRASettings | None
+    """None when all weights are trained."""
+    weights: dict[str, Tensor] | None
+    """The foundation model's; None for random weights, and in a dry run."""
+    processes: tuple[int, int]
+    """Processes per node, and nodes."""
+    schedule: Schedule
+    """The learning rates, and how many steps there are."""
+    identity: RunIdentity
+    """What a resumed run must share with its beginning."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples per optimiser step, over all processes."""
+        return self.identity.samples_per_step
+
+
+def make_plan(options: PretrainOptions) -> TrainingPlan:
+    """Reads and checks the data, the model and the run folder; the same on every process.
+
+    Raises:
+        UserError, DataError: for whatever would make the training fail or go wrong later.
+    """
+    check_logger(options.logger)
+    if options.quantize and not options.dry_run:
+        import_bitsandbytes()
+    profiled = parse_profile_steps(options.profile_steps) if options.profile_steps else None
+    manifest = Manifest.load(options.data_dir)
+    config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
+    check_data_fits(manifest, Tokenizer(options.checkpoint_dir), config, options)
+    mixture = Mixture.of(manifest.select(TRAIN, options.language), options.mixture)
+    processes = (options.devices or 1, options.num_nodes or 1)
+    if not options.dry_run:
+        processes = resolve_processes(options.devices, options.num_nodes)
+    check_tensor_parallel(options, processes, config, manifest.block_size)
+    samples_per_step = check_batch(options, processes, options.out_dir)
+    weights = None if options.model_config or options.dry_run else read_weights(options.checkpoint_dir)
+    lora = lora_settings(options) if options.use_lora else None
+    identity = RunIdentity(
+        model=config_values(config),
+        lora=lora and dataclasses.asdict(lora),
+        base=weights and weights_fingerprint(weights),
+        quantize=options.quantize,
+        data=manifest.fingerprint(mixture.entries),
+        mixture={entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)},
+        samples_per_step=samples_per_step,
+        mask_documents=options.mask_documents,
+        master_weights=options.keeps_master_weights,
+        seed=options.seed,
+    )
+    if not options.dry_run:
+        check_out_dir(options, identity)
+    schedule = make_schedule(options, mixture, samples_per_step)
+    if profiled and profiled[0] > schedule.max_steps:
+        raise UserError(f"--profile_steps {options.profile_steps}: the run has {schedule.max_steps} steps")
+    validation = choose_validation(options, manifest)
+    return TrainingPlan(manifest, mixture, validation, config, lora, weights, processes, schedule, identity)
+
+
+def lora_settings(options: PretrainOptions) -> LoRASettings:
+    """The adapters that the options ask for."""
+    return LoRASettings(
+        r=options.lora_r,
+        alpha=options.lora_alpha,
+        dropout=options.lora_dropout,
+        query=options.lora_query,
+        key=options.lora_key,
+        value=options.lora_value,
+        projection=options.lora_projection,
+        mlp=options.lora_mlp,
+        head=options.lora_head,
+    )
+
+
+def check_data_fits(manifest: Manifest, tokenizer: Any, config: Config, options: PretrainOptions) -> None:
+    """Raises unless the shards were made with this tokenizer and fit this model's window and vocabulary."""
+    if tokenizer.fingerprint != manifest.tokenizer:
+        raise DataError(
+            f"the shards in {options.data_dir} were made with another tokenizer than the one in "
+            f"{options.checkpoint_dir}; prepare the data with --checkpoint_dir {options.checkpoint_dir}"
+        )
+    if manifest.block_size > config.block_size:
+        raise UserError(
+            f"the shards hold {manifest.block_size} positions a row, the model has {config.block_size}; "
+            f"prepare the data with --max_length {config.block_size} or less"
+        )
+    if manifest.vocab_size > config.padded_vocab_size:
+        raise UserError(
+            f"the tokenizer has {manifest.vocab_size} entries, the model's vocabulary {config.padded_vocab_size}"
+        )
+
+
+def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: Path) -> int:
+    """Samples per optimiser step over all processes.
+
+    Raises:
+        UserError: if micro-batches do not divide the batch, or a run begun with another number of samples per step
+            would go on.
+    """
+
+    batch, micro = options.batch_size, options.micro_batch_size
+    if batch % micro:
+        divisors = [size for size in range(1, micro) if batch % size == 0]
+        raise UserError(
+            f"--batch_size {batch} is not a multiple of --micro_batch_size {micro}; "
+            f"take --micro_batch_size {max(divisors)}, or --batch_size {-(-batch // micro) * micro}"
+        )
+    parts = processes[0] * processes[1] // options.tensor_parallel
+    if not options.dry_run and (out_dir / RUN).is_file():
+        begun = RunRecord.load(out_dir).identity.samples_per_step
+        if begun != batch * parts:
+            advice = f"take --batch_size {begun // parts}" if begun % parts == 0 else "take as many as it divides by"
+            groups = f" in groups of {options.tensor_parallel}" if options.tensor_parallel > 1 else ""
+            raise UserError(
+                f"{out_dir} was begun with {begun} samples per step, --batch_size {batch} on "
+                f"{processes[0] * processes[1]} processes{groups} makes {batch * parts}; {advice}"
+            )
+    return batch * parts
+
+
+def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], config: Config, positions: int) -> None:
+    """Raises unless --tensor_parallel divides the processes of a node, and the model and its micro-batches."""
+
+    share = options.tensor_parallel
+    if share == 1:
+        return
+    if processes[0] % share:
+        raise UserError(f"--tensor_parallel {share} does not divide the {processes[0]} process(es) of a node")
+    if found := sharing_problems(config, share, options.micro_batch_size * positions):
+        raise UserError(f"--tensor_parallel {share} does not divide the model '{config.name}': {', '.join(found)}")
+
+
+def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
+    """Raises unless --out_dir is new, or holds this very run and may be continued."""
+
+    if options.out_dir.exists() and not options.out_dir.is_dir():
+        raise UserError(f"--out_dir {options.out_dir} is a file")
+    if (options.out_dir / RUN).is_file():
+        if options.resume == "never":
+            raise UserError(f"{options.out_dir} holds a run and --resume is never; give another --out_dir")
+        RunRecord.load(options.out_dir).check_same_run(identity, options.out_dir)
+        check_columns(options.out_dir / METRICS, METRIC_COLUMNS)
+
+
+def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: int) -> Schedule:
+
+    steps = options.max_steps or max(1, round(options.num_epochs * mixture.rows / samples_per_step))
+    return Schedule(options.lr_schedule, options.learning_rate, options.min_learning_rate, options.warmup_steps, steps)
+
+
+def choose_validation(options: PretrainOptions, manifest: Manifest) -> list[DatasetSplit]:
+    """The test rows to validate on; none when validation is off, or not asked for and there are none."""
+
+    if options.enable_validation is False:
+        return []
+    try:
+        return manifest.select(TEST, options.language)
+    except UserError:
+        if options.enable_validation or options.early_stopping:
+            raise
+        return []

@@ -1,0 +1,38 @@
+"""The learning rate at each step of a run.
+
+A new schedule is a branch of `Schedule.learning_rate` here, and its name in `PretrainOptions.lr_schedule`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up over `warmup_steps` to `peak`, then down to `minimum` at `max_steps`.
+
+    `cosine`: half a period of a cosine from the warm-up's end to `max_steps`.
+    `linear`: a straight line over the same steps.
+    `constant`: `peak` to the end.
+    """
+
+    kind: Literal["cosine", "linear", "constant"]
+    peak: float
+    minimum: float
+    warmup_steps: int
+    max_steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of step number `step`, counting from 0."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        if self.kind == "constant":
+            return self.peak
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps))
+        left = 1 - done
+        if self.kind == "cosine":
+            left = (1 + math.cos(math.pi * done)) / 2
+        return self.minimum + (self.peak - self.minimum) * left

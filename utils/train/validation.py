@@ -1,0 +1,69 @@
+"""The loss on each dataset's validation rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from utils.cluster.collectives import sum_over_processes
+from utils.cluster.launch import data_parallel_part
+from utils.data.batches import validation_batches
+from utils.data.manifest import DatasetSplit
+from utils.run.csv_log import ALL
+from utils.train.history import Loss
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric,
+    model: nn.Module,
+    data_dir: Path,
+    entries: Iterable[DatasetSplit],
+    window: int,
+    micro_batch_size: int,
+    max_rows: int | None,
+    mask_documents: bool,
+    cut_short: Callable[[], bool] = lambda: False,
+) -> dict[str, Loss] | None:
+    """The loss on each dataset and over all datasets (`ALL`), weighted by their targets; None if it was cut short.
+
+    Args:
+        fabric: launched.
+        model: as `fabric.setup` returns it.
+        data_dir: folder of shards.
+        entries: the datasets' validation splits.
+        window: tokens of a row.
+        micro_batch_size: rows per forward pass.
+        max_rows: take each dataset's first rows, so many; None for all.
+        mask_documents: a token attends to its own document only.
+        cut_short: every process asks it before each batch; it must say the same on all.
+    """
+    entries = list(entries)
+    model.eval()
+    part, parts = data_parallel_part(fabric)
+    sums: list[float] = []
+    for entry in entries:
+        loss_sum, targets = torch.zeros((), device=fabric.device, dtype=torch.float64), 0
+        for batch in validation_batches(
+            data_dir, entry, window, part, parts, micro_batch_size, max_rows, mask_documents
+        ):
+            if cut_short():
+                model.train()
+                return None
+            targets += batch.target_count
+            batch = batch.to(fabric.device)
+            loss_sum += model(batch.input_ids, segments=batch.segments, targets=batch.targets).sum
+        sums += [loss_sum.item(), targets * parts / fabric.world_size]  # processes that share a model count the same
+    model.train()
+    sums = sum_over_processes(sums)
+    losses = {
+        entry.dataset: Loss(loss_sum / targets, round(targets))
+        for entry, loss_sum, targets in zip(entries, sums[::2], sums[1::2], strict=True)
+        if targets
+    }
+    total = sum(loss.targets for loss in losses.values())
+    return {**losses, ALL: Loss(sum(sums[::2]) / total, total)}
