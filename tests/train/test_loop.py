@@ -1,0 +1,109 @@
+"""What ends a training, what is due after a step, and that a signal is heard from the first line on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lit_gpt.errors import UserError
+from pretrain import Ending, finish, finished
+from tests.conftest import ROOT
+from utils.run.progress import TrainingProgress
+from utils.train.agenda import Agenda
+from utils.train.options import PretrainOptions
+
+PATHS = {"data_dir": Path("data"), "checkpoint_dir": Path("model"), "out_dir": Path("run")}
+OPTIONS = PretrainOptions(**PATHS, max_checkpoints=3, early_stopping=2, max_nonfinite_steps=4, learning_rate=0.5)
+
+
+@pytest.mark.parametrize(
+    ("progress", "words"),
+    [
+        (TrainingProgress(), None),
+        (TrainingProgress(step=99, checkpoints=2, validations_without_improvement=1, skipped_in_a_row=3), None),
+        (TrainingProgress(step=100), "all 100 steps are made"),
+        (TrainingProgress(step=7, checkpoints=3), "3 checkpoints are written"),
+        (TrainingProgress(step=7, validations_without_improvement=2), "2 validations without improvement"),
+        (TrainingProgress(step=7, skipped_in_a_row=4), "not finite in 4 steps in a row, up to step 7"),
+        (TrainingProgress(step=100, checkpoints=3, skipped_in_a_row=4), "not finite in 4 steps in a row"),
+    ],
+)
+def test_the_end_is_a_function_of_counters_and_options(progress: TrainingProgress, words: str | None) -> None:
+    ending = finished(progress, OPTIONS, max_steps=100)
+    if words is None:
+        assert ending is None
+    else:
+        assert words in ending.reason and ending.is_failure == ("finite" in words)
+
+
+def test_without_limits_only_the_steps_end_a_training() -> None:
+    progress = TrainingProgress(step=99, checkpoints=1000, validations_without_improvement=1000)
+    assert finished(progress, PretrainOptions(**PATHS), max_steps=100) is None
+
+
+class Writer:
+    """Stands for a `CheckpointWriter` with a checkpoint under way."""
+
+    def __init__(self) -> None:
+        self.waited = False
+
+    def wait(self) -> None:
+        self.waited = True
+
+
+def test_a_training_that_failed_waits_for_its_checkpoint_before_it_says_so() -> None:
+    writer = Writer()
+    training = SimpleNamespace(writer=writer, watchdog=SimpleNamespace(mark=lambda _text: None), options=OPTIONS)
+    with pytest.raises(UserError, match="not finite") as caught:
+        finish(training, TrainingProgress(), None, Ending("the loss was not finite", is_failure=True))
+    assert writer.waited and caught.value.on_every_process
+
+
+def test_the_last_step_is_logged_and_validated() -> None:
+    agenda = Agenda("steps", eval_interval=4, save_interval=3, log_interval=100, max_steps=5)
+    dues = [agenda.due(step, False, False) for step in range(1, 6)]
+    assert [due.validate for due in dues] == [False, False, False, True, True]
+    assert [due.save for due in dues] == [False, False, True, False, False]
+    assert [due.log for due in dues] == [due.log_datasets for due in dues] == [False, False, True, True, True]
+
+
+def test_the_last_checkpoint_comes_after_a_validation() -> None:
+    agenda = Agenda("steps", eval_interval=100, save_interval=3, log_interval=100, max_steps=50, max_checkpoints=2)
+    assert not agenda.due(3, False, False, checkpoints=0).validate
+    assert agenda.due(6, False, False, checkpoints=1).validate
+
+
+def test_without_validation_none_is_due() -> None:
+    due = Agenda("steps", eval_interval=None, save_interval=3, max_steps=3).due(3, False, False)
+    assert due.save and not due.validate
+
+
+def test_a_signal_and_a_failure_hold_for_all() -> None:
+    agenda = Agenda("steps", eval_interval=100, save_interval=100, log_interval=100)
+    due = agenda.due(1, interrupted=True, failed=False)
+    assert due.interrupted and due.log and due.log_datasets and not due.failed
+    due = agenda.due(2, interrupted=False, failed=True)
+    assert due.failed and due.log and not due.log_datasets
+
+
+def test_a_signal_during_the_imports_does_not_kill(tmp_path: Path) -> None:
+    """Slurm's SIGUSR1 may come while torch is being imported; the process then ends by itself."""
+    arguments = ["--data_dir", tmp_path, "--checkpoint_dir", tmp_path, "--out_dir", tmp_path / "run"]
+    started = subprocess.Popen(
+        [sys.executable, ROOT / "pretrain.py", *map(str, arguments)], stderr=subprocess.PIPE, text=True
+    )
+    maps = Path(f"/proc/{started.pid}/maps")
+    deadline = time.monotonic() + 120
+    while "libtorch" not in maps.read_text():  # torch is being imported
+        assert started.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(started.pid, signal.SIGUSR1)
+    _, stderr = started.communicate(timeout=300)
+    assert started.returncode == 2 and "manifest.json is missing" in stderr
