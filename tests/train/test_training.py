@@ -26,7 +26,6 @@ from utils.train.agenda import Agenda
 from utils.train.history import StepHistory
 from utils.train.optimizer import make_optimizer
 from utils.train.options import PretrainOptions, ValidateOptions
-from utils.train.schedule import Schedule
 from utils.train.step import StepResult, clip_gradients
 
 # Processes, how many of them share each matrix, precision → (kind, micro-batch sizes, variant): see gradient_worker.
@@ -150,23 +149,6 @@ def test_merged_adapter_gives_the_unmerged_models_logits() -> None:
     merged.load_state_dict(merge_adapter(base, adapter, CONFIG, LORA))
     ids = torch.randint(0, VOCABULARY, (2, 40))
     torch.testing.assert_close(merged(ids), ours(ids), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
-def test_schedules_warm_up_and_come_down(kind: str) -> None:
-    schedule = Schedule(kind, peak=2.0, minimum=0.5, warmup_steps=10, max_steps=110)
-    rates = [schedule.learning_rate(step) for step in range(111)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[9] == rates[10] == 2.0
-    expected = {"cosine": 0.5 + 1.5 * (1 + math.cos(math.pi * 0.25)) / 2, "linear": 1.625, "constant": 2.0}
-    assert rates[35] == pytest.approx(expected[kind])
-    assert rates[110] == pytest.approx(2.0 if kind == "constant" else 0.5)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-
-
-def test_warm_up_longer_than_the_training_only_rises() -> None:
-    rates = [Schedule("cosine", 1.0, 0.0, 100, 10).learning_rate(step) for step in range(10)]
-    assert rates == sorted(rates) and rates[-1] == pytest.approx(0.1)
 
 
 def test_agenda_counts_steps_or_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,11 +59,13 @@ class PretrainOptions:
     learning_rate: float = 1e-4
     """Peak learning rate."""
     min_learning_rate: float = 0.0
-    """Learning rate at the end of the cosine or linear schedule."""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    """Learning rate at the end of every schedule but the constant one."""
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """How the learning rate falls after the warm-up; wsd keeps the peak until the last --decay_steps."""
     warmup_steps: int = 100
     """Optimiser steps of linear warm-up."""
+    decay_steps: int | None = None
+    """With --lr_schedule wsd, optimiser steps of linear decay at the run's end. Default: a fifth of the steps."""
     weight_decay: float = 0.01
     """AdamW's weight decay, on matrices only."""
     beta1: float = 0.9
@@ -146,6 +148,7 @@ class PretrainOptions:
             out_dir=self.out_dir.with_name(self.out_dir.name + "-small"),
             max_steps=10,
             warmup_steps=2,
+            decay_steps=self.decay_steps and 2,
             interval_unit="steps",
             eval_interval=5,
             eval_samples=8,
@@ -156,7 +159,7 @@ class PretrainOptions:
         positive = ("batch_size", "micro_batch_size", "num_epochs", "save_interval", "eval_interval", "learning_rate")
         positive += ("devices", "num_nodes", "max_steps", "max_checkpoints", "eval_samples", "early_stopping", "lora_r")
         positive += ("max_nonfinite_steps", "lora_alpha", "hang_timeout", "log_interval", "peak_tflops")
-        positive += ("gpu_memory", "mfu", "tensor_parallel")
+        positive += ("gpu_memory", "mfu", "tensor_parallel", "decay_steps")
         values = vars(self)
         problems = [f"--{name} must be above 0" for name in positive if values[name] is not None and values[name] <= 0]
         not_negative = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
@@ -165,6 +168,8 @@ class PretrainOptions:
             problems.append("--mfu is a share of the peak, at most 1")
         if self.min_learning_rate > self.learning_rate:
             problems.append("--min_learning_rate must not be above --learning_rate")
+        if self.decay_steps and self.lr_schedule != "wsd":
+            problems.append("--decay_steps needs --lr_schedule wsd")
         in_unit = ("beta1", "beta2", "lora_dropout")
         problems += [f"--{name} must be at least 0 and below 1" for name in in_unit if not 0 <= values[name] < 1]
         adapted = ("query", "key", "value", "projection", "mlp", "head")

@@ -184,9 +184,28 @@ def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
 
 
 def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: int) -> Schedule:
+    """The run's steps and their learning rates.
 
+    Raises:
+        UserError: if warm-up and decay are longer than the run.
+    """
     steps = options.max_steps or max(1, round(options.num_epochs * mixture.rows / samples_per_step))
-    return Schedule(options.lr_schedule, options.learning_rate, options.min_learning_rate, options.warmup_steps, steps)
+    decay_steps = 0
+    if options.lr_schedule == "wsd":
+        decay_steps = options.decay_steps or max(1, round(steps / 5))
+        if options.warmup_steps + decay_steps > steps:
+            raise UserError(
+                f"--lr_schedule wsd: --warmup_steps {options.warmup_steps} and --decay_steps {decay_steps} "
+                f"are more than the run's {steps} steps"
+            )
+    return Schedule(
+        options.lr_schedule,
+        options.learning_rate,
+        options.min_learning_rate,
+        options.warmup_steps,
+        steps,
+        decay_steps,
+    )
 
 
 def choose_validation(options: PretrainOptions, manifest: Manifest) -> list[DatasetSplit]:
