@@ -30,11 +30,12 @@ from tests.prepare.test_prepare_data import (
     written_since,
 )
 from utils.data.manifest import Manifest
+from utils.prepare import block_work, duplicates
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 9000)
+    monkeypatch.setattr(block_work, "BLOCK_BYTES", 9000)
 
 
 def sentences(rng: random.Random, count: int) -> str:
@@ -232,7 +233,7 @@ def test_signatures_of_a_call_that_did_not_end_are_used(tmp_path, monkeypatch):
         write(source, f"FR/{name}/train.txt", "\n\n".join(sentences(rng, 30) for _ in range(20)))
     write(source, "FR/C/train.txt", (source / "FR/C/train.txt").read_bytes() + b"\n\n\xff")
     with monkeypatch.context() as patched:
-        patched.setattr(prepare_data, "prepare", lambda *_: 1 / 0)
+        patched.setattr(prepare_data, "prepare_splits", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(source, data, "--deduplicate", "near", "--on_bad_input", "skip")
     folders = sorted((data / "parts").glob("*.signatures"))
@@ -242,10 +243,8 @@ def test_signatures_of_a_call_that_did_not_end_are_used(tmp_path, monkeypatch):
     write(folders[1], "exact", b"half")
     write(source, "FR/C/train.txt", (source / "FR/C/train.txt").read_bytes() + b"\n\nfin")
     signed = []
-    real = prepare_data.duplicates.write_signatures
-    monkeypatch.setattr(
-        prepare_data.duplicates, "write_signatures", lambda *given: signed.append(given[1].name) or real(*given)
-    )
+    real = duplicates.write_signatures
+    monkeypatch.setattr(duplicates, "write_signatures", lambda *given: signed.append(given[1].name) or real(*given))
     assert prepare(source, data, "--deduplicate", "near", "--on_bad_input", "skip") == 0
     assert signed == ["FR--B-train", "FR--C-train"]
     assert prepare(source, tmp_path / "fresh", "--deduplicate", "near", "--on_bad_input", "skip") == 0

@@ -34,7 +34,8 @@ from utils.data.manifest import DatasetSplit, Manifest
 from utils.data.shards import verify_shards
 from utils.files import folder_lock
 from utils.files.folder_lock import FolderLock
-from utils.prepare import dialogue
+from utils.prepare import block_work, dialogue
+from utils.prepare.plan import share_out
 from utils.prepare.sources import CorpusFile, Source
 
 CLAIRE, MISTRAL = SHARED / "data" / "claire", SHARED / "tokenizers" / "mistral-7b-v0.1"
@@ -136,7 +137,8 @@ def write_parquet(path: Path, texts: list[str]) -> None:
 
 def with_small_blocks(size: int, *given: object) -> list[str]:
     """A command line of the program, whose blocks are of that size."""
-    program = f"import sys; from utils import cli; import prepare_data; prepare_data.BLOCK_BYTES = {size}; "
+    program = "import sys; from utils import cli; import prepare_data; from utils.prepare import block_work; "
+    program += f"block_work.BLOCK_BYTES = {size}; "
     program += "sys.exit(cli.run(prepare_data.main, cli.parse_or_exit(prepare_data.PrepareOptions)))"
     return [sys.executable, "-c", program, *map(str, given)]
 
@@ -311,7 +313,7 @@ def test_random_corpora_add_up(tmp_path, more):
 @pytest.mark.parametrize("padding", ["true", "false"])
 @pytest.mark.parametrize("seed", range(3))
 def test_documents_longer_than_a_block_add_up(tmp_path, monkeypatch, seed, padding):
-    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 1500)
+    monkeypatch.setattr(block_work, "BLOCK_BYTES", 1500)
     source = random_corpus(tmp_path / "source", 2, 30_000, seed=seed)
     rng = random.Random(seed)
     long = [" ".join(rng.choices(WORDS, k=rng.randint(300, 9000))) for _ in range(3)]
@@ -324,7 +326,7 @@ def test_documents_longer_than_a_block_add_up(tmp_path, monkeypatch, seed, paddi
 
 
 def test_plain_documents_add_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(block_work, "BLOCK_BYTES", 3000)
     rng, source = random.Random(5), tmp_path / "source"
     for number, length in enumerate((1, 40, 5000, 900, 7)):
         write(source, f"FR/Livres/{number}.txt", "\n\n".join(" ".join(rng.choices(WORDS, k=length)) for _ in range(3)))
@@ -693,7 +695,7 @@ def sources_of(sizes: list[int]) -> list[Source]:
 @hypothesis.given(st.lists(st.integers(0, 1000), min_size=1, max_size=60), st.integers(1, 80))
 def test_every_source_is_one_task_s_and_no_task_has_far_too_much(sizes, tasks):
     sources = sources_of(sizes)
-    shares = prepare_data.share_out(sources, sizes, tasks)
+    shares = share_out(sources, sizes, tasks)
     assert len(shares) == tasks
     assert sorted(source.name for share in shares for source in share) == [source.name for source in sources]
     size_of = dict(zip(sources, sizes, strict=True))
@@ -705,22 +707,22 @@ def test_every_source_is_one_task_s_and_no_task_has_far_too_much(sizes, tasks):
 @hypothesis.given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 9), st.randoms())
 def test_the_order_of_equal_sources_does_not_matter(sizes, tasks, rng):
     sources = sources_of(sizes)
-    shares = prepare_data.share_out(sources, sizes, tasks)
+    shares = share_out(sources, sizes, tasks)
     pairs = list(zip(sources, sizes, strict=True))
     rng.shuffle(pairs)
-    again = prepare_data.share_out([source for source, _ in pairs], [size for _, size in pairs], tasks)
+    again = share_out([source for source, _ in pairs], [size for _, size in pairs], tasks)
     assert list(map(set, again)) == list(map(set, shares))
 
 
 def test_the_largest_come_first():
     sizes = [1, 1, 1, 1, 2, 6]
     sources = sources_of(sizes)
-    assert prepare_data.share_out(sources, sizes, 1) == [sources]
-    assert prepare_data.share_out(sources, sizes, 2) == [sources[5:], sources[:5]]
-    assert prepare_data.share_out(sources, sizes, 8)[6:] == [[], []]
+    assert share_out(sources, sizes, 1) == [sources]
+    assert share_out(sources, sizes, 2) == [sources[5:], sources[:5]]
+    assert share_out(sources, sizes, 8)[6:] == [[], []]
 
 
-def test_a_single_process_does_not_wait_for_torch(tmp_path):
+def test_a_single_process_imports_neither_torch_nor_what_needs_it(tmp_path):
     given = ["prepare_data.py", *arguments(SAMPLE / "french", tmp_path)]
     program = f"""
 import os, runpy, sys
@@ -729,9 +731,11 @@ sys.argv = {list(map(str, given))}
 try:
     runpy.run_path("prepare_data.py", run_name="__main__")
 except SystemExit as e:
-    sys.exit(e.code or "torch" in sys.modules)
+    heavy = {{"torch", "lightning", "litgpt", "transformers", "pandas"}} & sys.modules.keys()
+    sys.exit(e.code or " ".join(heavy) or 0)
 """
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
     assert Manifest.load(tmp_path)
 
 
@@ -1121,7 +1125,7 @@ def test_the_language_of_dialogue_is_also_that_of_the_dataset_s_name(tmp_path, c
 
 def test_a_document_in_parts_is_too_long(tmp_path, monkeypatch):
     """Of characters of four bytes a part that fills a block has no more than are permitted."""
-    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(block_work, "BLOCK_BYTES", 2000)
     write(tmp_path / "source", "FR/A/train.txt", "oui\n\n" + "🙂" * 5000)
     write(tmp_path / "source", "FR/B/train.txt", "oui\n\n" + "ab 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂 cd ef " * 900 + "\n\nnon")
     assert prepare(tmp_path / "source", tmp_path / "data", "--max_characters", 900) == 0
@@ -1131,7 +1135,7 @@ def test_a_document_in_parts_is_too_long(tmp_path, monkeypatch):
 
 
 def test_documents_of_the_wrong_length_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare_data, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(block_work, "BLOCK_BYTES", 2000)
     source, rng = tmp_path / "source", random.Random(3)
     texts = [" ".join(rng.choices(WORDS, k=rng.choice((1, 9, 60, 400, 4000)))) for _ in range(60)]
     write(source, "FR/A/train.txt", "\n\n".join(texts))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.prepare.blocks import MAX_LINE, SPACES, TextBlock, read_bytes
-from utils.prepare.sources import LINES, PARQUET, PLAIN
+from utils.prepare.sources import LINES, PARQUET, PLAIN, CorpusFile
 
 _BLANK = re.compile(SPACES)
 
@@ -176,3 +176,9 @@ def _first_broken(content: bytes) -> int:
     except UnicodeDecodeError as e:
         return e.start
     return -1
+
+
+def problem_message(file: CorpusFile, bad: Bad) -> str:
+    """What is wrong in a file, and where."""
+    position = f"in row {bad.at}" if file.format == PARQUET else f"at byte offset {bad.at}"
+    return f"{file.path}: {bad.problem} {position}"

@@ -1,6 +1,6 @@
 """Which documents of a corpus repeat another one: signatures of each split, then one decision over all.
 
-1. `write_signatures`: a split's blocks are signed in parallel (`signatures.py`), and the signatures appended to files
+1. `sign_sources`: a split's blocks are signed in parallel (`signatures.py`), and the signatures appended to files
    in `parts/<dataset>-<split>.signatures/`, so that memory does not grow with the corpus and a killed call does not
    start anew.
 2. `decide`: test splits come first, so that of a text in both, the one for validation stays and training never sees it;
@@ -14,45 +14,95 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import NamedTuple
 
 import numpy as np
 
+from utils.cluster.slurm import Tasks
 from utils.data.manifest import TEST
 from utils.files.atomic import naming, write_array, write_atomically
 from utils.prepare.block_rows import BlockWorker, Work, length_problem
+from utils.prepare.block_work import Duplicates, block_bytes, text_bytes, works_of
 from utils.prepare.documents import parse
+from utils.prepare.plan import PreparePlan
+from utils.prepare.progress import ProgressLine
 from utils.prepare.signatures import PERMUTATIONS, Signatures, find_repeats, sign_texts
-from utils.prepare.sources import Source
+from utils.prepare.sources import Source, file_facts
+from utils.prepare.tasks import gather
+from utils.prepare.work_pool import WorkPool
 
-OfSource = dict[tuple[int, int], dict[int, str]]
-"""Number of a split's file and of a block in it → number of a document there → the document that it repeats."""
-_PLACE = 4
+PARTS = "parts"
+"""The folder in a data folder for what a preparation needs until it is complete, or to be continued."""
+_LOCATION = 4
 """Numbers that say where a document is: file, block, document in the block, byte or row."""
 
 
 class Signed(NamedTuple):
-    """A block's signatures, and of each document its number in the block and its byte or row: [documents, 2] int64."""
+    """The signatures of a block's documents."""
 
     signatures: Signatures
-    places: np.ndarray
+    locations: np.ndarray
+    """[documents, 2] int64: each document's number in the block, and its byte or row in the file."""
+
+
+def find_duplicates(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: WorkPool) -> dict[str, Duplicates]:
+    """By name of the split, what is to be left out of it because it repeats a document of this corpus.
+
+    Every task signs its `own` splits; task 0 decides about all.
+    """
+    options = plan.options
+    if options.deduplicate == "no":
+        return {}
+    parts = plan.data_dir / PARTS
+    threshold = options.similarity if options.deduplicate == "near" else None
+    gather(lambda: sign_sources(own, parts, plan, pool), tasks)
+    return gather(lambda: decide(parts, plan.sources, threshold) if tasks.rank == 0 else {}, tasks)[0]
+
+
+def sign_sources(own: list[Source], parts: Path, plan: PreparePlan, pool: WorkPool) -> None:
+    """Writes the signatures of the splits that have none yet."""
+    near = plan.options.deduplicate == "near"
+    keys = {source: signature_key(source, plan) for source in own}
+    to_do = [source for source in own if not are_written(parts, source, keys[source])]
+    if not to_do:
+        return
+    parts.mkdir(parents=True, exist_ok=True)
+    progress = ProgressLine("compared", text_bytes(to_do))
+    for source in to_do:
+        # the blocks are those that will be tokenised: a document is known by its number in a block
+        results = pool.map(partial(sign, near=near), works_of(source, plan, {}))
+        write_signatures(parts, source, keys[source], counted(results, progress))
+    progress.close()
+
+
+def signature_key(source: Source, plan: PreparePlan) -> str:
+    """What decides a split's signatures, as JSON: its files, the settings, and the size of its blocks."""
+    recipe = plan.recipe
+    near = plan.options.deduplicate == "near"
+    settings = [recipe.text_field, recipe.min_characters, recipe.max_characters, near]
+    return json.dumps([file_facts(source), settings, block_bytes(plan, plan.dialogues[source])])
+
+
+def counted(results: Iterator[tuple[Work, Signed]], progress: ProgressLine) -> Iterator[tuple[Work, Signed]]:
+    for work, signed in results:
+        progress.advance(work.block.size)
+        yield work, signed
 
 
 def sign(worker: BlockWorker, work: Work, near: bool) -> Signed:
     """Signatures of a block's whole documents of the right length; of near-duplicates too if `near`."""
-    found, _ = parse(work.block, worker.recipe.text_field)
-    kept = [
-        (number, document)
-        for number, document in enumerate(found)
-        if document.ends and not document.context and not length_problem(document, worker.recipe)
-    ]
-    texts = [document.text.decode() for _, document in kept]
-    places = np.array([(number, document.at) for number, document in kept], np.int64).reshape(-1, 2)
-    return Signed(sign_texts(texts, near), places)
+    documents, _ = parse(work.block, worker.recipe.text_field)
+    texts, locations = [], []
+    for number, document in enumerate(documents):
+        if document.is_whole and not length_problem(document, worker.recipe):
+            texts.append(document.text.decode())
+            locations.append((number, document.at))
+    return Signed(sign_texts(texts, near), np.array(locations, np.int64).reshape(-1, 2))
 
 
 def signatures_folder(parts: Path, source: Source) -> Path:
@@ -61,8 +111,10 @@ def signatures_folder(parts: Path, source: Source) -> Path:
 
 def are_written(parts: Path, source: Source, key: str) -> bool:
     """Whether an earlier call wrote the signatures of just these files with just these settings."""
-    done = signatures_folder(parts, source) / "done.json"
-    return done.is_file() and json.loads(done.read_text(encoding="utf-8")) == key
+    folder = signatures_folder(parts, source)
+    if not (folder / "locations").is_file() or not (folder / "done.json").is_file():
+        return False  # an earlier version had no `locations`
+    return json.loads((folder / "done.json").read_text(encoding="utf-8")) == key
 
 
 def write_signatures(parts: Path, source: Source, key: str, blocks: Iterable[tuple[Work, Signed]]) -> None:
@@ -79,38 +131,40 @@ def write_signatures(parts: Path, source: Source, key: str, blocks: Iterable[tup
 
 
 def _write_blocks(folder: Path, blocks: Iterable[tuple[Work, Signed]]) -> None:
+    """Appends the blocks' arrays to three files: digests [documents, 2], sketches, and locations [documents, 4]."""
     with ExitStack() as files:
-        names = ("exact", "sketches", "places")
-        exact, sketches, places = (files.enter_context((folder / name).open("wb", buffering=0)) for name in names)
+        exact = files.enter_context((folder / "exact").open("wb", buffering=0))
+        sketches = files.enter_context((folder / "sketches").open("wb", buffering=0))
+        locations = files.enter_context((folder / "locations").open("wb", buffering=0))
         for work, signed in blocks:
-            where = np.empty((len(signed.places), _PLACE), np.int64)
-            where[:, :2], where[:, 2:] = (work.file, work.number), signed.places
+            of_block = np.empty((len(signed.locations), _LOCATION), np.int64)
+            of_block[:, :2] = (work.file, work.number)
+            of_block[:, 2:] = signed.locations
             with naming(folder):
                 write_array(exact, signed.signatures.exact)
-                write_array(places, where)
+                write_array(locations, of_block)
                 if signed.signatures.sketches is not None:
                     write_array(sketches, signed.signatures.sketches)
 
 
-def decide(parts: Path, sources: list[Source], threshold: float | None) -> dict[str, OfSource]:
+def decide(parts: Path, sources: list[Source], threshold: float | None) -> dict[str, Duplicates]:
     """By name of the split, what repeats another document; `threshold` is None where only equal texts do."""
     sources = sorted(sources, key=lambda source: (source.split != TEST, source.dataset))
     folders = [signatures_folder(parts, source) for source in sources]
-    exact = np.concatenate([np.fromfile(folder / "exact", np.uint64).reshape(-1, 2) for folder in folders])
-    places = np.concatenate([np.fromfile(folder / "places", np.int64).reshape(-1, _PLACE) for folder in folders])
-    counts = [(folder / "exact").stat().st_size // 16 for folder in folders]
-    source_of = np.repeat(np.arange(len(sources)), counts)
+    exact_of = [np.fromfile(folder / "exact", np.uint64).reshape(-1, 2) for folder in folders]
+    locations_of = [np.fromfile(folder / "locations", np.int64).reshape(-1, _LOCATION) for folder in folders]
+    source_of = np.repeat(np.arange(len(sources)), [len(exact) for exact in exact_of])
+    exact, locations = np.concatenate(exact_of), np.concatenate(locations_of)
     sketches = None if threshold is None else _joined_sketches(parts, folders, len(exact))
     repeats = find_repeats(exact, sketches, threshold or 1.0)
-    found: dict[str, OfSource] = {source.name: {} for source in sources}
+    found: dict[str, dict[tuple[int, int], dict[int, str]]] = {source.name: {} for source in sources}
     for document in np.flatnonzero(repeats >= 0).tolist():
-        file, block, number, _ = places[document].tolist()
+        file, block, number, _ = locations[document].tolist()
         original = int(repeats[document])
-        of_file, *_, at = places[original].tolist()
-        kept = sources[source_of[original]].files[of_file]
-        unit = kept.unit
+        original_file, *_, at = locations[original].tolist()
+        kept = sources[source_of[original]].files[original_file]
         of_block = found[sources[source_of[document]].name].setdefault((file, block), {})
-        of_block[number] = f"{kept.name}, {unit} {at}"
+        of_block[number] = f"{kept.name}, {kept.unit} {at}"
     return found
 
 
@@ -126,7 +180,7 @@ def _joined_sketches(parts: Path, folders: list[Path], documents: int) -> np.nda
         return np.memmap(joined, np.uint32, "r", shape=(documents, PERMUTATIONS))
 
 
-def digest(of_source: OfSource) -> str:
+def digest(duplicates: Duplicates) -> str:
     """SHA-256 of what is left out of a split."""
-    content = [[key, sorted(documents.items())] for key, documents in sorted(of_source.items())]
+    content = [[key, sorted(documents.items())] for key, documents in sorted(duplicates.items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

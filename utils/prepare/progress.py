@@ -1,41 +1,67 @@
-"""How far a long piece of work is: one line that is renewed on a terminal, a line a minute in a log."""
+"""What a preparation says while it works: a bar that moves on a terminal, a line a minute in a log."""
 
 from __future__ import annotations
 
 import sys
 import time
 
+from tqdm import tqdm
+
 LOG_SECONDS, LIVE_SECONDS = 60, 0.2
 
 
-class Progress:
-    """Of `size` bytes of text; what else is printed goes above the line on a terminal."""
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+class ProgressLine:
+    """How far a long piece of work on text is.
+
+    Args:
+        verb: what is done to the text, such as `tokenised`.
+        size: bytes of text in all.
+    """
 
     def __init__(self, verb: str, size: int) -> None:
         self._verb, self._size = verb, max(size, 1)
         self._done = self._tokens = 0
-        self._start = self._said = time.monotonic()
-        self._live = sys.stdout.isatty()
+        self._start = self._last_line = time.monotonic()
+        self._bar = None
+        if sys.stdout.isatty():
+            settings = {"unit": "B", "unit_scale": True, "mininterval": LIVE_SECONDS, "leave": False}
+            self._bar = tqdm(desc=verb, total=self._size, file=sys.stdout, dynamic_ncols=True, **settings)
 
     def advance(self, size: int, tokens: int = 0) -> None:
         """Counts more bytes of text as done, and their tokens."""
         self._done += size
         self._tokens += tokens
         now = time.monotonic()
-        if now - self._said < (LIVE_SECONDS if self._live else LOG_SECONDS):
-            return
-        self._said = now
-        if self._live:
-            print(f"\r\033[K{self._state(now - self._start)}", end="", flush=True)
+        if self._bar is not None:
+            if self._tokens:
+                self._bar.set_postfix_str(self._token_rate(now - self._start), refresh=False)
+            self._bar.update(size)
+        elif now - self._last_line >= LOG_SECONDS:
+            self._last_line = now
+            say(self._state(now - self._start))
+
+    def line(self, text: str) -> None:
+        """Prints a line; on a terminal above the bar."""
+        if self._bar is None:
+            say(text)
         else:
-            print(self._state(now - self._start), flush=True)
+            self._bar.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """Removes the bar from a terminal."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _state(self, seconds: float) -> str:
         share = min(1.0, max(self._done, 1) / self._size)
         rest = seconds * (1 / share - 1)
         left = f"{rest:.0f} s" if rest < 120 else f"{rest / 60:.0f} min"
-        tokens = f", {self._tokens / seconds / 1e6:.2f} million tokens/s" if self._tokens else ""
+        tokens = f", {self._token_rate(seconds)}" if self._tokens else ""
         return f"{self._verb} {share:.0%}: {self._done / seconds / 1e6:.1f} MB/s{tokens}, about {left} left"
 
-    def line(self, text: str) -> None:
-        print(("\r\033[K" if self._live else "") + text, flush=True)
+    def _token_rate(self, seconds: float) -> str:
+        return f"{self._tokens / seconds / 1e6:.2f} million tokens/s"

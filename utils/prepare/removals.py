@@ -12,6 +12,9 @@ from typing import IO
 from utils.files.atomic import naming
 from utils.prepare.sources import CorpusFile
 
+REPORTS = "reports"
+"""The folder in a data folder for these files, one per split that lacks a document."""
+
 
 class RemovalLog(AbstractContextManager["RemovalLog"]):
     """Writes `path` line by line, under another name until `publish`; no file is written if nothing was left out."""

@@ -1,6 +1,6 @@
 """The datasets of a raw corpus, and which files make a split of each.
 
-A corpus is a folder tree, one file, or a `.list` file that names files. `find_sources` knows the files by their names
+A corpus is a folder tree, one file, or a `.list` file that names files. `find_sources` goes by the names of the files
 alone; what they hold is read in `blocks.py` and `documents.py`.
 """
 
@@ -11,11 +11,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from threading import Event
+from typing import Any, NamedTuple
 
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN
 from utils.data.shards import shard_name
+from utils.files.checksums import file_sha256
 
 CONVERSATIONS, PLAIN, LINES, PARQUET = "conversations", "plain", "lines", "parquet"
 """The formats of corpus files."""
@@ -59,6 +61,17 @@ class Source:
         """`fr` for the dataset `FR/Theatre`; empty where the first part of the name is not a language code."""
         first = self.dataset.split("/")[0].lower()
         return first if re.fullmatch("[a-z]{2,3}", first) else ""
+
+
+def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]]:
+    """The source files as the manifest names them: path relative to the corpus, bytes, SHA-256.
+
+    Where `stop` is set on the way, the checksums are not those of the whole files.
+    """
+    return [
+        {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path, stop)}
+        for file in source.files
+    ]
 
 
 class _Folder(NamedTuple):

@@ -1,0 +1,114 @@
+"""The data folder as a whole: whether it may be written, and what completes it once every split is there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
+from utils.data.manifest import MANIFEST, TOKENIZER, DatasetSplit, Manifest
+from utils.data.shards import token_dtype
+from utils.files.atomic import write_atomically
+from utils.prepare.duplicates import PARTS
+from utils.prepare.options import PrepareOptions
+from utils.prepare.plan import PreparePlan
+from utils.prepare.progress import say
+from utils.prepare.removals import REPORTS
+from utils.prepare.sources import Source
+from utils.prepare.splits import PREPARATION_VERSION
+
+_SPLIT = r"\.?[^/]+-(train|test)"
+OWN_FILE = re.compile(
+    rf"({_SPLIT}-\d{{5}}-of-\d{{5}}\.safetensors|{PARTS}/{_SPLIT}\.json|{REPORTS}/{_SPLIT}\.jsonl)(\.tmp)?"
+)
+"""Files of splits, relative to the data folder."""
+
+
+def require_folder(options: PrepareOptions) -> Path:
+    """The data folder to write.
+
+    Raises:
+        UserError: if it is not a folder, or one that the next call would read as a corpus.
+    """
+    source, path = options.source_path, options.destination_path
+    assert source is not None and path is not None
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--destination_path: {path} is not a directory")
+    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--destination_path: {path} lies in --source_path, the next call would read what is written")
+    return path
+
+
+def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
+    """Deletes what belongs to no split any more and writes the manifest, unless it already says the same."""
+    data_dir, recipe = plan.data_dir, plan.recipe
+    manifest = make_manifest(found, plan)
+    copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER)
+    stale = find_stale(data_dir, found)
+    path = data_dir / MANIFEST
+    if stale or not path.is_file() or path.read_bytes() != manifest.to_json().encode():
+        path.unlink(missing_ok=True)
+        for file in stale:
+            file.unlink()
+            say(f"deleted {file.relative_to(data_dir)}: of no dataset in {plan.options.source_path}")
+        manifest.save(data_dir)
+    for folder in (data_dir / PARTS).glob("*.signatures"):
+        shutil.rmtree(folder)
+    say(f"{path}: {sum(entry.rows for entry in manifest.splits):,} rows of {recipe.window:,} tokens")
+
+
+def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manifest:
+    """The manifest of all splits, in the order of the sources."""
+    recipe, options = plan.recipe, plan.options
+    dialogues = {source: dialogue for source, dialogue in plan.dialogues.items() if dialogue is not None}
+    return Manifest(
+        tokenizer=plan.tokenizer,
+        vocab_size=recipe.vocab_size,
+        bos=recipe.bos,
+        eos=recipe.eos,
+        dtype=str(token_dtype(recipe.vocab_size)),
+        window=recipe.window,
+        splits=[found[source] for source in plan.sources],
+        made_by={
+            "program": "prepare_data.py",
+            "multiple_of": options.multiple_of,
+            "padding": recipe.padding,
+            "on_bad_input": options.on_bad_input,
+            "deduplicate": options.deduplicate,
+            "similarity": options.similarity if options.deduplicate == "near" else None,
+            "text_field": recipe.text_field,
+            "augmentation_level": options.augmentation_level,
+            "min_characters": recipe.min_characters,
+            "max_characters": recipe.max_characters,
+            "seed": recipe.seed,
+            "normalised": {source.dataset: dialogue.language for source, dialogue in dialogues.items()},
+            "version": PREPARATION_VERSION,
+        },
+    )
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer's files beside the shards, by which rows are read as text."""
+    target.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if not (source / name).is_file():
+            (target / name).unlink(missing_ok=True)
+            continue
+        content = (source / name).read_bytes()
+        if not (target / name).is_file() or (target / name).read_bytes() != content:
+            write_atomically(target / name, content)
+
+
+def find_stale(data_dir: Path, found: dict[Source, DatasetSplit]) -> list[Path]:
+    """Shards, parts and reports of splits that are gone, or were made anew with other ones."""
+    current = {data_dir / shard.file for entry in found.values() for shard in entry.shards}
+    current |= {data_dir / PARTS / f"{source.name}.json" for source in found}
+    current |= {data_dir / REPORTS / f"{source.name}.jsonl" for source, entry in found.items() if entry.skipped}
+    stale = []
+    for folder in (data_dir, data_dir / PARTS, data_dir / REPORTS):
+        files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+        own = [path for path in files if OWN_FILE.fullmatch(path.relative_to(data_dir).as_posix())]
+        stale += [path for path in own if path not in current]
+    return sorted(stale)

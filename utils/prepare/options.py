@@ -1,0 +1,104 @@
+"""Options of prepare_data.py. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.errors import raise_problems
+
+LEAST = {
+    "max_length": 1,
+    "multiple_of": 1,
+    "num_workers": 1,
+    "max_characters": 1,
+    "augmentation_level": 0,
+    "min_characters": 0,
+    "show": 0,
+    "seed": 0,
+}
+MOST = {
+    "multiple_of": 256,  # all of a split's shards are open at once, two files each, and a process may open 1,024
+    "max_characters": 2**20,  # a document of over 4 MB is read in parts, and a character has at most four bytes
+}
+MAIN_MEMORY, WORKER_MEMORY = 300, 300
+"""MB that the program takes at most, and each process that tokenises."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Turn raw text into packed, tokenised training data; or look at what was made."""
+
+    source_path: Path | None = None
+    """Raw corpus: a folder tree, one file, or a .list file that names files. A dataset is a folder with full.txt, or
+    train.txt and/or test.txt (conversations), *.jsonl(.gz/.zst), *.parquet, or *.txt (one document each)."""
+    checkpoint_dir: Path | None = None
+    """Foundation model directory; with --max_length only its tokenizer is needed."""
+    destination_path: Path | None = None
+    """Data folder to write. It belongs to this program: shards of datasets that are gone are deleted."""
+    max_length: int | None = None
+    """Positions per sequence; rows have one token more. Default: the model's context."""
+    multiple_of: int = 8
+    """The number of shards of a split is a multiple of this."""
+    padding: bool = True
+    """Pack whole documents, cut at turns where need be. false: all documents end to end, cut where a row is full."""
+    text_field: str = "text"
+    """Field of a JSON line, or column of a Parquet file, that holds the text."""
+    group_datasets_by_genre: Path | None = None
+    """JSON file, dataset name → group name. A dataset that is not in it is a group of its own."""
+    metadata: Path | None = None
+    """CSV or JSON file, dataset → language, dialogue, spontaneous, …: its datasets are transcribed dialogue, which is
+    normalised and augmented, but where `dialogue` is False; all others are left as they are."""
+    augmentation_level: int | None = None
+    """Variants per training conversation of a dialogue dataset, at most. Default: the metadata file's, else 8 for
+    spontaneous speech and 1 for the rest."""
+    seed: int = 1337
+    """Of the choice of variants."""
+    min_characters: int = 0
+    """Leave out documents that are shorter."""
+    max_characters: int | None = None
+    """Leave out documents that are longer."""
+    deduplicate: Literal["no", "exact", "near"] = "no"
+    """Leave out documents that repeat one of this corpus: the same text, or nearly the same (MinHash)."""
+    similarity: float = 0.8
+    """Share of common word 5-grams from which on --deduplicate near takes documents for duplicates."""
+    on_bad_input: Literal["error", "skip"] = "error"
+    """What to do about what is no document (not UTF-8, NUL, broken JSON, no such field); skipped ones are counted."""
+    num_workers: int | None = None
+    """Processes that tokenise. Default: one per CPU core; in a Slurm step, one per CPU of the task."""
+    fast_tokenizer: bool = True
+    """Tokenise by gigatoken, if it is installed and proves itself on a sample of the text."""
+    max_memory: float | None = None
+    """GB of memory to use at most, for all processes: fewer of them tokenise where that is too little."""
+    add_bos: bool | None = None
+    """Begin each document with the begin-of-text token. Default: as the tokenizer is configured."""
+    add_eos: bool | None = None
+    """End each document with the end-of-text token. Default: if the tokenizer has one."""
+    inspect: Path | None = None
+    """Look at this data folder instead: its table, its checksums, and some rows as text."""
+    show: int = 3
+    """Rows that --inspect shows, of each split."""
+    debug: bool = False
+    """Show a traceback for any error."""
+
+    def __post_init__(self) -> None:
+        values = vars(self)
+        problems = []
+        if self.inspect is None:
+            needed = ("source_path", "checkpoint_dir", "destination_path")
+            problems += [f"--{name} is missing" for name in needed if values[name] is None]
+        for name, bound in LEAST.items():
+            if values[name] is not None and values[name] < bound:
+                problems.append(f"--{name} must be at least {bound}, not {values[name]}")
+        for name, bound in MOST.items():
+            if values[name] is not None and values[name] > bound:
+                problems.append(f"--{name} must be at most {bound}, not {values[name]}")
+        if not 0 < self.similarity <= 1:
+            problems.append(f"--similarity must be above 0 and at most 1, not {self.similarity}")
+        if self.augmentation_level is not None and self.metadata is None:
+            problems.append("--augmentation_level needs --metadata, which says what is dialogue")
+        least_memory = (MAIN_MEMORY + WORKER_MEMORY) / 1000
+        if self.max_memory is not None and self.max_memory < least_memory:
+            problems.append(f"--max_memory must be at least {least_memory} GB, not {self.max_memory}")
+        raise_problems(problems)

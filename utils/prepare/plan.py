@@ -1,0 +1,251 @@
+"""What is to be prepared and how, found once, by one task: datasets, recipe of the rows, treatment of dialogue.
+
+`make_plan` reads the small files that the options name and a sample of the text; everything wrong in them is an error
+here, before any work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.data.manifest import TEST
+from utils.prepare.block_rows import Dialogue, Recipe
+from utils.prepare.blocks import read_blocks
+from utils.prepare.dialogue import normalise
+from utils.prepare.documents import parse, problem_message
+from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
+from utils.prepare.options import PrepareOptions
+from utils.prepare.progress import say
+from utils.prepare.sources import Source, find_sources
+
+SAMPLE_BYTES, SAMPLE_SOURCES = 2**17, 16
+"""Text on which a fast tokenizer has to prove itself, and from how many sources it comes."""
+
+
+@dataclass(frozen=True)
+class PreparePlan:
+    """What is to be prepared and how; the same on all tasks."""
+
+    options: PrepareOptions
+    sources: list[Source]
+    sizes: list[int]
+    """Bytes of each source's files."""
+    languages: dict[Source, str]
+    groups: dict[str, str]
+    """Group by dataset, where the options name one."""
+    dialogues: dict[Source, Dialogue | None]
+    """How each source's conversations are treated; None for plain text."""
+    recipe: Recipe
+    sample: list[str]
+    """Some of the text, on which a fast tokenizer has to prove itself."""
+    tokenizer: str
+    """The tokenizer's fingerprint."""
+
+    @property
+    def data_dir(self) -> Path:
+        assert self.options.destination_path is not None
+        return self.options.destination_path
+
+
+def make_plan(options: PrepareOptions) -> PreparePlan:
+    """Reads what the options name.
+
+    Raises:
+        UserError: if the options, or the files of groups or metadata, are wrong.
+        DataError: if there is no corpus, or what was looked at of it is not text.
+    """
+    assert options.source_path is not None and options.checkpoint_dir is not None
+    sources = find_sources(options.source_path, say)
+    tokenizer = Tokenizer(options.checkpoint_dir)
+    recipe = make_recipe(options, tokenizer)
+    groups = read_groups(options.group_datasets_by_genre)
+    facts = read_metadata(options.metadata) if options.metadata else {}
+    dialogues = {source: dialogue_of(source, facts, options) for source in sources}
+    for dialogue in dialogues.values():
+        if dialogue is not None:
+            check_language(dialogue.language)
+    warn_of_unknown(facts, sources)
+    return PreparePlan(
+        options=options,
+        sources=sources,
+        sizes=[sum(file.path.stat().st_size for file in source.files) for source in sources],
+        languages={source: language_of(source, facts) for source in sources},
+        groups=groups,
+        dialogues=dialogues,
+        recipe=recipe,
+        sample=read_sample(sources, options),
+        tokenizer=tokenizer.fingerprint,
+    )
+
+
+def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
+    """What the options and the tokenizer say about rows.
+
+    Raises:
+        UserError: if the options ask for what the tokenizer or the model does not have.
+        DataError: if a configuration names a token outside of the vocabulary.
+    """
+    bos = tokenizer.adds_bos if options.add_bos is None else options.add_bos
+    eos = tokenizer.eos_id is not None if options.add_eos is None else options.add_eos
+    added = [("bos", tokenizer.bos_id)] if bos else []
+    if eos:
+        added.append(("eos", tokenizer.eos_id))
+    raise_problems([f"--add_{kind}: the tokenizer has no such token" for kind, token in added if token is None])
+    for kind, token in added:
+        if token >= tokenizer.vocab_size:
+            raise DataError(f"--add_{kind}: token {token} is not in the tokenizer's {tokenizer.vocab_size} entries")
+    return Recipe(
+        checkpoint_dir=tokenizer.directory,
+        vocab_size=tokenizer.vocab_size,
+        window=1 + (options.max_length or read_context(tokenizer.directory)),
+        bos=bos,
+        eos=eos,
+        padding=options.padding,
+        text_field=options.text_field,
+        min_characters=options.min_characters,
+        max_characters=options.max_characters,
+        seed=options.seed,
+    )
+
+
+def read_context(checkpoint_dir: Path) -> int:
+    """The positions of the model in `checkpoint_dir`.
+
+    Raises:
+        UserError: if there is no file that says so.
+        DataError: if it cannot be read.
+    """
+    keys = {"model_config.yaml": ("block_size",), "config.json": ("max_position_embeddings", "n_positions")}
+    for name, names in keys.items():
+        path = checkpoint_dir / name
+        if not path.is_file():
+            continue
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))  # JSON is YAML
+            return next(int(config[key]) for key in names if config.get(key))
+        except (yaml.YAMLError, ValueError, AttributeError, TypeError, StopIteration):
+            raise DataError(f"{path} does not say the model's {' or '.join(names)}; give --max_length") from None
+    raise UserError(
+        f"{checkpoint_dir} has neither model_config.yaml nor config.json to say its context: give --max_length"
+    )
+
+
+def read_groups(path: Path | None) -> dict[str, str]:
+    """Dataset name → group name.
+
+    Raises:
+        UserError: if `path` is not a JSON object of strings.
+    """
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise UserError(f"--group_datasets_by_genre: {path} does not exist")
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"--group_datasets_by_genre: {path} is not valid JSON: {e}") from None
+    if not isinstance(groups, dict):
+        raise UserError(f"--group_datasets_by_genre: {path} must be an object, dataset name → group name")
+    wrong = [name for name, group in groups.items() if not isinstance(group, str)]
+    raise_problems([f"--group_datasets_by_genre: {path}: the group of {name} is no string" for name in wrong])
+    return groups
+
+
+def dialogue_of(source: Source, all_facts: Mapping[str, DatasetFacts], options: PrepareOptions) -> Dialogue | None:
+    """How the conversations of a split are treated, None if it is plain text."""
+    facts = facts_of(all_facts, source.dataset, source.split)
+    if facts is None or not facts.dialogue:
+        return None
+    level = facts.level(source.split)
+    if options.augmentation_level is not None and source.split != TEST:
+        level = options.augmentation_level
+    return Dialogue(facts.language or source.language, level)
+
+
+def language_of(source: Source, all_facts: Mapping[str, DatasetFacts]) -> str:
+    """The language that the metadata says, else the one in the dataset's name; may be empty."""
+    facts = facts_of(all_facts, source.dataset, source.split)
+    if facts is not None and facts.language:
+        return facts.language
+    return source.language
+
+
+def check_language(language: str) -> None:
+    """Raises a UserError if dialogue in this language cannot be normalised."""
+    try:
+        normalise("", language)
+    except ValueError as e:
+        raise UserError(str(e)) from None
+
+
+def warn_of_unknown(facts: Mapping[str, DatasetFacts], sources: list[Source]) -> None:
+    """Says which datasets the metadata names that the corpus does not have."""
+    known = {source.dataset for source in sources}
+    known |= {f"{source.dataset}/{source.split.upper()}" for source in sources}
+    unknown = sorted(facts.keys() - known)
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        say(f"warning: --metadata names datasets that are not here: {', '.join(unknown[:5])}{more}")
+
+
+def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
+    """Documents of up to 16 of the sources, some 128 KB together; of others where these have none.
+
+    Raises:
+        DataError: if no file has a document, or, asked to be strict, if one that was looked at is none.
+    """
+    every = -(-len(sources) // SAMPLE_SOURCES)
+    chosen = sources[::every]
+    sample: list[str] = []
+    for source in chosen:
+        sample += sample_of(source, options)
+    for source in sources:
+        if sample:
+            break
+        if source not in chosen:
+            sample += sample_of(source, options)
+    if not sample:
+        raise DataError(f"{options.source_path} holds no conversation and no other text: its files are empty")
+    return sample
+
+
+def sample_of(source: Source, options: PrepareOptions) -> list[str]:
+    """The first documents of a source, some 8 KB together."""
+    sample = []
+    size = 0
+    for document in read_documents(source, options):
+        size += len(document)
+        sample.append(document.decode())
+        if size >= SAMPLE_BYTES // SAMPLE_SOURCES:
+            break
+    return sample
+
+
+def read_documents(source: Source, options: PrepareOptions) -> Iterator[bytes]:
+    """The texts of a source, for as many as are wanted."""
+    for file in source.files:
+        for block in read_blocks(file, SAMPLE_BYTES, options.text_field):
+            documents, bad = parse(block, options.text_field)
+            if bad and options.on_bad_input == "error":
+                raise DataError(problem_message(file, bad[0]))
+            yield from (document.text for document in documents if document.text)
+
+
+def share_out(sources: list[Source], sizes: list[int], tasks: int) -> list[list[Source]]:
+    """Each task's sources: the largest first, each to the task that has the fewest bytes so far.
+
+    No task then has more than 4/3 of what the best division gives the busiest one (Graham 1969).
+    """
+    loads = [0] * tasks
+    task_of = {}
+    for size, source in sorted(zip(sizes, sources, strict=True), key=lambda pair: (-pair[0], pair[1].name)):
+        task_of[source] = loads.index(min(loads))
+        loads[task_of[source]] += size
+    return [[source for source in sources if task_of[source] == task] for task in range(tasks)]

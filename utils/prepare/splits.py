@@ -1,0 +1,251 @@
+"""From the blocks of a dataset's split to its shards, and to its part: what the shards hold and what they are made of.
+
+`prepare_splits` keeps every split whose part still fits, and makes the others: processes turn the blocks into rows, and
+this process writes the rows into the shards in the order of the blocks, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from lit_gpt.errors import DataError
+from utils.data.manifest import FORMAT_VERSION, MANIFEST, DatasetSplit
+from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shards
+from utils.files.atomic import write_atomically
+from utils.prepare import duplicates
+from utils.prepare.block_rows import BlockRows, BlockWorker, Dialogue, Remainder, Rows, Work
+from utils.prepare.block_work import Duplicates, text_bytes, works_of
+from utils.prepare.documents import problem_message
+from utils.prepare.duplicates import PARTS
+from utils.prepare.encoding import Library
+from utils.prepare.plan import PreparePlan
+from utils.prepare.progress import ProgressLine, say
+from utils.prepare.removals import REPORTS, RemovalLog
+from utils.prepare.sources import CorpusFile, Source, file_facts
+from utils.prepare.work_pool import WorkPool
+
+PREPARATION_VERSION = 2  # another one makes every split be done again
+SHARD_BYTES = 512 * 2**20
+"""Text per shard: some 256 MB of tokens."""
+MOST_SHARDS = 64
+"""Shards of a split, but where --multiple_of asks for more."""
+MOST_NAMED = 10
+"""Documents left out of a split that the log names, of each kind; the report names them all."""
+
+
+@dataclass(frozen=True)
+class SplitJob:
+    """One split to be prepared."""
+
+    source: Source
+    duplicates: Duplicates
+    plan: PreparePlan
+
+    @property
+    def dialogue(self) -> Dialogue | None:
+        return self.plan.dialogues[self.source]
+
+    @property
+    def group(self) -> str:
+        return self.plan.groups.get(self.source.dataset, self.source.dataset)
+
+    @property
+    def part_path(self) -> Path:
+        return self.plan.data_dir / PARTS / f"{self.source.name}.json"
+
+    @property
+    def report_path(self) -> Path:
+        return self.plan.data_dir / REPORTS / f"{self.source.name}.jsonl"
+
+    def fingerprint(self, files: list[dict[str, Any]]) -> str:
+        """SHA-256 over all that the split's shards are made from; `files` is what `file_facts` returns."""
+        recipe = asdict(self.plan.recipe)
+        del recipe["checkpoint_dir"]  # the tokenizer's fingerprint says more
+        if not (self.dialogue and self.dialogue.level):
+            del recipe["seed"]  # which chooses variants alone
+        options, language = self.plan.options, self.plan.languages[self.source]
+        versions = (FORMAT_VERSION, PREPARATION_VERSION)
+        made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
+        how = (language, self.dialogue and asdict(self.dialogue), duplicates.digest(self.duplicates))
+        settings = (options.multiple_of, options.on_bad_input, options.fast_tokenizer)
+        content = json.dumps([versions, made_from, how, settings], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def prepare_splits(
+    sources: list[Source], found: Mapping[str, Duplicates], plan: PreparePlan, pool: WorkPool
+) -> dict[Source, DatasetSplit]:
+    """What each source's split holds: kept where it is there already, made where not.
+
+    `found` is, by name of the split, what is to be left out of it as a duplicate.
+    """
+    jobs = [SplitJob(source, found.get(source.name, {}), plan) for source in sources]
+    kept: dict[Source, DatasetSplit] = {}
+    to_do = []
+    for job in jobs:
+        entry = read_part(job)
+        if entry is None:
+            to_do.append(job)
+        else:
+            kept[job.source] = entry
+    for source in kept:
+        say(f"{source.dataset} {source.split}: kept")
+    return kept | make_splits(to_do, plan, pool) if to_do else kept
+
+
+def read_part(job: SplitJob) -> DatasetSplit | None:
+    """What an earlier call wrote for the same job, if its shards are intact."""
+    try:
+        part = json.loads(job.part_path.read_text(encoding="utf-8"))
+        if part["fingerprint"] != job.fingerprint(file_facts(job.source)):
+            return None
+        entry = DatasetSplit.from_dict(part["entry"])
+        verify_shards(job.plan.data_dir, [entry])
+        if entry.skipped and not job.report_path.is_file():
+            return None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AssertionError, DataError):
+        return None
+    return replace(entry, group=job.group)
+
+
+def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict[Source, DatasetSplit]:
+    """Makes the shards of each job and writes its part once they are complete."""
+    (plan.data_dir / PARTS).mkdir(parents=True, exist_ok=True)
+    (plan.data_dir / MANIFEST).unlink(missing_ok=True)
+    progress = ProgressLine("tokenised", text_bytes([job.source for job in jobs]))
+    made: dict[Source, DatasetSplit] = {}
+
+    def works() -> Iterator[Work | None]:
+        for job in jobs:
+            yield from works_of(job.source, plan, job.duplicates)
+            yield None  # the end of a split
+
+    stop = Event()
+    with ThreadPoolExecutor(1) as hashing, ExitStack() as at_end:
+        at_end.callback(progress.close)
+        at_end.callback(stop.set)  # nobody waits for the hash of a file that could not be read
+        results = name_libraries(pool.map(BlockWorker.__call__, works()), progress)
+        for job in jobs:
+            of_job = iter(lambda: next(results), (None, None))
+            facts = hashing.submit(file_facts, job.source, stop)
+            entry = made[job.source] = make_split(job, of_job, facts, progress)
+            part = {"fingerprint": job.fingerprint(entry.sources), "entry": asdict(entry)}
+            write_atomically(job.part_path, json.dumps(part) + "\n")
+            progress.line(summary(entry, plan.recipe.window))
+    return made
+
+
+def name_libraries(
+    results: Iterator[tuple[Work, BlockRows]], progress: ProgressLine
+) -> Iterator[tuple[Work, BlockRows]]:
+    """Passes the results on; says which library tokenises, once for each."""
+    named: set[Library] = set()
+    for work, result in results:
+        if result and result.library not in named:
+            named.add(result.library)
+            progress.line(f"tokenised by {result.library.name}: {result.library.reason}")
+        yield work, result
+
+
+def make_split(
+    job: SplitJob,
+    results: Iterator[tuple[Work, BlockRows]],
+    facts: Future[list[dict[str, Any]]],
+    progress: ProgressLine,
+) -> DatasetSplit:
+    """Writes the rows of one split as they come; says what it holds. `facts` is what `file_facts` returns."""
+    source, recipe = job.source, job.plan.recipe
+    count = shard_count(source, job.plan.options.multiple_of)
+    names = [shard_name(source.dataset, source.split, index, count) for index in range(count)]
+    sums: Counter[str] = Counter()
+    with (
+        RemovalLog(job.report_path) as removals,
+        ShardWriter(job.plan.data_dir, names, recipe.window, token_dtype(recipe.vocab_size)) as writer,
+    ):
+
+        def write(rows: Rows) -> None:
+            writer.add(*rows)
+            sums["rows"] += len(rows.tokens)
+            sums["used"] += int(rows.lengths.sum())
+            sums["targets"] += int((rows.lengths - rows.overlaps).sum())
+
+        remainder = Remainder(recipe, write)
+        for work, result in results:
+            note_removals(source.files[work.file], result, removals, job, progress)
+            write(result.rows)
+            remainder.add(result.rest)
+            for name in ("documents", "variants", "turns", "words", "tokens"):
+                sums[name] += getattr(result, name)
+            progress.advance(work.block.size, result.tokens)
+        remainder.close()
+        for file in source.files:
+            if not file.path.stat().st_size:
+                removals.add("empty_file", file, 0, "the file is empty")
+        shards = writer.publish()
+        removals.publish()
+    return DatasetSplit(
+        dataset=source.dataset,
+        split=source.split,
+        language=job.plan.languages[source],
+        group=job.group,
+        documents=sums["documents"],
+        variants=sums["variants"],
+        turns=sums["turns"],
+        words=sums["words"],
+        tokens=sums["tokens"],
+        targets=sums["targets"],
+        rows=sums["rows"],
+        overlap=sums["used"] - sums["tokens"],
+        padding=sums["rows"] * recipe.window - sums["used"],
+        skipped=dict(sorted(removals.counts.items())),
+        sources=facts.result(),
+        shards=shards,
+    )
+
+
+def shard_count(source: Source, multiple_of: int) -> int:
+    """Shards of a split by the size of its text, before any of it is read: so rows can be written as they come."""
+    wanted = -(-text_bytes([source]) // (multiple_of * SHARD_BYTES))
+    return multiple_of * max(1, min(wanted, MOST_SHARDS // multiple_of))
+
+
+def note_removals(
+    file: CorpusFile, result: BlockRows, removals: RemovalLog, job: SplitJob, progress: ProgressLine
+) -> None:
+    """Writes down what a block left out, and names it in the log.
+
+    Raises:
+        DataError: at what is not a document, unless the options say to skip that.
+    """
+    for bad in result.bad:
+        if job.plan.options.on_bad_input == "error":
+            raise DataError(problem_message(file, bad))
+        removals.add(bad.reason, file, bad.at, bad.problem)
+        if removals.counts[bad.reason] <= MOST_NAMED:
+            progress.line(f"skipped a document: {problem_message(file, bad)}")
+        elif removals.counts[bad.reason] == MOST_NAMED + 1:
+            progress.line(f"more documents of {job.source.name} are skipped: the report names them")
+    for removed in result.removed:
+        removals.add(removed.reason, file, removed.at, removed.detail, removed.text)
+
+
+def summary(entry: DatasetSplit, window: int) -> str:
+    """One line about a split that is done."""
+    name = f"{entry.dataset} {entry.split}"
+    if not entry.documents:
+        return f"warning: {name}: no documents in {entry.sources[0]['path']}"
+    size = entry.rows * window
+    skipped = "".join(f", {count} skipped ({reason})" for reason, count in entry.skipped.items())
+    return (
+        f"{name}: {entry.documents:,} documents, {entry.tokens:,} tokens, {entry.rows:,} rows, "
+        f"padding {entry.padding / size:.2%}, overlap {entry.overlap / size:.2%}{skipped} → {len(entry.shards)} shards"
+    ).replace("%", " %")
