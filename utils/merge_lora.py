@@ -23,7 +23,8 @@ from lit_gpt.errors import UserError
 from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_foundation
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.files.staged_folder import recover, staged_into
-from utils.run.merged_model import companion_files, compare_merged, load_merged_model
+from utils.run.merge_check import compare_merged
+from utils.run.merged_model import companion_files, load_merged_model
 
 
 def main(options: MergeOptions) -> None:

@@ -11,18 +11,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
 from lit_gpt.errors import UserError
 from utils import cli
-from utils.run.model_options import ModelOptions, load_text_model
-
-if TYPE_CHECKING:
-    from lit_gpt.inference.generation import TextModel
-    from lit_gpt.tokenizer.chat_template import Message
+from utils.run.model_options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +37,15 @@ class Options(ModelOptions):
     """Longest answer, in tokens."""
 
 
-def main(options: Options) -> None:
-    from lit_gpt.tokenizer.chat_template import ChatTemplate, find_template
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the imports below
 
+from lit_gpt.inference.generation import TextModel
+from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, find_template
+from utils.run.merged_model import load_text_model
+
+
+def main(options: Options) -> None:
     model = load_text_model(options)
     by_template = options.template == "chat" or (
         options.template == "auto" and find_template(model.tokenizer.directory, model.tokenizer.config) is not None
@@ -135,4 +137,4 @@ def fit(
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, cli.parse_or_exit(Options)))
+    sys.exit(cli.run(main, OPTIONS))

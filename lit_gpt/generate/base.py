@@ -9,17 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
 from lit_gpt.errors import DataError, raise_problems
 from utils import cli
-from utils.run.model_options import ModelOptions, load_text_model
-
-if TYPE_CHECKING:
-    from lit_gpt.inference.generation import TextModel
+from utils.run.model_options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +41,13 @@ class Options(ModelOptions):
             if getattr(self, name) < 1:
                 problems.append(f"--{name} must be 1 or more, not {getattr(self, name)}")
         raise_problems(problems)
+
+
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the imports below
+
+from lit_gpt.inference.generation import TextModel
+from utils.run.merged_model import load_text_model
 
 
 def main(options: Options) -> None:
@@ -114,4 +117,4 @@ def continuations(model: TextModel, prompts: list[str], options: Options) -> Ite
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, cli.parse_or_exit(Options)))
+    sys.exit(cli.run(main, OPTIONS))

@@ -23,7 +23,8 @@ from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import run_command
 from tests.formats.hf_models import make_litgpt
-from utils.run.model_options import ModelOptions, load_text_model
+from utils.run.merged_model import load_text_model
+from utils.run.model_options import ModelOptions
 
 SCRIPT = Path(__file__).resolve().parents[2] / "lit_gpt" / "chat" / "base.py"
 MARKS = ("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")

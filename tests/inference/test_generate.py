@@ -23,7 +23,8 @@ from lit_gpt.inference.sampling import Sampling, penalise, probabilities
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import run_command
 from tests.formats.hf_models import make_hf, make_litgpt, make_tokenizer
-from utils.run.model_options import ModelOptions, load_text_model
+from utils.run.merged_model import load_text_model
+from utils.run.model_options import ModelOptions
 
 SCRIPT = Path(__file__).resolve().parents[2] / "lit_gpt" / "generate" / "base.py"
 PROMPT = "[speaker001:] Bonjour,"

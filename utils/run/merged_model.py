@@ -1,21 +1,18 @@
-"""Trained models: from a run folder, one of its checkpoints or a `lit_model.pth` to whole, merged weights."""
+"""Models that are ready to use: from a run folder, a checkpoint, an adapter or a `lit_model.pth` to whole weights."""
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import read_hf_config
-from lit_gpt.formats.hf_logits import TOLERANCE, largest_difference, litgpt_logits, probe_sequences
 from lit_gpt.formats.litgpt_directory import (
     CONFIG,
     WEIGHTS,
@@ -25,19 +22,18 @@ from lit_gpt.formats.litgpt_directory import (
     weights_fingerprint,
 )
 from lit_gpt.formats.peft import ADAPTER_CONFIG, read_peft
-from lit_gpt.model.lazy_tensors import in_dtype, specs_of
-from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
-from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
+from lit_gpt.inference.generation import TextModel
+from lit_gpt.model.lazy_tensors import in_dtype
+from lit_gpt.model.lora import LoRASettings, merge_adapter
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from utils.data.mixture import MIXTURE
 from utils.run.checkpoint_folders import verify_checkpoint
 from utils.run.checkpoint_reader import read_model_tensors
 from utils.run.csv_log import ALL, METRICS, read_csv
 from utils.run.input_path import find_input
+from utils.run.model_options import ModelOptions
 from utils.run.progress import TrainingProgress
 from utils.run.record import RunRecord
-
-LOST_AT_MOST = 0.5
-"""What merging in 16 bits may change of the logits, as a share of what the adapter changes of them."""
 
 
 @dataclass(frozen=True)
@@ -158,32 +154,27 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
     }
 
 
-def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
-    """Compares `merged` weights with the base model and its adapter, matrix by matrix and by logits; says the result.
-
-    Merging rounds to the weights' type. In 16 bits a change smaller than the last place is lost: what that makes of the
-    logits, in fp32, is measured by the adapter's own effect on them, both as root mean squares.
+def load_text_model(options: ModelOptions) -> TextModel:
+    """The model and tokenizer that generating and chatting use: a litgpt directory's, with an adapter merged into it.
 
     Raises:
-        DataError: if the merged weights are something else, or most of the adapter's effect is lost.
+        UserError: for paths that are not what they should be.
+        DataError: if files are damaged or do not belong together.
     """
-    assert trained.base is not None and trained.adapter is not None and trained.lora is not None
-    config = trained.config
-    check_merged(trained.base, trained.adapter, merged, config, trained.lora)
-    sequences = probe_sequences(config.padded_vocab_size, config.block_size)[-1:]
-    both = ChainMap(dict(trained.adapter), trained.base)
-    wanted = litgpt_logits(config, both, sequences, trained.lora)
-    found = litgpt_logits(config, merged, sequences)
-    effect = wanted[0] - litgpt_logits(config, trained.base, sequences)[0]
-    if not effect.any():
-        raise DataError("the adapter changes no logits: it is untrained, or not of this model")
-    lost = float(np.sqrt(np.mean((found[0] - wanted[0]) ** 2) / np.mean(effect**2)))
-    in_fp32 = {spec.dtype for spec in specs_of(merged).values()} == {torch.float32}
-    equal = largest_difference(found, wanted)[1] <= TOLERANCE if in_fp32 else lost <= LOST_AT_MOST
-    if not equal:
-        advice = "" if in_fp32 else "; give --dtype float32"
-        raise DataError(f"merged, the model differs from base + adapter by {lost:.2g} of the adapter's effect{advice}")
-    return f"verified: each matrix, and the logits of base + adapter but for {lost:.2g} of the adapter's effect on them"
+    if options.lora_path is not None:
+        trained = load_merged_model(options.lora_path, options.checkpoint_dir)
+        if trained.lora is None:
+            raise UserError(
+                f"--lora_path {options.lora_path} holds all weights, not an adapter: make it a litgpt directory"
+                " (convert_litgpt_to_transformers.py, then lit_gpt/scripts/convert_hf_checkpoint.py)"
+            )
+        config, weights, folder = trained.config, trained.state_dict, trained.tokenizer_dir
+    elif options.checkpoint_dir is not None:
+        folder = options.checkpoint_dir
+        config, weights = read_config(folder), read_weights(folder)
+    else:
+        raise UserError("--checkpoint_dir (or --lora_path) is required; see --help")
+    return TextModel(config, weights, Tokenizer(folder), options.precision, options.accelerator)
 
 
 def companion_files(trained: MergedModel) -> list[Path]:

@@ -1,0 +1,47 @@
+"""Whether merged weights are what base model and adapter make together."""
+
+from __future__ import annotations
+
+from collections import ChainMap
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_gpt.errors import DataError
+from lit_gpt.formats.hf_logits import TOLERANCE, largest_difference, litgpt_logits, probe_sequences
+from lit_gpt.model.lazy_tensors import specs_of
+from lit_gpt.model.lora import check_merged
+from utils.run.merged_model import MergedModel
+
+LOST_AT_MOST = 0.5
+"""What merging in 16 bits may change of the logits, as a share of what the adapter changes of them."""
+
+
+def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
+    """Compares `merged` weights with the base model and its adapter, matrix by matrix and by logits; says the result.
+
+    Merging rounds to the weights' type. In 16 bits a change smaller than the last place is lost: what that makes of the
+    logits, in fp32, is measured by the adapter's own effect on them, both as root mean squares.
+
+    Raises:
+        DataError: if the merged weights are something else, or most of the adapter's effect is lost.
+    """
+    assert trained.base is not None and trained.adapter is not None and trained.lora is not None
+    config = trained.config
+    check_merged(trained.base, trained.adapter, merged, config, trained.lora)
+    sequences = probe_sequences(config.padded_vocab_size, config.block_size)[-1:]
+    both = ChainMap(dict(trained.adapter), trained.base)
+    wanted = litgpt_logits(config, both, sequences, trained.lora)
+    found = litgpt_logits(config, merged, sequences)
+    effect = wanted[0] - litgpt_logits(config, trained.base, sequences)[0]
+    if not effect.any():
+        raise DataError("the adapter changes no logits: it is untrained, or not of this model")
+    lost = float(np.sqrt(np.mean((found[0] - wanted[0]) ** 2) / np.mean(effect**2)))
+    in_fp32 = {spec.dtype for spec in specs_of(merged).values()} == {torch.float32}
+    equal = largest_difference(found, wanted)[1] <= TOLERANCE if in_fp32 else lost <= LOST_AT_MOST
+    if not equal:
+        advice = "" if in_fp32 else "; give --dtype float32"
+        raise DataError(f"merged, the model differs from base + adapter by {lost:.2g} of the adapter's effect{advice}")
+    return f"verified: each matrix, and the logits of base + adapter but for {lost:.2g} of the adapter's effect on them"
