@@ -24,7 +24,14 @@ from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTED = ["lightning.fabric.strategies", "litgpt.lora", "torch.distributed.checkpoint", "torch.distributed.fsdp"]
+IMPORTED = [
+    "lit_gpt",  # alone, none of its modules: from here on lightning and litgpt cost what they cost the programs
+    "lightning.fabric.strategies",
+    "litgpt.lora",
+    "torch._dynamo",  # by torch, when the first optimiser is made
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+]
 """What the programs import, whatever the environment; no threads are started, which would not live on in a fork."""
 
 
