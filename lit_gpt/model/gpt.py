@@ -1,9 +1,12 @@
 """litgpt's model, extended for training on rows that hold several documents.
 
-Five things are added and nothing is copied: a token attends only to its own document and positions restart with it
-(`attention.py`); keys and values of grouped queries are not repeated in memory; the loss is computed from the
-hidden states in chunks (`loss.py`); a block can compute its activations again in the backward pass instead of
-keeping them; and a model that does not rotate (`rotary_percentage` 0) has learned positions, `transformer.wpe`.
+Five things are added, and nothing is copied:
+
+1. A token attends only to its own document, and positions restart with each document (`attention.py`).
+2. Keys and values of grouped queries are not repeated in memory.
+3. The loss is computed from the hidden states in chunks (`loss.py`).
+4. A block can compute its activations again in the backward pass instead of keeping them.
+5. A model that does not rotate (`rotary_percentage` 0) has learned positions, `transformer.wpe`.
 """
 
 from __future__ import annotations
@@ -46,8 +49,22 @@ class DocumentAttention(nn.Module):
         input_pos: Tensor | None = None,
         input_pos_maxp1: int | None = None,
     ) -> Tensor:
+        """Attention over packed rows, or litgpt's from its cache.
+
+        Args:
+            x: [1, N, n_embd], all rows of a batch one after the other; with a cache litgpt's [B, T, n_embd].
+            cos, sin: [1, N, rope_n_elem], the rotations of the positions.
+            mask: the `Segments` of the N positions; or litgpt's mask [B, 1, T, cached positions], true where a query
+                sees a key; or None for litgpt's causal attention without a cache.
+            input_pos: litgpt's positions [T] or [B, T], with a cache.
+            input_pos_maxp1: one more than the last of them.
+
+        Returns:
+            The shape of `x`.
+        """
         if not isinstance(mask, Segments):
-            mask = mask if mask is None else self._litgpt_mask(mask, input_pos)
+            if mask is not None:
+                mask = self._litgpt_mask(mask, input_pos)
             return super().forward(x, cos, sin, mask, input_pos, input_pos_maxp1)
         config: Config = self.config
         size = config.head_size
@@ -74,7 +91,8 @@ class DocumentAttention(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> KVCache:
-        """Of all positions: litgpt's of a sliding window's layer holds the window only, and refuses longer prompts."""
+        """A cache of all positions; in layers with a sliding window litgpt's holds the window only, and refuses longer
+        prompts."""
         shape = (batch_size, self.config.n_query_groups, max_seq_length, self.config.head_size)
         return KVCache(shape, shape, device=device, dtype=dtype)
 
@@ -94,7 +112,7 @@ class DocumentAttention(nn.Module):
         return self._split(self.exchange(qkv) if self.exchange else qkv)
 
     def _split(self, qkv: Tensor) -> Sequence[Tensor]:
-        """Of all heads, or of an equal share of each kind."""
+        """Splits the heads' numbers, of all heads or of an equal share of each kind."""
         config = self.config
         heads = (config.n_head, config.n_query_groups, config.n_query_groups)
         return qkv.split([qkv.size(-1) * count // sum(heads) for count in heads], dim=-1)
@@ -120,7 +138,7 @@ class LoRACausalSelfAttention(DocumentAttention, litgpt.lora.CausalSelfAttention
         return parts
 
 
-# What is dear to compute and cheap to keep; norms, activation functions and rotations are the rest.
+# What is expensive to compute and cheap to keep. The rest are norms, activation functions and rotations.
 _KEPT = {
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
@@ -186,7 +204,7 @@ def has_learned_positions(config: Config) -> bool:
 
 
 class DocumentGPT(nn.Module):
-    """What both models below share: the forward pass over packed rows."""
+    """The forward pass over packed rows, which both models below share."""
 
     place: tuple[int, int] = (0, 1)
     """This process's number among those that share the model, and how many do (lit_gpt/model/tensor_parallel.py)."""

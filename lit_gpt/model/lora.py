@@ -22,10 +22,12 @@ from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 
 @dataclass(frozen=True)
 class LoRASettings:
-    """Rank, scale (alpha / r), dropout, and which matrices are adapted."""
+    """An adapter's shape, and which matrices have one."""
 
     r: int
+    """Rank."""
     alpha: int
+    """The adapter's product is multiplied by alpha / r."""
     dropout: float
     query: bool
     key: bool
@@ -36,7 +38,8 @@ class LoRASettings:
 
     def extend(self, config: Config) -> litgpt.lora.Config:
         """litgpt's LoRA config for the base model `config`."""
-        return litgpt.lora.Config(**asdict(config), **{f"lora_{name}": value for name, value in asdict(self).items()})
+        own = {f"lora_{name}": value for name, value in asdict(self).items()}
+        return litgpt.lora.Config(**asdict(config), **own)
 
 
 def is_adapter(name: str) -> bool:
@@ -83,9 +86,14 @@ def merge_adapter(
         target = dtype or weight.dtype
         if name not in layers:
             return weight.to(target)
-        return _merged(weight, layers[name], *(adapter[part].float() for part in _parts(name)), target)
+        a, b = (adapter[part].float() for part in _parts(name))
+        return _merged(weight, layers[name], a, b, target)
 
-    if all(torch.equal(read(key), base[key].to(dtype or base[key].dtype)) for key in layers):  # the first one, mostly
+    def is_unchanged(name: str) -> bool:
+        weight = base[name]
+        return torch.equal(read(name), weight.to(dtype or weight.dtype))
+
+    if all(map(is_unchanged, layers)):  # mostly the first one has changed
         raise DataError(
             f"the adapter changes none of its {len(layers)} matrices: it is untrained or its effect is lost"
         )
@@ -136,13 +144,13 @@ def _merged(weight: Tensor, layer: litgpt.lora.LoRALinear, a: Tensor, b: Tensor,
     for first, down, up in _products(layer, a, b):
         for start in range(0, len(up), rows):
             own = up[start : start + rows]
-            place = slice(first + start, first + start + len(own))
-            merged[place] = torch.addmm(weight[place].float(), own, down, alpha=layer.scaling)
+            changed = slice(first + start, first + start + len(own))
+            merged[changed] = torch.addmm(weight[changed].float(), own, down, alpha=layer.scaling)
     return merged
 
 
 def _products(layer: litgpt.lora.LoRALinear, a: Tensor, b: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Of each product the first of the matrix's rows that it changes, A and B."""
+    """The products of a layer: the first of the matrix's rows that one changes, its A and its B."""
     if not isinstance(layer, litgpt.lora.LoRAQKVLinear):
         yield 0, a, b
         return
@@ -174,13 +182,17 @@ def check_merged(
     def agrees(name: str) -> bool:
         weight, found = base[name], merged[name]
         layer = layers.pop(name)  # which will hold the matrix
-        changes = _litgpt_changes(layer, weight, *(adapter[part].float() for part in _parts(name)))
+        a, b = (adapter[part].float() for part in _parts(name))
+        changes = _litgpt_changes(layer, weight, a, b)
         return all(_is_rounded(found[rows], weight[rows].float() + change) for rows, change in changes)
 
     with _on_one_core(), ThreadPoolExecutor(max_workers=2) as pool:
         equal = dict(zip(adapted, pool.map(agrees, adapted), strict=True))
     for name in base:
-        if not (equal[name] if name in equal else torch.equal(merged[name], base[name].to(merged[name].dtype))):
+        if name not in equal:
+            found = merged[name]
+            equal[name] = torch.equal(found, base[name].to(found.dtype))
+        if not equal[name]:
             raise DataError(f"{name} is not what merging the adapter makes of it")
 
 

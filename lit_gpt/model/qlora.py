@@ -34,14 +34,14 @@ def import_bitsandbytes() -> ModuleType:
     # On some CPUs it warns that it could load a faster product for generation from the Hugging Face hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
-        import bitsandbytes.functional
+        import bitsandbytes.functional  # an extra
     except ImportError as e:
         raise UserError(f"--quantize needs bitsandbytes: pip install bitsandbytes ({e})") from None
     return bitsandbytes
 
 
 def quantise_frozen(model: nn.Module, kind: Quantization) -> None:
-    """Puts an empty `QuantisedLinear` in the place of every linear layer of the model's blocks.
+    """Replaces every linear layer of the model's blocks by an empty `QuantisedLinear`, as QLoRA has them.
 
     The embedding and the head stay as they are, as do norms and biases.
 
@@ -96,8 +96,7 @@ class QuantisedLinear(nn.Module):
         if self.kind == "bnb.int8":
             out = torch.empty(shape, dtype=self.dtype, device=self.weight.device)
             return torch.mul(self.weight, scale.unsqueeze(1) / _INT8_MAX, out=out)
-        from bitsandbytes import functional
-
+        functional = import_bitsandbytes().functional
         # As one row: of rows whose length is a multiple of 16 and not of 64, bitsandbytes 0.50.2 mixes up the scales on
         # CPUs with AVX-512.
         row = torch.Size((1, math.prod(shape)))

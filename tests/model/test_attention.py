@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lit_gpt.model import attention
+from lit_gpt.model import attention, cpu_attention
 from lit_gpt.model.attention import Segments, attend, segment_positions, whole_rows
 
 HEADS, SIZE, SCALE = 6, 16, 0.3
@@ -66,7 +66,7 @@ def test_outputs_and_gradients_are_those_of_a_dense_mask(
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     segments = Segments(bounds, max(lengths))
     slope = torch.randn(count, HEADS, SIZE)
-    with mock.patch.object(attention, "_SHORT", short):
+    with mock.patch.object(cpu_attention, "_SHORT", short):
         found = attend(*inputs, segments, SCALE, window, softcap)
         gradients = torch.autograd.grad(found, inputs, slope.to(dtype))
     expected = dense(*exact, bounds, window, softcap)

@@ -1,0 +1,244 @@
+"""Attention within documents on the CPU, as an operation of torch: tiles of queries, each by torch's flash kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_SHORT = 512
+"""Keys up to which a tile in 16 bits is computed in fp32: the CPU's kernel for 16 bits is slower up to some 1,000 keys
+(by 30 % at 170)."""
+_HALF_STEP = 64
+"""Tiles in 16 bits are rounded up to a multiple of this: torch compiles products for every shape that it meets, and
+keeps them all. 100 passes over random documents took 1.6 GB, and their compilation half of the time."""
+
+
+class _Tile(NamedTuple):
+    """A run of queries of one segment, and the keys that they see."""
+
+    start: int
+    """First query."""
+    end: int
+    """Behind the last query, and behind the last key."""
+    padded: int
+    """Positions from `end` to here are padding: they are computed, and no query before `end` sees them."""
+    keys: int
+    """First key."""
+    is_causal: bool
+    """Each query sees all keys up to its own position; else those of the sliding window alone."""
+    dtype: torch.dtype
+    """Arithmetic of the tile."""
+
+
+def _tiles(bounds: Tensor, window: int, dtype: torch.dtype) -> Iterator[_Tile]:
+    """The work of a layer: a tile per segment, or where that is longer than the window, one per window of queries."""
+
+    def tile(start: int, end: int, keys: int, is_causal: bool) -> _Tile:
+        if dtype not in (torch.bfloat16, torch.float16):
+            return _Tile(start, end, end, keys, is_causal, dtype)
+        if end - keys <= _SHORT:
+            return _Tile(start, end, end, keys, is_causal, torch.float32)
+        steps = math.ceil((end - start) / _HALF_STEP)
+        return _Tile(start, end, start + steps * _HALF_STEP, keys, is_causal, dtype)
+
+    for start, end in pairwise(bounds.tolist()):
+        if start == end:
+            continue
+        first = min(end, start + window) if window else end
+        yield tile(start, first, start, True)
+        for begin in range(first, end, window or 1):
+            yield tile(begin, min(end, begin + window), begin - window + 1, False)
+
+
+def _part(tensor: Tensor, start: int, tile: _Tile, groups: int, repeats: int) -> Tensor:
+    """The positions of `tensor` from `start` to the tile's padded end, in the tile's dtype; a view where that can be.
+
+    Args:
+        tensor: [N, heads, D], with all heads of the queries or with one for each group; beyond its end are zeros.
+        start: the first position.
+        tile: for its end and its dtype.
+        groups: heads of keys and values.
+        repeats: heads of queries that share a head of keys and values.
+
+    Returns:
+        [groups, repeats, L, D].
+    """
+    part = tensor[start : tile.padded].to(tile.dtype)
+    if missing := tile.padded - start - len(part):
+        part = F.pad(part, (0, 0, 0, 0, 0, missing))
+    return part.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).expand(-1, repeats, -1, -1)
+
+
+def _seen(tile: _Tile) -> Tensor:
+    """[queries, keys], true where a tile's query sees a key."""
+    queries, window = tile.padded - tile.start, tile.start - tile.keys + 1
+    seen = torch.ones(queries, queries + window - 1, dtype=torch.bool).tril(window - 1)
+    return seen if tile.is_causal else seen.triu()
+
+
+def _band(tile: _Tile) -> Tensor | None:
+    """0 where a tile's query sees a key, else -inf: [queries, keys]; None for a causal tile."""
+    if tile.is_causal:
+        return None
+    seen = _seen(tile)
+    return torch.zeros(seen.shape, dtype=tile.dtype).masked_fill_(~seen, -torch.inf)
+
+
+def _capped_scores(tile: _Tile, q: Tensor, k: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """tanh(scores / softcap), and the capped scores, -inf where a query does not see a key."""
+    bent = torch.tanh(q @ k.mT * (scale / softcap))
+    return bent, (bent * softcap).masked_fill_(~_seen(tile), -torch.inf)
+
+
+def _capped(tile: _Tile, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
+    """torch's kernel knows no soft caps: the same in plain steps."""
+    with torch.autocast("cpu", enabled=False):
+        _, scores = _capped_scores(tile, q, k, scale, softcap)
+        return scores.softmax(-1) @ v, scores.logsumexp(-1)
+
+
+def _capped_backward(
+    tile: _Tile, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, scale: float, softcap: float
+) -> tuple[Tensor, ...]:
+    with torch.autocast("cpu", enabled=False):
+        bent, scores = _capped_scores(tile, q, k, scale, softcap)
+        shares = (scores - lse.unsqueeze(-1)).exp_()
+        slope = dy @ v.mT
+        slope = shares * (slope - (slope * shares).sum(-1, keepdim=True)) * (1 - bent**2) * scale
+        return slope @ k, slope.mT @ q, shares.mT @ dy
+
+
+def _tile_dtype(q: Tensor, softcap: float) -> torch.dtype:
+    """The arithmetic of long tiles: soft caps are computed in plain steps, which need fp32."""
+    return torch.promote_types(q.dtype, torch.float32) if softcap else q.dtype
+
+
+@torch.library.custom_op("fabricant::segment_attention", mutates_args=(), device_types="cpu")
+def segment_attention(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Attention within each segment, on the CPU.
+
+    Args:
+        q: [N, heads, D].
+        k, v: [N, groups, D].
+        bounds: int32 [segments + 1], the first position of each segment, and N.
+        scale: factor of the scores.
+        window: positions of the sliding window; 0 for none.
+        softcap: of the scores; 0 for none.
+
+    Returns:
+        The output [N, heads, D], and the logarithm of each query's sum of exponentiated scores [heads, N].
+    """
+    groups, repeats = k.size(1), q.size(1) // k.size(1)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    sums = q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
+    for tile in _tiles(bounds, window, _tile_dtype(q, softcap)):
+        own, count = slice(tile.start, tile.end), tile.end - tile.start
+        part_q = _part(q, tile.start, tile, groups, repeats)
+        part_k = _part(k, tile.keys, tile, groups, repeats)
+        part_v = _part(v, tile.keys, tile, groups, repeats)
+        if softcap:
+            y, lse = _capped(tile, part_q, part_k, part_v, scale, softcap)
+        else:
+            y, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                part_q, part_k, part_v, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
+            )
+        out[own] = y.permute(2, 0, 1, 3).flatten(1, 2)[:count]
+        sums[:, own] = lse.flatten(0, 1)[:, :count]
+    return out, sums
+
+
+@segment_attention.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int, softcap: float
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    return out, q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.custom_op("fabricant::segment_attention_backward", mutates_args=(), device_types="cpu")
+def _segment_attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    bounds: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `segment_attention`, tile by tile.
+
+    Args:
+        grad: of the output, [N, heads, D].
+        q, k, v, bounds, scale, window, softcap: as in the forward pass.
+        out, sums: what the forward pass returned.
+
+    Returns:
+        Of q [N, heads, D], and of k and v [N, groups, D] each, in their dtypes.
+    """
+    groups, repeats = k.size(1), q.size(1) // k.size(1)
+    dq = torch.empty_like(q, memory_format=torch.contiguous_format)
+    dk = torch.zeros_like(k, memory_format=torch.contiguous_format)
+    dv = torch.zeros_like(v, memory_format=torch.contiguous_format)
+    for tile in _tiles(bounds, window, _tile_dtype(q, softcap)):
+        own, count, padding = slice(tile.start, tile.end), tile.end - tile.start, tile.padded - tile.end
+        # gradient and output of the padding are zeros, not those of the next segment
+        dy = _part(grad[: tile.end], tile.start, tile, groups, repeats)
+        y = _part(out[: tile.end], tile.start, tile, groups, repeats)
+        part_q = _part(q, tile.start, tile, groups, repeats)
+        part_k = _part(k, tile.keys, tile, groups, repeats)
+        part_v = _part(v, tile.keys, tile, groups, repeats)
+        # an infinite sum makes the probabilities of the padding 0
+        lse = F.pad(sums[:, own], (0, padding), value=torch.inf).unflatten(0, (groups, repeats))
+        if softcap:
+            grads = _capped_backward(tile, dy, part_q, part_k, part_v, lse, scale, softcap)
+        else:
+            grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                dy, part_q, part_k, part_v, y, lse, 0.0, tile.is_causal, attn_mask=_band(tile), scale=scale
+            )
+        dq[own] = grads[0].permute(2, 0, 1, 3).flatten(1, 2)[:count]
+        seen = slice(tile.keys, tile.end)
+        for total, part in ((dk, grads[1]), (dv, grads[2])):
+            total[seen] += part.sum(1).transpose(0, 1)[: tile.end - tile.keys]
+    return dq, dk, dv
+
+
+@_segment_attention_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    bounds: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
+    return dq, dk, dv
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale, ctx.window, ctx.softcap = inputs
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _backward(ctx: Any, grad: Tensor, _grad_sums: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, bounds, out, sums = ctx.saved_tensors
+    grads = _segment_attention_backward(grad, q, k, v, out, sums, bounds, ctx.scale, ctx.window, ctx.softcap)
+    return *grads, None, None, None, None
+
+
+segment_attention.register_autograd(_backward, setup_context=_save_for_backward)
