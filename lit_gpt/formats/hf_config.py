@@ -44,15 +44,21 @@ def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
 
 
 def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
-    known = next((_TEXT_PARTS[name] for name in hf.get("architectures") or [] if name in _TEXT_PARTS), None)
-    if known is None:
-        return hf
-    ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in hf}
-    return {**known, **ids, **hf.get("text_config", {}), "architectures": known["architectures"]}
+    """`hf`, or of a model that also reads pictures the configuration of the part that reads and writes text."""
+    for name in hf.get("architectures") or []:
+        if name in _TEXT_PARTS:
+            known = _TEXT_PARTS[name]
+            ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in hf}
+            return {**known, **ids, **hf.get("text_config", {}), "architectures": known["architectures"]}
+    return hf
 
 
 def architecture_of(hf: Mapping[str, Any]) -> Architecture:
-    """The entry of `ARCHITECTURES` that a config.json names; a UserError listing the supported ones if it is none."""
+    """The entry of `ARCHITECTURES` that a config.json names.
+
+    Raises:
+        UserError: listing the supported ones, if there is no such entry.
+    """
     names = hf.get("architectures") or []
     for name in names:
         if name in ARCHITECTURES:
@@ -177,14 +183,26 @@ _SAME_IN_BOTH = (
 def settle_config(
     hf: Mapping[str, Any], config: Config, state_dict: Mapping[str, torch.Tensor], dtype: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """`hf`, the foundation's config.json, made true of the trained weights; and what had to change, in words.
+    """Makes a foundation model's config.json true of the trained weights.
 
     Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
     where Hugging Face's architecture had none (its one `bias` covers attention and MLP).
+
+    Args:
+        hf: the foundation model's config.json.
+        config: the trained model's.
+        state_dict: the trained weights.
+        dtype: torch's name of their type ('bfloat16').
+
+    Returns:
+        The new config.json, and each change in words.
+
+    Raises:
+        DataError: if the trained model has other sizes.
     """
     defaults = architecture_of(hf).defaults
     assumed = {**defaults, **hf}
-    settled = {**hf, "torch_dtype": dtype}  # what it leaves unsaid stays so: versions of a class read keys differently
+    settled = {**hf, "torch_dtype": dtype}  # no defaults are written: versions of a class read keys differently
     settled.pop("dtype", None)  # transformers 5's name for torch_dtype
     settled.pop("transformers_version", None)
     changes = []
@@ -192,8 +210,10 @@ def settle_config(
         settled["tie_word_embeddings"] = False
         changes.append("the output layer is no longer tied to the embeddings")
     for option, module in BIASES.items():
-        moved = any(state_dict[name].any() for name in state_dict if f".{module}." in name and name.endswith(".bias"))
-        if moved and option in defaults and not assumed[option]:
+        if option not in defaults or assumed[option]:
+            continue
+        biases = [name for name in state_dict if f".{module}." in name and name.endswith(".bias")]
+        if any(state_dict[name].any() for name in biases):
             settled[option] = True
             changes.append(f"training moved biases the foundation does not have: {option} is now true")
     expected = config_from_hf(settled)

@@ -61,10 +61,11 @@ def weights_of(config: Config, hf: Mapping[str, Any]) -> list[Weight]:
         shapes = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
     weights = _named_weights(architecture.outer, "", "", shapes)
     for layer in range(config.n_layer):
-        places = f"transformer.h.{layer}.", f"{architecture.layers}.{layer}."
-        block = _named_weights(architecture.block(hf), *places, shapes)
+        block = _named_weights(
+            architecture.block(hf), f"transformer.h.{layer}.", f"{architecture.layers}.{layer}.", shapes
+        )
         weights += [_in_their_layout(weight, config, architecture, hf) for weight in block]
-    assert shapes.keys() == {name for weight in weights for name in weight.ours}, "a module that its family lacks"
+    assert shapes.keys() == set().union(*(weight.ours for weight in weights)), "a module that its family lacks"
     if hf["tie_word_embeddings"]:
         head = next(weight for weight in weights if "lm_head.weight" in weight.ours)
         embeddings = next(weight for weight in weights if "transformer.wte.weight" in weight.ours)
@@ -82,18 +83,19 @@ def _named_weights(
             own = [f"{prefix}{module}.{kind}" for module in left.split()]
             ours = {name: shapes[name] for name in own if name in shapes}
             rows = sum(shape[0] for shape in ours.values())
+            theirs = [f"{their_prefix}{module}.{kind}" for module in right.split()]
             if ours:
-                weights.append(Weight(ours, {f"{their_prefix}{module}.{kind}": rows for module in right.split()}))
+                weights.append(Weight(ours, dict.fromkeys(theirs, rows)))
     return weights
 
 
 def _in_their_layout(weight: Weight, config: Config, architecture: Architecture, hf: Mapping[str, Any]) -> Weight:
-    """A tensor of a block: which rows are whose, and how they stand."""
+    """A tensor of a block with the rows of each of theirs, their order and their orientation."""
     name, shape = next(iter(weight.ours.items()))
     if name.endswith(".bias") and ".norm" not in name:
-        options = (option for option, module in BIASES.items() if f".{module}." in name)
-        if not all(hf[option] for option in options if option in architecture.defaults):
-            return replace(weight, theirs={})
+        for option, module in BIASES.items():
+            if f".{module}." in name and option in architecture.defaults and not hf[option]:
+                return replace(weight, theirs={})
     group = (config.n_head // config.n_query_groups * config.head_size, config.head_size, config.head_size)
     if len(weight.theirs) == 3:
         rows = (count * config.n_query_groups for count in group)
@@ -116,9 +118,15 @@ def tensors_from_hf(
     weights = weights_of(config, hf)
     head = f"{architecture.outer['lm_head']}.weight"
     prefix = architecture.prefix
-    stored = {_name_of_text(name): name for name in files.names if not _PICTURES.match(name)}
-    stored = {name if name.startswith(prefix) or name == head else prefix + name: old for name, old in stored.items()}
-    needed = {part for weight in weights for part in weight.theirs}
+    stored = {}
+    for stored_name in files.names:
+        if _PICTURES.match(stored_name):
+            continue
+        name = _name_of_text(stored_name)
+        if not name.startswith(prefix) and name != head:
+            name = prefix + name
+        stored[name] = stored_name
+    needed = set().union(*(weight.theirs for weight in weights))
     _complain_of_names("missing from the weight files", needed - stored.keys())
     spare = {head} if head not in needed else set()  # tied to the embeddings
     left_over = {name for name in stored.keys() - needed - spare if not name.endswith(_COMPUTED)}
@@ -145,15 +153,17 @@ def _our_tensors(
         rows = sum(shape[0] for shape in weight.ours.values())
         parts = [torch.zeros((rows, *columns), dtype=files.dtype)]
     tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-    tensor = by_kind(tensor, weight.runs) if weight.runs else tensor
-    tensor = tensor if dtype is None else tensor.to(dtype)
+    if weight.runs:
+        tensor = by_kind(tensor, weight.runs)
+    if dtype is not None:
+        tensor = tensor.to(dtype)
     return zip(weight.ours, tensor.split([shape[0] for shape in weight.ours.values()]), strict=True)
 
 
 def tensors_to_hf(
     state_dict: Mapping[str, torch.Tensor], config: Config, hf: Mapping[str, Any]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face's tensors, one after the other, where the layout is the same as views of litgpt's.
+    """Hugging Face's tensors, one after the other; views of litgpt's where the layout is the same.
 
     Given tensors on the meta device (`specs_of`) it tells names, shapes and types.
 
@@ -161,7 +171,9 @@ def tensors_to_hf(
         DataError: if one of ours is missing, left over, of another shape, or has no place where it matters.
     """
     weights = weights_of(config, hf)
-    shapes = {name: shape for weight in weights for name, shape in weight.ours.items()}
+    shapes = {}
+    for weight in weights:
+        shapes |= weight.ours
     found = {name: tuple(spec.shape) for name, spec in specs_of(state_dict).items()}
     _complain_of_names("missing from the trained model", shapes.keys() - found.keys())
     _complain_of_names("in the trained model, but not in its configuration", found.keys() - shapes.keys())
@@ -184,27 +196,46 @@ def _their_tensors(weight: Weight, state_dict: Mapping[str, torch.Tensor]) -> li
             raise DataError(f"{names} is not zero, and Hugging Face's architecture has no place for it")
         return []
     tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
-    tensor = by_run(tensor, weight.runs) if weight.runs else tensor
+    if weight.runs:
+        tensor = by_run(tensor, weight.runs)
     split = tensor.split(list(weight.theirs.values()))
-    return [(name, part.T if weight.transposed else part) for name, part in zip(weight.theirs, split, strict=True)]
+    if weight.transposed:
+        split = [part.T for part in split]
+    return list(zip(weight.theirs, split, strict=True))
 
 
 def by_kind(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
     """Rows of queries, keys and values in turn, `run` of them → all queries, all keys, all values."""
-    return torch.cat([part.flatten(0, 1) for part in tensor.unflatten(0, (-1, sum(run))).split(run, dim=1)])
+    groups = tensor.unflatten(0, (-1, sum(run)))
+    return torch.cat([kind.flatten(0, 1) for kind in groups.split(run, dim=1)])
 
 
 def by_run(tensor: torch.Tensor, run: tuple[int, ...]) -> torch.Tensor:
-    """The other way round."""
+    """All queries, all keys, all values → rows of them in turn, `run` of each."""
     count = len(tensor) // sum(run)
     kinds = tensor.split([count * rows for rows in run])
-    return torch.cat([kind.unflatten(0, (count, rows)) for kind, rows in zip(kinds, run, strict=True)], 1).flatten(0, 1)
+    groups = [kind.unflatten(0, (count, rows)) for kind, rows in zip(kinds, run, strict=True)]
+    return torch.cat(groups, 1).flatten(0, 1)
 
 
 def _complain_of_names(what: str, names: set[str]) -> None:
     if names:
-        some = ", ".join(sorted(names)[:4])
-        raise DataError(f"{len(names)} tensors are {what}: {some}{', …' if len(names) > 4 else ''}")
+        listed = sorted(names)
+        some = ", ".join([*listed[:4], "…"] if len(listed) > 4 else listed)
+        raise DataError(f"{len(names)} tensors are {what}: {some}")
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    """The file of each tensor, of an index that names files beside it."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DataError(f"{path} has no weight_map")
+    if outside := {str(file) for file in weight_map.values() if file != Path(str(file)).name}:
+        raise DataError(f"{path} names files outside its folder: {', '.join(sorted(outside))}")
+    where = {name: path.parent / file for name, file in weight_map.items()}
+    if absent := sorted({file.name for file in where.values() if not file.is_file()}):
+        raise DataError(f"{path} names files that are not there: {', '.join(absent)}; download them again")
+    return where
 
 
 class TensorFiles:
@@ -221,17 +252,8 @@ class TensorFiles:
             raise UserError(f"{checkpoint_dir} has no weights: none of {', '.join(WEIGHT_FILES)}")
         self._open_files: dict[Path, LazyTensors] = {}
         path = checkpoint_dir / found
-        if path.suffix != ".json":
-            self._where = dict.fromkeys(self._open(path), path)
-        else:
-            weight_map = read_json(path).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise DataError(f"{path} has no weight_map")
-            if outside := {str(file) for file in weight_map.values() if file != Path(str(file)).name}:
-                raise DataError(f"{path} names files outside its folder: {', '.join(sorted(outside))}")
-            self._where = {name: checkpoint_dir / file for name, file in weight_map.items()}
-            if absent := sorted({file.name for file in self._where.values() if not file.is_file()}):
-                raise DataError(f"{path} names files that are not there: {', '.join(absent)}; download them again")
+        is_index = path.suffix == ".json"
+        self._where = _read_index(path) if is_index else dict.fromkeys(self._open(path), path)
         self.names = set(self._where)
 
     @cached_property

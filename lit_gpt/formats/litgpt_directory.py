@@ -15,12 +15,13 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import UserError
+from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
+from lit_gpt.formats.hf_files import read_json
+from lit_gpt.formats.hf_weights import tensors_from_hf
 from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
 from lit_gpt.model.lazy_tensors import LazyTensors
 
 WEIGHTS = "lit_model.pth"
-
-
 CONFIG = "model_config.yaml"
 
 
@@ -35,10 +36,7 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
         UserError: if there is no such file, or its fields do not make a model.
     """
     path = path / CONFIG if path.is_dir() else path
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: not a litgpt checkpoint directory (lit_gpt/scripts/convert_hf_checkpoint.py)"
-        )
+    _check_there(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if vocab_size is not None and not {"vocab_size", "padded_vocab_size"} & values.keys():
@@ -60,10 +58,6 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
         DataError: for damaged weights, or some that do not fit config.json.
         OSError: if the disk is full.
     """
-    from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
-    from lit_gpt.formats.hf_files import read_json
-    from lit_gpt.formats.hf_weights import tensors_from_hf
-
     hf = read_hf_config(directory)
     config = config_from_hf(hf)
     staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
@@ -76,7 +70,8 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
         staged_config.unlink(missing_ok=True)
         staged_model.unlink(missing_ok=True)
     lines = [f"{hf['architectures'][0]}, {parameters:,} parameters, context {config.block_size:,}"]
-    if (whole := read_json(directory / "config.json")["architectures"][0]) != hf["architectures"][0]:
+    whole = read_json(directory / "config.json")["architectures"][0]
+    if whole != hf["architectures"][0]:
         lines.append(f"the text part of a {whole}: what reads pictures is left out")
     if config.sliding_window_size:
         sliding = sum(config.sliding_window_indices)
@@ -122,14 +117,11 @@ def _check_there(path: Path) -> None:
 
 
 def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and a sample of each tensor's values.
-
-    Of each tensor 64 values are read, evenly spread: enough to tell any two trained models apart without reading
-    hundreds of gigabytes at each start.
-    """
+    """SHA-256, in hexadecimal, over names, shapes and a sample of each tensor's values."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         tensor = weights[name]
+        # 64 values, evenly spread, tell any two trained models apart without reading hundreds of gigabytes
         flat = tensor.reshape(-1)
         sample = flat[:: max(1, flat.numel() // 64)].float()
         digest.update(f"{name} {list(tensor.shape)}".encode())

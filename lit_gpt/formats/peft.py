@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 from litgpt.config import Config
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
@@ -67,16 +69,12 @@ def write_peft(
         hf: the base model's config.json.
         base: where the base model is to be found; None if that is not known.
     """
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     patterns: dict[str, dict[str, float]] = {"rank_pattern": {}, "alpha_pattern": {}}
     targets = set()
     for module, suffix, pair in _theirs(adapter, config, settings, hf):
-        tensors |= {
-            f"base_model.model.{module}.lora_{name}.weight": t.contiguous()
-            for name, t in (("A", pair.a), ("B", pair.b))
-        }
+        tensors[f"base_model.model.{module}.lora_A.weight"] = pair.a.contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = pair.b.contiguous()
         targets.add(suffix)
         if (rank := len(pair.a)) != settings.r:
             patterns["rank_pattern"][suffix] = rank
@@ -114,8 +112,10 @@ def read_peft(folder: Path, config: Config, hf: Mapping[str, Any]) -> tuple[dict
     described = read_json(folder / ADAPTER_CONFIG)
     kind = described.get("peft_type")
     used = [name for name in _REFUSED if described.get(name)]
-    used += [f"peft_type {kind}"] if kind != "LORA" else []
-    used += [f"bias {described['bias']}"] if described.get("bias", "none") != "none" else []
+    if kind != "LORA":
+        used.append(f"peft_type {kind}")
+    if described.get("bias", "none") != "none":
+        used.append(f"bias {described['bias']}")
     if used:
         raise UserError(f"{folder / ADAPTER_CONFIG} has {', '.join(used)}; only plain LoRA adapters are supported")
     pairs = _read_pairs(folder, described)
@@ -141,15 +141,15 @@ def _parts(weight: Weight, config: Config) -> list[_Part]:
         if layer == name or not columns or layer.endswith((".wte", ".wpe")):
             return []
         if layer.endswith(".attn.qkv"):
-            for kind, heads in (
-                ("query", config.n_head),
-                ("key", config.n_query_groups),
-                ("value", config.n_query_groups),
-            ):
-                parts.append(_Part(layer, kind, slice(start, start := start + heads * config.head_size)))
-            continue
-        kind = "head" if layer == "lm_head" else "projection" if layer.endswith(".attn.proj") else "mlp"
-        parts.append(_Part(layer, kind, slice(start, start := start + rows)))
+            heads = {"query": config.n_head, "key": config.n_query_groups, "value": config.n_query_groups}
+            sizes = {kind: count * config.head_size for kind, count in heads.items()}
+        elif layer.endswith(".attn.proj"):
+            sizes = {"projection": rows}
+        else:
+            sizes = {"head" if layer == "lm_head" else "mlp": rows}
+        for kind, size in sizes.items():
+            parts.append(_Part(layer, kind, slice(start, start + size)))
+            start += size
     return parts
 
 
@@ -160,13 +160,14 @@ def _modules(weight: Weight, hf: Mapping[str, Any]) -> Iterator[tuple[str, slice
         return
     start = 0
     for name, rows in weight.theirs.items():
-        yield name.removesuffix(".weight"), slice(start, start := start + rows)
+        yield name.removesuffix(".weight"), slice(start, start + rows)
+        start += rows
 
 
 def _theirs(
     adapter: Mapping[str, Tensor], config: Config, settings: LoRASettings, hf: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, _Pair]]:
-    """Of each module of Hugging Face that is adapted its name, its name within its block, and its matrices."""
+    """Hugging Face's adapted modules: a module's name, its name within its block, and its matrices."""
     layers = architecture_of(hf).layers
     scale = settings.alpha / settings.r
     for weight in weights_of(config, hf):
@@ -180,7 +181,8 @@ def _theirs(
             for index, (part, _, b) in enumerate(inside):
                 columns = slice(index * settings.r, (index + 1) * settings.r)
                 up[part.rows.start - rows.start : part.rows.stop - rows.start, columns] = b
-            up = by_run(up, weight.runs) if weight.runs else up
+            if weight.runs:
+                up = by_run(up, weight.runs)
             yield module, re.sub(rf"^{re.escape(layers)}\.\d+\.", "", module), _Pair(down, up, scale)
 
 
@@ -199,10 +201,12 @@ def _split(
 
 
 def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
-    """By module; a DataError if a tensor is no part of a LoRA, its pair is missing, or its rank is another."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The pairs of the adapter in `folder`, by module.
 
+    Raises:
+        UserError: if there is no file of weights.
+        DataError: if a tensor is not part of a LoRA adapter, its pair is missing, or its rank is another.
+    """
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: not an adapter of peft (older .bin files: load and save it with peft)")
@@ -210,14 +214,17 @@ def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as e:
         raise DataError(f"{path} cannot be read ({e}); fetch it again") from None
-    modules = {}
+    modules: list[str] = []
     for name in tensors:
-        if not (match := _KEY.fullmatch(name)):
+        match = _KEY.fullmatch(name)
+        if match is None:
             raise DataError(f"{path}: {name} is no part of a LoRA adapter")
-        modules[match[1]] = None
+        if match[1] not in modules:
+            modules.append(match[1])
     pairs = {}
     for module in modules:
-        a, b = (tensors.get(f"base_model.model.{module}.lora_{name}.weight") for name in "AB")
+        a = tensors.get(f"base_model.model.{module}.lora_A.weight")
+        b = tensors.get(f"base_model.model.{module}.lora_B.weight")
         if a is None or b is None or b.size(1) != len(a):
             raise DataError(f"{path}: A and B of {module} do not belong together")
         rank = _of_pattern(described.get("rank_pattern"), module, described.get("r"))
@@ -252,7 +259,8 @@ def _ours(
         if module not in pairs or not inside:
             continue
         pair = pairs.pop(module)
-        shape, expected = (len(pair.b), pair.a.size(1)), (rows.stop - rows.start, next(iter(weight.ours.values()))[1])
+        columns = next(iter(weight.ours.values()))[1]
+        shape, expected = (len(pair.b), pair.a.size(1)), (rows.stop - rows.start, columns)
         if shape != expected:
             raise DataError(
                 f"the adapter of {module} is for a matrix {list(shape)}, the base model's is {list(expected)}"
@@ -274,10 +282,12 @@ def _filled(
         if getattr(layer, "lora_A", None) is None:
             continue
         own = {kind: pair for (layer_name, kind), pair in found.items() if layer_name == name}
-        kinds = [kind for kind in ("query", "key", "value") if getattr(settings, kind)]
-        kinds = kinds if name.endswith(".attn.qkv") else [next(iter(own), "none")]
         down, up = torch.zeros(layer.lora_A.shape), torch.zeros(layer.lora_B.shape)
-        rows = up.split(layer.qkv_shapes if name.endswith(".attn.qkv") else [len(up)])
+        if name.endswith(".attn.qkv"):
+            kinds = [kind for kind in ("query", "key", "value") if getattr(settings, kind)]
+            rows = up.split(layer.qkv_shapes)
+        else:
+            kinds, rows = [next(iter(own), "none")], [up]
         for kind, a, b in zip(kinds, down.chunk(len(kinds)), rows, strict=True):
             if pair := own.get(kind):
                 a[: len(pair.a)] = pair.a

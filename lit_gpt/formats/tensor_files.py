@@ -1,7 +1,6 @@
 """Weights in files, a few tensors in memory at a time: litgpt's `lit_model.pth`, and Hugging Face's two formats.
 
-`LazyTensors` is a state dict whose tensors are read, or computed from others, when they are asked for. What merges or
-converts a model makes one of another and writes the last: a model larger than the memory passes through.
+What is read are `LazyTensors`, so that a model larger than the memory can be converted or merged.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import errno
 import json
 import mmap
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from litgpt.utils import incremental_save
+from safetensors import safe_open
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lit_gpt.errors import DataError
 from lit_gpt.formats.direct_file import DirectFile
@@ -28,9 +31,10 @@ from lit_gpt.formats.hf_files import SAFETENSORS_INDEX, shard_name
 from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 
 CHUNK_BYTES = 1 << 18
-"""Of a file read or written at once: a copy of this size is held beside the tensor."""
+"""Written at once of a tensor that is not contiguous: a copy of this size is held beside it."""
 
 MAPPED_BYTES = 1 << 20
+"""Tensors of this size and more get memory of their own from the system, and give it back."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -75,7 +79,7 @@ def open_tensors(path: Path) -> LazyTensors:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What safetensors, torch and zipfile raise, of many kinds, means that the content is not right: a DataError."""
+    """Turns what safetensors, torch and zipfile raise for wrong content, errors of many kinds, into a DataError."""
     try:
         yield
     except Exception as e:
@@ -86,8 +90,6 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _open_safetensors(path: Path) -> LazyTensors:
-    from safetensors import safe_open
-
     def read(name: str) -> Tensor:
         # opened anew: what was mapped is let go with the tensor
         with reading(path), safe_open(path, framework="pt") as file:
@@ -100,13 +102,18 @@ def _open_safetensors(path: Path) -> LazyTensors:
 
 
 def _open_archive(path: Path) -> LazyTensors:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    """The tensors of a zip archive that `torch.save` wrote; each is mapped and compared with its CRC-32 when read.
 
+    Raises:
+        ValueError: if an entry is compressed, or the archive holds something else than a state dict.
+        zipfile.BadZipFile: here if what describes the tensors is damaged, on reading one if its values are.
+    """
     archive = zipfile.ZipFile(path)
-    if packed := [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]:
-        raise ValueError(f"{packed[0]} is compressed")
     for info in archive.infolist():
-        if "/data/" not in info.filename:  # what says which tensor is what
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{info.filename} is compressed")
+    for info in archive.infolist():
+        if "/data/" not in info.filename:  # these entries say which tensor is what; reading compares their CRC-32
             archive.read(info)
     # Under this mode torch.load reads no values, and says of each storage where in the file it begins:
     # https://docs.pytorch.org/docs/stable/generated/torch.load.html
@@ -129,22 +136,30 @@ def _open_archive(path: Path) -> LazyTensors:
 
 
 def only_tensors(loaded: Any) -> dict[str, Tensor]:
-    """The state dict that `torch.load` gave, whether or not it lies under "model"; a ValueError if it is none."""
-    loaded = loaded.get("model", loaded) if isinstance(loaded, dict) else loaded
+    """The state dict that `torch.load` gave, under the key "model" or itself.
+
+    Raises:
+        ValueError: if it is not a state dict.
+    """
+    if isinstance(loaded, dict):
+        loaded = loaded.get("model", loaded)
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError("not a state dict")
     return loaded
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
-    """The archive's entries by where their content begins: after a header of 30 bytes, the name and an extra field."""
+    """The archive's entries by the byte of the file where their content begins.
+
+    It begins after a header of 30 bytes, the name and an extra field, whose lengths are the header's last four bytes:
+    https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7.
+    """
     found = {}
     with path.open("rb") as file:
         for info in archive.infolist():
             file.seek(info.header_offset + 26)
-            lengths = file.read(4)
-            begin = info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
-            found[begin] = info
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+            found[info.header_offset + 30 + name_length + extra_length] = info
     return found
 
 
@@ -178,8 +193,6 @@ def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
     Raises:
         OSError: if the disk is full.
     """
-    from litgpt.utils import incremental_save
-
     parameters, stored = 0, {}
     with DirectFile(path) as file:
         archive = incremental_save(os.devnull)
@@ -224,12 +237,15 @@ def write_safetensors(
         _write_shard(shard, remaining)
     assert next(remaining, None) is None, "a tensor that was not announced"
     if len(shards) > 1:
-        weight_map = {name: shard.path.name for shard in shards for name in shard.specs}
+        weight_map = {}
+        for shard in shards:
+            weight_map |= dict.fromkeys(shard.specs, shard.path.name)
         index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
         (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
+    """`specs` in their order, those of a file together."""
     groups: list[dict[str, Tensor]] = [{}]
     size = 0
     for name, spec in specs.items():
@@ -260,7 +276,9 @@ def _write_shard(shard: _Shard, tensors: Iterator[tuple[str, Tensor]]) -> None:
 
 
 def _write_values(file: DirectFile, tensor: Tensor) -> None:
-    """What is not contiguous has to be copied to be written: by rows, CHUNK_BYTES together."""
-    whole = tensor.is_contiguous() or tensor.dim() < 2
-    for part in [tensor] if whole else tensor.split(max(1, CHUNK_BYTES * len(tensor) // tensor.nbytes)):
+    """Writes a tensor's values in order; one that is not contiguous is copied by rows, CHUNK_BYTES together."""
+    parts = [tensor]
+    if not tensor.is_contiguous() and tensor.dim() >= 2:
+        parts = tensor.split(max(1, CHUNK_BYTES * len(tensor) // tensor.nbytes))
+    for part in parts:
         file.write(part.contiguous().flatten().view(torch.uint8).numpy())

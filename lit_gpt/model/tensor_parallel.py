@@ -97,9 +97,8 @@ def share_model(model: nn.Module, mesh: DeviceMesh) -> None:
         parallel.parallelize_module(block, mesh, plan)
         block.attn.exchange = HeadExchange(block.config, mesh)
     by_position = parallel.RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
-    parallel.parallelize_module(
-        model, mesh, {"transformer.wte": by_position, "transformer.ln_f": between, "lm_head": rows}
-    )
+    outside = {"transformer.wte": by_position, "transformer.ln_f": between, "lm_head": rows}
+    parallel.parallelize_module(model, mesh, outside)
     # a block that torch.compile has made loses the gradient of an input that is still on its way (torch 2.13)
     model.transformer.wte.register_forward_hook(lambda _module, _inputs, sums: sums.clone())
     model.place = (mesh.get_local_rank(), mesh.size())
