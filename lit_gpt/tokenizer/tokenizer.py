@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sentencepiece import SentencePieceProcessor
+from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.errors import DataError, UserError
 
@@ -45,15 +47,11 @@ class Tokenizer:
         self._hf = self._sentencepiece = None
         try:
             if json_path.is_file():
-                from tokenizers import Tokenizer as HFTokenizer
-
                 self._hf = HFTokenizer.from_file(str(json_path))
                 self._hf.no_padding()  # some files ask for either; both would change a document without a word
                 self._hf.no_truncation()
                 self.vocab_size = 1 + max(self._hf.get_vocab(with_added_tokens=True).values())  # ids may leave gaps
             elif model_path.is_file():
-                from sentencepiece import SentencePieceProcessor
-
                 self._sentencepiece = SentencePieceProcessor(model_file=str(model_path))
                 self.vocab_size = self._sentencepiece.vocab_size()
             else:
@@ -68,23 +66,26 @@ class Tokenizer:
         self.adds_bos = self._adds_bos()
 
     def _special_id(self, kind: str) -> int | None:
+        """The id of the token that begins ("bos") or ends ("eos") a text, if there is one."""
         token = self.config.get(f"{kind}_token")
-        token = token["content"] if isinstance(token, dict) else token
+        if isinstance(token, dict):
+            token = token["content"]
         if token is not None and (found := self.token_id(token)) is not None:
             return found
         found = self._generation_config.get(f"{kind}_token_id")
-        found = next(iter(found), None) if isinstance(found, list) else found
+        if isinstance(found, list):
+            found = next(iter(found), None)
         if found is None and self._sentencepiece is not None:
             found = getattr(self._sentencepiece, f"{kind}_id")()
-            found = None if found < 0 else found
+            return None if found < 0 else found
         return found
 
     @property
     def end_ids(self) -> set[int]:
         """All tokens that end a text: generation_config.json may name several."""
         found = self._generation_config.get("eos_token_id")
-        several = found if isinstance(found, list) else [found]
-        return {index for index in (self.eos_id, *several) if index is not None}
+        ids = {self.eos_id, *found} if isinstance(found, list) else {self.eos_id, found}
+        return ids - {None}
 
     def _adds_bos(self) -> bool:
         """Whether the model was trained with a begin-of-text token: as configured, else as the tokenizer.json does."""
@@ -125,12 +126,12 @@ class Tokenizer:
 
     @cached_property
     def special_tokens(self) -> list[str]:
-        """The names of tokens that are no text, such as `<s>`, and of those added to the vocabulary."""
+        """The names of tokens that are not text, such as `<s>`, and of those added to the vocabulary."""
         if self._hf is not None:
             return [token.content for token in self._hf.get_added_tokens_decoder().values()]
         model = self._sentencepiece
-        kinds = (model.is_control, model.is_unknown)
-        return [model.id_to_piece(index) for index in range(self.vocab_size) if any(kind(index) for kind in kinds)]
+        ids = range(self.vocab_size)
+        return [model.id_to_piece(index) for index in ids if model.is_control(index) or model.is_unknown(index)]
 
     @cached_property
     def vocabulary(self) -> list[str]:
@@ -148,7 +149,7 @@ class Tokenizer:
 
     @cached_property
     def line_starts(self) -> np.ndarray:
-        """bool [vocabulary]: the token begins with a line's end and goes on, so that a turn may begin with it."""
+        """bool [vocabulary]: the token begins with a line's end and has more, so that a turn may begin with it."""
         return np.array([token.startswith(("\n", "Ċ")) for token in self.vocabulary]) & ~self.line_ends
 
     @cached_property

@@ -13,7 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
+
 from lit_gpt.formats.hf_config import config_from_hf
+from lit_gpt.tokenizer.hf_tokenizer import read_sentencepiece
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -132,15 +135,14 @@ def tokenizer_obstacles(tokenizer: Tokenizer, support: Support, architecture: st
 
 def sentencepiece_obstacles(path: Path, architecture: str) -> list[str]:
     """How a tokenizer.model differs from Llama's, or Gemma's, in what llama.cpp does not take from the file."""
-    from lit_gpt.tokenizer.hf_tokenizer import BPE, UNIGRAM, parse_sentencepiece
-
-    _, trainer, normalizer = parse_sentencepiece(path)
+    proto = read_sentencepiece(path)
+    normalizer = proto.normalizer_spec
     problems = []
-    if trainer.get(3, UNIGRAM) != BPE:
+    if proto.trainer_spec.model_type != TrainerSpec.BPE:
         problems.append("of SentencePiece's models it knows BPE only")
-    if normalizer.get(2) or normalizer.get(4, 1):  # precompiled_charsmap, remove_extra_whitespaces
+    if normalizer.precompiled_charsmap or normalizer.remove_extra_whitespaces:
         problems.append("it does not normalise text as this SentencePiece model does")
-    if bool(normalizer.get(3, 1)) == architecture.startswith("Gemma"):  # add_dummy_prefix
+    if normalizer.add_dummy_prefix == architecture.startswith("Gemma"):
         problems.append("it treats a text's first space otherwise than this SentencePiece model")
     return problems
 
