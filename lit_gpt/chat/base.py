@@ -47,11 +47,12 @@ from utils.run.merged_model import load_text_model
 
 def main(options: Options) -> None:
     model = load_text_model(options)
-    by_template = options.template == "chat" or (
-        options.template == "auto" and find_template(model.tokenizer.directory, model.tokenizer.config) is not None
-    )
+    tokenizer = model.tokenizer
+    by_template = options.template == "chat"
+    if options.template == "auto":
+        by_template = find_template(tokenizer.directory, tokenizer.config) is not None
     if by_template:
-        template = ChatTemplate(model.tokenizer)
+        template = ChatTemplate(tokenizer)
         ends = [] if template.end_of_turn is None else [template.end_of_turn]
         talk(model, options, template.encode, ends, ("> ", ""))
         return
@@ -64,8 +65,11 @@ def main(options: Options) -> None:
 
 def dialogue(messages: list[Message], user: str, bot: str) -> str:
     """The conversation as a text of turns, up to where the model's begins."""
-    turns = [f"{user if message['role'] == 'user' else bot} {message['content']}\n" for message in messages]
-    return "".join(turns) + bot
+    text = ""
+    for message in messages:
+        speaker = user if message["role"] == "user" else bot
+        text += f"{speaker} {message['content']}\n"
+    return text + bot
 
 
 def talk(
@@ -108,7 +112,7 @@ def read_line(prompt: str) -> str:
     try:
         if not sys.stdin.isatty():
             return sys.stdin.readline().strip()
-        import readline  # noqa: F401  its import gives input() a line editor and a history
+        import readline  # noqa: F401  for a terminal alone: its import gives input() a line editor and a history
 
         return input(prompt).strip()
     except EOFError:

@@ -52,7 +52,7 @@ from utils.run.merged_model import load_text_model
 
 def main(options: Options) -> None:
     start = time.perf_counter()
-    prompts = [options.prompt] if options.prompt_file is None else read_prompts(options.prompt_file)
+    prompts = read_prompts(options.prompt_file) if options.prompt_file else [options.prompt]
     model = load_text_model(options)
     print(f"model loaded in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     start = time.perf_counter()
@@ -64,8 +64,11 @@ def main(options: Options) -> None:
         print()
     else:
         for prompt, sample, text in continuations(model, prompts, options):
+            if options.prompt_file is None:
+                print(prompt + text, flush=True)
+                continue
             record = {"prompt": prompt, "sample": sample, "text": text}
-            print(prompt + text if options.prompt_file is None else json.dumps(record, ensure_ascii=False), flush=True)
+            print(json.dumps(record, ensure_ascii=False), flush=True)
     count = len(prompts) * options.num_samples
     print(f"{count} continuation(s) in {time.perf_counter() - start:.1f} s", file=sys.stderr)
 
@@ -74,7 +77,7 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a file.
 
     Raises:
-        DataError: if it is not UTF-8, has none, or a line of a *.jsonl file is no object with a text under "prompt".
+        DataError: if it is not UTF-8, has none, or a line of a *.jsonl file is not an object with a text under "prompt".
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -84,7 +87,9 @@ def read_prompts(path: Path) -> list[str]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        prompts.append(_prompt_of(line, f"{path}, line {number}") if path.suffix == ".jsonl" else line)
+        if path.suffix == ".jsonl":
+            line = _prompt_of(line, f"{path}, line {number}")
+        prompts.append(line)
     if not prompts:
         raise DataError(f"{path} holds no prompt")
     return prompts

@@ -1,7 +1,7 @@
 """Text out of a model: many prompts at once, each token's keys and values kept, and text shown as it comes.
 
-Rows of different lengths share a batch without masks of their own: they stand at the left, each goes on at its own
-position, and what the padding left in the cache beyond a row's end is written over before that row can see it.
+Rows of different lengths share a batch without masks of their own. They are aligned to the left, and each continues at
+its own position. What the padding left in the cache beyond a row's end is overwritten before that row can see it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.inference.sampling import Sampling, choose
+from lit_gpt.inference.sampling import choose
+from lit_gpt.inference.sampling_options import Sampling
 from lit_gpt.model.building import empty_model, materialise
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.tokenizer.tokenizer import Tokenizer, require_utf8
@@ -109,23 +110,28 @@ class TextModel:
             text = Continuation(self.tokenizer, prompt, sampling.stop)
             limit = min(len(prompt) + sampling.max_new_tokens, self.config.block_size)
             rows.append(_Row(len(rows), len(prompt), limit, generator, text))
-        logits, seen = self._prefill(prompts, len(rows), max(row.limit for row in rows)), self._seen(prompts, sampling)
+        logits = self._prefill(prompts, len(rows), max(row.limit for row in rows))
+        seen = self._seen(prompts, sampling)
         if len(samples) > 1:
-            repeated = [row.number // len(samples) for row in rows]
-            self._select(repeated)
-            logits, seen = logits[repeated], None if seen is None else seen[repeated]
+            prompt_of_row = [row.number // len(samples) for row in rows]
+            self._select(prompt_of_row)
+            logits = logits[prompt_of_row]
+            if seen is not None:
+                seen = seen[prompt_of_row]
         while True:
             tokens = choose(logits, seen, sampling, [row.generator for row in rows])
             for row, token in zip(rows, tokens, strict=True):
                 if piece := row.push(token, ends):
                     yield row.number, piece
-            going = [index for index, row in enumerate(rows) if not row.text.ended]
-            if not going:
+            open_rows = [index for index, row in enumerate(rows) if not row.text.ended]
+            if not open_rows:
                 return
-            if len(going) < len(rows):
-                self._select(going)
-                rows, tokens = [rows[index] for index in going], [tokens[index] for index in going]
-                seen = None if seen is None else seen[going]
+            if len(open_rows) < len(rows):
+                self._select(open_rows)
+                rows = [rows[index] for index in open_rows]
+                tokens = [tokens[index] for index in open_rows]
+                if seen is not None:
+                    seen = seen[open_rows]
             logits = self._decode(tokens, [row.length - 1 for row in rows])
 
     def check(self, prompts: Sequence[list[int]]) -> None:
@@ -155,7 +161,8 @@ class TextModel:
         longest = int(lengths.max())
         start = min(_common_length(self._cached, prompts[0]), longest - 1) if rows == 1 else 0
         self._cached = prompts[0][:start] if rows == 1 else []
-        ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in prompts], device=self.device)
+        padded = [ids + [0] * (longest - len(ids)) for ids in prompts]
+        ids = torch.tensor(padded, device=self.device)
         logits = torch.empty(0)
         step = max(1, _PREFILL // len(prompts))
         for begin in range(start, longest, step):
@@ -167,17 +174,27 @@ class TextModel:
         return logits
 
     def _decode(self, tokens: list[int], positions: list[int]) -> Tensor:
-        """[rows, vocabulary], the logits after each row's next token, which stands at its own position."""
-        ids, places = (torch.tensor(values, device=self.device).unsqueeze(-1) for values in (tokens, positions))
-        logits = self._forward(ids, places, max(positions) + 1, torch.zeros_like(ids.squeeze(-1)))
+        """[rows, vocabulary], the logits after each row's next token, which has a position of its own."""
+        ids = torch.tensor(tokens, device=self.device).unsqueeze(-1)
+        own_positions = torch.tensor(positions, device=self.device).unsqueeze(-1)
+        last = torch.zeros(len(tokens), dtype=torch.long, device=self.device)
+        logits = self._forward(ids, own_positions, max(positions) + 1, last)
         if self._cached:
             self._cached += tokens
         return logits
 
     def _forward(self, ids: Tensor, positions: Tensor, end: int, last: Tensor) -> Tensor:
-        """[B, T] token ids at `positions` ([T] or [B, T], all below `end`) → fp32 logits [B, vocabulary] after `last`.
+        """The logits after one token of each row; those of a prompt of 4,096 tokens take 2 GiB with a vocabulary of
+        128,000, and are not computed.
 
-        Only these are computed: those of a prompt of 4,096 tokens take 2 GiB with a vocabulary of 128,000.
+        Args:
+            ids: [B, T] token ids.
+            positions: of them, [T] or [B, T].
+            end: more than each position.
+            last: [B], the number of the token among the T after which the logits are wanted.
+
+        Returns:
+            fp32 [B, vocabulary].
         """
         rows = torch.arange(len(ids), device=self.device)
         hook = self.model.lm_head.register_forward_pre_hook(lambda _module, args: args[0][rows, last].unsqueeze(1))
@@ -194,14 +211,14 @@ class TextModel:
                 kept[: len(rows)] = kept[rows]
 
     def _reserve(self, rows: int, positions: int) -> None:
-        """Room for keys and values, in steps of powers of two so that a chat seldom makes it anew."""
+        """Makes room for keys and values, in steps of powers of two so that a chat seldom makes it anew."""
         if rows <= self._room[0] and positions <= self._room[1]:
             return
         context = min(self.config.block_size, max(256, 1 << (positions - 1).bit_length()))
         self._room, self._cached = (0, 0), []
         self.model.clear_kv_cache()  # else both would lie in memory, and litgpt would print a warning on stdout
         self.model.max_seq_length = context
-        if self.model.cos.numel() == 0:  # nothing rotates; litgpt cannot look up a place of its own for each row there
+        if self.model.cos.numel() == 0:  # nothing rotates; litgpt cannot look up each row's own position there
             self.model.cos = self.model.sin = torch.ones(context, 1, device=self.device)
         dtype = self.model.transformer.wte.weight.dtype
         self.model.set_kv_cache(rows, context, device=self.device, dtype=dtype)
@@ -265,14 +282,19 @@ class Continuation:
 
     def _decided(self, piece: str) -> str:
         self._held += piece
-        found = [place for place in (self._held.find(stop) for stop in self._stop) if place >= 0]
+        found = [self._held.find(stop) for stop in self._stop if stop in self._held]
         if found:
             self.ended = True
             return self._held[: min(found)]
-        ends = (size for stop in self._stop for size in range(1, len(stop)) if self._held.endswith(stop[:size]))
-        decided = len(self._held) - max(ends, default=0)
+        decided = len(self._held) - max((_begun(self._held, stop) for stop in self._stop), default=0)
         text, self._held = self._held[:decided], self._held[decided:]
         return text
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `stop`."""
+    sizes = range(len(stop) - 1, 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)
 
 
 @dataclass
@@ -280,11 +302,13 @@ class _Row:
     """One continuation among those that are computed together."""
 
     number: int
+    """Prompt by prompt, sample by sample."""
     length: int
     """Tokens so far, the prompt's too."""
     limit: int
-    """Of the length."""
+    """The greatest length."""
     generator: torch.Generator
+    """Its own random numbers."""
     text: Continuation
 
     def push(self, token: int, ends: Collection[int]) -> str:
@@ -293,5 +317,6 @@ class _Row:
             return self.text.finish()
         self.length += 1
         piece = self.text.push(token)
-        is_last = self.length == self.limit and not self.text.ended
-        return piece + self.text.finish() if is_last else piece
+        if self.length == self.limit and not self.text.ended:
+            piece += self.text.finish()
+        return piece

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lit_gpt.inference.sampling import Sampling
+from lit_gpt.inference.sampling_options import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
