@@ -77,7 +77,7 @@ def read_prompts(path: Path) -> list[str]:
     """The prompts of a file.
 
     Raises:
-        DataError: if it is not UTF-8, has none, or a line of a *.jsonl file is not an object with a text under "prompt".
+        DataError: if it is not UTF-8 or has none, or if a line of *.jsonl is not an object with a text under "prompt".
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")

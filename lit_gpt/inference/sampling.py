@@ -12,7 +12,7 @@ from lit_gpt.inference.sampling_options import Sampling
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Applies CTRL's repetition penalty (https://arxiv.org/abs/1909.05858), to negative logits too, as transformers does.
+    """Applies CTRL's repetition penalty (https://arxiv.org/abs/1909.05858), to negative logits as transformers does.
 
     Args:
         logits: [rows, vocabulary].
