@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def train_start(folder: Path, arguments: argparse.Namespace) -> Path:
     """A litgpt checkpoint directory to go on from."""
-    from lit_gpt.formats.litgpt_directory import write_foundation
+    from lit_gpt.formats.litgpt_directory import write_litgpt_directory
     from utils.run.merged_model import companion_files, load_merged_model
 
     (folder / "model.yaml").write_text(MODEL.format(layers=arguments.layers))
@@ -97,7 +97,7 @@ def train_start(folder: Path, arguments: argparse.Namespace) -> Path:
     options = ("--max_steps", arguments.warm_steps, "--learning_rate", 1e-3, "--warmup_steps", 20, "--seed", 1)
     run_pretrain(folder, "start", *model, *options)
     trained = load_merged_model(folder / "start")
-    write_foundation(folder / "foundation", trained.config, trained.state_dict, companion_files(trained))
+    write_litgpt_directory(folder / "foundation", trained.config, trained.state_dict, companion_files(trained))
     return folder / "foundation"
 
 

@@ -139,12 +139,12 @@ def trained_run(pretrain_arguments: list[object], tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def foundation(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained model as a litgpt checkpoint directory; do not change it."""
-    from lit_gpt.formats.litgpt_directory import write_foundation
+    from lit_gpt.formats.litgpt_directory import write_litgpt_directory
     from utils.run.merged_model import companion_files, load_merged_model
 
     trained = load_merged_model(trained_run)
     folder = tmp_path_factory.mktemp("foundation")
-    write_foundation(folder, trained.config, trained.state_dict, companion_files(trained))
+    write_litgpt_directory(folder, trained.config, trained.state_dict, companion_files(trained))
     return folder
 
 

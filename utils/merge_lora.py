@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_foundation
+from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_litgpt_directory
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.files.staged_folder import recover, staged_into
 from utils.run.merge_check import compare_merged
@@ -42,7 +42,7 @@ def main(options: MergeOptions) -> None:
     if trained.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
     with staged_into(folder, last=WEIGHTS) as stage:
-        write_foundation(stage, trained.config, trained.state_dict, companion_files(trained))
+        write_litgpt_directory(stage, trained.config, trained.state_dict, companion_files(trained))
         if options.verify == "logits":
             print(compare_merged(trained, lazy_weights(stage)), flush=True)
     merged = trained.provenance.get("checkpoint", "the adapter")

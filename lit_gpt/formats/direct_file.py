@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 1 << 23
-"""Written at once; two blocks are held, of which one is filled while the other is written."""
+"""Size of a block. Two are held: one is filled while the other is written."""
 
 SECTOR_BYTES = max(4096, mmap.PAGESIZE)
-"""What direct writing counts in: a multiple of every disk's sectors, and whole pages, as Lustre asks for."""
+"""Unit of direct writing: a multiple of every disk's sectors, and whole pages, as Lustre asks for."""
 
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectFile:
-    """A new file, written from its begin to its end; it is on the disk when its `with` block ends.
+    """A new file, written from its beginning to its end; it is on the disk when its `with` block ends.
 
     Raises:
-        OSError: from any method, also for what an earlier one gave to be written.
+        OSError: from any method, also for data that an earlier call took.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +37,7 @@ class DirectFile:
         try:
             self._set_direct(True)
         except OSError as e:
-            if e.errno != errno.EINVAL:  # of a file system without direct writing, as tmpfs was before Linux 6.6
+            if e.errno != errno.EINVAL:  # a file system without direct writing, such as tmpfs before Linux 6.6
                 raise
         # pages of their own: direct writing asks for memory that begins where a page does
         self._blocks = [memoryview(mmap.mmap(-1, BLOCK_BYTES)) for _ in range(2)]
@@ -59,12 +60,9 @@ class DirectFile:
             os.close(self._file)
 
     def write(self, data: Any) -> int:
-        """Takes all of `data`, any buffer of contiguous bytes; after the block's end nothing.
-
-        torch's writer of archives, let go before it has finished, still gives it an archive's end.
-        """
+        """Takes all of `data`, any buffer of contiguous bytes; ignores it after the end of the `with` block."""
         data = memoryview(data).cast("B")
-        if self._ended:
+        if self._ended:  # torch's writer of archives, deleted before it has finished, still writes an archive's end
             return len(data)
         begin = 0
         while begin < len(data):
@@ -78,10 +76,10 @@ class DirectFile:
         return len(data)
 
     def _write_block(self) -> None:
-        """Hands the first block to the thread, once the other one is written, and begins to fill that."""
+        """Hands the first block to the thread, once the other one is written, and swaps them."""
         if self._writing:
             self._writing.result()
-        sectors = -(-self._filled // SECTOR_BYTES)
+        sectors = math.ceil(self._filled / SECTOR_BYTES)
         self._writing = self._thread.submit(self._write_all, self._blocks[0][: sectors * SECTOR_BYTES])
         self._blocks.reverse()
         self._filled = 0
@@ -93,7 +91,7 @@ class DirectFile:
             except OSError as e:
                 if e.errno != errno.EINVAL or not fcntl.fcntl(self._file, fcntl.F_GETFL) & _DIRECT:
                     raise OSError(e.errno, e.strerror, str(self._path)) from None
-                self._set_direct(False)  # this file system counts in larger units, or what it took was part of one
+                self._set_direct(False)  # this file system has larger units, or it took a part of one
 
     def _set_direct(self, direct: bool) -> None:
         flags = fcntl.fcntl(self._file, fcntl.F_GETFL)

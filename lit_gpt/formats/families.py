@@ -1,11 +1,15 @@
 """The model families: how each one's config.json reads as a litgpt `Config`, and what its tensors are called.
 
-A family is one entry of `ARCHITECTURES`. Which tensors there are and their shapes, the model itself says
-(`hf_weights.py`); an entry only names the modules, `left: right`, where either side may be several modules whose rows
-stand one under the other: `"attn.qkv": "self_attn.q_proj self_attn.k_proj self_attn.v_proj"`.
+A family is one entry of `ARCHITECTURES`. The model itself tells which tensors there are, and their shapes
+(`hf_weights.py`). An entry only names the modules, litgpt's on the left and Hugging Face's on the right. Either side
+may be several modules, whose rows follow each other: `"mlp.fc_1 mlp.fc_2": "mlp.gate_up_proj"`.
 
-Two things litgpt's fields do not say by themselves: a model with `rotary_percentage` 0 has learned positions
+litgpt's fields have two meanings that their names do not tell: a model with `rotary_percentage` 0 has learned positions
 (`transformer.wpe`, `lit_gpt/model/gpt.py`), and one with "Gemma" in its `name` adds 1 to the weights of its norms.
+
+The defaults of the classes are written down here, and not asked of transformers: a config.json without a size is an
+error that names it, where transformers would take that of another model; its defaults change with its versions, and
+depend on other values (`head_dim`); and who reads a config.json for a training does not import transformers.
 """
 
 from __future__ import annotations
@@ -37,28 +41,28 @@ class Architecture:
     """A Hugging Face model class."""
 
     config: Callable[[dict[str, Any]], Config]
-    """Of a config.json completed by `defaults`."""
+    """Makes litgpt's configuration of a config.json completed by `defaults`."""
     defaults: dict[str, Any]
-    """What the class assumes where config.json is silent."""
+    """The values that the class assumes where config.json has none."""
     outer: dict[str, str] = field(default_factory=lambda: _OUTER)
-    """litgpt's modules outside the blocks and theirs."""
+    """The modules outside the blocks."""
     layers: str = "model.layers"
-    """What their blocks are in."""
+    """The module that holds Hugging Face's blocks."""
     block: Callable[[dict[str, Any]], dict[str, str]] = lambda _: _BLOCK
-    """The modules of a block, as a completed config.json has them; those that the model lacks do not count."""
+    """The modules of a block, for a completed config.json; modules that the model lacks are passed over."""
     transposed: bool = False
     """The matrices of its blocks are [inputs, outputs]."""
     interleaved: bool = False
-    """Its one matrix of queries, keys and values has those of one group after those of the other."""
+    """Its matrix of queries, keys and values has them group by group."""
     prefix: str = ""
-    """What the names of older files lack, but that of the output layer."""
+    """Older files leave this out of all names but the output layer's."""
 
 
 # --------------------------------------------------------------------------------------------- what many have in common
 
 
 def _config(hf: Mapping[str, Any], **fields: Any) -> Config:
-    """Llama's shape, but for `fields`."""
+    """A configuration of Llama's shape, with other values for `fields`."""
     heads, scaling = hf["num_attention_heads"], _rope_settings(hf)
     if "rotary_percentage" not in fields:
         _only({**hf, **scaling}, partial_rotary_factor=1.0)
@@ -126,7 +130,12 @@ def _gelu(hf: Mapping[str, Any], option: str) -> dict[str, Any]:
 
 
 def _sliding_layers(hf: Mapping[str, Any], slides: Callable[[int], bool]) -> list[int]:
-    """1 for each layer with a sliding window: those of `layer_types`, which only newer configurations have."""
+    """1 for each layer with a sliding window, else 0.
+
+    Args:
+        hf: config.json, of which only newer ones have `layer_types`.
+        slides: whether a layer has one, by its number, in older ones.
+    """
     layers = range(hf["num_hidden_layers"])
     if types := hf.get("layer_types"):
         return [int(types[layer] == "sliding_attention") for layer in layers]
@@ -207,7 +216,8 @@ def _falcon(hf: dict[str, Any]) -> Config:
 
 
 def _falcon_has_two_norms(hf: Mapping[str, Any]) -> bool:
-    """Side by side, of the attention and of the feed-forward; one may be said of the new architecture too."""
+    """Whether attention and feed-forward, computed side by side, have a norm each; `num_ln_in_parallel_attn` may give
+    the new architecture one for both."""
     return hf["new_decoder_architecture"] and hf["num_ln_in_parallel_attn"] in (None, 2)
 
 

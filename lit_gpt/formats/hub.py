@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: its failures as one line each, which files go there, their upload, and hashes compared.
+"""The Hugging Face Hub: its failures as one line each, which files are sent, their upload, and their hashes.
 
-The token is the Hub's own, of `hf auth login` or HF_TOKEN, and read by its client alone: this program takes none on a
-command line, and neither prints nor writes one.
+The Hub's client alone reads the token, of `hf auth login` or HF_TOKEN. This program takes none on a command line, and
+neither prints nor writes one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from lit_gpt.errors import DataError, Interrupted, UserError
 from lit_gpt.formats.hf_files import ANY_WEIGHTS, INDEX_ENDINGS, is_of_model, matches
 
-# Whatever is hidden (caches, .git, .env), litgpt's form of the model and other programs' pickles, what is left of work.
+# Hidden files (caches, .git, .env), litgpt's form of the model, other programs' pickles, and leftovers of work.
 NOT_SENT = (".*", "*/.*", "*.pth", "*.ckpt", "model_config.yaml", "*.pyc", "*.tmp", "*.log", "*.out", "*.lock")
 WEIGHTS = (*ANY_WEIGHTS, "*.gguf")
 
@@ -78,14 +78,16 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
 
 def check_repo_id(repo_id: str, what: str) -> list[str]:
-    """What is wrong with `repo_id`, which the user calls `what`; empty if it can be a repository's name."""
+    """The problems with `repo_id`, which the user knows as `what`; none if it can be a repository's name."""
     parts = repo_id.split("/")
     plain = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9_.-]+", part) for part in parts)
     try:
         validate_repo_id(repo_id)
     except errors.HFValidationError:
         plain = False
-    return [] if plain else [f"{what} must be ORG/NAME of letters, digits, '-', '_' and '.', not {repo_id!r}"]
+    if plain:
+        return []
+    return [f"{what} must be ORG/NAME of letters, digits, '-', '_' and '.', not {repo_id!r}"]
 
 
 def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
@@ -113,8 +115,11 @@ def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
 def check_downloaded(folder: Path) -> int:
     """Compares the weight files in `folder` with the SHA-256 that the Hub's client noted when it fetched them.
 
-    It keeps, in .cache/huggingface/download, a file for each: the commit, the hash, the time. Files without one, from
-    elsewhere, are passed over. Returns how many were compared.
+    The client keeps a note for each file in .cache/huggingface/download: the commit, the hash, the time. Files without
+    one came from elsewhere and are passed over.
+
+    Returns:
+        How many files were compared.
 
     Raises:
         DataError: naming the files that have another content now.
@@ -196,17 +201,18 @@ def upload(
 ) -> str:
     """Sends files to a repository, which is made if there is none, in one commit; returns the commit's address.
 
-    The large files go first, one after the other, and the Hub keeps those it has whole: after an interruption the same
-    call sends only what is missing. Nobody sees a part of the upload, as the commit comes last; it also removes what an
-    earlier model with other files has left. Then the hashes that the Hub lists are compared with those here.
+    1. The large files go first, one after the other. The Hub keeps those it has whole, so that after an interruption
+       the same call sends only what is missing.
+    2. The commit comes last: nobody sees a part of the upload. It removes weights that an earlier model has left.
+    3. The hashes that the Hub then lists are compared with those here.
 
     Args:
         folder: where the files are.
-        names: of them, as `files_to_send` gives.
+        names: the files, as `files_to_send` gives them.
         repo_id: ORG/NAME.
         private: for a repository that does not exist yet.
         message: the commit's.
-        say: takes lines about the progress.
+        say: is called with each line about the progress.
 
     Raises:
         UserError, OSError, Interrupted: see `hub_errors`; without a model among the files, if the Hub has none either.

@@ -129,8 +129,10 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_foundation(folder: Path, config: Config, weights: Mapping[str, Tensor], companions: Iterable[Path]) -> Path:
-    """Makes `folder` a litgpt checkpoint directory, `lit_model.pth` last and whole or not at all.
+def write_litgpt_directory(
+    folder: Path, config: Config, weights: Mapping[str, Tensor], companions: Iterable[Path]
+) -> Path:
+    """Makes `folder` a litgpt directory; `lit_model.pth` comes last, and is whole or not there.
 
     Args:
         folder: made if it does not exist; other files in it stay.

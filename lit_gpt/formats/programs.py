@@ -13,12 +13,12 @@ from lit_gpt.errors import Interrupted
 
 _SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 _UNWRITTEN = re.compile(r"iostream error|basic_ios::clear|\d requested and \d+ written")
-"""What C++ and NumPy say of a write that failed, without the reason."""
+"""Messages of C++ and NumPy about a write that failed, which do not give the reason."""
 _NOISE = re.compile(r"^(\s*$|\s*File \"|Traceback|During handling|The above exception|.{0,20}WARNING)")
 
 
 def failure_of_system(name: str, returncode: int, output: str, scratch: Path) -> OSError | Interrupted | None:
-    """Why the machine, not the data, ended a program; None if the program had a reason of its own.
+    """The reason why the machine, not the data, ended a program; None if the program had a reason of its own.
 
     Args:
         name: the program's.
@@ -30,7 +30,8 @@ def failure_of_system(name: str, returncode: int, output: str, scratch: Path) ->
         return OSError(errno.ENOMEM, f"{name} was killed by signal 9, probably out of memory")
     if returncode in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
         return Interrupted(f"{name} was stopped by signal {-returncode}; run the same command again")
-    number = next((int(match[1]) for match in re.finditer(r"\[Errno (\d+)\]", reason_of(output))), None)
+    match = re.search(r"\[Errno (\d+)\]", reason_of(output))
+    number = int(match[1]) if match else None
     if number is None:
         number = next((known for known in _SYSTEM_ERRORS if os.strerror(known) in output), None)
     if number is None and (_UNWRITTEN.search(output) or shutil.disk_usage(scratch).free < 2**16):
@@ -39,7 +40,7 @@ def failure_of_system(name: str, returncode: int, output: str, scratch: Path) ->
 
 
 def reason_of(output: str) -> str:
-    """The line that says best why a program stopped: the first that speaks of an error, else the last."""
+    """The line that tells best why a program stopped: the last exception, else the first error, else the last line."""
     lines = [line.strip() for line in output.splitlines() if not _NOISE.match(line)] or ["it said nothing"]
     exceptions = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)]
     errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]

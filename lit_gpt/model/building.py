@@ -14,7 +14,7 @@ from lit_gpt.errors import DataError
 from lit_gpt.model.gpt import GPT, LoRAGPT
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
-from lit_gpt.model.qlora import Quantization, quantise_frozen, quantised_layers
+from lit_gpt.model.qlora import FrozenFormat, qlora_layers, replace_frozen_layers
 
 
 def build_model(
@@ -31,7 +31,7 @@ def empty_model(
     lora: LoRASettings | None,
     dtype: torch.dtype,
     frozen_dtype: torch.dtype | None = None,
-    quantize: Quantization | None = None,
+    quantize: FrozenFormat | None = None,
 ) -> nn.Module:
     """A model on the meta device, which takes no memory, as it is to be sharded and then filled by `materialise`.
 
@@ -45,13 +45,13 @@ def empty_model(
     Raises:
         UserError: if `quantize` needs a package that is missing.
     """
-    assert lora or not quantize, "what is trained cannot be quantised"
+    assert lora or not quantize, "what is trained is not kept in NF4 or int8"
     with torch.device("meta"):
         model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype if parameter.requires_grad else frozen_dtype or dtype)
     if quantize:
-        quantise_frozen(model, quantize)
+        replace_frozen_layers(model, quantize)
     return model
 
 
@@ -85,8 +85,8 @@ def materialise(model: nn.Module, weights: Mapping[str, Tensor] | None, seed: in
         values = chain(base, adapters)
     own = {name: _own_part(value, parameters[name], device) for name, value in values}
     model.load_state_dict(own, strict=False, assign=True)  # FSDP2 hears of new tensors by load_state_dict's hooks
-    for name, layer in quantised_layers(model):
-        assert weights is not None, "random weights are not quantised"
+    for name, layer in qlora_layers(model):
+        assert weights is not None, "random weights are not kept in NF4 or int8"
         layer.fill(weights[base_name(f"{name}.weight")], device)
     refresh_rotary_tables(model, device)
 
@@ -114,7 +114,7 @@ def _own_part(value: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
 
 def _check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     expected = {base_name(name): list(p.shape) for name, p in model.named_parameters() if not is_adapter(name)}
-    for name, layer in quantised_layers(model):
+    for name, layer in qlora_layers(model):
         expected[base_name(f"{name}.weight")] = [layer.out_features, layer.in_features]
     found = {name: list(spec.shape) for name, spec in specs_of(weights).items()}
     problems = [f"{name} is missing" for name in expected if name not in found]

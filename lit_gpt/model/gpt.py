@@ -206,7 +206,7 @@ def has_learned_positions(config: Config) -> bool:
 class DocumentGPT(nn.Module):
     """The forward pass over packed rows, which both models below share."""
 
-    place: tuple[int, int] = (0, 1)
+    sharing: tuple[int, int] = (0, 1)
     """This process's number among those that share the model, and how many do (lit_gpt/model/tensor_parallel.py)."""
 
     def forward(
@@ -237,8 +237,8 @@ class DocumentGPT(nn.Module):
         hidden = self._hidden(idx, whole_rows(*idx.shape, idx.device) if segments is None else segments)
         capping = self.config.final_logit_softcapping
         if targets is not None:
-            return cross_entropies(self.lm_head, hidden, targets, capping, first=self.place[0] * len(hidden))
-        assert self.place[1] == 1, "each process has only the states of its positions"
+            return cross_entropies(self.lm_head, hidden, targets, capping, first=self.sharing[0] * len(hidden))
+        assert self.sharing[1] == 1, "each process has only the states of its positions"
         logits = self.lm_head(hidden.unflatten(0, idx.shape))
         return logits if capping is None else do_softcapping(logits, capping)
 

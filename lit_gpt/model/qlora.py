@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lit_gpt.errors import UserError
 
-Quantization = Literal["bnb.nf4", "bnb.int8"]
+FrozenFormat = Literal["bnb.nf4", "bnb.int8"]
 _BLOCK = 64
 _INT8_MAX = 127
 
@@ -40,8 +40,8 @@ def import_bitsandbytes() -> ModuleType:
     return bitsandbytes
 
 
-def quantise_frozen(model: nn.Module, kind: Quantization) -> None:
-    """Replaces every linear layer of the model's blocks by an empty `QuantisedLinear`, as QLoRA has them.
+def replace_frozen_layers(model: nn.Module, kind: FrozenFormat) -> None:
+    """Replaces every linear layer of the model's blocks by an empty `QLoRALinear`.
 
     The embedding and the head stay as they are, as do norms and biases.
 
@@ -57,28 +57,28 @@ def quantise_frozen(model: nn.Module, kind: Quantization) -> None:
         for module in list(block.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(module, name, QuantisedLinear(child, kind))
+                    setattr(module, name, QLoRALinear(child, kind))
 
 
-class QuantisedLinear(nn.Module):
+class QLoRALinear(nn.Module):
     """A frozen linear layer [out, in] whose weight is kept in NF4 or int8; gradients flow through it to its input.
 
-    The weight lies in buffers that belong to no state dict: it is not trained, not sharded and not saved. Its scales
-    are fp32, but as their bits in an integer buffer, so that `model.to(torch.bfloat16)` leaves them as they are.
+    The weight is in buffers that no state dict has: it is not trained, not sharded and not saved.
     """
 
-    def __init__(self, linear: nn.Linear, kind: Quantization) -> None:
+    def __init__(self, linear: nn.Linear, kind: FrozenFormat) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.kind = kind
         self.dtype = linear.weight.dtype
         self.bias = linear.bias
+        # the fp32 scales are kept as their bits, integers, which `model.to(torch.bfloat16)` leaves as they are
         for name in ("weight", "scale_bits"):
             self.register_buffer(name, torch.empty(0, dtype=torch.uint8, device="meta"), persistent=False)
 
     @torch.no_grad()
     def fill(self, weight: Tensor, device: torch.device) -> None:
-        """Quantises `weight` [out, in] on `device`."""
+        """Takes `weight` [out, in] and keeps it in the layer's format on `device`."""
         functional = import_bitsandbytes().functional
         if self.kind == "bnb.nf4":
             weight = weight.to(device, self.dtype).contiguous()
@@ -89,7 +89,7 @@ class QuantisedLinear(nn.Module):
             self.weight, scale, _ = functional.int8_vectorwise_quant(weight)
         self.scale_bits = scale.view(torch.int32)
 
-    def dequantised(self) -> Tensor:
+    def expanded(self) -> Tensor:
         """The weight [out, in] in the model's dtype."""
         scale = self.scale_bits.view(torch.float32)
         shape = (self.out_features, self.in_features)
@@ -107,19 +107,19 @@ class QuantisedLinear(nn.Module):
         return _FrozenProduct.apply(x, self)
 
 
-def quantised_layers(model: nn.Module) -> Iterator[tuple[str, QuantisedLinear]]:
-    """The quantised layers of a model, by name."""
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantisedLinear))
+def qlora_layers(model: nn.Module) -> Iterator[tuple[str, QLoRALinear]]:
+    """The layers of a model whose weights are kept in NF4 or int8, by name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, QLoRALinear))
 
 
 class _FrozenProduct(torch.autograd.Function):
     """x Wᵀ + b, with W expanded anew in the backward pass instead of kept until then."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantisedLinear) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: QLoRALinear) -> Tensor:
         ctx.layer = layer
-        return F.linear(x, layer.dequantised(), layer.bias)
+        return F.linear(x, layer.expanded(), layer.bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient @ ctx.layer.dequantised().to(gradient.dtype), None
+        return gradient @ ctx.layer.expanded().to(gradient.dtype), None

@@ -101,7 +101,7 @@ def share_model(model: nn.Module, mesh: DeviceMesh) -> None:
     parallel.parallelize_module(model, mesh, outside)
     # a block that torch.compile has made loses the gradient of an input that is still on its way (torch 2.13)
     model.transformer.wte.register_forward_hook(lambda _module, _inputs, sums: sums.clone())
-    model.place = (mesh.get_local_rank(), mesh.size())
+    model.sharing = (mesh.get_local_rank(), mesh.size())
 
 
 def gathered(parameter: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lit_gpt.errors import DataError
-from lit_gpt.formats.litgpt_directory import read_weights, write_foundation
+from lit_gpt.formats.litgpt_directory import read_weights, write_litgpt_directory
 from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.gpt import GPT, LoRAGPT
 from lit_gpt.model.lora import base_name, is_adapter
@@ -50,10 +50,10 @@ def weights() -> dict[str, torch.Tensor]:
 def folder(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The models `tiny` and `large` (600 MB), and 2.pt and 3.pt: what 2 and 3 processes made of them."""
     folder = tmp_path_factory.mktemp("loading")
-    write_foundation(folder / "tiny", CONFIG, weights, [])
+    write_litgpt_directory(folder / "tiny", CONFIG, weights, [])
     shapes = empty_model(LARGE, None, FP32).state_dict()
     zeros = {name: torch.zeros(1).expand(tensor.shape).clone() for name, tensor in shapes.items()}
-    path = write_foundation(folder / "large", LARGE, zeros, [])
+    path = write_litgpt_directory(folder / "large", LARGE, zeros, [])
     del zeros
     worker = [sys.executable, "-m", "tests.model.loading_worker", str(folder)]
     done = subprocess.run(worker, cwd=ROOT, timeout=300, capture_output=True, text=True)

@@ -13,7 +13,7 @@ from torch import nn
 from lit_gpt.errors import UserError
 from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.lora import base_name, is_adapter, merge_adapter
-from lit_gpt.model.qlora import QuantisedLinear, Quantization, quantise_frozen, quantised_layers
+from lit_gpt.model.qlora import FrozenFormat, QLoRALinear, qlora_layers, replace_frozen_layers
 from tests.model.loading_worker import BF16, CONFIG, FP32, LORA, SEED, loss_of
 from utils.run.checkpoint_tensors import trained_tensors
 
@@ -28,7 +28,7 @@ def weights() -> dict[str, torch.Tensor]:
     return {name: tensor * 4 if tensor.dim() > 1 else tensor for name, tensor in state.items()}
 
 
-def quantised(kind: Quantization, weights: dict[str, torch.Tensor], frozen_dtype: torch.dtype = FP32) -> nn.Module:
+def quantised(kind: FrozenFormat, weights: dict[str, torch.Tensor], frozen_dtype: torch.dtype = FP32) -> nn.Module:
     model = empty_model(CONFIG, LORA, FP32, frozen_dtype, kind)
     materialise(model, weights, SEED, CPU)
     torch.manual_seed(2)
@@ -38,7 +38,7 @@ def quantised(kind: Quantization, weights: dict[str, torch.Tensor], frozen_dtype
     return model
 
 
-def expanded(kind: Quantization, weight: torch.Tensor) -> torch.Tensor:
+def expanded(kind: FrozenFormat, weight: torch.Tensor) -> torch.Tensor:
     """`weight` after bitsandbytes has quantised it, expanded in plain torch by the formats' definitions.
 
     bitsandbytes' own `dequantize_4bit` is wrong for short rows on some CPUs.
@@ -53,7 +53,7 @@ def expanded(kind: Quantization, weight: torch.Tensor) -> torch.Tensor:
     return values.view(weight.shape)
 
 
-def twin_of(kind: Quantization, model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+def twin_of(kind: FrozenFormat, model: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
     """litgpt's own LoRA model in float64, with the expanded weights in its blocks and the adapters of `model`."""
     twin = litgpt.lora.GPT(LORA.extend(CONFIG)).double()
     in_blocks = {name: tensor for name, tensor in weights.items() if ".h." in name and tensor.dim() == 2}
@@ -65,7 +65,7 @@ def twin_of(kind: Quantization, model: nn.Module, weights: dict[str, torch.Tenso
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_and_gradients_are_those_of_the_expanded_weights(
-    kind: Quantization, weights: dict[str, torch.Tensor]
+    kind: FrozenFormat, weights: dict[str, torch.Tensor]
 ) -> None:
     model = quantised(kind, weights)
     twin = twin_of(kind, model, weights)
@@ -85,36 +85,36 @@ def test_outputs_and_gradients_are_those_of_the_expanded_weights(
 
 @pytest.mark.parametrize(("kind", "error"), [("bnb.nf4", 0.1), ("bnb.int8", 0.01)])
 def test_weights_lose_as_much_as_their_format_allows(
-    kind: Quantization, error: float, weights: dict[str, torch.Tensor]
+    kind: FrozenFormat, error: float, weights: dict[str, torch.Tensor]
 ) -> None:
     """The RMS error of normally distributed weights: 9 % in NF4, 0.7 % in int8 with a scale per row of 32."""
-    layers = dict(quantised_layers(quantised(kind, weights)))
+    layers = dict(qlora_layers(quantised(kind, weights)))
     assert len(layers) == 2 * 5  # of each of two blocks qkv, the projection and three matrices of the MLP
     for name, layer in layers.items():
         exact = weights[base_name(f"{name}.weight")]
-        lost = (layer.dequantised() - exact).norm() / exact.norm()
+        lost = (layer.expanded() - exact).norm() / exact.norm()
         assert error / 4 < lost < error, name
         assert layer.weight.numel() * layer.weight.element_size() * (2 if kind == "bnb.nf4" else 1) == exact.numel()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_moving_and_converting_the_model_leaves_the_scales(
-    kind: Quantization, weights: dict[str, torch.Tensor]
+    kind: FrozenFormat, weights: dict[str, torch.Tensor]
 ) -> None:
     model = quantised(kind, weights, BF16)
-    before = {name: layer.dequantised() for name, layer in quantised_layers(model)}
+    before = {name: layer.expanded() for name, layer in qlora_layers(model)}
     model.to(BF16).to(CPU)
-    assert all(torch.equal(layer.dequantised(), before[name]) for name, layer in quantised_layers(model))
+    assert all(torch.equal(layer.expanded(), before[name]) for name, layer in qlora_layers(model))
     assert all(tensor.dtype == BF16 for tensor in before.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_lowers_the_loss_and_saves_the_adapter_alone(
-    kind: Quantization, weights: dict[str, torch.Tensor]
+    kind: FrozenFormat, weights: dict[str, torch.Tensor]
 ) -> None:
     model = empty_model(CONFIG, LORA, FP32, BF16, kind)
     materialise(model, weights, SEED, CPU)
-    base = {name: layer.dequantised() for name, layer in quantised_layers(model)}
+    base = {name: layer.expanded() for name, layer in qlora_layers(model)}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(20):
@@ -125,7 +125,7 @@ def test_training_lowers_the_loss_and_saves_the_adapter_alone(
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5, losses
-    assert all(torch.equal(layer.dequantised(), base[name]) for name, layer in quantised_layers(model))
+    assert all(torch.equal(layer.expanded(), base[name]) for name, layer in qlora_layers(model))
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
     adapter = trained_tensors(model)
     plain = build_model(CONFIG, weights, LORA, SEED, FP32).state_dict()
@@ -138,14 +138,14 @@ def test_training_lowers_the_loss_and_saves_the_adapter_alone(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [(7, 14), (8, 48), (3, 96), (5, 48), (64, 128), (6, 130)])
-def test_biases_and_odd_sizes_are_kept(kind: Quantization, sizes: tuple[int, int]) -> None:
+def test_biases_and_odd_sizes_are_kept(kind: FrozenFormat, sizes: tuple[int, int]) -> None:
     """Among them last blocks of fewer than 64 numbers, and blocks that span rows."""
     for dtype, tolerance in ((FP32, 1e-5), (BF16, 2e-2)):
         linear = nn.Linear(sizes[1], sizes[0], dtype=dtype).requires_grad_(False)
-        layer = QuantisedLinear(linear, kind)
+        layer = QLoRALinear(linear, kind)
         layer.fill(linear.weight, CPU)
         weight = expanded(kind, linear.weight)
-        torch.testing.assert_close(layer.dequantised(), weight.to(dtype), atol=0, rtol=0.01 if dtype == BF16 else 1e-6)
+        torch.testing.assert_close(layer.expanded(), weight.to(dtype), atol=0, rtol=0.01 if dtype == BF16 else 1e-6)
         x = torch.randn(3, 5, sizes[1], requires_grad=True)
         y = layer(x.to(dtype)).float()
         torch.testing.assert_close(y, x @ weight.T + linear.bias.float(), atol=tolerance, rtol=tolerance)
@@ -159,8 +159,8 @@ def test_head_embedding_and_norms_are_not_quantised() -> None:
     names = {name for name, _ in model.named_parameters() if not is_adapter(name)}
     blocks = {f"transformer.h.{block}.norm_{norm}.weight" for block in range(2) for norm in (1, 2)}
     assert names == blocks | {"lm_head.linear.weight", "transformer.wte.weight", "transformer.ln_f.weight"}
-    assert all(name.endswith(".linear") for name, _ in quantised_layers(model))
-    quantise_frozen(model, "bnb.nf4")  # nothing is left to do
+    assert all(name.endswith(".linear") for name, _ in qlora_layers(model))
+    replace_frozen_layers(model, "bnb.nf4")  # nothing is left to do
 
 
 def test_a_missing_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

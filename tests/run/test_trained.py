@@ -20,7 +20,7 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats import litgpt_directory
 from lit_gpt.formats.hf_config import read_hf_config
 from lit_gpt.formats.hf_weights import TensorFiles, tensors_from_hf
-from lit_gpt.formats.litgpt_directory import WEIGHTS, read_config, read_weights, write_foundation
+from lit_gpt.formats.litgpt_directory import WEIGHTS, read_config, read_weights, write_litgpt_directory
 from lit_gpt.formats.tensor_files import write_lit_model
 from lit_gpt.model.building import build_model
 from lit_gpt.model.lora import LoRASettings, check_merged, merge_adapter
@@ -193,7 +193,7 @@ def test_a_merge_of_nothing_is_an_error(lora_run: Path, trained_run: Path, found
 
 def test_a_merge_into_another_model_is_an_error(lora_run: Path, foundation: Path, tmp_path: Path) -> None:
     other = build_model(read_config(foundation), None, None, 99, torch.float32)
-    write_foundation(tmp_path / "other", read_config(foundation), other.state_dict(), [])
+    write_litgpt_directory(tmp_path / "other", read_config(foundation), other.state_dict(), [])
     merge = ("utils/merge_lora.py", "--lora_path", lora_run, "--save_path", tmp_path / "merged")
     done = run(*merge, "--checkpoint_dir", tmp_path / "other", check=False)
     assert_error(done, 65, "not the model")

@@ -14,7 +14,7 @@ from litgpt.config import Config
 from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.lora import LoRASettings
-from lit_gpt.model.qlora import quantised_layers
+from lit_gpt.model.qlora import qlora_layers
 from tests.conftest import TINY_MODEL
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import TrainingProgress
@@ -140,7 +140,7 @@ def test_quantised_weights_are_as_large_as_real_ones(kind):
     model = empty_model(work.config, LORA, torch.float32, torch.bfloat16, kind)
     weights = build_model(work.config, None, None, 1, torch.float32).state_dict()
     materialise(model, weights, 1, torch.device("cpu"))
-    layers = [layer for _, layer in quantised_layers(model)]
+    layers = [layer for _, layer in qlora_layers(model)]
     assert count_tensors(work).quantised == sum(layer.weight.nbytes + layer.scale_bits.nbytes for layer in layers)
     assert count_tensors(work).sharded == sum(parameter.nbytes for parameter in model.parameters())
 

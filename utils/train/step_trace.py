@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.building import empty_model
-from lit_gpt.model.qlora import QuantisedLinear
+from lit_gpt.model.qlora import QLoRALinear
 from utils.train.optimizer import MasterAdamW, make_optimizer
 from utils.train.tensor_count import bytes_of, elements, frozen_linears, trained_of
 from utils.train.workload import Workload
@@ -153,7 +153,7 @@ def _fill(model: nn.Module, workload: Workload) -> None:
     if workload.base_format:
         for owner, name, linear in list(frozen_linears(model)):
             # int8 stands for every format: what a product needs beside the weights is the same
-            setattr(owner, name, layer := QuantisedLinear(linear, "bnb.int8"))
+            setattr(owner, name, layer := QLoRALinear(linear, "bnb.int8"))
             layer.weight = torch.empty(linear.weight.shape, dtype=torch.int8)
             layer.scale_bits = torch.empty(linear.out_features, dtype=torch.int32)
     for module in model.modules():
@@ -185,7 +185,7 @@ def _share_positions(model: nn.Module, processes: int) -> None:
             module.register_forward_pre_hook(gather)
         for module in (block.attn.proj, block.mlp.proj):
             module.register_forward_hook(scatter)
-    model.place = (0, processes)
+    model.sharing = (0, processes)
 
 
 def _mark_phases(model: nn.Module, live: _LiveBytes) -> dict[str, int]:

@@ -10,7 +10,7 @@ from litgpt.config import Config
 
 from lit_gpt.model.gpt import Recompute
 from lit_gpt.model.lora import LoRASettings
-from lit_gpt.model.qlora import Quantization
+from lit_gpt.model.qlora import FrozenFormat
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Workload:
     precision: Literal["32-true", "bf16-mixed", "bf16-true"]
     master_weights: bool
     """With bf16-true: the optimiser keeps its moments and a copy of what is trained in fp32."""
-    base_format: Quantization | None
+    base_format: FrozenFormat | None
     """QLoRA: the format that LoRA's frozen matrices are kept in; None for that of `dtypes`."""
     activation_checkpointing: Recompute
     micro_batch_size: int
