@@ -40,6 +40,7 @@ import yaml
 from lit_gpt.errors import UserError
 from utils.data.manifest import DatasetSplit
 from utils.data.sample_order import integer_weights
+from utils.data.table import aligned
 
 MIXTURE = "mixture.csv"
 """The table of a run's mixture in its folder."""
@@ -170,11 +171,13 @@ def _read_sections(path: Path) -> dict[str, Any]:
         raise UserError(f"is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(sections, dict) or not sections:
         raise UserError(f"must hold one or more of the sections {', '.join(SECTIONS)}")
-    if unknown := {name: value for name, value in sections.items() if name not in SECTIONS}:
-        names, pairs = ", ".join(map(str, unknown)), ", ".join(f"{name}: {value}" for name, value in unknown.items())
-        shares = f"; shares are written `shares: {{{pairs}}}`, where 1 is all samples"
-        is_flat = all(isinstance(value, (int, float)) for value in unknown.values())
-        raise UserError(f"unknown section {names}, the sections are {', '.join(SECTIONS)}{shares if is_flat else ''}")
+    unknown = {name: value for name, value in sections.items() if name not in SECTIONS}
+    if unknown:
+        problem = f"unknown section {', '.join(map(str, unknown))}, the sections are {', '.join(SECTIONS)}"
+        if all(isinstance(value, (int, float)) for value in unknown.values()):
+            pairs = ", ".join(f"{name}: {value}" for name, value in unknown.items())
+            problem += f"; shares are written `shares: {{{pairs}}}`, where 1 is all samples"
+        raise UserError(problem)
     weights = sections.get("weights", "rows")
     if weights not in UNITS:
         raise UserError(f"weights must be {' or '.join(UNITS)}, not {weights!r}")
@@ -219,17 +222,27 @@ class MixtureRow(NamedTuple):
 
 def mixture_table(mixture: Mixture, planned: int, counts: Sequence[int] | None = None) -> list[MixtureRow]:
     """A row per dataset of a run planned to take `planned` samples, of which `counts` (per dataset) were taken."""
-    bounds = [planned * weight // sum(mixture.weights) for weight in accumulate(mixture.weights, initial=0)]
+    total = sum(mixture.weights)
+    bounds = [planned * weight // total for weight in accumulate(mixture.weights, initial=0)]
     expected = [upper - lower for lower, upper in pairwise(bounds)]  # each within one sample, and none lost in the sum
     table = []
     for index, entry in enumerate(mixture.entries):
-        made = counts[index] if counts else None
+        samples = counts[index] if counts else None
         row = MixtureRow(
-            *(entry.dataset, entry.language, entry.group),
-            *(entry.documents, entry.turns, entry.words, entry.tokens, entry.rows),
-            mixture.weights[index] / sum(mixture.weights),
-            *(expected[index], expected[index] / entry.rows),
-            *(made, counts and made / max(1, sum(counts)), counts and made / entry.rows),
+            dataset=entry.dataset,
+            language=entry.language,
+            group=entry.group,
+            documents=entry.documents,
+            turns=entry.turns,
+            words=entry.words,
+            tokens=entry.tokens,
+            rows=entry.rows,
+            share=mixture.weights[index] / total,
+            planned_samples=expected[index],
+            planned_passes=expected[index] / entry.rows,
+            samples=samples,
+            achieved_share=None if samples is None else samples / max(1, sum(counts)),
+            passes=None if samples is None else samples / entry.rows,
         )
         table.append(row)
     return table
@@ -249,32 +262,33 @@ def table_text(table: Sequence[MixtureRow]) -> str:
 
     Samples and passes are those made where they are known, else those planned.
     """
+    sums = []
     languages = sorted({row.language for row in table})
-    of_language = {language: [row for row in table if row.language == language] for language in languages}
-    sums = [_sum(f"all of {language or 'no language'}", rows) for language, rows in of_language.items()]
+    for language in languages if len(languages) > 1 else []:
+        of_language = [row for row in table if row.language == language]
+        sums.append(_sum(f"all of {language or 'no language'}", of_language))
     made = table[0].samples is not None
     header = ["dataset", "language", "documents", "turns", "words", "tokens", "rows", "share"]
     header += ["achieved", "samples", "passes"] if made else ["samples", "passes"]
-    lines = [header, *(_cells(row) for row in [*table, *(sums if len(sums) > 1 else []), _sum("all", table)])]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = ["<", "<", *">" * (len(header) - 2)]
-    aligned = (
-        [f"{cell:{side}{width}}" for cell, side, width in zip(line, sides, widths, strict=True)] for line in lines
-    )
-    return "\n".join("  ".join(line) for line in aligned)
+    rows = [*table, *sums, _sum("all", table)]
+    return "\n".join(aligned([header, *map(_cells, rows)], left=2))
 
 
 def _cells(row: MixtureRow) -> list[str]:
     counts = [f"{count:,}" for count in (row.documents, row.turns, row.words, row.tokens, row.rows)]
-    made = [f"{row.achieved_share:.2%}", f"{row.samples:,}", f"{row.passes:,.2f}"] if row.samples is not None else []
-    planned = [f"{row.planned_samples:,}", f"{row.planned_passes:,.2f}"]
-    return [row.dataset, row.language, *counts, f"{row.share:.2%}", *(made or planned)]
+    if row.samples is None:
+        samples = [f"{row.planned_samples:,}", f"{row.planned_passes:,.2f}"]
+    else:
+        samples = [f"{row.achieved_share:.2%}", f"{row.samples:,}", f"{row.passes:,.2f}"]
+    return [row.dataset, row.language, *counts, f"{row.share:.2%}", *samples]
 
 
 def _sum(name: str, rows: Sequence[MixtureRow]) -> MixtureRow:
     """One line for several datasets; passes are those over all their rows."""
-    columns = dict(zip(MixtureRow._fields, zip(*rows, strict=True), strict=True))
-    added = {column: None if None in columns[column] else sum(columns[column]) for column in MixtureRow._fields[3:]}
+    added = {}
+    for column in MixtureRow._fields[3:]:
+        values = [getattr(row, column) for row in rows]
+        added[column] = None if None in values else sum(values)
     added["planned_passes"] = added["planned_samples"] / added["rows"]
     added["passes"] = None if added["samples"] is None else added["samples"] / added["rows"]
     return MixtureRow(name, "", "", **added)

@@ -1,0 +1,46 @@
+"""Looks into a data folder: what it holds, whether its files are what they were, and what some rows say."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
+
+from lit_gpt.errors import raise_problems
+from utils import cli
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """Show a data folder's datasets, compare its shards with their checksums, and print some rows as text."""
+
+    folders: list[Path]
+    """Data folders that prepare_data.py made."""
+    show: int = 3
+    """Rows to print of each split."""
+    seed: int = 1337
+    """Decides which rows."""
+    debug: bool = False
+    """Show a traceback for any error."""
+
+    def __post_init__(self) -> None:
+        given = {"show": self.show, "seed": self.seed}
+        raise_problems([f"--{name} must be at least 0, not {value}" for name, value in given.items() if value < 0])
+
+
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(InspectOptions)  # --help and mistakes are answered before the imports below
+
+from utils.data.inspection import inspect
+
+
+def main(options: InspectOptions) -> None:
+    for folder in options.folders:
+        inspect(folder, options.show, options.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, OPTIONS))
