@@ -30,7 +30,11 @@ _FINISH_SECONDS = 30
 
 
 class ScalarLogger(ABC):
-    """Passes scalars on to a program that plots them."""
+    """Passes scalars on to a program that plots them.
+
+    Lightning's loggers are not used. TensorBoard's is the same writer of torch's, and expands `$` in the run folder's
+    name; W&B's imports the Trainer, and a failing client would end the training.
+    """
 
     def __init__(self) -> None:
         self._last = -1e9
@@ -73,7 +77,7 @@ def open_logger(
     Args:
         name: as `--logger` has it; None is returned for `none`.
         out_dir: the run folder.
-        last_step: the last step whose scalars stand, that of the checkpoint the run goes on from; -1 when it begins.
+        last_step: scalars of later steps are hidden: the checkpoint's that the run continues from; -1 for a new run.
         config: the run's options as plain values, without secrets.
         say: takes a line for the run's log.
 
@@ -90,8 +94,8 @@ class TensorBoardLogger(ScalarLogger):
     """Event files in OUT_DIR/tensorboard: `tensorboard --logdir OUT_DIR`, or the folder of several runs."""
 
     def __init__(self, out_dir: Path, last_step: int) -> None:
-        """What was written of the steps after `last_step` is hidden: they are made again."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Opens a new file that hides the steps after `last_step` in the older ones: they are made again."""
+        from torch.utils.tensorboard import SummaryWriter  # an optional package
 
         super().__init__()
         self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=last_step + 1, flush_secs=30)
@@ -105,17 +109,17 @@ class TensorBoardLogger(ScalarLogger):
 
 
 class WandbLogger(ScalarLogger):
-    """A run in Weights & Biases, gone on with by later starts in the same folder (OUT_DIR/wandb/run_id).
+    """A run in Weights & Biases, which later starts in the same folder continue (OUT_DIR/wandb/run_id).
 
     Who logs in, to which project, entity and server, and whether at all is W&B's own business (`wandb login`,
     WANDB_PROJECT, WANDB_ENTITY, WANDB_BASE_URL, WANDB_MODE). Where its server cannot be reached, the run is kept in
-    OUT_DIR/wandb for `wandb sync`; what fails later is said once, and the training goes on. Steps that the server has
-    are not sent again; each offline start is a folder of its own with all steps that it made.
+    OUT_DIR/wandb for `wandb sync`; later failures are logged once, and the training continues. Steps that the server
+    has are not sent again; each offline start is a folder of its own with all steps that it made.
     """
 
     def __init__(self, out_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
         """Raises a UserError if W&B's server answers, but nobody is logged in."""
-        import wandb
+        import wandb  # an optional package
 
         super().__init__()
         self._say = say
@@ -126,8 +130,8 @@ class WandbLogger(ScalarLogger):
             # silent: it asks nobody to log in, and the run's log says what there is to say
             settings = wandb.Settings(silent=True, console="off")
             server = wandb.setup(settings).settings.base_url
-            # Asked before, as after an online start that timed out an offline one does too:
-            # https://github.com/wandb/wandb/issues/9865
+            # Whether the server answers is found out before: after an online start that timed out, an offline one
+            # times out too (https://github.com/wandb/wandb/issues/9865).
             mode = os.environ.get("WANDB_MODE") or ("online" if _answers(server) else "offline")
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "fabricant"),
@@ -139,8 +143,12 @@ class WandbLogger(ScalarLogger):
                 config=dict(config),
                 settings=settings,
             )
-            offline = f"not sent; later by `wandb sync {folder}/offline-run-*`"
-            say(f"Weights & Biases: {self._run.url if mode == 'online' else offline if mode == 'offline' else mode}")
+            where = mode
+            if mode == "online":
+                where = self._run.url
+            elif mode == "offline":
+                where = f"not sent; later by `wandb sync {folder}/offline-run-*`"
+            say(f"Weights & Biases: {where}")
         except wandb.errors.UsageError as e:
             raise UserError(f"--logger wandb: {e} Or set WANDB_MODE=offline") from None
         except Exception as e:
@@ -180,13 +188,14 @@ class WandbLogger(ScalarLogger):
 
 
 def _end_service() -> None:
-    """Ends W&B's process beside this one, for which the interpreter would wait at its end, for hours if need be."""
-    import wandb
+    """Ends W&B's process beside this one. The interpreter would wait for it at its end, for hours if need be."""
+    import wandb  # an optional package
 
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it is over by now
             name, _, rest = (process / "stat").read_text().rpartition(") ")
-            if name.endswith("(wandb-core") and int(rest.split()[1]) == os.getpid():
+            parent = int(rest.split()[1])
+            if name.endswith("(wandb-core") and parent == os.getpid():
                 os.kill(int(process.name), signal.SIGKILL)
                 with suppress(Exception):  # the client misses it, and will not look for it again
                     wandb.teardown()

@@ -23,10 +23,12 @@ def parse_profile_steps(text: str) -> tuple[int, int]:
     """`A-B` → (A, B), the first and the last step to record, counted from 1 as in metrics.csv; `A` alone is `A-A`.
 
     Raises:
-        UserError: if it is not of this form, or B lies before A.
+        UserError: if it is not of this form, or B is before A.
     """
     match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
-    first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    first, last = 0, 0
+    if match:
+        first, last = int(match[1]), int(match[2] or match[1])
     if not 1 <= first <= last:
         raise UserError(f"--profile_steps {text}: give the first and the last step, such as 10-12; steps count from 1")
     return first, last
@@ -79,7 +81,9 @@ class StepProfiler:
         def action(step: int) -> ProfilerAction:
             return ProfilerAction.WARMUP if number < first and step < first else ProfilerAction.RECORD
 
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
         self._profile = profile(activities=activities, schedule=action)
         self._profile.step_num = number  # the trace names each step by it: ProfilerStep#12
         self._profile.start()
@@ -101,13 +105,13 @@ class StepProfiler:
 class StepTimer:
     """How long the phases of training steps take, without ever making the device wait.
 
-    On a GPU the times are the device's own, between events put into its queue at a phase's beginning and end: waiting
-    of the host that the device does not feel counts nothing. Elsewhere they are the host's.
+    On a GPU the times are the device's own, between events put into its queue at a phase's beginning and end: a wait
+    of the host that the device does not feel is not counted. Elsewhere they are the host's.
 
-    Phases must not overlap; what lies in none of them is in none of the totals. "communication" is what can be seen
-    from outside: the reduction of the gradient norm and the processes' agreement on what to do next, each with the wait
-    for the slowest process. FSDP's gathering of weights and scattering of gradients overlaps with computing and is part
-    of "forward" and "backward"; only the profiler tells them apart.
+    Phases must not overlap; time outside of them is not counted. "communication" is what can be seen from outside: the
+    reduction of the gradient norm and the processes' agreement on what to do next, each with the wait for the slowest
+    process. FSDP's gathering of weights and scattering of gradients overlaps with computing and is part of "forward"
+    and "backward"; only the profiler tells them apart.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -93,9 +93,10 @@ class _LiveBytes(TorchDispatchMode):
 
 @cache
 def trace_step(workload: Workload) -> StepTrace:
-    """One step of this process with a model of two blocks: on one process with what accumulated gradients add.
+    """Traces one step of this process with a model of two blocks.
 
-    On several, FSDP2 brings weights in their arithmetic's type and takes gradients away: `estimate` adds that.
+    On one process with several micro-batches it is the second of them, over the gradients of the first. On several
+    processes FSDP2 brings weights in their arithmetic's type and takes gradients away: `estimate` adds that.
     """
     model = empty_model(_traced_config(workload), workload.lora, *_traced_dtypes(workload))
     with FakeTensorMode():
@@ -127,8 +128,9 @@ def trace_step(workload: Workload) -> StepTrace:
 
 
 def _traced_config(workload: Workload) -> Config:
-    """Two blocks; under tensor parallelism as narrow as a process's part of them."""
-    config, share = copy.copy(workload.config), workload.tensor_parallel
+    """A config of two blocks; under tensor parallelism they are as narrow as a process's part of them."""
+    config = copy.copy(workload.config)
+    share = workload.tensor_parallel
     config.n_layer = TRACED_BLOCKS
     config.n_head //= share
     config.n_query_groups = max(1, config.n_query_groups // share)
@@ -137,7 +139,7 @@ def _traced_config(workload: Workload) -> Config:
 
 
 def _traced_dtypes(workload: Workload) -> tuple[torch.dtype, torch.dtype]:
-    """As the blocks see their weights."""
+    """The types in which the blocks see their weights: of what is trained, and of LoRA's frozen base."""
     if workload.precision == "bf16-true" or (workload.processes > 1 and workload.precision == "bf16-mixed"):
         return torch.bfloat16, torch.bfloat16
     return workload.dtypes
@@ -152,8 +154,9 @@ def _fill(model: nn.Module, workload: Workload) -> None:
     """Gives a model of the meta device fake tensors of the CPU, for which autocast works, and the blocks' options."""
     if workload.base_format:
         for owner, name, linear in list(frozen_linears(model)):
-            # int8 stands for every format: what a product needs beside the weights is the same
-            setattr(owner, name, layer := QLoRALinear(linear, "bnb.int8"))
+            # int8 in place of every format: what a product needs beside the weights is the same
+            layer = QLoRALinear(linear, "bnb.int8")
+            setattr(owner, name, layer)
             layer.weight = torch.empty(linear.weight.shape, dtype=torch.int8)
             layer.scale_bits = torch.empty(linear.out_features, dtype=torch.int32)
     for module in model.modules():
@@ -171,7 +174,7 @@ def _fill(model: nn.Module, workload: Workload) -> None:
 
 
 def _share_positions(model: nn.Module, processes: int) -> None:
-    """Between its matrices a process has the first positions only; copies stand for those that others would send."""
+    """Leaves the first positions only between the matrices; copies replace those that other processes would send."""
 
     def gather(_module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         return arguments[0].repeat(1, processes, 1), *arguments[1:]
@@ -189,7 +192,7 @@ def _share_positions(model: nn.Module, processes: int) -> None:
 
 
 def _mark_phases(model: nn.Module, live: _LiveBytes) -> dict[str, int]:
-    """Makes the model tell `live` when a phase begins; the bytes then alive will stand in the dictionary returned."""
+    """Makes the model tell `live` when a phase begins; returns a dictionary that gets the bytes alive at that time."""
     alive: dict[str, int] = {}
 
     def reached(module: nn.Module, arguments: tuple[Any, ...], phase: str, phase_back: str) -> None:
