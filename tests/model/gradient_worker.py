@@ -1,4 +1,4 @@
-"""Started by test_training.py: the gradient of one optimiser step on N processes, saved by process 0."""
+"""Started by tests/train/test_step.py: the gradient of one optimiser step on N processes, saved by process 0."""
 
 from __future__ import annotations
 

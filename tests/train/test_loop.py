@@ -1,4 +1,4 @@
-"""What ends a training, what is due after a step, and that a signal is heard from the first line on."""
+"""What ends a training, and that a signal is heard from the first line on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from lit_gpt.errors import UserError
 from pretrain import Ending, finish, finished
 from tests.conftest import ROOT
 from utils.run.progress import TrainingProgress
-from utils.train.agenda import Agenda
 from utils.train.options import PretrainOptions
 
 PATHS = {"data_dir": Path("data"), "checkpoint_dir": Path("model"), "out_dir": Path("run")}
@@ -64,33 +63,6 @@ def test_a_training_that_failed_waits_for_its_checkpoint_before_it_says_so() -> 
     with pytest.raises(UserError, match="not finite") as caught:
         finish(training, TrainingProgress(), None, Ending("the loss was not finite", is_failure=True))
     assert writer.waited and caught.value.on_every_process
-
-
-def test_the_last_step_is_logged_and_validated() -> None:
-    agenda = Agenda("steps", eval_interval=4, save_interval=3, log_interval=100, max_steps=5)
-    dues = [agenda.due(step, False, False) for step in range(1, 6)]
-    assert [due.validate for due in dues] == [False, False, False, True, True]
-    assert [due.save for due in dues] == [False, False, True, False, False]
-    assert [due.log for due in dues] == [due.log_datasets for due in dues] == [False, False, True, True, True]
-
-
-def test_the_last_checkpoint_comes_after_a_validation() -> None:
-    agenda = Agenda("steps", eval_interval=100, save_interval=3, log_interval=100, max_steps=50, max_checkpoints=2)
-    assert not agenda.due(3, False, False, checkpoints=0).validate
-    assert agenda.due(6, False, False, checkpoints=1).validate
-
-
-def test_without_validation_none_is_due() -> None:
-    due = Agenda("steps", eval_interval=None, save_interval=3, max_steps=3).due(3, False, False)
-    assert due.save and not due.validate
-
-
-def test_a_signal_and_a_failure_hold_for_all() -> None:
-    agenda = Agenda("steps", eval_interval=100, save_interval=100, log_interval=100)
-    due = agenda.due(1, interrupted=True, failed=False)
-    assert due.interrupted and due.log and due.log_datasets and not due.failed
-    due = agenda.due(2, interrupted=False, failed=True)
-    assert due.failed and due.log and not due.log_datasets
 
 
 def test_a_signal_during_the_imports_does_not_kill(tmp_path: Path) -> None:
