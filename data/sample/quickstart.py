@@ -12,6 +12,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # the repository, not this file's folder
+
+from lit_gpt.errors import UserError
+from utils import cli
+from utils.data.table import aligned
+
 
 @dataclass(frozen=True)
 class QuickstartOptions:
@@ -23,97 +30,78 @@ class QuickstartOptions:
     """Show tracebacks."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command and where its result lies."""
-
-    name: str
-    command: str
-    result: str
-
-
 STAGES = (
-    Stage(
+    (
         "prepare French",
         "prepare_data.py --source_path data/sample/french --checkpoint_dir data/sample/tokenizer"
         " --destination_path {out}/data_fr --max_length 256 --group_datasets_by_genre data/sample/groups.json",
         "{out}/data_fr",
     ),
-    Stage(
+    (
         "train foundation model",
         "pretrain.py --config configs/sample_pretrain.yaml --data_dir {out}/data_fr --out_dir {out}/run_foundation",
         "{out}/run_foundation",
     ),
-    Stage(
+    (
         "convert to Hugging Face",
         "convert_litgpt_to_transformers.py --input_path {out}/run_foundation --output_dir {out}/foundation",
         "{out}/foundation",
     ),
-    Stage(
+    (
         "convert to litgpt",
         "lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir {out}/foundation",
         "{out}/foundation/lit_model.pth",
     ),
-    Stage(
+    (
         "prepare English",
         "prepare_data.py --source_path data/sample/english --checkpoint_dir {out}/foundation"
         " --destination_path {out}/data_en --group_datasets_by_genre data/sample/groups.json",
         "{out}/data_en",
     ),
-    Stage(
+    (
         "continue with LoRA",
         "pretrain.py --config configs/sample_lora.yaml --data_dir {out}/data_en --checkpoint_dir {out}/foundation"
         " --out_dir {out}/run_lora",
         "{out}/run_lora",
     ),
-    Stage("validate", "validate_pretrain.py --out_dir {out}/run_lora --batch_size 16", "{out}/run_lora/validation.csv"),
-    Stage("plot", "plot_convergence_curves.py {out}/run_lora --output {out}/convergence.png", "{out}/convergence.png"),
-    Stage(
+    ("validate", "validate_pretrain.py --out_dir {out}/run_lora --batch_size 16", "{out}/run_lora/validation.csv"),
+    ("plot", "plot_convergence_curves.py {out}/run_lora --output {out}/convergence.png", "{out}/convergence.png"),
+    (
         "merge",
         "utils/merge_lora.py --lora_path {out}/run_lora --save_path {out}/merged/lit_model.pth",
         "{out}/merged/lit_model.pth",
     ),
-    Stage(
+    (
         "convert to Hugging Face",
         "convert_litgpt_to_transformers.py --input_path {out}/run_lora --output_dir {out}/transformers",
         "{out}/transformers",
     ),
-    Stage(
+    (
         "generate",
         "lit_gpt/generate/base.py --checkpoint_dir {out}/merged --prompt '[speaker001:] Good morning'"
         " --max_new_tokens 60 --temperature 0.7",
         "(above)",
     ),
 )
+"""Name, command, and where the result lies."""
 
 
 def main(options: QuickstartOptions) -> None:
-    from lit_gpt.errors import UserError
-
     out = options.out_dir
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} holds an earlier quickstart; remove it, or give another --out_dir")
     rows = []
-    for stage in STAGES:
-        words = shlex.split(stage.command.format(out=shlex.quote(str(out))))
+    for name, command, result in STAGES:
+        words = shlex.split(command.format(out=shlex.quote(str(out))))
         print(f"\n$ python {shlex.join(words)}", flush=True)
         began = time.monotonic()
         done = subprocess.run([sys.executable, *words], cwd=ROOT)
         if done.returncode:
-            raise UserError(f"the stage '{stage.name}' ended with exit code {done.returncode}, see above")
-        rows.append((stage.name, stage.result.format(out=out), f"{time.monotonic() - began:.1f} s"))
-    print_table(rows)
+            raise UserError(f"the stage '{name}' ended with exit code {done.returncode}, see above")
+        rows.append((name, result.format(out=out), f"{time.monotonic() - began:.1f} s"))
+    print("", *aligned([("stage", "result", "time"), *rows], left=2), "", sep="\n")
     print_losses("foundation model on the French sample", out / "run_foundation" / "metrics.csv")
     print_losses("foundation model → LoRA on the English sample", out / "run_lora" / "metrics.csv")
-
-
-def print_table(rows: list[tuple[str, str, str]]) -> None:
-    rows = [("stage", "result", "time"), *rows]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    print()
-    for name, result, seconds in rows:
-        print(f"{name:{widths[0]}}  {result:{widths[1]}}  {seconds:>{widths[2]}}")
-    print()
 
 
 def print_losses(title: str, metrics: Path) -> None:
@@ -123,7 +111,4 @@ def print_losses(title: str, metrics: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
-    from utils import cli
-
     sys.exit(cli.run(main, cli.parse_or_exit(QuickstartOptions)))

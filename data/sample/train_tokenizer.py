@@ -13,6 +13,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
+if __name__ == "__main__":
+    sys.path[0] = str(HERE.parents[1])  # the repository, not this file's folder
+
+import sentencepiece
+
+from lit_gpt.errors import UserError
+from utils import cli
+
 TOKENIZER_CONFIG = {
     "tokenizer_class": "LlamaTokenizer",
     "bos_token": "<s>",
@@ -39,12 +47,10 @@ class Options:
 
 
 def main(options: Options) -> None:
-    from lit_gpt.errors import UserError
-
     files = sorted(options.data_dir.glob("*/*/*/train.txt"))
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines() if line]
     if not lines:
-        raise UserError(f"{options.data_dir} has no <corpus>/<language>/<dataset>/train.txt; run make_sample.py first")
+        raise UserError(f"{options.data_dir} has no <corpus>/<language>/<dataset>/train.txt")
     try:
         model = train(lines, options.vocab_size)
     except RuntimeError as e:
@@ -57,8 +63,6 @@ def main(options: Options) -> None:
 
 def train(lines: list[str], vocab_size: int) -> bytes:
     """The trained model as SentencePiece writes it; equal lines give equal bytes."""
-    import sentencepiece
-
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
@@ -91,8 +95,4 @@ def write_json(path: Path, content: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parents[1]))
-
-    from utils import cli
-
     sys.exit(cli.run(main, cli.parse_or_exit(Options)))
