@@ -24,7 +24,7 @@ from lit_gpt.model.building import empty_model
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.collectives import on_rank_zero
 from utils.cluster.launch import launch, resolve_processes
-from utils.cluster.slurm import every_task_needed
+from utils.cluster.meeting import every_task_needed
 from utils.data.batches import verify_data
 from utils.data.manifest import TEST, DatasetSplit, Manifest
 from utils.run.checkpoint_folders import list_checkpoints, verify_checkpoint

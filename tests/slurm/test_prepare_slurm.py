@@ -253,9 +253,9 @@ def test_the_others_do_not_wait_for_a_task_that_does_not_come(
     cluster: Cluster, tmp_path: Path, missing: str, words: str
 ) -> None:
     program = f"""
-import os; from datetime import timedelta; from pathlib import Path; from utils.cluster import slurm
+import os; from datetime import timedelta; from pathlib import Path; from utils.cluster import meeting, slurm
 if os.environ["SLURM_PROCID"] != "{missing}":
-    slurm.JOIN_LIMIT = timedelta(seconds=6)
+    meeting.JOIN_LIMIT = timedelta(seconds=6)
     slurm.join_tasks(Path("{tmp_path}"))
 """
     done = cluster.run(*on_tasks(3), sys.executable, "-c", program, cwd=ROOT, check=False, timeout=300)
@@ -267,12 +267,12 @@ def test_a_task_may_work_for_longer_than_the_tasks_wait_for_each_other_at_the_st
 ) -> None:
     data = tmp_path / "data"
     program = f"""
-import os, time; from datetime import timedelta; from pathlib import Path; from utils.cluster import slurm
+import os, time; from datetime import timedelta; from pathlib import Path; from utils.cluster import meeting, slurm
 import torch.distributed
 Path("{tmp_path}", os.environ["SLURM_PROCID"]).touch()
 while not all(Path("{tmp_path}", rank).exists() for rank in "01"):  # one may start far later than the other
     time.sleep(0.1)
-slurm.JOIN_LIMIT = timedelta(seconds=6)
+meeting.JOIN_LIMIT = timedelta(seconds=6)
 rank, _, group = slurm.join_tasks(Path("{data}"))
 time.sleep(8 * rank)
 from utils.cluster.ranks import end_process; from utils.cluster.collectives import together

@@ -18,7 +18,9 @@ from lightning.fabric.plugins.environments import (
 from lightning.fabric.strategies import ModelParallelStrategy
 
 from lit_gpt.errors import UserError
-from utils.cluster.slurm import every_task_needed, slurm_step, use_own_interface
+from utils.cluster.meeting import every_task_needed
+from utils.cluster.network import use_own_interface
+from utils.cluster.slurm import slurm_step
 
 
 def resolve_processes(devices: int | None, num_nodes: int | None) -> tuple[int, int]:

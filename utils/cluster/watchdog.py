@@ -29,7 +29,6 @@ from typing import Any
 import torch.distributed as dist
 
 from lit_gpt.errors import Interrupted
-from utils.cli import INTERRUPTED
 from utils.cluster.collectives import is_lost_connection, rank, together, world_size
 from utils.cluster.ranks import end_process, own_exit_code
 
@@ -49,14 +48,17 @@ class State:
     """How a process fares."""
 
     host: str
+    """The node it runs on."""
     beats: int
+    """How often it has told its state."""
     marks: int
+    """How many pieces of work it has begun."""
     doing: str | None
     """What it is working on; None while it does what may take any time."""
     waits: bool
-    """Its main thread is in a collective operation, so that the others are to blame."""
+    """Whether its main thread is in a collective operation, so that the others are to blame."""
     lost: bool
-    """Its connection to another process broke."""
+    """Whether its connection to another process broke."""
 
 
 class Watchdog:
@@ -204,7 +206,7 @@ class Watchdog:
             sys.stderr.write(f"error: {verdict}; run the same command again\n")
         sys.stderr.flush()
         time.sleep(LAST_WORDS)
-        end_process(own_exit_code(INTERRUPTED))
+        end_process(own_exit_code(Interrupted.exit_code))
 
 
 def _connect() -> Any:

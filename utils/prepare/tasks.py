@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from utils.cluster.slurm import Tasks, every_task_needed
+from utils.cluster.slurm import Tasks
 from utils.files.folder_lock import FolderLock
 
 Result = TypeVar("Result")
@@ -22,7 +22,9 @@ def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
     """
     if tasks.count == 1:
         return [action()]
-    from utils.cluster.collectives import together  # imports torch, which a single task does without
+    # these import torch, which a single task does without
+    from utils.cluster.collectives import together
+    from utils.cluster.meeting import every_task_needed
 
     with every_task_needed():
         return together(action, tasks.group)
