@@ -13,17 +13,25 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
+
+from lit_gpt.errors import DataError, UserError
+from utils import cli
+from utils.export.llama_cpp import COMMIT, FOLDER, GIT_URL, PACKAGE, PACKAGE_SHA256, PROGRAMS, LlamaCpp
 
 STAMP = "installed.json"
 CMAKE = "cmake==4.1.2"
 KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
 OPTIMISED = 'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n'
-"""For ggml alone, where the arithmetic is; llama.cpp's own layers at -O1 take 0.5 to 0.8 of that time to compile."""
+"""Added to the build of ggml alone, which does the arithmetic; llama.cpp's own layers are compiled at -O1, which takes
+0.5 to 0.8 of the time of -O3."""
 LOGGED_SOURCE = """\
 #include "log.h"
 struct Logged { ~Logged() { common_log_flush(common_log_main()); } } logged;
@@ -34,8 +42,9 @@ cmake_language(DEFER CALL target_compile_options cpp-httplib PRIVATE -O0)
 cmake_language(DEFER CALL target_sources llama-perplexity PRIVATE [[{stage}/logged.cpp]])
 cmake_language(DEFER CALL target_sources llama-completion PRIVATE [[{stage}/logged.cpp]])
 """
-"""What reads command lines, templates and downloads is not optimised at all. The two programs print from another thread
-and end without waiting for it: on a busy machine every third run on a small model lost its last lines."""
+"""Added to the build of llama.cpp. What reads command lines, templates and downloads is not optimised at all. The two
+programs print from another thread and end without waiting for it: on a busy machine every third run on a small model
+lost its last lines."""
 SETTINGS = {
     "CMAKE_BUILD_TYPE": "Release",
     "CMAKE_CXX_FLAGS_RELEASE": "-O1 -DNDEBUG",
@@ -63,10 +72,8 @@ class InstallOptions:
 
 
 def main(options: InstallOptions) -> None:
-    from lit_gpt.errors import UserError
-    from utils.export.llama_cpp import COMMIT, FOLDER
-
     folder = (options.dir or FOLDER).resolve()
+    # what the installation is compared with: another commit or setting means another build
     recipe = {"commit": COMMIT, "settings": SETTINGS, "added": [OPTIMISED, ADDED, LOGGED_SOURCE]}
     if is_installed(folder, recipe):
         print(f"llama.cpp {COMMIT} is in {folder}")
@@ -90,10 +97,7 @@ def main(options: InstallOptions) -> None:
 
 
 def is_installed(folder: Path, recipe: dict[str, object]) -> bool:
-    """Whether all that `recipe` makes is in `folder`; not if its stamp cannot be read or a program is missing."""
-    from lit_gpt.errors import UserError
-    from utils.export.llama_cpp import LlamaCpp
-
+    """Whether `folder` holds what `recipe` makes: a readable stamp that equals it, and every program."""
     try:
         LlamaCpp.find(folder)
         return json.loads((folder / STAMP).read_text(encoding="utf-8")) == recipe
@@ -108,8 +112,6 @@ def fetch(source: str, stage: Path) -> Path:
         OSError: if no source can be reached.
         DataError: if it is not the pinned one.
     """
-    from utils.export.llama_cpp import COMMIT, PACKAGE
-
     if source in ("auto", "git"):
         try:
             return fetch_by_git(stage)
@@ -129,9 +131,6 @@ def fetch_by_git(stage: Path) -> Path:
         OSError: if it cannot be fetched.
         DataError: if a tag or branch has that name and is another commit, which git would take instead.
     """
-    from lit_gpt.errors import DataError
-    from utils.export.llama_cpp import COMMIT, GIT_URL
-
     if shutil.which("git") is None:
         raise OSError("there is no git")
     tree = stage / "git"
@@ -146,12 +145,6 @@ def fetch_by_git(stage: Path) -> Path:
 
 def fetch_from_pypi(stage: Path) -> Path:
     """The tree from the archive, whose SHA-256 pip compares before it runs the package's own build."""
-    import tarfile
-    import zlib
-
-    from lit_gpt.errors import DataError
-    from utils.export.llama_cpp import PACKAGE, PACKAGE_SHA256
-
     requirement = stage / "requirements.txt"
     requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
@@ -166,22 +159,22 @@ def fetch_from_pypi(stage: Path) -> Path:
         with tarfile.open(archive) as tar:
             inside = [member for member in tar if "/vendor/llama.cpp/" in member.name]
             tar.extractall(stage, inside, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error) as e:  # the last two of a compressed one that is cut off
+    except (tarfile.TarError, EOFError, zlib.error) as e:  # the last two: a compressed archive that is cut off
         raise DataError(f"the archive of {PACKAGE} cannot be unpacked: {e}") from None
     archive.unlink()
     return next(stage.glob("*/vendor/llama.cpp"))
 
 
 def build(source: Path, stage: Path) -> None:
-    from utils.export.llama_cpp import PROGRAMS
-
+    """Configures and compiles `PROGRAMS` in `stage`/build."""
     cmake, environment = find_cmake(stage)
     for name, content in (("ggml", OPTIMISED), ("llama.cpp", ADDED)):
         (stage / f"{name}.cmake").write_text(content.replace("{stage}", str(stage)))
     (stage / "logged.cpp").write_text(LOGGED_SOURCE)
     settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
     settings += [f"-DCMAKE_PROJECT_{name}_INCLUDE={stage / name}.cmake" for name in ("ggml", "llama.cpp")]
-    folder, cores = str(stage / "build"), len(os.sched_getaffinity(0))
+    folder = str(stage / "build")
+    cores = len(os.sched_getaffinity(0))
     print(
         f"building {', '.join(PROGRAMS)} on {cores} core(s): about {7 / cores:.0f} minutes where nothing else runs",
         flush=True,
@@ -191,18 +184,17 @@ def build(source: Path, stage: Path) -> None:
 
 
 def find_cmake(stage: Path) -> tuple[list[str], dict[str, str]]:
-    """The command, and the environment it needs."""
+    """The command of the machine's CMake, or of one installed below `stage`, and the environment it needs."""
     if found := shutil.which("cmake"):
         return [found], dict(os.environ)
     print(f"there is no cmake; taking {CMAKE} from the Python registry for this build", flush=True)
-    place = stage / "cmake"
-    call([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(place), CMAKE], stage)
-    return [str(place / "bin" / "cmake")], {**os.environ, "PYTHONPATH": str(place)}
+    target = stage / "cmake"
+    call([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), CMAKE], stage)
+    return [str(target / "bin" / "cmake")], {**os.environ, "PYTHONPATH": str(target)}
 
 
 def collect(source: Path, stage: Path, recipe: dict[str, object]) -> None:
-    from utils.export.llama_cpp import PROGRAMS
-
+    """Puts what is kept into `stage`/installed, with `recipe` as its stamp."""
     installed = stage / "installed"
     (installed / "bin").mkdir(parents=True)
     for name in PROGRAMS:
@@ -221,12 +213,9 @@ def call(command: list[str], stage: Path, environment: dict[str, str] | None = N
     if done.returncode:
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"]
         reasons = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()]
-        raise OSError(f"{Path(command[0]).name} failed: {(reasons or lines[-1:])[0].strip()}")
+        reason = reasons[0] if reasons else lines[-1]
+        raise OSError(f"{Path(command[0]).name} failed: {reason.strip()}")
 
 
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
-
-    from utils import cli
-
     sys.exit(cli.run(main, cli.parse_or_exit(InstallOptions)))

@@ -103,8 +103,8 @@ def test_a_tag_of_the_commits_name_is_another_commit(tmp_path, monkeypatch, caps
     for message in ("first", "second"):
         git("commit", "--quiet", "--allow-empty", "-m", message)
         commits.append(git("rev-parse", "HEAD"))
-    monkeypatch.setattr("utils.export.llama_cpp.GIT_URL", f"file://{tmp_path / 'origin'}")
-    monkeypatch.setattr("utils.export.llama_cpp.COMMIT", commits[0][:9])
+    monkeypatch.setattr(install_llama_cpp, "GIT_URL", f"file://{tmp_path / 'origin'}")
+    monkeypatch.setattr(install_llama_cpp, "COMMIT", commits[0][:9])
     (tmp_path / "stage").mkdir()
     tree = install_llama_cpp.fetch_by_git(tmp_path / "stage")
     assert (tree / ".git" / "HEAD").read_text().strip() == commits[0]
