@@ -30,7 +30,7 @@ from utils.cluster.collectives import any_process
 from utils.cluster.launch import data_parallel_part, launch
 from utils.cluster.watchdog import Watchdog
 from utils.data.batches import StepData, TrainingData, verify_data
-from utils.export.gguf import obstacles
+from utils.export.llama_cpp_support import unsupported_features
 from utils.run.checkpoint_writer import Saved
 from utils.run.csv_log import ALL
 from utils.run.progress import TrainingProgress
@@ -70,7 +70,7 @@ def gguf_warnings(options: PretrainOptions, plan: TrainingPlan) -> list[str]:
             hf = read_hf_config(options.checkpoint_dir)
         else:
             hf = config_to_hf(plan.config, None, None, "float32")
-        found = obstacles(hf, Tokenizer(options.checkpoint_dir))
+        found = unsupported_features(hf, Tokenizer(options.checkpoint_dir))
     except (UserError, DataError) as e:
         found = [str(e)]
     return [f"warning: this model could not be exported to GGUF: {'; '.join(found)}"] if found else []

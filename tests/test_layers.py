@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMAND_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
 UTILS_LIBRARY = ("utils/__init__.py", "utils/cli.py")
 # started by a command with `python -m`: checks that need a fresh process
-PROCESSES = ("lit_gpt/formats/hf_logits_process.py", "utils/export/hf_probabilities.py")
+PROCESSES = ("lit_gpt/formats/hf_logits_process.py", "utils/export/hf_probabilities_process.py")
 JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
 
 FLOORS = (
@@ -48,7 +48,7 @@ LINES = {
     "utils/prepare": 3600,
     "utils/run": 1200,
     "utils/train": 2900,
-    "utils/export": 1100,
+    "utils/export": 1400,
     "utils/report": 900,
     "commands": 2600,
 }
@@ -60,7 +60,6 @@ LONG_FILES = ("lit_gpt/formats/families.py",)
 MAX_LINES, MAX_NESTING, MAX_FILE_LINES, MAX_HELP_SECONDS = 60, 4, 400, 1.5
 # What a constant may be made with: pure, and quick.
 CONSTRUCTORS = {
-    "Method",
     "Path",
     "Path(__file__).resolve",
     "TypeVar",

@@ -1,4 +1,4 @@
-"""utils/export/gguf.py: what llama.cpp cannot read is known without it, and before training."""
+"""utils/export/llama_cpp_support.py: what llama.cpp cannot read is known without it, and before training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,14 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, run
 from tests.formats.hf_models import TEXT as LINES
 from tests.formats.hf_models import VOCABULARY, make_hf, make_tokenizer
-from utils.export.gguf import PRE_TOKENIZERS, SUPPORTED, obstacles, pre_tokenizer, visible_context
 from utils.export.llama_cpp import COMMIT, LlamaCpp
+from utils.export.llama_cpp_support import (
+    PRE_TOKENIZERS,
+    SUPPORTED,
+    pre_tokenizer,
+    unsupported_features,
+    visible_context,
+)
 
 SIZES = {
     **{"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4},
@@ -48,7 +54,7 @@ def own_byte_level(folder: Path) -> Path:
 
 def test_every_family_is_decided():
     assert SUPPORTED.keys() == ARCHITECTURES.keys()
-    assert obstacles({"architectures": ["BertModel"]}, Tokenizer(SAMPLE / "tokenizer"))
+    assert unsupported_features({"architectures": ["BertModel"]}, Tokenizer(SAMPLE / "tokenizer"))
 
 
 @pytest.mark.llama_cpp
@@ -85,21 +91,21 @@ def test_the_tables_are_the_installed_converters():
 def test_real_tokenizers(name, architecture, rules, tmp_path):
     tokenizer = Tokenizer(SHARED / "tokenizers" / name)
     hf = {"architectures": [architecture], **SIZES}
-    assert obstacles(hf, tokenizer) == [] and pre_tokenizer(tokenizer) == rules
+    assert unsupported_features(hf, tokenizer) == [] and pre_tokenizer(tokenizer) == rules
     for other in ("GemmaForCausalLM", "Phi3ForCausalLM") if rules else ("GPT2LMHeadModel", "FalconForCausalLM"):
-        assert "tokenizer.model" in obstacles({**hf, "architectures": [other]}, tokenizer)[0] or not rules
+        assert "tokenizer.model" in unsupported_features({**hf, "architectures": [other]}, tokenizer)[0] or not rules
     if rules:  # as OpenAI's own file of GPT-2 has it, and transformers reads it
         content = json.loads((SHARED / "tokenizers" / name / "tokenizer.json").read_text(encoding="utf-8"))
         del content["model"]["type"]
         (tmp_path / "tokenizer.json").write_text(json.dumps(content))
         shutil.copyfile(SHARED / "tokenizers" / name / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
-        assert obstacles(hf, Tokenizer(tmp_path)) == []
+        assert unsupported_features(hf, Tokenizer(tmp_path)) == []
     tokenizer.adds_bos = not tokenizer.adds_bos
     assert rules is None or pre_tokenizer(tokenizer) is None  # the hash is of the ids with BOS
 
 
 def test_a_byte_level_bpe_of_ones_own(tmp_path):
-    assert "pre-tokenizer" in obstacles(LLAMA, Tokenizer(own_byte_level(tmp_path / "own")))[0]
+    assert "pre-tokenizer" in unsupported_features(LLAMA, Tokenizer(own_byte_level(tmp_path / "own")))[0]
 
 
 @pytest.mark.llama_cpp
@@ -124,7 +130,7 @@ def test_what_is_said_of_sentencepiece_is_so(settings, tmp_path):
     (tmp_path / "text").write_text(TEXT)
     ids = llama.token_ids(tmp_path / "model.gguf", tmp_path / "text")
     same = ids == [tokenizer.bos_id, *tokenizer.encode(TEXT)]
-    assert same == (obstacles(LLAMA, tokenizer) == [])
+    assert same == (unsupported_features(LLAMA, tokenizer) == [])
 
 
 def test_architectures_in_part():
@@ -144,13 +150,13 @@ def test_architectures_in_part():
         ("StableLmForCausalLM", longer, "scaled positions"),
     ]:
         hf = {"architectures": [architecture], **SIZES, **settings}
-        assert word in obstacles(hf, tokenizer)[0]
-    assert obstacles({**LLAMA, **faster, **longer}, tokenizer) == []
+        assert word in unsupported_features(hf, tokenizer)[0]
+    assert unsupported_features({**LLAMA, **faster, **longer}, tokenizer) == []
     incomplete = {key: value for key, value in SIZES.items() if key != "n_embd"}
     with pytest.raises(DataError, match="n_embd"):
-        obstacles({"architectures": ["GPT2LMHeadModel"], **incomplete}, tokenizer)
+        unsupported_features({"architectures": ["GPT2LMHeadModel"], **incomplete}, tokenizer)
     tokenizer.config["add_eos_token"] = True
-    assert "add_eos_token" in obstacles(LLAMA, tokenizer)[0]
+    assert "add_eos_token" in unsupported_features(LLAMA, tokenizer)[0]
 
 
 @pytest.mark.llama_cpp
@@ -169,7 +175,7 @@ def test_whose_positions_are_lost_is_so_in_the_installed_converter():
     tokenizer, named = Tokenizer(SAMPLE / "tokenizer"), {key: {"GPT2LMHeadModel"} for key in lost}
     hf = {**SIZES, "rotary_emb_base": 20000, "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 20000}}
     for name in SUPPORTED:
-        said = str(obstacles({"architectures": [name], **hf}, tokenizer))
+        said = str(unsupported_features({"architectures": [name], **hf}, tokenizer))
         named["freq_base"] |= {name} if "rope base" in said else set()
         named["scaling_type"] |= {name} if "scaled positions" in said else set()
     assert named == lost

@@ -23,11 +23,15 @@ from lit_gpt.scripts import convert_hf_checkpoint
 from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run, run_command
 from tests.formats.hf_models import make_hf
 from utils import quantize_gguf
-from utils.export import hf_probabilities
+from utils.export import gguf_source, hf_probabilities, hf_probabilities_process
+from utils.export.gguf_file import equal_tokens
+from utils.export.gguf_table import TABLE, keep_earlier, write_table
+from utils.export.gguf_types import DEFAULT_TYPES, GGUF_TYPES
 from utils.export.hf_probabilities import choose_windows
 from utils.export.llama_cpp import FOLDER, LlamaCpp
+from utils.export.options import QuantizeOptions
 from utils.files.staged_folder import staged
-from utils.quantize_gguf import DEFAULT_METHODS, METHODS, TABLE, QuantizeOptions, main
+from utils.quantize_gguf import main
 
 pytestmark = pytest.mark.llama_cpp
 
@@ -92,7 +96,7 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path, str]:
     run("validate_pretrain.py", "--out_dir", trained, "--batch_size", 8, "--max_batches", 1)
     words = ["--input_path", trained, "--output_dir", folder / "hf", "--verify", "tensors"]  # GGUF's own check is next
     run("convert_litgpt_to_transformers.py", *words)
-    words = ["--model_dir", folder / "hf", "--output_dir", folder / "gguf", "--methods", *DEFAULT_METHODS]
+    words = ["--model_dir", folder / "hf", "--output_dir", folder / "gguf", "--methods", *DEFAULT_TYPES]
     return folder / "hf", folder / "gguf", run("utils/quantize_gguf.py", *words).stdout
 
 
@@ -104,7 +108,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, str]]:
 def test_seven_files_say_what_the_model_says(exported):
     hf, gguf, printed = exported
     rows = rows_of(gguf)
-    assert tuple(rows) == DEFAULT_METHODS and "token ids equal" in printed
+    assert tuple(rows) == DEFAULT_TYPES and "token ids equal" in printed
     assert sorted(path.name for path in gguf.iterdir()) == sorted(
         [TABLE, *(row["file"] for row in rows.values()), *(f"Modelfile.{method}" for method in rows)]
     )
@@ -112,7 +116,7 @@ def test_seven_files_say_what_the_model_says(exported):
         content = (gguf / row["file"]).read_bytes()
         assert content[:4] == b"GGUF" and len(content) == int(row["bytes"])
         change = math.log(float(row["perplexity"]) / float(row["perplexity_hf"]))
-        assert abs(change) <= METHODS[method].bound and float(row["divergence"]) <= METHODS[method].bound
+        assert abs(change) <= GGUF_TYPES[method].bound and float(row["divergence"]) <= GGUF_TYPES[method].bound
         assert f"FROM ./{row['file']}\n" in (gguf / f"Modelfile.{method}").read_text()
     assert float(rows["f16"]["same_top_percent"]) > 98
     sizes = [int(rows[method]["bytes"]) for method in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "f16")]
@@ -282,7 +286,7 @@ def test_a_disk_that_is_too_small_is_found_before(tiny, tmp_path, capsys):
 
 def test_other_weights_are_another_model(tiny, tmp_path, capsys, monkeypatch):
     """One matrix of one layer a tenth larger, behind the converter's back; in the q8_0 file, which was made first."""
-    view = quantize_gguf.converter_view
+    view = gguf_source.converter_view
 
     def spoilt(model, scratch):
         folder = view(model, scratch)
@@ -292,7 +296,7 @@ def test_other_weights_are_another_model(tiny, tmp_path, capsys, monkeypatch):
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         return folder
 
-    monkeypatch.setattr(quantize_gguf, "converter_view", spoilt)
+    monkeypatch.setattr(gguf_source, "converter_view", spoilt)
     for method in ("q8_0", "f16"):
         words = [f"model-{method}.gguf is another model", "perplexity"]
         refused(capsys, tmp_path, 65, words, "--model_dir", tiny, "--methods", method)
@@ -310,7 +314,7 @@ def test_a_models_own_code_is_not_run(copied, tmp_path, capsys):
         (copied / name).write_text(json.dumps(json.loads((copied / name).read_text()) | entries))
     refused(capsys, tmp_path, 65, ["transformers does not load"], "--model_dir", copied, "--methods", "q8_0")
     (tmp_path / "scratch").mkdir()
-    view = quantize_gguf.converter_view(quantize_gguf.examine(copied), tmp_path / "scratch")
+    view = gguf_source.converter_view(gguf_source.read_model(copied), tmp_path / "scratch")
     shown = {path.name: path.read_bytes() for path in view.iterdir()}
     assert "model.safetensors" in shown and "evil.py" not in shown
     assert not [name for name, content in shown.items() if b"auto_map" in content or b"HybridDNA" in content]
@@ -357,8 +361,8 @@ def test_a_second_export_keeps_the_first(tmp_path, capsys):
 
     row = {**rows_of(out)["f16"], "perplexity_hf": 1.01 * float(rows_of(out)["f16"]["perplexity_hf"])}  # another model
     with staged(out) as stage:
-        assert quantize_gguf.keep_earlier(out, stage, [row]) == []
-        quantize_gguf.write_table(stage / TABLE, [row])
+        assert keep_earlier(out, stage, [row]) == []
+        write_table(stage / TABLE, [row])
     said = capsys.readouterr().out
     assert "not kept" in said and all(name in said for name in made)
     assert {path.name for path in out.iterdir()} == {TABLE, "mine"}
@@ -387,10 +391,10 @@ def test_what_is_compared_of_a_continuation():
             logits[0, -1, order[min(ids.shape[1] - 2, len(order) - 1)]] = 9.0
             return SimpleNamespace(logits=logits)
 
-        return hf_probabilities._continue(model, tokenizer, [6, 6], {5}, context)
+        return hf_probabilities_process.continue_text(model, tokenizer, [6, 6], {5}, context)
 
     assert continued() == ("xx", "éa", [1, 1, 2], 3)
     assert continued(end=2) == ("xx", "é", [1, 1], 2)
     assert continued(context=4)[2] == []  # half a character
     reference = hf_probabilities.Reference([], 64, 1.0, 1, *continued())
-    assert [quantize_gguf.equal_tokens(text, reference) for text in ("éab", "éb", "e", "")] == [3, 2, 0, 0]
+    assert [equal_tokens(text, reference) for text in ("éab", "éb", "e", "")] == [3, 2, 0, 0]

@@ -1,8 +1,8 @@
-"""What llama.cpp's converter can make of a model, known without llama.cpp: its architecture, and its tokenizer.
+"""What llama.cpp supports of a model, known without llama.cpp: its architecture, and its tokenizer.
 
-The converter recognises a byte-level BPE by a hash of what it makes of one text, and refuses every other: by which
-rules a text is split before the merges, a vocabulary does not say. `pre_tokenizers.json` holds the hashes of the pinned
-version. SentencePiece's models it takes as they are, but llama.cpp then does what Llama's own tokenizer does.
+A vocabulary does not say by which rules a text is split before the merges. So the converter recognises a byte-level BPE
+by a hash of the ids it gives for one text, and refuses every other: `pre_tokenizers.json` holds the hashes of the
+pinned version. It takes every SentencePiece model, but llama.cpp then treats text as Llama's own tokenizer does.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from litgpt.config import Config
 from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
 
 from lit_gpt.formats.hf_config import config_from_hf
 from lit_gpt.tokenizer.hf_tokenizer import read_sentencepiece
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from litgpt.config import Config
 
 PRE_TOKENIZERS = Path(__file__).with_name("pre_tokenizers.json")
 
@@ -44,7 +42,9 @@ def _gpt_neox(hf: Mapping[str, Any], config: Config) -> list[str]:
     problems = _other_positions(hf, config)
     if hf.get("tie_word_embeddings"):
         problems.append("an output layer tied to the embeddings")
-    return problems + ([] if hf.get("attention_bias", True) else ["attention without biases"])
+    if not hf.get("attention_bias", True):
+        problems.append("attention without biases")
+    return problems
 
 
 def _phi(hf: Mapping[str, Any], config: Config) -> list[str]:
@@ -54,12 +54,13 @@ def _phi(hf: Mapping[str, Any], config: Config) -> list[str]:
     return problems + _other_mlp(config, "intermediate_size is not 4 times hidden_size")
 
 
-def _other_mlp(config: Config, said: str) -> list[str]:
-    return [] if config.intermediate_size == 4 * config.n_embd else [said]
+def _other_mlp(config: Config, problem: str) -> list[str]:
+    """`problem`, unless the MLP is 4 times as wide as the model, which the converter takes for granted."""
+    return [] if config.intermediate_size == 4 * config.n_embd else [problem]
 
 
 def _other_positions(hf: Mapping[str, Any], config: Config) -> list[str]:
-    """What is lost of a model whose class in the converter writes neither the base nor the scaling of its positions."""
+    """What gets lost where the model's class in the converter writes neither the base nor the scaling of positions."""
     problems = [] if config.rope_base == 10000 else [f"rope base {config.rope_base}, other than 10000"]
     return problems + _unscaled(hf, config)
 
@@ -76,9 +77,9 @@ class Support(NamedTuple):
     byte_level: bool
     """Whether it reads a byte-level BPE in tokenizer.json."""
     problems: Callable[[Mapping[str, Any], Config], list[str]] = _nothing
-    """What of a config.json llama.cpp does not have."""
+    """Lists what llama.cpp does not have of a config.json."""
     slides: bool = False
-    """Whether llama.cpp keeps a sliding window; where not, it sees more than the model did beyond that window."""
+    """Whether llama.cpp keeps a sliding window; if not, it sees more than the model did beyond that window."""
 
 
 SUPPORTED = {
@@ -99,8 +100,8 @@ SUPPORTED = {
 }
 
 
-def obstacles(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """Why llama.cpp could not read a model with this config.json and tokenizer; empty if nothing is known of.
+def unsupported_features(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
+    """What llama.cpp does not support of a model with this config.json and tokenizer; empty if it supports all.
 
     Raises:
         UserError: if the model itself is not supported.
@@ -110,20 +111,20 @@ def obstacles(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
     support = SUPPORTED.get(name)
     if support is None:
         return [f"architecture {name} is unknown to its converter"]
-    return support.problems(hf, config_from_hf(hf)) + tokenizer_obstacles(tokenizer, support, name)
+    return support.problems(hf, config_from_hf(hf)) + unsupported_in_tokenizer(tokenizer, support, name)
 
 
-def tokenizer_obstacles(tokenizer: Tokenizer, support: Support, architecture: str) -> list[str]:
-    """Why llama.cpp could not read the tokenizer, where it knows the architecture."""
+def unsupported_in_tokenizer(tokenizer: Tokenizer, support: Support, architecture: str) -> list[str]:
+    """What llama.cpp does not support of the tokenizer of an architecture that it knows."""
     if tokenizer.config.get("add_eos_token"):
         return ["its tokenizer ends every text with an end token (add_eos_token in tokenizer_config.json)"]
     if (tokenizer.directory / "tokenizer.model").is_file():
         if not support.sentencepiece:
             return [f"for {architecture} it reads byte-level BPE tokenizers, not SentencePiece's"]
-        return sentencepiece_obstacles(tokenizer.directory / "tokenizer.model", architecture)
+        return unsupported_in_sentencepiece(tokenizer.directory / "tokenizer.model", architecture)
     content = json.loads((tokenizer.directory / "tokenizer.json").read_text(encoding="utf-8"))
     model = content["model"]
-    kind = model.get("type", "BPE" if "merges" in model else None)  # older files, as GPT-2's own, do not say it
+    kind = model.get("type", "BPE" if "merges" in model else None)  # GPT-2's own file, and other old ones, leave it out
     if kind != "BPE" or model.get("byte_fallback"):
         return ["of a tokenizer.json without a tokenizer.model it reads byte-level BPE only"]
     if not support.byte_level:
@@ -133,7 +134,7 @@ def tokenizer_obstacles(tokenizer: Tokenizer, support: Support, architecture: st
     return []
 
 
-def sentencepiece_obstacles(path: Path, architecture: str) -> list[str]:
+def unsupported_in_sentencepiece(path: Path, architecture: str) -> list[str]:
     """How a tokenizer.model differs from Llama's, or Gemma's, in what llama.cpp does not take from the file."""
     proto = read_sentencepiece(path)
     normalizer = proto.normalizer_spec
@@ -161,8 +162,7 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str | None:
 def converter_config(hf: Mapping[str, Any]) -> dict[str, Any]:
     """config.json with what the converter reads under other keys, or takes for granted.
 
-    GPT-2's positions and GPT-NeoX's rotated share have had two names; of a Falcon with one key for all heads
-    transformers ignores `num_kv_heads`, the converter does not.
+    GPT-2's positions and GPT-NeoX's rotated share have had two names.
     """
     name = hf["architectures"][0]
     hf = {key: value for key, value in hf.items() if key != "auto_map"}  # names Python code in the folder or elsewhere
@@ -172,16 +172,18 @@ def converter_config(hf: Mapping[str, Any]) -> dict[str, Any]:
     elif name == "GPTNeoXForCausalLM":
         scaling = hf.get("rope_parameters") or {}
         own = {"rotary_pct": hf.get("rotary_pct", scaling.get("partial_rotary_factor", 0.25))}
-        # its class in transformers 5 drops that key; of a model that transformers cannot name, the converter takes
-        # config.json as it is
+        # its class in transformers 5 drops that key; without a model_type, which transformers needs to choose a class,
+        # the converter takes config.json as it is
         hf = {key: value for key, value in hf.items() if key != "model_type"}
     elif name == "FalconForCausalLM" and not hf.get("new_decoder_architecture"):
+        # transformers ignores this key where one key serves all heads, the converter does not
         own = {"num_kv_heads": 1 if hf.get("multi_query", True) else hf["num_attention_heads"]}
     return {**hf, **own}
 
 
 def visible_context(hf: Mapping[str, Any], config: Config) -> int:
-    """Tokens over which llama.cpp sees what the model saw: its positions, or the window that slides where it cannot."""
+    """Tokens over which llama.cpp sees what the model saw: all positions, or a sliding window that it does not keep."""
     window = config.sliding_window_size
-    keeps = SUPPORTED[hf["architectures"][0]].slides
-    return min(config.block_size, window) if window and not keeps else config.block_size
+    if window and not SUPPORTED[hf["architectures"][0]].slides:
+        return min(config.block_size, window)
+    return config.block_size

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lit_gpt.formats.hf_files import read_json
 from lit_gpt.tokenizer.chat_template import find_template
+from utils.export.provenance import PROVENANCE
 from utils.prepare.dialogue import normalise
 
 DIALOGUE = (
@@ -48,7 +49,7 @@ CHATS = (
         ),
     ),
 )
-"""What a chat template holds that is in such a form: the form."""
+"""Forms of chats, each after a token by which a chat template of that form is recognised."""
 
 
 def form_of(folder: Path) -> Form:
@@ -57,19 +58,21 @@ def form_of(folder: Path) -> Form:
     A run of this program teaches conversations or plain text, which its provenance says; a chat template counts for
     other models.
     """
-    path = folder / "training_provenance.json"
-    provenance = read_json(path) if path.is_file() else {}
+    provenance = _read_if_there(folder / PROVENANCE)
     languages = list((provenance.get("normalised") or {}).values())
-    if languages or provenance.get("turns"):
-        return _dialogue(Counter(languages).most_common(1)[0][0] if languages else None)
+    if languages:
+        return _dialogue(Counter(languages).most_common(1)[0][0])
+    if provenance.get("turns"):
+        return _dialogue(None)
     if provenance.get("options"):
         return COMPLETION
-    path = folder / "tokenizer_config.json"
-    template = find_template(folder, read_json(path) if path.is_file() else {})
+    template = find_template(folder, _read_if_there(folder / "tokenizer_config.json"))
     if template is None:
         return COMPLETION
-    known = next((form for mark, form in CHATS if mark in template), None)
-    return known or Form("chat; Ollama has to know the template in the GGUF file: see `ollama show`", None, ())
+    for mark, form in CHATS:
+        if mark in template:
+            return form
+    return Form("chat; Ollama has to know the template in the GGUF file: see `ollama show`", None, ())
 
 
 def _dialogue(language: str | None) -> Form:
@@ -83,9 +86,13 @@ def _dialogue(language: str | None) -> Form:
 
 def served_context(folder: Path, positions: int) -> int:
     """Tokens of context: those of a row in the run that trained the model, else all that it has positions for."""
-    path = folder / "training_provenance.json"
-    window = (read_json(path).get("schedule") or {}).get("window") if path.is_file() else None
+    schedule = _read_if_there(folder / PROVENANCE).get("schedule") or {}
+    window = schedule.get("window")  # one token more than the model sees: the last is only predicted
     return min(positions, window - 1) if window else positions
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
 
 
 def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str:
@@ -97,9 +104,11 @@ def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str
         context: tokens of context.
         end_token: the text of the token that ends a text, if there is one.
     """
-    stops = [*form.stops, *([end_token] if end_token else [])]
+    stops = [*form.stops]
+    if end_token:
+        stops.append(end_token)
     lines = [f"# {form.description}", f"FROM ./{gguf}", f"PARAMETER num_ctx {context}"]
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # as they are: Ollama reads no escapes, but several lines
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # not escaped: Ollama reads no escapes, but several lines
     if form.template is not None:
         lines.append(f'TEMPLATE """{form.template}"""')
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from lit_gpt.errors import raise_problems
+from utils.export.gguf_types import DEFAULT_TYPES, GGUF_TYPES
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -108,4 +109,36 @@ class UploadOptions:
         problems = check_repo_id(self.repo, "REPO")
         if not self.message.strip():
             problems.append("--message must not be empty")
+        raise_problems(problems)
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """Make GGUF files of a Hugging Face folder, measure each against it, and write Modelfiles for Ollama."""
+
+    model_dir: Path
+    """Hugging Face folder, as convert_litgpt_to_transformers.py makes it."""
+    output_dir: Path
+    """Folder to make. In the folder of an earlier result GGUF files of the same model, measured on the same windows
+    of the same text, stay beside the new ones; those of another model or measure are removed, which is said. All else
+    in it stays."""
+    methods: tuple[str, ...] = DEFAULT_TYPES
+    """Types to make: q4_0 q4_1 q5_0 q5_1 q8_0 q4_k_m f16, which are the default, q5_k_m q6_k bf16 f32."""
+    llama_cpp_dir: Path | None = None
+    """llama.cpp, built. Default: where utils/install_llama_cpp.py puts it."""
+    text: Path | None = None
+    """UTF-8 text to measure on, best of the kind the model was trained on. Default: some of the embedded sample."""
+    windows: int = 8
+    """How many windows of the text are measured, each of 512 tokens where the text and the model have as many."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        methods = tuple(dict.fromkeys(method.lower() for method in self.methods))
+        object.__setattr__(self, "methods", methods)
+        problems = [f"--methods {name} is none of {' '.join(GGUF_TYPES)}" for name in methods if name not in GGUF_TYPES]
+        if not methods:
+            problems.append("--methods names none")
+        if self.windows < 1:
+            problems.append("--windows must be above 0")
         raise_problems(problems)

@@ -1,0 +1,133 @@
+"""The first GGUF file of a model, in its own type, and what the model itself says, for other files to be held against.
+
+1. `read_model` finds what llama.cpp could not read before anything is written: architecture, tokenizer, weights.
+2. `make_source` shows the converter a folder without code, and compares the token ids of a text.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
+from lit_gpt.formats.hf_files import ANY_WEIGHTS, PICKLE_INDEX, SAFETENSORS_INDEX, matches, read_json
+from lit_gpt.formats.hf_process import require_transformers
+from lit_gpt.formats.hf_weights import TensorFiles
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.export.hf_probabilities import Reference, ask
+from utils.export.llama_cpp import LlamaCpp
+from utils.export.llama_cpp_support import converter_config, unsupported_features, visible_context
+
+VIEWED = (
+    *(*ANY_WEIGHTS, SAFETENSORS_INDEX, PICKLE_INDEX),
+    *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"),
+)
+"""Files that the converter is shown as they are."""
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """What has to be known of the model to be exported."""
+
+    folder: Path
+    """Its Hugging Face folder."""
+    name: str
+    hf: dict[str, Any]
+    """config.json, in the keys that llama.cpp's converter reads."""
+    parameters: int
+    gguf_type: str
+    """The type of the GGUF file that holds its weights as they are."""
+    context: int
+    """Tokens it can see, as llama.cpp runs it."""
+    end_token: str | None
+
+
+def read_model(folder: Path) -> SourceModel:
+    """Reads and checks the model.
+
+    Raises:
+        UserError: if it is not a Hugging Face folder, or llama.cpp could not read its architecture or tokenizer.
+        DataError: if its files are damaged or incomplete.
+    """
+    hf = read_hf_config(folder)
+    tokenizer = Tokenizer(folder)
+    if found := unsupported_features(hf, tokenizer):
+        raise UserError(f"llama.cpp cannot read this model: {'; '.join(found)}")
+    require_transformers()
+    files = TensorFiles(folder)
+    # f16 cannot hold all that bfloat16 can, and from float32 every smaller type is rounded once only
+    types = {"torch.float16": "f16", "torch.bfloat16": "bf16"}
+    return SourceModel(
+        folder=folder.resolve(),
+        name=folder.resolve().name,
+        hf=converter_config(hf),
+        parameters=files.parameters,
+        gguf_type=types.get(str(files.dtype), "f32"),
+        context=visible_context(hf, config_from_hf(hf)),
+        end_token=None if tokenizer.eos_id is None else tokenizer.vocabulary[tokenizer.eos_id],
+    )
+
+
+def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, scratch: Path) -> tuple[Path, Reference]:
+    """Makes the GGUF file in the model's own type, and asks transformers what the model makes of the text.
+
+    Args:
+        llama: the converter and its programs.
+        model: the model.
+        text: what to measure on.
+        windows: how many windows of the text are measured.
+        scratch: an empty folder. Beside the file it gets `probabilities` and `prompt`, which `gguf_file` reads.
+
+    Raises:
+        DataError: if the file's tokenizer gives other token ids.
+    """
+    print(f"converting {model.folder} to {model.gguf_type}", flush=True)
+    source = scratch / "source.gguf"
+    llama.convert(converter_view(model, scratch), source, model.gguf_type)
+    if model.hf["architectures"][0] == "FalconForCausalLM":
+        llama.set_context(source, "falcon", model.context)
+    (scratch / "text").write_text(text, encoding="utf-8")
+    print(f"asking transformers about {len(text):,} characters of text", flush=True)
+    reference = ask(model.folder, text, model.context, windows, scratch / "probabilities")
+    (scratch / "prompt").write_text(reference.prompt, encoding="utf-8")
+    compare_ids(llama.token_ids(source, scratch / "text"), reference.ids)
+    print(f"{len(reference.ids):,} token ids equal; measuring on {reference.predicted:,} of them", flush=True)
+    return source, reference
+
+
+def compare_ids(ids: list[int], expected: list[int]) -> None:
+    """Raises a DataError unless llama.cpp's token ids are those that the model was trained with."""
+    if ids == expected:
+        return
+    pairs = enumerate(zip(ids, expected, strict=False))
+    first = next((index for index, (ours, theirs) in pairs if ours != theirs), "end")
+    raise DataError(
+        f"llama.cpp tokenizes otherwise than the model was trained: {len(ids)} tokens of the text, not "
+        f"{len(expected)}, or others from token {first} on; the GGUF files are not written"
+    )
+
+
+def converter_view(model: SourceModel, scratch: Path) -> Path:
+    """The model's folder as the converter is to see it: links to weights, tokenizer and model card, no code.
+
+    config.json has the keys that it reads. Some of its classes, which tokenizer_config.json may choose, load a
+    tokenizer with `trust_remote_code`: it is not told of a class that is not one of transformers.
+    """
+    import transformers  # `read_model` has made sure that it is there
+
+    view = scratch / model.name
+    view.mkdir()
+    for path in model.folder.iterdir():
+        if path.is_file() and matches(path.name, VIEWED):
+            (view / path.name).symlink_to(path)
+    (view / "config.json").write_text(json.dumps(model.hf), encoding="utf-8")
+    if (path := model.folder / "tokenizer_config.json").is_file():
+        config = {key: value for key, value in read_json(path).items() if key != "auto_map"}
+        if not hasattr(transformers, str(config.get("tokenizer_class", "AutoTokenizer"))):
+            config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (view / path.name).write_text(json.dumps(config), encoding="utf-8")
+    return view

@@ -1,0 +1,140 @@
+"""Token ids, log-probabilities and a greedy continuation that transformers computes from a Hugging Face folder.
+
+`python -m utils.export.hf_probabilities_process FOLDER REQUEST.json ANSWER.json` is started by hf_probabilities.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lit_gpt.formats.hf_loading import FROM_FOLDER, load_model
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.export.hf_probabilities import Reference, choose_windows
+
+PROMPT = 32
+"""Tokens that are continued, at most."""
+CONTINUED = 24
+"""Tokens of the continuation, at most."""
+CLOSE = 0.05
+"""Nats between two tokens' log-probabilities below which 16-bit weights may turn the order round."""
+
+
+class Continuation(NamedTuple):
+    """How the model continues a text; the fields are those of `Reference`."""
+
+    prompt: str
+    continuation: str
+    ends: list[int]
+    decided: int
+
+
+def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `Reference`, or `too_short`, how many tokens a text has that is too short to measure on.
+
+    Args:
+        folder: holds the model and its tokenizer.
+        request: what `hf_probabilities.ask` was given.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
+    ids = tokenizer.encode(request["text"])
+    begin = ids[: len(ids) - len(tokenizer.encode(request["text"], add_special_tokens=False))]
+    length, starts = choose_windows(len(ids), request["context"], request["windows"])
+    if not starts:
+        return {"too_short": len(ids)}
+    model = load_model(folder)
+    end_ids = Tokenizer(folder).end_ids
+    rows = torch.tensor([begin + ids[start + len(begin) : start + length] for start in starts])
+    with torch.inference_mode():
+        loss, predicted = measure(model, rows, Path(request["target"]))
+        for row in rows:  # until the model has something to say after one
+            beginning = row[: min(PROMPT, request["context"] // 2)].tolist()
+            continued = continue_text(model, tokenizer, beginning, end_ids, request["context"])
+            if continued.ends:
+                break
+    return asdict(Reference(ids, length, math.exp(loss / predicted), predicted, *continued))
+
+
+def measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[float, int]:
+    """Writes the log-probabilities of `rows`, int64 [windows, length], to `target`, in llama-perplexity's format.
+
+    Position `length // 2` is the first that predicts, as in llama-perplexity.
+
+    Returns:
+        The summed loss of the predicted tokens in nats, and how many they are.
+    """
+    loss, predicted = 0.0, 0
+    first = rows.shape[1] // 2
+    with target.open("wb") as file:
+        for index, row in enumerate(rows):
+            logits = model(row[None]).logits[0, first:-1].float()
+            if index == 0:
+                file.write(b"_logits_")
+                file.write(np.array([rows.shape[1], logits.shape[1], len(rows)], np.int32).tobytes())
+                file.write(rows.numpy().astype(np.int32).tobytes())
+            loss += cross_entropy(logits.double(), row[first + 1 :], reduction="sum").item()
+            predicted += len(logits)
+            write_log_probabilities(file, logits.numpy())
+    return loss, predicted
+
+
+def write_log_probabilities(file: BinaryIO, logits: np.ndarray) -> None:
+    """Appends rows of llama-perplexity's file: per row scale and smallest log-probability as float32, then uint16.
+
+    Source of the format: llama.cpp's tools/perplexity, `--kl-divergence-base`. `logits` is float32 [rows, vocabulary].
+    """
+    rows, vocabulary = logits.shape
+    largest = logits.max(axis=1, keepdims=True)
+    smallest = np.maximum(logits.min(axis=1, keepdims=True), largest - 16)
+    log_sum = np.log(np.exp(logits - largest).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+    scale = ((largest - smallest) / 65535).astype(np.float32)
+    steps = np.clip(np.rint((logits - smallest) / np.where(scale, scale, 1)), 0, 65535)
+    written = np.zeros((rows, 4 + 2 * ((vocabulary + 1) // 2)), np.uint16)
+    written[:, :2] = scale.view(np.uint16)
+    written[:, 2:4] = (smallest - largest - log_sum).view(np.uint16)
+    written[:, 4 : 4 + vocabulary] = steps
+    file.write(written.tobytes())
+
+
+def continue_text(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, beginning: list[int], end_ids: set[int], context: int
+) -> Continuation:
+    """Continues `beginning`, token ids, by the most probable token until an end token or the context's end."""
+    prompt = decode(tokenizer, beginning).rstrip("\ufffd").rstrip()  # llama.cpp removes the end of the last line
+    ids = tokenizer.encode(prompt)
+    before = len(decode(tokenizer, ids))
+    ends: list[int] = []
+    decided = None
+    for index in range(min(CONTINUED, context - len(ids) - 1)):
+        best = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(0).topk(2)
+        if int(best.indices[0]) in end_ids:
+            break
+        if decided is None and best.values[0] - best.values[1] < CLOSE:
+            decided = index
+        ids.append(int(best.indices[0]))
+        ends.append(len(decode(tokenizer, ids)) - before)
+    continuation = decode(tokenizer, ids)[before:].split("\ufffd")[0]
+    # The first tokens of a character may be decoded to more characters than the whole of them.
+    ends = np.minimum.accumulate(ends[::-1])[::-1].tolist()
+    ends = [end for end in ends if end <= len(continuation)]
+    if decided is None:
+        decided = len(ends)
+    return Continuation(prompt, continuation, ends, min(decided, len(ends)))
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+if __name__ == "__main__":
+    ANSWER = answer(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))
+    Path(sys.argv[3]).write_text(json.dumps(ANSWER), encoding="utf-8")
