@@ -48,7 +48,7 @@ LINES = {
     "utils/prepare": 3600,
     "utils/run": 1200,
     "utils/train": 2900,
-    "utils/export": 1400,
+    "utils/export": 1500,
     "utils/report": 900,
     "commands": 2600,
 }
