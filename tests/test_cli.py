@@ -122,6 +122,12 @@ def test_a_wrong_configuration_is_refused(capsys, tmp_path, content, words):
     assert_refused(capsys, [*NEEDED, "--config", str(path)], *words)
 
 
+def test_an_unknown_key_of_a_configuration_names_the_nearest(capsys, tmp_path):
+    path = tmp_path / "options.yaml"
+    path.write_text("max_batch: 1\n")
+    assert_refused(capsys, [*NEEDED, "--config", str(path)], "unknown option max_batch", "the nearest is max_batches")
+
+
 def test_what_stands_after_the_configuration_wins(tmp_path):
     path = tmp_path / "options.yaml"
     path.write_text("max_batches: 4\nbatch_size: 5\ndata_dir: there\n")

@@ -7,6 +7,7 @@ imported here, so `--help` answers at once.
 
 from __future__ import annotations
 
+import difflib
 import errno
 import itertools
 import os
@@ -19,6 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
+
+from docstring_parser import parse_from_object
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from lit_gpt.errors import DataError, Interrupted, UserError
 from utils.cluster.ranks import end_process, is_distributed, own_exit_code, process_rank
@@ -104,7 +108,9 @@ def _report(error: BaseException, with_traceback: bool) -> int:
 
 def _wants_traceback(argv: Sequence[str]) -> bool:
     """Whether the line says `--debug true`; looked up here, for errors in the line itself too."""
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words: list[str] = []
+    for word in argv:
+        words += word.split("=", 1) if word.startswith("--") else [word]
     given = [value for option, value in itertools.pairwise(words) if option == "--debug"]
     return bool(given) and given[-1].lower() in ("true", "yes", "1")
 
@@ -115,29 +121,16 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     Options may be shortened to any unambiguous beginning (`--max` for `--max_batches`), as argparse allows. `--config
     FILE.yaml` gives any option's value; what stands after it on the line wins. A field of type `tuple[str, ...]` takes
     one or several texts.
-    """
-    from docstring_parser import parse_from_object
-    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-    description = (options_class.__doc__ or "").strip()
-    parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
+    Raises:
+        UserError: for a line, or a file, that does not make options.
+    """
     # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
     hints = {**get_type_hints(options_class), "return": type(None)}
     options_class.__init__.__annotations__ = hints
     names = [field.name for field in fields(options_class)]
     texts = [name for name in names if hints[name] == tuple[str, ...]]
-    parser.add_class_arguments(options_class, as_group=False, skip={*texts, *POSITIONAL.keys() & set(names)})
-    for name in texts:
-        default = next(field.default for field in fields(options_class) if field.name == name)
-        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=[*default])
-    for name in POSITIONAL.keys() & set(names):
-        parser.add_argument(name, **POSITIONAL[name])
-    # jsonargparse itself finds the strings under a class's own fields only, not under those it inherits
-    documented = [parse_from_object(parent).params for parent in options_class.__mro__[-2::-1]]
-    helps = {parameter.arg_name: parameter.description for parameters in documented for parameter in parameters}
-    for action in parser._actions:
-        action.help = helps.get(action.dest, action.help)
-    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
+    parser = _make_parser(options_class, texts)
     options = [name for name in names if name not in POSITIONAL]
     try:
         namespace = parser.parse_args(_expand(argv, [*options, "config", "help", "print_config"]))
@@ -145,7 +138,38 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
         raise UserError(_readable(str(e), options_class)) from None
     except UnicodeDecodeError as e:
         raise UserError(f"--config: the file is not UTF-8 text: {e}") from None
-    return options_class(**{name: tuple(namespace[name] or ()) if name in texts else namespace[name] for name in names})
+    values = {name: namespace[name] for name in names}
+    for name in texts:
+        values[name] = tuple(values[name] or ())
+    return options_class(**values)
+
+
+def _make_parser(options_class: type, texts: Sequence[str]) -> ArgumentParser:
+    """A parser with the fields of `options_class`, of which `texts` take one or several texts, and --config."""
+    description = (options_class.__doc__ or "").strip()
+    parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
+    defaults = {field.name: field.default for field in fields(options_class)}
+    positional = POSITIONAL.keys() & defaults.keys()
+    parser.add_class_arguments(options_class, as_group=False, skip={*texts, *positional})
+    for name in texts:
+        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=[*defaults[name]])
+    for name in positional:
+        parser.add_argument(name, **POSITIONAL[name])
+    helps = _help_texts(options_class)
+    for action in parser._actions:
+        action.help = helps.get(action.dest, action.help)
+    parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
+    return parser
+
+
+def _help_texts(options_class: type) -> dict[str, str | None]:
+    """The strings under the fields of a class and of those it inherits from, where jsonargparse does not look."""
+    helps = {}
+    for parent in reversed(
+        options_class.__mro__[:-1]
+    ):  # object, the last, has no fields; a class overrides its parents
+        helps |= {parameter.arg_name: parameter.description for parameter in parse_from_object(parent).params}
+    return helps
 
 
 def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -153,11 +177,12 @@ def _expand(argv: Sequence[str], names: Sequence[str]) -> list[str]:
     expanded = []
     for word in argv:
         option, equals, value = word.partition("=")
-        if option.startswith("--") and option[2:] not in names:
-            matches = [name for name in names if name.startswith(option[2:])]
-            if option != "--" and len(matches) > 1:
+        beginning = option.removeprefix("--")
+        if option.startswith("--") and beginning and beginning not in names:
+            matches = [name for name in names if name.startswith(beginning)]
+            if len(matches) > 1:
                 raise UserError(f"option {option} could be " + " or ".join(f"--{name}" for name in matches))
-            if option != "--" and matches:
+            if matches:
                 option = "--" + matches[0]
         expanded.append(option + equals + value)
     return expanded
@@ -171,7 +196,10 @@ def _readable(message: str, options_class: type) -> str:
         unknown = message.split("Unrecognized arguments:")[1].split()[0]
         return f"unknown option {unknown}; see --help"
     if match := re.search(r"Key '([\w.]+)' is not expected", message):
-        return f"unknown option {match[1]} in --config; see --help"
+        names = [field.name for field in fields(options_class)]
+        nearest = difflib.get_close_matches(match[1], names, n=1, cutoff=0.0)
+        advice = f", the nearest is {nearest[0]}" if nearest else ""
+        return f"unknown option {match[1]} in --config{advice}; see --help"
     if match := re.search(r'Key "([\w.]+)" is required', message):
         if match[1] in POSITIONAL:
             return f"no {POSITIONAL[match[1]]['metavar'].lower()} is given; see --help"
