@@ -116,11 +116,13 @@ def fit(training: Training, progress: TrainingProgress) -> None:
         began = time.monotonic()
         with phase("data"):
             step_data = next(batches)
+
         result = train_step(training, progress, step_data, data)
         with phase("communication"):
             due = what_is_due(training, progress, agenda)
         progress = advance(training, progress, due, step_data, time.monotonic() - began)
         history.add(result, step_data, step_columns(training, progress))
+
         if due.log:
             progress = log_steps(training, progress, history)
         if due.log_datasets:
@@ -128,8 +130,10 @@ def fit(training: Training, progress: TrainingProgress) -> None:
         if due.failed:
             training.writer.raise_failure()
         log_saved(training, training.writer.poll())
+
         if due.validate and not due.interrupted:
             progress = validate_now(training, progress)
+
         ending = finished(progress, options, max_steps)
         interrupted = due.interrupted or progress.validation_pending
         if due.save or interrupted or (ending and not ending.is_failure):

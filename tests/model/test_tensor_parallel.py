@@ -1,4 +1,7 @@
-"""Processes that share each matrix. The gradient against a float64 twin is in test_training.py, with all other ways."""
+"""Processes that share each matrix.
+
+The gradient against a float64 twin is in tests/train/test_step.py, with all other ways.
+"""
 
 from __future__ import annotations
 

@@ -9,6 +9,32 @@ from typing import Literal
 
 from lit_gpt.errors import raise_problems
 
+_POSITIVE = (
+    "batch_size",
+    "micro_batch_size",
+    "num_epochs",
+    "save_interval",
+    "eval_interval",
+    "learning_rate",
+    "devices",
+    "num_nodes",
+    "max_steps",
+    "max_checkpoints",
+    "eval_samples",
+    "early_stopping",
+    "lora_r",
+    "max_nonfinite_steps",
+    "lora_alpha",
+    "hang_timeout",
+    "log_interval",
+    "peak_tflops",
+    "gpu_memory",
+    "mfu",
+    "tensor_parallel",
+    "decay_steps",
+)
+_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
+
 
 @dataclass(frozen=True)
 class PretrainOptions:
@@ -156,22 +182,23 @@ class PretrainOptions:
         )
 
     def __post_init__(self) -> None:
-        positive = ("batch_size", "micro_batch_size", "num_epochs", "save_interval", "eval_interval", "learning_rate")
-        positive += ("devices", "num_nodes", "max_steps", "max_checkpoints", "eval_samples", "early_stopping", "lora_r")
-        positive += ("max_nonfinite_steps", "lora_alpha", "hang_timeout", "log_interval", "peak_tflops")
-        positive += ("gpu_memory", "mfu", "tensor_parallel", "decay_steps")
         values = vars(self)
-        problems = [f"--{name} must be above 0" for name in positive if values[name] is not None and values[name] <= 0]
-        not_negative = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
-        problems += [f"--{name} must be at least 0" for name in not_negative if values[name] < 0]
+        problems = []
+        for name in _POSITIVE:
+            if values[name] is not None and values[name] <= 0:
+                problems.append(f"--{name} must be above 0")
+        for name in _NOT_NEGATIVE:
+            if values[name] < 0:
+                problems.append(f"--{name} must be at least 0")
         if self.mfu > 1:
             problems.append("--mfu is a share of the peak, at most 1")
         if self.min_learning_rate > self.learning_rate:
             problems.append("--min_learning_rate must not be above --learning_rate")
         if self.decay_steps and self.lr_schedule != "wsd":
             problems.append("--decay_steps needs --lr_schedule wsd")
-        in_unit = ("beta1", "beta2", "lora_dropout")
-        problems += [f"--{name} must be at least 0 and below 1" for name in in_unit if not 0 <= values[name] < 1]
+        for name in ("beta1", "beta2", "lora_dropout"):
+            if not 0 <= values[name] < 1:
+                problems.append(f"--{name} must be at least 0 and below 1")
         adapted = ("query", "key", "value", "projection", "mlp", "head")
         if self.use_lora and not any(values[f"lora_{name}"] for name in adapted):
             problems.append("--use_lora true without any matrix to adapt (--lora_query, … --lora_head)")

@@ -75,15 +75,18 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
         processes = resolve_processes(options.devices, options.num_nodes)
     check_tensor_parallel(options, processes, config, manifest.block_size)
     samples_per_step = check_batch(options, processes, options.out_dir)
-    weights = None if options.model_config or options.dry_run else read_weights(options.checkpoint_dir)
+    weights = None
+    if not options.model_config and not options.dry_run:
+        weights = read_weights(options.checkpoint_dir)
     lora = lora_settings(options) if options.use_lora else None
+    shares = zip(mixture.entries, mixture.weights, strict=True)
     identity = RunIdentity(
         model=config_values(config),
         lora=lora and dataclasses.asdict(lora),
         base=weights and weights_fingerprint(weights),
         quantize=options.quantize,
         data=manifest.fingerprint(mixture.entries),
-        mixture={entry.dataset: weight for entry, weight in zip(mixture.entries, mixture.weights, strict=True)},
+        mixture={entry.dataset: weight for entry, weight in shares},
         samples_per_step=samples_per_step,
         mask_documents=options.mask_documents,
         master_weights=options.keeps_master_weights,
