@@ -45,7 +45,7 @@ LINES = {
     "utils/cluster": 900,
     "utils": 400,
     "utils/data": 1200,
-    "utils/prepare": 3600,
+    "utils/prepare": 3900,
     "utils/run": 1200,
     "utils/train": 2900,
     "utils/export": 1500,

@@ -20,7 +20,7 @@ NONE = np.zeros(0, dtype=np.int64)
 
 
 class Piece(NamedTuple):
-    """One piece of the arrays in `Rows`."""
+    """One piece of the arrays in `Packing`."""
 
     document: int
     start: int

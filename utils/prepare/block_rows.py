@@ -3,14 +3,15 @@
 1. The block is parsed into documents; what is too short, too long or a duplicate is left out and named.
 2. Conversations of a dialogue corpus are normalised, and their variants put beside them (`utils/prepare/dialogue.py`).
 3. They are tokenised (`utils/prepare/encoding.py`) and packed into rows (`utils/prepare/packing.py`).
-4. The emptiest rows are given back as pieces, for the one process that sees all blocks to put together: thereby small
-   blocks cost no padding.
+4. The emptiest rows are given back as pieces; the one process that sees all blocks packs these together
+   (`Remainder`), so that small blocks cost no padding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +19,11 @@ import numpy as np
 
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
-from utils.prepare import dialogue, packing
+from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
 from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoded, Encoder, Library, choose_library
+from utils.prepare.packing import Packing, fill, join, pack
 
 GIVEN_BACK = 8
 """Rows that a block may give back. A hole of less than a 256th of the window is not worth it."""
@@ -52,53 +54,65 @@ class Dialogue:
 
 
 class Work(NamedTuple):
-    """A block, its number in its file, that file's in its split, and how to treat it.
-
-    duplicates: number of a document in the block → the document that it repeats.
-    """
+    """A block and how to treat it."""
 
     file: int
+    """Number of the block's file in its split."""
     number: int
+    """Number of the block in its file."""
     block: TextBlock
     dialogue: Dialogue | None
     duplicates: dict[int, str]
+    """Number of a document in the block → the document that it repeats."""
 
 
 class Removed(NamedTuple):
-    """A document that was left out: why, where it begins, what is to be said of it, how its text begins."""
+    """A document that was left out."""
 
     reason: str
     at: int
+    """The byte or row of the file where it begins."""
     detail: str
+    """What else there is to say, such as which document it repeats."""
     text: str
+    """How its text begins."""
 
 
 class Pieces(NamedTuple):
-    """Whole documents, or pieces of one whose first token another piece has as its last: tokens [tokens], lengths."""
+    """Whole documents, or pieces of one whose first token another piece has as its last."""
 
     tokens: np.ndarray
+    """[tokens]: the pieces, one after the other."""
     lengths: np.ndarray
+    """[pieces] int64."""
 
 
 class Rows(NamedTuple):
-    """tokens [rows, window]; lengths and overlaps [segments]; row_segments [rows + 1], as in a shard."""
+    """Rows as a shard holds them (`data/shards.py`)."""
 
     tokens: np.ndarray
+    """[rows, window]."""
     lengths: np.ndarray
+    """[segments] int32."""
     overlaps: np.ndarray
+    """[segments] int32: how many of a segment's first tokens are no targets."""
     row_segments: np.ndarray
+    """[rows + 1] int64: where the segments of each row begin."""
 
 
 class BlockRows(NamedTuple):
-    """What became of a block. `tokens` counts every token of its documents once."""
+    """What became of a block."""
 
     rows: Rows
     rest: Pieces
+    """What the emptiest rows held."""
     documents: int
+    """Documents with their variants, but a document in parts only once."""
     variants: int
     turns: int
     words: int
     tokens: int
+    """Every token of the documents once."""
     library: Library
     bad: list[Bad]
     removed: list[Removed]
@@ -113,11 +127,21 @@ class BlockWorker:
         self._encoder = Encoder(recipe.checkpoint_dir, recipe.bos, recipe.eos, recipe.window, library)
 
     def __call__(self, work: Work) -> BlockRows:
+        """Packs the documents of one block into rows of `recipe.window` tokens.
+
+        What is not a document, or is left out, is in the result with its reason; whether that is an error is for the
+        caller to say.
+
+        Raises:
+            DataError: if gigatoken turns out to give other tokens than the tokenizer.
+            OSError: if the block's file cannot be read.
+        """
         found, bad = parse(work.block, self.recipe.text_field)
         documents, removed = sift(found, work.duplicates, self.recipe)
         count = len(documents)
         if work.dialogue:
-            documents = [form for document in documents for form in self._forms(document, work)]
+            forms = [self._forms(document, work) for document in documents]
+            documents = list(chain.from_iterable(forms))
         encoded = self._encoder(documents)
         removed += [_removed("no_tokens", documents[number], "") for number in encoded.empty]
         rows, rest = make_rows(encoded, self.recipe)
@@ -138,16 +162,19 @@ class BlockWorker:
         """The normalised conversation and its variants; a part of a conversation counts as one of its own."""
         assert work.dialogue is not None
         language, level = work.dialogue.language, work.dialogue.level
-        normalised = dialogue.normalise(document.text[document.context :].decode(), language)
-        place = f"{work.block.file.name} {document.at}"
-        variants = (
-            dialogue.variants(normalised, language, level, self.recipe.seed, place) if level and normalised else []
-        )
-        return [Document(form.encode(), document.at) for form in (normalised, *variants)]
+        conversation = dialogue.normalise(document.text[document.context :].decode(), language)
+        forms = [conversation]
+        if level and conversation:
+            name = f"{work.block.file.name} {document.at}"
+            forms += dialogue.variants(conversation, language, level, self.recipe.seed, name)
+        return [Document(form.encode(), document.at) for form in forms]
 
 
 def start_worker(recipe: Recipe, sample: list[str] | None) -> BlockWorker:
-    """A worker with the fastest library that does `sample` right, the same in every process; None: with the own one."""
+    """A worker with the fastest library that tokenises `sample` right, the same in every process.
+
+    Without a sample it is the tokenizer's own library.
+    """
     return BlockWorker(recipe, choose_library(Tokenizer(recipe.checkpoint_dir), sample))
 
 
@@ -156,7 +183,8 @@ def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) 
     kept, removed = [], []
     for number, document in enumerate(documents):
         if reason := length_problem(document, recipe):
-            removed += [] if document.context else [_removed(reason, document, "")]
+            if not document.context:  # of a document in parts the first one is named
+                removed.append(_removed(reason, document, ""))
         elif number in duplicates:
             removed.append(_removed("duplicate", document, duplicates[number]))
         else:
@@ -165,57 +193,74 @@ def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) 
 
 
 def length_problem(document: Document, recipe: Recipe) -> str:
-    """Why the document's length does not do, or nothing. One that is in parts is longer than any limit."""
+    """Why the document is left out for its length; empty if it is not. One in parts is longer than any limit."""
     if not recipe.min_characters and recipe.max_characters is None:
         return ""
     characters = len(document.text.decode())
-    is_whole = document.ends and not document.context
-    if recipe.max_characters is not None and (characters > recipe.max_characters or not is_whole):
+    if recipe.max_characters is not None and (characters > recipe.max_characters or not document.is_whole):
         return "too_long"
-    return "too_short" if is_whole and characters < recipe.min_characters else ""
+    if document.is_whole and characters < recipe.min_characters:
+        return "too_short"
+    return ""
 
 
 def _removed(reason: str, document: Document, detail: str) -> Removed:
-    return Removed(reason, document.at, detail, document.text[:320].decode("utf-8", "ignore")[:80])
+    begin = document.text[:320].decode("utf-8", "ignore")  # 80 characters of up to four bytes
+    return Removed(reason, document.at, detail, begin[:80])
 
 
 def make_rows(encoded: Encoded, recipe: Recipe) -> tuple[Rows, Pieces]:
     """Packed rows of the documents, and what the emptiest of them held."""
-    if recipe.padding:
-        packed = packing.pack(encoded.lengths, encoded.turns, recipe.window)
-    else:
-        packed = packing.join(encoded.lengths, recipe.window)
+    packed = _packed(encoded.lengths, encoded.turns, recipe)
     return part_rows(packed, encoded.tokens, encoded.lengths, recipe, GIVEN_BACK)
 
 
+def _packed(lengths: np.ndarray, turns: np.ndarray, recipe: Recipe) -> Packing:
+    if recipe.padding:
+        return pack(lengths, turns, recipe.window)
+    return join(lengths, recipe.window)
+
+
 def part_rows(
-    packed: packing.Rows, tokens: np.ndarray, lengths: np.ndarray, recipe: Recipe, give_back: int
+    packed: Packing, tokens: np.ndarray, lengths: np.ndarray, recipe: Recipe, give_back: int
 ) -> tuple[Rows, Pieces]:
-    """The rows' tokens, and the pieces of the `give_back` emptiest ones, which are no rows then."""
+    """The rows' tokens, and the pieces of the `give_back` emptiest ones, which are not among the rows then.
+
+    Args:
+        packed: which pieces of the documents make which row.
+        tokens: [tokens] of the documents, one after the other.
+        lengths: [documents].
+        recipe: has the window.
+        give_back: rows.
+    """
     firsts = np.cumsum(lengths) - lengths
-    used = np.add.reduceat(packed.end - packed.start, packed.row_pieces[:-1]) if len(packed.row_pieces) > 1 else []
-    holes = recipe.window - np.asarray(used, np.int64)
+    used = np.zeros(0, np.int64)
+    if len(packed.row_pieces) > 1:
+        used = np.add.reduceat(packed.end - packed.start, packed.row_pieces[:-1])
+    holes = recipe.window - used
     emptiest = np.argsort(-holes, kind="stable")[:give_back]
     left = np.zeros(len(holes), bool)
     left[emptiest[holes[emptiest] > recipe.window >> 8]] = True
     rest = _pieces(_select(packed, left), tokens, firsts)
     kept = _select(packed, ~left)
-    filled, segments = packing.fill(kept, tokens, firsts, recipe.window)
+    filled, segments = fill(kept, tokens, firsts, recipe.window)
     return Rows(filled, segments, kept.overlap.astype(np.int32), kept.row_pieces), rest
 
 
-def _select(rows: packing.Rows, chosen: np.ndarray) -> packing.Rows:
+def _select(packed: Packing, chosen: np.ndarray) -> Packing:
     """The rows that are `chosen`, bool [rows]."""
-    counts = np.diff(rows.row_pieces)
+    counts = np.diff(packed.row_pieces)
     pieces = np.repeat(chosen, counts)
     row_pieces = np.concatenate([[0], np.cumsum(counts[chosen])])
-    return packing.Rows(*(values[pieces] for values in rows[:4]), row_pieces)
+    return Packing(
+        packed.document[pieces], packed.start[pieces], packed.end[pieces], packed.overlap[pieces], row_pieces
+    )
 
 
-def _pieces(rows: packing.Rows, tokens: np.ndarray, firsts: np.ndarray) -> Pieces:
-    """The pieces of `rows`, each from the one token on that is no target."""
-    begins = (firsts[rows.document] + rows.start + rows.overlap - 1).tolist()
-    ends = (firsts[rows.document] + rows.end).tolist()
+def _pieces(packed: Packing, tokens: np.ndarray, firsts: np.ndarray) -> Pieces:
+    """The pieces of all rows, each from its last token on that is not a target."""
+    begins = (firsts[packed.document] + packed.start + packed.overlap - 1).tolist()
+    ends = (firsts[packed.document] + packed.end).tolist()
     parts = [tokens[begin:end] for begin, end in zip(begins, ends, strict=True)]
     lengths = np.array([len(part) for part in parts], np.int64)
     return Pieces(np.concatenate([np.zeros(0, tokens.dtype), *parts]), lengths)
@@ -243,11 +288,8 @@ class Remainder:
         dtype = token_dtype(self._recipe.vocab_size)
         tokens = np.concatenate([np.zeros(0, dtype), *(part.tokens for part in self._parts)])
         lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in self._parts)])
-        encoded_turns = np.zeros(0, np.int64)
-        if self._recipe.padding:
-            packed = packing.pack(lengths, encoded_turns, self._recipe.window)
-        else:
-            packed = packing.join(lengths, self._recipe.window)
+        no_turns = np.zeros(0, np.int64)  # pieces are no longer than a window, so none is cut
+        packed = _packed(lengths, no_turns, self._recipe)
         rows, rest = part_rows(packed, tokens, lengths, self._recipe, give_back)
         self._emit(rows)
         self._parts, self._size = [rest], len(rest.tokens)

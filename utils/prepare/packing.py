@@ -30,42 +30,42 @@ WASTES = 0, 0, 1, 2, 4  # tokens that may remain of a hole: one pass over the ho
 GATHERED = 1 << 18  # tokens gathered at once: their indices stay in the cache
 
 
-class Rows(NamedTuple):
-    """Packed rows: piece p is the tokens `start[p]` to `end[p]` of document `document[p]`; all arrays are int64.
+class Packing(NamedTuple):
+    """Which pieces of which documents make each row. Piece p is tokens `start[p]` to `end[p]` of `document[p]`.
 
-    `overlap` [pieces]: how many of a piece's first tokens are no targets: 1 for a document's beginning (nothing
-    predicts its first token), and for a continuation those it repeats from the piece before, at least 1.
-    `row_pieces` [rows + 1]: where the pieces of each row begin.
+    All arrays are int64, [pieces] but for the last one.
     """
 
     document: np.ndarray
     start: np.ndarray
     end: np.ndarray
     overlap: np.ndarray
+    """How many of a piece's first tokens are no targets: 1 at a document's beginning, since nothing predicts its first
+    token; in a continuation those it repeats from the piece before, at least 1."""
     row_pieces: np.ndarray
+    """[rows + 1]: where the pieces of each row begin."""
 
 
 class _Sections(NamedTuple):
-    """Parts of long documents, each poured on its own; positions count through all documents' tokens.
-
-    `start` is where the next piece begins, the token that it repeats included; `begun` whether it is a continuation.
-    """
+    """Parts of long documents, each poured on its own: [sections]. Positions count through all documents."""
 
     document: np.ndarray
     start: np.ndarray
+    """Where the next piece begins, with the token that it repeats."""
     end: np.ndarray
     begun: np.ndarray
+    """bool: whether the next piece is a continuation."""
 
 
 class _Picks(NamedTuple):
-    """Pieces: the row (its index among the holes) and the section of each, and where in the section it ends."""
+    """Pieces that were picked: [pieces]. `row` is an index among the holes, `end` counts as in `_Sections`."""
 
     row: np.ndarray
     section: np.ndarray
     end: np.ndarray
 
 
-def pack(lengths: np.ndarray, turns: np.ndarray, window: int) -> Rows:
+def pack(lengths: np.ndarray, turns: np.ndarray, window: int) -> Packing:
     """Rows of at most `window` tokens that hold every document.
 
     Args:
@@ -89,7 +89,7 @@ def pack(lengths: np.ndarray, turns: np.ndarray, window: int) -> Rows:
     return _extend_left(row, document, start, end, window)
 
 
-def join(lengths: np.ndarray, window: int) -> Rows:
+def join(lengths: np.ndarray, window: int) -> Packing:
     """Rows that are the documents end to end, in order, cut wherever a row is full."""
     ends = np.cumsum(lengths, dtype=np.int64)
     firsts = ends - lengths
@@ -114,10 +114,17 @@ def join(lengths: np.ndarray, window: int) -> Rows:
     return _extend_left(row, document, start, end, window)
 
 
-def fill(rows: Rows, tokens: np.ndarray, firsts: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a shard holds of `rows`: their tokens [rows, window], zeros where padded, and int32 lengths [pieces].
+def fill(rows: Packing, tokens: np.ndarray, firsts: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a shard holds of `rows`.
 
-    `firsts` [documents] is where each document begins in `tokens`.
+    Args:
+        rows: as `pack` or `join` made them.
+        tokens: [tokens] of all documents.
+        firsts: int64 [documents], where each document begins in `tokens`.
+        window: tokens of a row.
+
+    Returns:
+        The rows' tokens [rows, window], zeros where padded, and the pieces' lengths, int32 [pieces].
     """
     lengths = rows.end - rows.start
     used = np.diff(np.append(0, np.cumsum(lengths))[rows.row_pieces])
@@ -144,7 +151,7 @@ def _pack_whole(lengths: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarra
     of_length = lengths[fitting].astype(np.min_scalar_type(window))  # 16 bits are sorted in linear time
     by_length = fitting[np.argsort(of_length, kind="stable")]
     count = np.bincount(of_length, minlength=window + 1)
-    plan = _plan(count.tolist(), window, int(lengths.sum() - lengths[fitting].sum()))
+    plan = _plan_rows(count.tolist(), window, int(lengths.sum() - lengths[fitting].sum()))
     length, each, first_row, repeats = np.array(plan, dtype=np.int64).reshape(-1, 4).T
     # what a step of the plan takes of a length comes after what the steps before it took
     sizes = each * repeats
@@ -158,8 +165,8 @@ def _pack_whole(lengths: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarra
     return row[order], document[order]
 
 
-def _plan(count: list[int], window: int, spare: int) -> list[tuple[int, int, int, int]]:
-    """Rows of whole documents, where `count[n]` documents (used up here) have length n: (length, each, row, repeats).
+def _plan_rows(count: list[int], window: int, spare: int) -> list[tuple[int, int, int, int]]:
+    """Plans rows of whole documents: steps (length, each, row, repeats), where `count[n]` documents (used up here) have length n.
 
     Each of `repeats` rows from `row` on holds `each` documents of that length. `spare` tokens of longer documents can
     fill what stays free: as long as they last, nothing smaller is left of a row than such a document's shortest piece.
@@ -250,7 +257,7 @@ def _pour(
 
 
 def _find_cuts(lengths: np.ndarray, turns: np.ndarray, window: int) -> np.ndarray:
-    """Where long documents may be cut, ascending: their turns, begins and ends, and anywhere in an over-long turn."""
+    """Where long documents may be cut, ascending: at turns, begins and ends, and anywhere in an over-long turn."""
     ends = np.cumsum(lengths)
     is_long = lengths > window
     edges = _merge(turns.astype(np.int64), ends[is_long] - lengths[is_long], ends[is_long])
@@ -360,14 +367,14 @@ def _advance(sections: _Sections, picks: _Picks) -> _Sections:
     return _Sections(sections.document[rest], start[rest], sections.end[rest], begun[rest])
 
 
-def _extend_left(row: np.ndarray, document: np.ndarray, start: np.ndarray, end: np.ndarray, window: int) -> Rows:
+def _extend_left(row: np.ndarray, document: np.ndarray, start: np.ndarray, end: np.ndarray, window: int) -> Packing:
     """Gives what each row leaves free to its continued pieces, the first ones first, as left context."""
     row_pieces = np.searchsorted(row, np.arange(row[-1] + 2 if len(row) else 1))
     used = np.append(0, np.cumsum(end - start))
     hole = window - np.diff(used[row_pieces])
     before = np.cumsum(start) - start
     room = np.clip(hole[row] - before + before[row_pieces[row]], 0, start)
-    return Rows(document, start - room, end, 1 + room, row_pieces)
+    return Packing(document, start - room, end, 1 + room, row_pieces)
 
 
 def _shortest(window: int) -> int:
