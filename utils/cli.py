@@ -71,7 +71,7 @@ def run(main: Callable[[OptionsT], None], options: OptionsT) -> int:
     except Exception:
         if not is_distributed():
             raise
-        # said and ended at once: the interpreter would first wait for this process's threads, the others for this one
+        # Ends at once: the interpreter would first wait for this process's threads, the others for this one.
         traceback.print_exc()
         exit_code = BUG
     if is_distributed():
@@ -97,7 +97,7 @@ def _report(error: BaseException, with_traceback: bool) -> int:
         traceback.print_exc()
     rank = process_rank()
     if rank and getattr(error, "on_every_process", False):
-        return own_exit_code(exit_code)  # process 0 says it for all
+        return own_exit_code(exit_code)  # process 0 prints it for all
     if rank and "SLURM_STEP_ID" in os.environ and not is_distributed():
         signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
         time.sleep(SPEAK_AFTER)
@@ -119,7 +119,7 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     """Parses `argv` into `options_class`.
 
     Options may be shortened to any unambiguous beginning (`--max` for `--max_batches`), as argparse allows. `--config
-    FILE.yaml` gives any option's value; what stands after it on the line wins. A field of type `tuple[str, ...]` takes
+    FILE.yaml` gives any option's value; what comes after it on the line wins. A field of type `tuple[str, ...]` takes
     one or several texts.
 
     Raises:

@@ -118,6 +118,22 @@ def test_a_signal_saves_and_loses_no_step(pretrain_arguments: list[object], tmp_
     assert steps_made(tmp_path) == 12
 
 
+@pytest.mark.parametrize(
+    ("header", "line", "words"),
+    [("step,split,perplexity", "1,train,5", "perplexity"), (None, "1,2,3", "line 2 has 3 fields")],
+)
+def test_metrics_that_cannot_be_continued_are_one_error_of_all_processes(
+    trained_run: Path, pretrain_arguments: list[object], tmp_path: Path, header: str | None, line: str, words: str
+) -> None:
+    copy = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    ours = (copy / "metrics.csv").read_text().splitlines()[0]
+    (copy / "metrics.csv").write_text(f"{header or ours}\n{line}\n")
+    arguments = [*pretrain_arguments, "--batch_size", 4, "--micro_batch_size", 4, "--out_dir", copy]
+    done = run("pretrain.py", *arguments, processes=2, check=False)
+    assert_error(done, 65, "metrics.csv", words)
+    assert (copy / "metrics.csv").read_text() == f"{header or ours}\n{line}\n"
+
+
 def test_a_finished_run_is_left_as_it_is(trained_run: Path, pretrain_arguments: list[object]) -> None:
     before = losses(trained_run)
     done = run("pretrain.py", *pretrain_arguments, "--batch_size", 8, "--micro_batch_size", 4, "--out_dir", trained_run)

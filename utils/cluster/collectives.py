@@ -14,10 +14,12 @@ Result = TypeVar("Result")
 
 
 def rank() -> int:
+    """This process's number among all of the run; 0 for one alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -36,7 +38,7 @@ def any_process(flag: bool) -> bool:
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether `error` says that another process cannot be reached (any more): gloo's are bare RuntimeErrors."""
+    """Whether `error` says that another process cannot be reached (any more). gloo's errors are bare RuntimeErrors."""
     cause = error.__cause__
     return (
         isinstance(error, dist.DistError)

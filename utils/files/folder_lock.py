@@ -2,8 +2,8 @@
 
 `FOLDER/.lock/` holds a file per owner, numbered in turn: `000007.json` says who took the folder as the seventh. The
 newest number owns it. A number is taken by creating its file, which only one process can; the owner then touches it
-every BEAT seconds. A program that takes over from a dead one makes the next number, and with that the dead one, should
-it be alive after all (a node cut off from Slurm), is no owner any more: it finds the newer number before it publishes
+every BEAT seconds. A program that takes over from a dead one makes the next number. Should the dead one be alive after
+all (a node cut off from Slurm), it does not own the folder any more: it finds the newer number before it publishes
 anything, and what it was writing carries its own number in its name. No clocks are compared and no file locks needed,
 which parallel file systems may lack.
 """

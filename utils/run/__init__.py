@@ -1,3 +1,4 @@
-"""The run folder: its record, its logs, its checkpoints, and which of them a path stands for.
+"""The run folder: its record, its logs, its checkpoints, which of them a path means, and models loaded from it.
 
-It must not know how the numbers in it came about."""
+What only names and counts (record.py, progress.py, csv_log.py, checkpoint_folders.py) imports no torch. Nothing here
+knows how the numbers in a run came about."""

@@ -61,7 +61,7 @@ def verify_checkpoint(checkpoint: Path, part: int = 0, parts: int = 1) -> str | 
 
 
 def best_checkpoint(run_dir: Path, checkpoints: list[Path]) -> Path:
-    """Of a run's `checkpoints` (oldest first) the one of the lowest validation loss, else the newest.
+    """The one of the lowest validation loss among a run's `checkpoints` (oldest first), else the newest.
 
     Losses are those of metrics.csv measured at a checkpoint's step; where there are none, those of validation.csv,
     which may be over other data and so are never mixed with them.

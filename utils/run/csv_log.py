@@ -34,7 +34,7 @@ METER_COLUMNS = (
 """What utils/train/meter.py measures; seconds are those of one step."""
 
 METRIC_COLUMNS = (*PLACE_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", *METER_COLUMNS)
-"""Of training a line per step, without a dataset, and at each look at the losses one per dataset since the last."""
+"""A line per training step, without a dataset, and at each look at the losses one per dataset trained on since."""
 
 VALIDATION_COLUMNS = ("checkpoint", *PLACE_COLUMNS, *LOSS_COLUMNS, "max_samples", "precision", "data")
 """A line per checkpoint and dataset; the last three columns are the settings it was measured under."""

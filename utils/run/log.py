@@ -9,45 +9,53 @@ from pathlib import Path
 
 LOG = "training_log.out"
 
+# In a batch log one progress line in 30 s is readable over days; a terminal is redrawn twice a second.
+_BATCH_SECONDS, _TERMINAL_SECONDS = 30.0, 0.5
+_CLEAR_LINE = "\r\033[K"
+
 
 class RunLog:
     """Lines for a person, on stdout and in training_log.out; progress in place on a terminal, plain lines elsewhere.
 
     Where TRAINING_LOG names the file, whoever started this program (slurm/env.sh) writes all it prints there.
+
+    Args:
+        path: the file; None on every process but one, which writes nothing.
     """
 
-    # In a batch log one progress line in 30 s is readable over days; a terminal is redrawn twice a second.
-    _BATCH_SECONDS, _TERMINAL_SECONDS = 30.0, 0.5
-
     def __init__(self, path: Path | None) -> None:
-        """Without a `path` (every process but one) nothing is written."""
         printed_there = path is not None and os.environ.get("TRAINING_LOG") == str(path.resolve())
         self._silent = path is None
         self._file = path.open("a", encoding="utf-8") if path and not printed_there else None
         self._terminal = sys.stdout.isatty()
+        # When the last line of progress was shown on the terminal, and when one was written to the file.
         self._shown = self._filed = -1e9
 
     def line(self, text: str) -> None:
+        """Prints a line and writes it to the file, with the time."""
         if self._silent:
             return
-        stamped = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
         if self._file is None:
-            print(stamped, flush=True)
-        else:
-            print(("\r\033[K" if self._terminal else "") + text, flush=True)
-            print(stamped, file=self._file, flush=True)
+            print(_stamped(text), flush=True)
+            return
+        print((_CLEAR_LINE if self._terminal else "") + text, flush=True)
+        print(_stamped(text), file=self._file, flush=True)
 
     def progress(self, text: str) -> None:
-        """A line that the next one replaces."""
-        now = time.monotonic()
+        """Shows a line that the next one replaces."""
         if self._silent:
             return
-        if now - self._filed >= self._BATCH_SECONDS:
+        now = time.monotonic()
+        if now - self._filed >= _BATCH_SECONDS:
             self._filed = now
             if not self._terminal or self._file is None:
                 self.line(text)
                 return
-            print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", file=self._file, flush=True)
-        if self._terminal and now - self._shown >= self._TERMINAL_SECONDS:
+            print(_stamped(text), file=self._file, flush=True)
+        if self._terminal and now - self._shown >= _TERMINAL_SECONDS:
             self._shown = now
-            print(f"\r\033[K{text}", end="", flush=True)
+            print(f"{_CLEAR_LINE}{text}", end="", flush=True)
+
+
+def _stamped(text: str) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"

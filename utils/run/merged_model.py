@@ -41,13 +41,15 @@ class MergedModel:
     """A model's weights and where they come from."""
 
     config: Config
+    """The model's config, without adapters."""
     state_dict: Mapping[str, Tensor]
     """litgpt's names, adapters merged; each tensor is read, and merged, when it is asked for."""
     tokenizer_dir: Path
+    """The folder with the tokenizer's files."""
     foundation_dir: Path | None
     """The litgpt directory the training began from; None if it began from random weights."""
     lora: LoRASettings | None
-    """Of the adapter that was merged, None after full training."""
+    """Settings of the adapter that was merged; None after full training."""
     provenance: dict[str, Any]
     """What was run, on what, and with what loss, as plain values; empty for a plain `lit_model.pth`."""
     run_dir: Path | None = None

@@ -1,4 +1,4 @@
-"""Options of the commands that generate and chat: where the model lies, where it computes, how texts go on.
+"""Options of the commands that generate and chat: where the model lies, where it computes, how texts are continued.
 
 Nothing heavy is imported here, so that `--help` answers at once.
 """
@@ -14,7 +14,7 @@ from lit_gpt.inference.sampling_options import Sampling
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions(Sampling):
-    """Where the model lies, where it computes, and how texts go on."""
+    """Where a model is, where it computes, and how it continues texts."""
 
     checkpoint_dir: Path | None = None
     """litgpt directory: lit_model.pth, model_config.yaml and the tokenizer's files. Default: that of --lora_path."""

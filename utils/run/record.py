@@ -1,4 +1,4 @@
-"""run.yaml: all that is needed to repeat a run, and to tell whether it is the same run that goes on."""
+"""run.yaml: all that is needed to repeat a run, and to tell whether a start continues the same run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from lit_gpt.repository import REPOSITORY
 from utils.files.atomic import write_atomically
 
 RUN = "run.yaml"
-
-
 PACKAGES = ("torch", "lightning", "litgpt", "numpy", "safetensors", "sentencepiece", "tokenizers")
 
 
@@ -67,13 +65,16 @@ class RunRecord:
     schedule: dict[str, Any]
     """Steps, samples and tokens the run plans."""
     versions: dict[str, str]
+    """Versions of Python and of the packages that may change numbers."""
     commit: str | None
+    """Commit of this program; None outside of a checkout."""
     history: list[dict[str, Any]]
     """One entry per start: when, where, on how many processes, from which step."""
     normalised: dict[str, str] = field(default_factory=dict)
     """Datasets whose conversations have the one form that dialogue.py gives them, and in which language."""
 
     def save(self, run_dir: Path) -> None:
+        """Writes run.yaml, atomically; an identity's fields become a mapping."""
         values = vars(self) | {"identity": vars(self.identity)}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
         write_atomically(run_dir / RUN, text)
@@ -131,4 +132,7 @@ def source_commit() -> str | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     commit = git("rev-parse", "HEAD")
-    return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    if commit is None:
+        return None
+    has_changes = bool(git("status", "--porcelain", "--untracked-files=no"))
+    return f"{commit}+" if has_changes else commit

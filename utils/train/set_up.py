@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,10 +118,12 @@ def set_up(
     if checkpoint:
         progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer)
         progress = dataclasses.replace(progress, skipped_in_a_row=0)  # a restart is meant to be another try
-    metrics, profiled = None, None
-    if fabric.is_global_zero:
-        metrics = record_start(options, plan, fabric.world_size, progress, checkpoint, warnings, log)
-        profiled = parse_profile_steps(options.profile_steps) if options.profile_steps else None
+    opened: list[CsvLog] = []
+    record = partial(record_start, options, plan, fabric.world_size, progress, checkpoint, warnings, log)
+    on_rank_zero(lambda: opened.append(record()))  # its errors are known on every process
+    profiled = None
+    if fabric.is_global_zero and options.profile_steps:
+        profiled = parse_profile_steps(options.profile_steps)
     training = Training(
         options=options,
         plan=plan,
@@ -131,7 +134,7 @@ def set_up(
         stop=stop,
         watchdog=watchdog,
         log=log,
-        metrics=metrics,
+        metrics=opened[0] if opened else None,
         curves=open_curves(options, progress.step if checkpoint else -1, log),
         meter=make_meter(options, plan, fabric),
         profiler=StepProfiler(profiled, options.out_dir),
