@@ -16,8 +16,8 @@ from lit_gpt.formats.hf_files import read_json
 BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}
 """The options of some classes that say whether the matrices of these modules have biases."""
 
-# Models that also read pictures, and the class of the part that reads and writes text, with what its config.json leaves
-# to the class. Of their tensors these parts are left out.
+# Models that also read pictures: the class of the part that reads and writes text, and the values that config.json
+# leaves to that class. The other parts' tensors are left out (`hf_weights.py`).
 _TEXT_PARTS = {
     "Gemma3ForConditionalGeneration": {
         "architectures": ["Gemma3ForCausalLM"],

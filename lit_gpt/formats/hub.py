@@ -257,7 +257,7 @@ def _check_card(path: Path, endpoint: str) -> None:
 
 
 def _listed(api: HfApi, repo_id: str) -> list[str]:
-    """The names of a repository's files; none if there is no such repository."""
+    """The names of a repository's files; none if it does not exist."""
     try:
         return [file.rfilename for file in api.model_info(repo_id).siblings or []]
     except errors.RepositoryNotFoundError:

@@ -38,7 +38,7 @@ class _Part(NamedTuple):
     """Rows of a matrix of ours (several of them one under the other) that have an A and a B of their own."""
 
     name: str
-    """Of our layer."""
+    """Our layer's."""
     kind: str
     """`query`, `key`, `value`, `projection`, `mlp` or `head`: the option that adapts it."""
     rows: slice

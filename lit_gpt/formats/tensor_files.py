@@ -43,16 +43,14 @@ _SAFETENSORS_TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16:
 
 
 def lay_out_memory() -> None:
-    """Tells the allocators that large tensors will come and go; before the first of them.
-
-    glibc is to give back what a tensor of MAPPED_BYTES or more took: it would keep tensors of up to 32 MB in its heap,
-    whose gaps it does not fill with aligned memory again (a merge of 2.2 GB left 1.6 GB behind). Of the smaller ones it
-    is to keep some MB: to get them anew, cleared, made the comparison of a merge take 19 s instead of 14. torch is to
-    ask for huge pages, where the system leaves that to programs: to read 2.2 GB takes 1.7 s then instead of 3.3.
-    """
+    """Prepares the allocators for large tensors that come and go; is called before the first of them."""
+    # torch asks for huge pages where the system leaves that to programs: reading 2.2 GB takes 1.7 s instead of 3.3
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+        # glibc gives large tensors back to the system. It would keep those of up to 32 MB in its heap, whose gaps it
+        # does not fill with aligned memory again: a merge of 2.2 GB left 1.6 GB behind.
         set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        # It keeps some MB of smaller ones: to get them anew, cleared, a merge's comparison took 19 s instead of 14.
         set_option(_M_TRIM_THRESHOLD, 16 * MAPPED_BYTES)
 
 
@@ -62,8 +60,8 @@ def lay_out_memory() -> None:
 def open_tensors(path: Path) -> LazyTensors:
     """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote.
 
-    Of the second kind all that is read is compared with its CRC-32. Files older than torch 1.6 are no archives and read
-    whole, at once.
+    What is read of the second kind is compared with its CRC-32. Files older than torch 1.6 are not archives; they are
+    read whole, at once.
 
     Raises:
         DataError: naming the file, if it is damaged or holds something else.

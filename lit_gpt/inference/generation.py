@@ -159,8 +159,10 @@ class TextModel:
         self._reserve(rows, positions)
         lengths = torch.tensor([len(ids) for ids in prompts], device=self.device)
         longest = int(lengths.max())
-        start = min(_common_length(self._cached, prompts[0]), longest - 1) if rows == 1 else 0
-        self._cached = prompts[0][:start] if rows == 1 else []
+        start = 0
+        if rows == 1:  # a conversation: what the cache has of it is not computed again
+            start = min(_common_length(self._cached, prompts[0]), longest - 1)
+        self._cached = prompts[0][:start]
         padded = [ids + [0] * (longest - len(ids)) for ids in prompts]
         ids = torch.tensor(padded, device=self.device)
         logits = torch.empty(0)
@@ -169,7 +171,9 @@ class TextModel:
             end = min(begin + step, longest)
             last = (lengths - 1).clamp(begin, end - 1) - begin
             found = self._forward(ids[:, begin:end], torch.arange(begin, end, device=self.device), end, last)
-            logits = found if begin == start else found.where((lengths > begin).unsqueeze(-1), logits)
+            if begin > start:  # prompts that ended before this part keep their logits
+                found = found.where((lengths > begin).unsqueeze(-1), logits)
+            logits = found
         self._cached = list(prompts[0]) if rows == 1 else []
         return logits
 
@@ -226,9 +230,11 @@ class TextModel:
 
 
 def _common_length(first: list[int], second: list[int]) -> int:
-    """How far two lists are equal."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
+    """How many items at their beginning two lists share."""
+    for index, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return index
+    return min(len(first), len(second))
 
 
 class TextStream:

@@ -59,7 +59,7 @@ def empty_model(
 def materialise(model: nn.Module, weights: Mapping[str, Tensor] | None, seed: int, device: torch.device) -> None:
     """Fills a model of `empty_model`, also one whose parameters FSDP2 has sharded, in place on `device`.
 
-    Of a sharded parameter a process reads, converts and keeps only its own part. QLoRA's matrices are whole on every
+    A process reads, converts and keeps only its own part of a sharded parameter. QLoRA's matrices are whole on every
     process, and are made one at a time. An unsharded parameter whose tensor in `weights` has the right dtype and device
     shares its memory. Random numbers come from `seed` alone, tensor by tensor on the host, so that any number of
     processes gets the same values.

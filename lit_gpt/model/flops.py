@@ -64,11 +64,11 @@ def flops_per_token(
 ) -> float:
     """Floating-point operations of forward and backward pass per position.
 
-    A matrix costs 2 per weight and product: forward; backward for its input, if anything before it is trained; backward
-    for itself, if it is trained. So 6 per weight in full training, and with LoRA 4 for the frozen weights, 6 for the
-    adapters and 2 for what lies before the first adapter. The embedding is looked up, not multiplied; the output head
-    counts with all its padded rows, of experts those that a token is sent to. Attention (q·k and p·v) costs
-    4 · head_size · n_head · context per layer forward and twice that backward.
+    A matrix costs 2 per weight and product, of which there are up to three: forward; backward for its input, if
+    anything before it is trained; backward for itself, if it is trained. So a weight costs 6 in full training; with
+    LoRA a frozen weight costs 4, one before the first adapter 2, and one of an adapter 6. The embedding is looked up,
+    not multiplied. The output head counts with all its padded rows, and only the experts that a token is sent to count.
+    Attention (q·k and p·v) costs 4 · head_size · n_head · context per layer forward, and twice that backward.
 
     Args:
         config: of the model.

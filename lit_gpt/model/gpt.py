@@ -74,14 +74,20 @@ class DocumentAttention(nn.Module):
         q, k, v = (part.unflatten(-1, (-1, size)).transpose(1, 2) for part in (q, k, v))
         if config.norm_qk and config.norm_qk_type == "default":
             q, k = self.norm_q(q), self.norm_k(k)
-        if n := config.rope_n_elem:
-            rotate = apply_rope_interleave if config.rope_interleave else apply_rope
-            q, k = (torch.cat((rotate(t[..., :n], cos, sin), t[..., n:]), dim=-1) for t in (q, k))
+        if config.rope_n_elem:
+            q, k = self._rotated(q, cos, sin), self._rotated(k, cos, sin)
         scale = (config.attention_scores_scalar or size) ** -0.5 * self.mscale**2
         window = config.sliding_window_size if self.apply_sliding_window_attention else None
         softcap = config.attention_logit_softcapping
-        y = attend(*(t.squeeze(0).transpose(0, 1) for t in (q, k, v)), mask, scale, window, softcap)
+        q, k, v = (part.squeeze(0).transpose(0, 1) for part in (q, k, v))  # [N, heads, head size]
+        y = attend(q, k, v, mask, scale, window, softcap)
         return self.proj(y.flatten(1).unsqueeze(0))
+
+    def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[1, heads, N, head size] → the same, the first `rope_n_elem` numbers of each head rotated."""
+        count = self.config.rope_n_elem
+        rotate = apply_rope_interleave if self.config.rope_interleave else apply_rope
+        return torch.cat((rotate(x[..., :count], cos, sin), x[..., count:]), dim=-1)
 
     def build_kv_cache(
         self,
@@ -98,7 +104,8 @@ class DocumentAttention(nn.Module):
 
     def _litgpt_mask(self, mask: Tensor, input_pos: Tensor) -> Tensor:
         """[…, queries, keys], true where a query sees a key, as litgpt's attention with a cache needs it."""
-        keys, queries = torch.arange(mask.size(-1), device=mask.device), input_pos[..., None, :, None]
+        keys = torch.arange(mask.size(-1), device=mask.device)
+        queries = input_pos[..., None, :, None]
         mask = mask & (keys <= queries)
         if self.apply_sliding_window_attention:
             mask = mask & (keys > queries - self.config.sliding_window_size)
@@ -261,7 +268,7 @@ class DocumentGPT(nn.Module):
         if length > self.max_seq_length:
             raise UserError(f"rows of {length} positions do not fit the model's window of {self.max_seq_length}")
         config = self.config
-        x = self.transformer.wte(idx.reshape(1, -1))  # all rows side by side
+        x = self.transformer.wte(idx.reshape(1, -1))  # all rows as one sequence
         device, dtype = x.device.type, x.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -270,14 +277,17 @@ class DocumentGPT(nn.Module):
         segments = find_segments(bounds, rows * length, length, dtype, config.head_size, window, softcap)
         positions = segment_positions(bounds, rows * length)
         cos, sin = self.cos[positions].unsqueeze(0), self.sin[positions].unsqueeze(0)
-        # with a second base, for some of the blocks, the tables stand side by side in a last dimension
-        tables = [(cos, sin)] if cos.dim() == 3 else list(zip(cos.unbind(-1), sin.unbind(-1), strict=True))
+        # a model with a second base for some of its blocks has both tables, in a last dimension
+        tables = [(cos, sin)]
+        if cos.dim() > 3:
+            tables = list(zip(cos.unbind(-1), sin.unbind(-1), strict=True))
         if config.scale_embeddings:
             x = x * torch.tensor(config.n_embd**0.5, dtype=x.dtype)
         if has_learned_positions(config):
             x = x + self.transformer.wpe(positions)
         for index, block in enumerate(self.transformer.h):
-            x = block(x, *tables[config.rope_indices[index] if len(tables) > 1 else 0], segments)
+            table = config.rope_indices[index] if len(tables) > 1 else 0
+            x = block(x, *tables[table], segments)
         return self.transformer.ln_f(x).squeeze(0)
 
     def _complete(self) -> None:

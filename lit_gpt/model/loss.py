@@ -131,8 +131,10 @@ class _ChunkedLoss(torch.autograd.Function):
                 grads[0][part] = slope @ matrix
             if wanted[1]:
                 grads[1] += slope.T @ states
-        like = zip(grads, (hidden, weight, bias), strict=True)
-        ctx.save_for_backward(*(g if g is None else g.to(t.dtype) for g, t in like))
+        for index, tensor in enumerate((hidden, weight, bias)):
+            if grads[index] is not None:
+                grads[index] = grads[index].to(tensor.dtype)
+        ctx.save_for_backward(*grads)
         ctx.mark_non_differentiable(losses)
         return losses.sum(), losses
 
@@ -140,7 +142,9 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # a factor rounded to bf16 would be wrong by up to 0.4 %, for every gradient of the model
         exact = torch.promote_types(grad.dtype, torch.float32)
-        grads = (g if g is None else (g.to(exact) * grad).to(g.dtype) for g in ctx.saved_tensors)
+        grads = []
+        for saved in ctx.saved_tensors:
+            grads.append(saved if saved is None else (saved.to(exact) * grad).to(saved.dtype))
         return *grads, None, None, None, None, None
 
 

@@ -1,9 +1,9 @@
 """A model of the Hugging Face Hub → checkpoints/ORG/NAME, ready to be trained on.
 
-1. The revision is settled to a commit; of its files those are chosen that are needed. Programs are none of them: what
-   is loaded later is numbers and text.
+1. The revision is settled to a commit, and the files that are needed are chosen. Programs are not among them: only
+   numbers and text are loaded later.
 2. The configuration and the tokenizer come first: whether the model is supported is known before its weights are here.
-3. What a call that was interrupted has left is gone on with. Each file's hash must be the one that the Hub lists.
+3. Files that an interrupted call has left are completed. Each file's hash must be the one that the Hub lists.
 4. The checkpoint is converted to litgpt's form (`--convert`).
 """
 
@@ -140,7 +140,7 @@ def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
 
 
 def check_supported(folder: Path) -> None:
-    """Raises a UserError or DataError if the model whose config.json lies in `folder` cannot be converted."""
+    """Raises a UserError or DataError if the model whose config.json is in `folder` cannot be converted."""
     config_from_hf(read_hf_config(folder))
 
 
