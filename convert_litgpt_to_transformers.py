@@ -38,18 +38,18 @@ def main(options: ConvertOptions) -> None:
     if options.verify == "logits" and not options.as_adapter:
         require_transformers(", or give --verify tensors")
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    trained = load_merged_model(options.input_path, options.checkpoint_dir, dtype=dtype)
-    if options.as_adapter and trained.lora is None:
+    model = load_merged_model(options.input_path, options.checkpoint_dir, dtype=dtype)
+    if options.as_adapter and model.lora is None:
         raise UserError(f"--as_adapter: {options.input_path} holds all weights, not an adapter")
 
     with staged(output_dir) as stage:
         if options.as_adapter:
-            hf, verified = write_adapter(stage, trained)
+            hf, verified = write_adapter(stage, model)
         else:
-            hf, verified = write_folder(stage, trained, parse_size(options.max_shard_size), options.verify)
+            hf, verified = write_folder(stage, model, parse_size(options.max_shard_size), options.verify)
         print(verified)
-        provenance = write_provenance(stage, trained, hf, verified)
-        write_card(stage, trained, hf, provenance, options.repo_id or output_dir.name, options.license)
+        provenance = write_provenance(stage, model, hf, verified)
+        write_card(stage, model, hf, provenance, options.repo_id or output_dir.name, options.license)
         keep_the_rest(output_dir, stage)
     list_files(output_dir)
 

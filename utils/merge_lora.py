@@ -38,14 +38,14 @@ def main(options: MergeOptions) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--save_path {folder} is a file")
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    trained = load_merged_model(options.lora_path, options.checkpoint_dir, dtype=dtype)
-    if trained.lora is None:
+    model = load_merged_model(options.lora_path, options.checkpoint_dir, dtype=dtype)
+    if model.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
     with staged_into(folder, last=WEIGHTS) as stage:
-        write_litgpt_directory(stage, trained.config, trained.state_dict, companion_files(trained))
+        write_litgpt_directory(stage, model.config, model.state_dict, companion_files(model))
         if options.verify == "logits":
-            print(compare_merged(trained, lazy_weights(stage)), flush=True)
-    merged = trained.provenance.get("checkpoint", "the adapter")
+            print(compare_merged(model, lazy_weights(stage)), flush=True)
+    merged = model.provenance.get("checkpoint", "the adapter")
     print(f"merged {merged} of {options.lora_path} into {folder / WEIGHTS}")
 
 

@@ -46,12 +46,12 @@ def check_output_dir(folder: Path) -> None:
         raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
 
 
-def write_folder(stage: Path, trained: MergedModel, max_shard_bytes: int, verify: str) -> tuple[dict[str, Any], str]:
-    """Fills `stage` with the merged model and compares it with `trained`.
+def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: str) -> tuple[dict[str, Any], str]:
+    """Fills `stage` with the merged model and compares it with `model`.
 
     Args:
         stage: an empty folder.
-        trained: the model.
+        model: the model.
         max_shard_bytes: largest size of one weights file.
         verify: how it is compared, "logits", "tensors" or "none".
 
@@ -61,21 +61,21 @@ def write_folder(stage: Path, trained: MergedModel, max_shard_bytes: int, verify
     Raises:
         DataError: if the folder does not hold the same model.
     """
-    tokenizer = Tokenizer(trained.tokenizer_dir)
-    hf = make_config(trained, trained.state_dict, tokenizer)
+    tokenizer = Tokenizer(model.tokenizer_dir)
+    hf = make_config(model, model.state_dict, tokenizer)
     write_json(stage / "config.json", hf)
-    write_json(stage / "generation_config.json", generation_config(trained, tokenizer))
-    specs = dict(tensors_to_hf(specs_of(trained.state_dict), trained.config, hf))
-    tensors = tensors_to_hf(trained.state_dict, trained.config, hf)
+    write_json(stage / "generation_config.json", generation_config(model, tokenizer))
+    specs = dict(tensors_to_hf(specs_of(model.state_dict), model.config, hf))
+    tensors = tensors_to_hf(model.state_dict, model.config, hf)
     write_safetensors(stage, specs, tensors, max_shard_bytes)
     if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
         print(f"warning: {warning}")
     for name, source in COMPANIONS.items():
         shutil.copyfile(REPOSITORY / source, stage / name)
-    return hf, verify_folder(verify, stage, trained, hf, tokenizer)
+    return hf, verify_folder(verify, stage, model, hf, tokenizer)
 
 
-def write_adapter(stage: Path, trained: MergedModel) -> tuple[dict[str, Any], str]:
+def write_adapter(stage: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
     """Fills `stage` with the adapter for peft, and reads it back: merged again it must be the same model.
 
     Returns:
@@ -84,27 +84,27 @@ def write_adapter(stage: Path, trained: MergedModel) -> tuple[dict[str, Any], st
     Raises:
         DataError: if it is another model.
     """
-    hf = make_config(trained, trained.base, Tokenizer(trained.tokenizer_dir))
-    name, _ = foundation_facts(trained.foundation_dir)
-    modules = write_peft(stage, trained.adapter, trained.config, trained.lora, hf, name)
-    verify_adapter(stage, trained, hf)
+    hf = make_config(model, model.base, Tokenizer(model.tokenizer_dir))
+    name, _ = foundation_facts(model.foundation_dir)
+    modules = write_peft(stage, model.adapter, model.config, model.lora, hf, name)
+    verify_adapter(stage, model, hf)
     return hf, f"verified: {modules} modules read back, merged again the same model"
 
 
-def make_config(trained: MergedModel, state_dict: Mapping[str, Tensor], tokenizer: Tokenizer) -> dict[str, Any]:
+def make_config(model: MergedModel, state_dict: Mapping[str, Tensor], tokenizer: Tokenizer) -> dict[str, Any]:
     """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
     dtype = str(specs_of(state_dict)["transformer.wte.weight"].dtype).removeprefix("torch.")
-    if trained.foundation_dir and (trained.foundation_dir / "config.json").is_file():
-        hf, changes = settle_config(read_hf_config(trained.foundation_dir), trained.config, state_dict, dtype)
+    if model.foundation_dir and (model.foundation_dir / "config.json").is_file():
+        hf, changes = settle_config(read_hf_config(model.foundation_dir), model.config, state_dict, dtype)
         for change in changes:
             print(f"config.json: {change}")
         return hf
-    return config_to_hf(trained.config, tokenizer.bos_id, tokenizer.eos_id, dtype, is_tied(state_dict))
+    return config_to_hf(model.config, tokenizer.bos_id, tokenizer.eos_id, dtype, is_tied(state_dict))
 
 
-def generation_config(trained: MergedModel, tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_config(model: MergedModel, tokenizer: Tokenizer) -> dict[str, Any]:
     """generation_config.json: the foundation's, or the ids that begin and end a text."""
-    for folder in (trained.foundation_dir, trained.tokenizer_dir):
+    for folder in (model.foundation_dir, model.tokenizer_dir):
         if folder and (folder / "generation_config.json").is_file():
             return read_json(folder / "generation_config.json")
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}

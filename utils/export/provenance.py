@@ -17,20 +17,20 @@ PROVENANCE = "training_provenance.json"
 """The file in a Hugging Face folder that says how the model was trained; hf_files/handler.py reads it too."""
 
 
-def write_provenance(folder: Path, trained: MergedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
+def write_provenance(folder: Path, model: MergedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
     """Writes the record of training and conversion, copies the foundation's licences, and returns the record.
 
     Args:
         folder: the Hugging Face folder.
-        trained: the model.
+        model: the model.
         hf: its config.json.
-        verified: what the comparison of the folder with `trained` found.
+        verified: what the comparison of the folder with `model` found.
     """
-    for path in licence_files(trained.foundation_dir):
+    for path in licence_files(model.foundation_dir):
         shutil.copyfile(path, folder / path.name)
     versions = {name: version(name) for name in ("torch", "litgpt", "safetensors")}
     conversion = {"architecture": hf["architectures"][0], "verification": verified, "versions": versions}
-    provenance = {**publishable(trained.provenance), "conversion": conversion}
+    provenance = {**publishable(model.provenance), "conversion": conversion}
     write_json(folder / PROVENANCE, provenance)
     return provenance
 

@@ -23,8 +23,8 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.run.merged_model import MergedModel
 
 
-def verify_folder(how: str, stage: Path, trained: MergedModel, hf: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """Compares the Hugging Face folder `stage` with `trained`, by "logits", "tensors" or not ("none").
+def verify_folder(how: str, stage: Path, model: MergedModel, hf: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """Compares the Hugging Face folder `stage` with `model`, by "logits", "tensors" or not ("none").
 
     Returns:
         What was found, in words.
@@ -33,20 +33,20 @@ def verify_folder(how: str, stage: Path, trained: MergedModel, hf: dict[str, Any
         DataError: if they differ.
     """
     if how == "logits":
-        return verify_logits(stage, trained, tokenizer)
+        return verify_logits(stage, model, tokenizer)
     if how == "tensors":
-        return verify_tensors(stage, trained, hf)
+        return verify_tensors(stage, model, hf)
     return "not verified"
 
 
-def verify_logits(stage: Path, trained: MergedModel, tokenizer: Tokenizer) -> str:
+def verify_logits(stage: Path, model: MergedModel, tokenizer: Tokenizer) -> str:
     """Compares logits and token ids with what transformers computes from `stage` in a fresh process; says the result.
 
     Raises:
         DataError: if they differ.
     """
-    sequences = probe_sequences(trained.config.padded_vocab_size, trained.config.block_size)
-    ours = litgpt_logits(trained.config, trained.state_dict, sequences)
+    sequences = probe_sequences(model.config.padded_vocab_size, model.config.block_size)
+    ours = litgpt_logits(model.config, model.state_dict, sequences)
     text = PROBE_TEXT if (stage / "tokenizer.json").is_file() else None
     answer = ask_transformers(stage, sequences, text)
     difference, relative = largest_difference(ours, answer.logits)
@@ -62,7 +62,7 @@ def verify_logits(stage: Path, trained: MergedModel, tokenizer: Tokenizer) -> st
     return f"verified: {figures}, on {tokens} tokens in float32{equal_ids}"
 
 
-def verify_tensors(stage: Path, trained: MergedModel, hf: dict[str, Any]) -> str:
+def verify_tensors(stage: Path, model: MergedModel, hf: dict[str, Any]) -> str:
     """Reads the weights files again and compares every tensor bit for bit with what was to be written; says the result.
 
     Raises:
@@ -70,7 +70,7 @@ def verify_tensors(stage: Path, trained: MergedModel, hf: dict[str, Any]) -> str
     """
     files = TensorFiles(stage)
     names = set()
-    for name, tensor in tensors_to_hf(trained.state_dict, trained.config, hf):
+    for name, tensor in tensors_to_hf(model.state_dict, model.config, hf):
         names.add(name)
         if name not in files.names:
             raise DataError(f"{name} was not written")
@@ -83,15 +83,15 @@ def verify_tensors(stage: Path, trained: MergedModel, hf: dict[str, Any]) -> str
     return f"verified: {len(names)} tensors read back, equal bit for bit"
 
 
-def verify_adapter(stage: Path, trained: MergedModel, hf: dict[str, Any]) -> None:
+def verify_adapter(stage: Path, model: MergedModel, hf: dict[str, Any]) -> None:
     """Reads the adapter for peft in `stage`, merges it, and compares every weight with the trained model's.
 
     Raises:
         DataError: naming a weight that differs.
     """
-    adapter, settings = read_peft(stage, trained.config, hf)
-    merged = merge_adapter(trained.base, adapter, trained.config, settings)
-    for name, tensor in trained.state_dict.items():
+    adapter, settings = read_peft(stage, model.config, hf)
+    merged = merge_adapter(model.base, adapter, model.config, settings)
+    for name, tensor in model.state_dict.items():
         # peft multiplies by the scale at another point: that differs by a rounding of the weights' type at most
         tolerance = 4 * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
         if not torch.allclose(merged[name].float(), tensor.float(), atol=tolerance, rtol=0):
