@@ -40,8 +40,8 @@ class Packing(NamedTuple):
     start: np.ndarray
     end: np.ndarray
     overlap: np.ndarray
-    """How many of a piece's first tokens are no targets: 1 at a document's beginning, since nothing predicts its first
-    token; in a continuation those it repeats from the piece before, at least 1."""
+    """A piece's first tokens that are no targets: 1 at a document's beginning, which nothing predicts, else those
+    that repeat the piece before, at least 1."""
     row_pieces: np.ndarray
     """[rows + 1]: where the pieces of each row begin."""
 
@@ -115,16 +115,13 @@ def join(lengths: np.ndarray, window: int) -> Packing:
 
 
 def fill(rows: Packing, tokens: np.ndarray, firsts: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a shard holds of `rows`.
+    """The rows' tokens [rows, window], zeros where padded, and the pieces' lengths, int32 [pieces], as in a shard.
 
     Args:
         rows: as `pack` or `join` made them.
         tokens: [tokens] of all documents.
         firsts: int64 [documents], where each document begins in `tokens`.
         window: tokens of a row.
-
-    Returns:
-        The rows' tokens [rows, window], zeros where padded, and the pieces' lengths, int32 [pieces].
     """
     lengths = rows.end - rows.start
     used = np.diff(np.append(0, np.cumsum(lengths))[rows.row_pieces])
@@ -166,7 +163,7 @@ def _pack_whole(lengths: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _plan_rows(count: list[int], window: int, spare: int) -> list[tuple[int, int, int, int]]:
-    """Plans rows of whole documents: steps (length, each, row, repeats), where `count[n]` documents (used up here) have length n.
+    """Steps (length, each, row, repeats) that fill rows with whole documents: `count[n]`, used up here, have length n.
 
     Each of `repeats` rows from `row` on holds `each` documents of that length. `spare` tokens of longer documents can
     fill what stays free: as long as they last, nothing smaller is left of a row than such a document's shortest piece.
