@@ -29,16 +29,15 @@ from utils.data.shards import Row, RowReader, verify_shards
 
 
 class Batch(NamedTuple):
-    """A micro-batch.
-
-    input_ids, targets: [B, T] int64; a target is `IGNORE` where there is nothing to predict.
-    segments: int32 [segments + 1], where each document begins, counted through all rows, and B·T; None where documents
-        are not kept apart.
-    """
+    """A micro-batch."""
 
     input_ids: Tensor
+    """[B, T] int64."""
     targets: Tensor
+    """[B, T] int64; `IGNORE` where there is nothing to predict."""
     segments: Tensor | None
+    """int32 [segments + 1]: where each document begins, counted through all rows, and B·T; None where documents are not
+    kept apart."""
 
     @property
     def target_count(self) -> int:
@@ -54,17 +53,15 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class StepData(NamedTuple):
-    """What one process trains on in one optimiser step.
-
-    datasets: for each micro-batch int64 [B], the number of each row's dataset in the mixture.
-    targets: of the step on all processes together.
-    dataset_targets: int64 [datasets], the same by dataset.
-    """
+    """What one process trains on in one optimiser step."""
 
     batches: list[Batch]
     datasets: list[Tensor]
+    """For each micro-batch int64 [B]: the number of each row's dataset in the mixture."""
     targets: int
+    """Target tokens of the step on all processes together."""
     dataset_targets: np.ndarray
+    """int64 [datasets]: the same by dataset."""
 
 
 def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
@@ -88,9 +85,11 @@ def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True
         is_target[index, :used] = offsets >= np.repeat(row.segment_overlaps, lengths)
     targets = np.where(is_target, tokens, IGNORE)
     segments = np.concatenate([*bounds, [len(rows) * positions]]).astype(np.int32)
-    parts = (tokens[:, :-1], targets[:, 1:], segments)
-    input_ids, targets, segments = (torch.from_numpy(np.ascontiguousarray(part)) for part in parts)
-    return Batch(input_ids, targets, segments if mask_documents else None)
+    return Batch(
+        input_ids=torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])),
+        targets=torch.from_numpy(np.ascontiguousarray(targets[:, 1:])),
+        segments=torch.from_numpy(segments) if mask_documents else None,
+    )
 
 
 def verify_data(data_dir: Path, entries: Sequence[DatasetSplit]) -> None:
@@ -132,12 +131,12 @@ class TrainingData:
         rows, datasets = [], []
         dataset_targets = np.zeros(len(self._readers), np.int64)
         for sample in self.samples(step, 0, 1):
-            place = self.order.locate(sample)
-            reader = self._readers[place.dataset]
-            dataset_targets[place.dataset] += reader.count_targets(place.row)
+            location = self.order.locate(sample)
+            reader = self._readers[location.dataset]
+            dataset_targets[location.dataset] += reader.count_targets(location.row)
             if sample in own:
-                rows.append(reader.read(place.row))
-                datasets.append(place.dataset)
+                rows.append(reader.read(location.row))
+                datasets.append(location.dataset)
         micro_batches = [slice(i, i + micro_batch_size) for i in range(0, len(rows), micro_batch_size)]
         return StepData(
             [collate(rows[part], self._window, self._mask_documents) for part in micro_batches],

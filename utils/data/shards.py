@@ -26,6 +26,7 @@ from tempfile import TemporaryFile
 from typing import IO, Any
 
 import numpy as np
+from safetensors import safe_open
 
 from lit_gpt.errors import DataError
 from utils.data.manifest import DatasetSplit, Shard
@@ -35,11 +36,14 @@ from utils.files.checksums import ListedFile, file_sha256, find_difference
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a shard: `tokens` [window], and for each segment its length and its leading non-targets."""
+    """One row of a shard."""
 
     tokens: np.ndarray
+    """[window]."""
     segment_lengths: np.ndarray
+    """[segments] int32."""
     segment_overlaps: np.ndarray
+    """[segments] int32: the first tokens of each that are no targets."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -53,10 +57,10 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
 
 
 class ShardWriter:
-    """Writes one split's shards while their rows come: row i goes into shard i mod `count`.
+    """Writes one split's shards while their rows come: row i goes into shard i mod their number.
 
-    Each file is written once, from its begin to its end, beside its place, and read once, for its checksum; all get
-    their names together. Used as a context: what is not published is removed.
+    Each file is written once, from begin to end, under another name, and read once, for its checksum; all get their
+    names together. It is used as a context: what is not published is removed.
 
     Args:
         data_dir: where the shards lie.
@@ -71,7 +75,7 @@ class ShardWriter:
         self._rows = 0
         self._resources = ExitStack()
         self._files: list[tuple[IO[bytes], IO[bytes]]] = []
-        """Of each shard its file, and what is to come behind its rows."""
+        """Each shard's file, and a file of what will follow its rows."""
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as opened:  # which closes and removes those before the one that could not be opened
@@ -89,7 +93,16 @@ class ShardWriter:
         self._resources.close()
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, overlaps: np.ndarray, row_segments: np.ndarray) -> None:
-        """Writes rows: tokens [rows, window], and their segments as in a shard."""
+        """Writes rows.
+
+        Args:
+            tokens: [rows, window].
+            lengths, overlaps: [segments], as in a shard.
+            row_segments: [rows + 1], where each row's segments begin.
+
+        Raises:
+            OSError: naming the shard, for instance when the disk is full.
+        """
         if not len(tokens):
             return
         counts = np.diff(row_segments)
@@ -105,7 +118,7 @@ class ShardWriter:
         self._rows += len(tokens)
 
     def publish(self) -> list[Shard]:
-        """Completes the files and gives them their names; a split without rows has none."""
+        """Completes the files and gives them their names; a split without rows has no files."""
         if not self._rows:
             return []
         with ThreadPoolExecutor(max_workers=8) as pool:
@@ -116,7 +129,13 @@ class ShardWriter:
         return shards
 
     def _complete(self, shard: int) -> Shard:
-        path, (file, segments) = self._paths[shard], self._files[shard]
+        """Writes what follows the rows of a shard, and its header; syncs it to the disk; reads it for its checksum.
+
+        Raises:
+            OSError: naming the shard, for instance when the disk is full.
+        """
+        path = self._paths[shard]
+        file, segments = self._files[shard]
         rows = self._rows // len(self._files) + (shard < self._rows % len(self._files))
         with naming(path):
             segments.seek(0)
@@ -148,20 +167,25 @@ Source: https://huggingface.co/docs/safetensors/index#format
 
 
 def _tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int) -> dict[str, Any]:
-    """What a safetensors header says of an array that begins at byte `begin` behind it."""
+    """What a safetensors header says of an array that begins `begin` bytes after the header."""
     kind = {"u": "U", "i": "I"}[dtype.kind] + str(8 * dtype.itemsize)
     size = int(np.prod(shape)) * dtype.itemsize
     return {"dtype": kind, "shape": list(shape), "data_offsets": [begin, begin + size]}
 
 
 def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Segments per row, their lengths and their overlaps, which `ShardWriter.add` wrote one after the other."""
+    """Reads what `ShardWriter.add` wrote one after the other: three arrays in turn, each after its size.
+
+    Returns:
+        Segments per row [rows], their lengths and their overlaps [segments], all int32.
+    """
     found: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in range(3)]
-    place = number = 0
-    while place < len(values):
-        size = int(values[place])
-        found[number % 3].append(values[place + 1 : place + 1 + size])
-        place, number = place + 1 + size, number + 1
+    position = number = 0
+    while position < len(values):
+        size = int(values[position])
+        found[number % 3].append(values[position + 1 : position + 1 + size])
+        position += 1 + size
+        number += 1
     counts, lengths, overlaps = map(np.concatenate, found)
     return counts, lengths, overlaps
 
@@ -200,8 +224,6 @@ class RowReader:
 
     def _find(self, row: int) -> tuple[Any, int, slice, dict[str, np.ndarray]]:
         """The tokens of the row's shard, the row's number there, its segments, and the shard's other arrays."""
-        from safetensors import safe_open
-
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         if shard not in self._open:
             file = safe_open(self._paths[shard], framework="np")

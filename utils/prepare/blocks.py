@@ -266,7 +266,7 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow
+        import pyarrow  # an optional package
     except ImportError:
         raise UserError("*.parquet and *.jsonl.zst need pyarrow: pip install pyarrow") from None
     return pyarrow
@@ -275,7 +275,7 @@ def _pyarrow() -> Any:
 def _parquet_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
     """The rows of a Parquet file in blocks of at least `size` bytes of text, but for the last one."""
     arrow = _pyarrow()
-    from pyarrow import parquet
+    from pyarrow import parquet  # an optional package
 
     try:
         with parquet.ParquetFile(file.path, buffer_size=READ) as table:
@@ -305,7 +305,7 @@ def _parquet_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[Te
 
 def _values(column: Any) -> list[Any]:
     """The values of an Arrow array, text as bytes: Arrow does not say which one is not UTF-8."""
-    from pyarrow import types
+    from pyarrow import types  # an optional package
 
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()

@@ -41,25 +41,27 @@ COUNTED_BYTES = 1 << 18
 
 
 class Encoded(NamedTuple):
-    """The tokens of some documents, side by side.
-
-    tokens [tokens]; lengths [documents]; turns [boundaries], ascending: where a line begins within a document that is
-    longer than `window`; shared: how many first tokens repeat the last one of an earlier part of their document; then
-    what was counted in the text, and the numbers of the documents that gave no token.
-    """
+    """The tokens of some documents, side by side."""
 
     tokens: np.ndarray
+    """[tokens], in the smallest unsigned type that holds the vocabulary."""
     lengths: np.ndarray
+    """[documents] int64, of those that gave a token."""
     turns: np.ndarray
+    """[boundaries] int64, ascending: where a line begins within a document that is longer than `window`."""
     shared: int
+    """How many documents' first tokens repeat the last one of an earlier part of their document."""
     turn_count: int
+    """Lines of the text that begin with a speaker's tag."""
     words: int
+    """What white space separates in the text."""
     empty: list[int]
+    """Numbers of the documents that gave no token."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """Which library makes the tokens, why, and which texts it must not see."""
+    """Which library makes the tokens, why, and which texts it must not be given."""
 
     name: str
     reason: str
@@ -93,7 +95,7 @@ def choose_library(tokenizer: Tokenizer, sample: list[str] | None) -> Library:
 @cache
 def load_gigatoken(directory: Path) -> Any:
     """Raises ImportError where it is not installed, RuntimeError or ValueError where it does not do the tokenizer."""
-    import gigatoken
+    import gigatoken  # an optional package
 
     return gigatoken.Tokenizer.from_json(_gigatoken_json(directory)).backend
 
@@ -101,14 +103,12 @@ def load_gigatoken(directory: Path) -> Any:
 @cache
 def _gigatoken_json(directory: Path) -> bytes:
     """What gigatoken loads. Making it of a SentencePiece model takes four times as long as the loading."""
-    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
+    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json  # an optional package
 
     path = directory / "tokenizer.json"
-    return (
-        path.read_bytes()
-        if path.is_file()
-        else sentencepiece_to_tokenizer_json((directory / "tokenizer.model").read_bytes())
-    )
+    if path.is_file():
+        return path.read_bytes()
+    return sentencepiece_to_tokenizer_json((directory / "tokenizer.model").read_bytes())
 
 
 class Encoder:
@@ -124,8 +124,9 @@ class Encoder:
     def __init__(self, checkpoint_dir: Path, bos: bool, eos: bool, window: int, library: Library) -> None:
         self._tokenizer = Tokenizer(checkpoint_dir)
         self._dtype = token_dtype(self._tokenizer.vocab_size)
-        self._before = np.array([self._tokenizer.bos_id] if bos else [], np.uint32)
-        self._after = np.array([self._tokenizer.eos_id] if eos else [], np.uint32)
+        self._nothing = np.zeros(0, np.uint32)
+        self._before = np.array([self._tokenizer.bos_id], np.uint32) if bos else self._nothing
+        self._after = np.array([self._tokenizer.eos_id], np.uint32) if eos else self._nothing
         self._window = window
         self._fast = load_gigatoken(checkpoint_dir) if library.name == GIGATOKEN else None
         self._size_at_first = resident_bytes()
@@ -134,34 +135,48 @@ class Encoder:
         self._ends, self._starts = _TokenSet(self._tokenizer.line_ends), _TokenSet(self._tokenizer.line_starts)
 
     def __call__(self, documents: list[Document]) -> Encoded:
+        """The tokens of the documents of one block, in their order.
+
+        A part of a document begins with the last token of the part before it, where that can be told from the text, and
+        has no begin-of-text token then; only its last part has an end-of-text token.
+
+        Raises:
+            DataError: if gigatoken gives other tokens than the tokenizer for the first of the documents.
+        """
         texts = [document.text for document in documents]
         if self._fast is not None:
             self._keep_small()
             self._prove(texts)
         found = self._encode(texts)
         parts: list[np.ndarray] = []
-        lengths, shared, empty = [], 0, []
+        lengths: list[int] = []
+        empty: list[int] = []
+        shared = 0
         for number, (document, ids) in enumerate(zip(documents, found, strict=True)):
             if not len(ids):
                 empty.append(number)
                 continue
-            ids, repeats = self._without_context(document, ids) if document.context else (ids, False)
-            length = len(ids)
-            if not repeats and len(self._before):
-                parts.append(self._before)
-                length += 1
-            parts.append(ids)
-            if document.ends and len(self._after):
-                parts.append(self._after)
-                length += 1
-            lengths.append(length)
+            repeats = False
+            if document.context:
+                ids, repeats = self._without_context(document, ids)
+            before = self._nothing if repeats else self._before
+            after = self._after if document.ends else self._nothing
+            parts += [before, ids, after]
+            lengths.append(len(before) + len(ids) + len(after))
             shared += repeats
-        joined = np.concatenate([np.zeros(0, np.uint32), *parts], dtype=np.uint32, casting="unsafe")
+        joined = np.concatenate([self._nothing, *parts], dtype=np.uint32, casting="unsafe")
         assert joined.max(initial=0) < self._tokenizer.vocab_size, "a token id outside of the vocabulary"
         tokens = joined.astype(self._dtype)
-        turns = self._turns(tokens, np.array(lengths, np.int64))
         words, turn_count = count_words_and_turns([document.text[document.context :] for document in documents])
-        return Encoded(tokens, np.array(lengths, np.int64), turns, shared, turn_count, words, empty)
+        return Encoded(
+            tokens=tokens,
+            lengths=np.array(lengths, np.int64),
+            turns=self._turns(tokens, np.array(lengths, np.int64)),
+            shared=shared,
+            turn_count=turn_count,
+            words=words,
+            empty=empty,
+        )
 
     def _encode(self, texts: list[bytes]) -> list[np.ndarray]:
         """The ids of each text, uint32 or int64."""
@@ -173,8 +188,10 @@ class Encoder:
         return [next(slowly) if slow else encode(text) for text, slow in zip(texts, avoided, strict=True)]
 
     def _must_avoid(self, text: bytes) -> bool:
-        """Whether the text holds a name that gigatoken must not see. A single byte is found 30 times as fast."""
-        return any(first in text for first in self._avoid_firsts) and any(name in text for name in self._avoid)
+        """Whether the text holds a name that gigatoken must not be given."""
+        if not any(first in text for first in self._avoid_firsts):  # a single byte is found 30 times as fast as a name
+            return False
+        return any(name in text for name in self._avoid)
 
     def _keep_small(self) -> None:
         """Loads gigatoken anew, some 0.1 s, where this process has grown too much: it keeps every word it has seen."""
@@ -217,11 +234,11 @@ class Encoder:
     def _encode_long(self, text: bytes) -> np.ndarray:
         """The ids of a text that takes much memory at once: of parts that repeat two words, if they fit together."""
         found = []
-        place = context = 0
-        while place < len(text):
-            rest = text[place - context : place + BATCH_BYTES]
+        position = context = 0
+        while position < len(text):
+            rest = text[position - context : position + BATCH_BYTES]
             end, following = len(rest), 0
-            if place + BATCH_BYTES < len(text):
+            if position + BATCH_BYTES < len(text):
                 end, following = cut_between_words(rest, context, len(rest) - 1)
             ids = np.array(self._tokenizer.encode(rest[:end].decode()), np.uint32)
             if context:
@@ -230,19 +247,20 @@ class Encoder:
                     return np.array(self._tokenizer.encode(text.decode()), np.uint32)
                 ids = ids[len(repeated) :]
             found.append(ids)
-            place, context = place - context + end, following
-            if not following and place < len(text):
+            position, context = position - context + end, following
+            if not following and position < len(text):
                 return np.array(self._tokenizer.encode(text.decode()), np.uint32)
         return np.concatenate(found)
 
     def _without_context(self, document: Document, ids: np.ndarray) -> tuple[np.ndarray, bool]:
-        """The ids after the context, the last one of the context before them, and whether they do begin with that."""
+        """The ids that follow the context, after the last id of the context; and whether they begin with that one."""
         context = self._encode([document.text[: document.context]])[0]
         if len(context) and np.array_equal(ids[: len(context)], context):
             return ids[len(context) - 1 :], True
         return self._encode([document.text[document.context :]])[0], False
 
     def _turns(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """`Encoded.turns` of documents of these `lengths`."""
         found = [np.zeros(0, np.int64)]
         ends = np.cumsum(lengths)
         for document in np.flatnonzero(lengths > self._window).tolist():
@@ -262,8 +280,8 @@ class _TokenSet:
         self.table, self.ids = table, np.flatnonzero(table)
 
     def find(self, tokens: np.ndarray) -> np.ndarray:
-        """Where they are: bool [tokens]. Comparing with each of few is some 20 times as fast as looking up each."""
-        if len(self.ids) > 4:
+        """Where they are: bool [tokens]."""
+        if len(self.ids) > 4:  # comparing with each of few ids is some 20 times as fast as looking up each token
             return self.table.take(tokens, mode="clip")
         found = np.zeros(len(tokens), bool)
         for token in self.ids.tolist():
@@ -300,7 +318,7 @@ def _batches(texts: list[bytes], limit: int) -> Iterator[list[bytes]]:
 
 
 def count_words_and_turns(texts: list[bytes]) -> tuple[int, int]:
-    """What white space separates, no-break spaces included (as `wc -w` counts), and the lines that begin with a tag."""
+    """What white space separates, no-break spaces included (as `wc -w` counts), and lines that begin with a tag."""
     words = turns = 0
     for batch in _batches(texts, COUNTED_BYTES):
         letters = np.frombuffer(b"\n".join([*batch, b""]), np.uint8)
@@ -310,20 +328,20 @@ def count_words_and_turns(texts: list[bytes]) -> tuple[int, int]:
 
 
 def _count_words(letters: np.ndarray) -> int:
-    """Of text that ends with a space."""
+    """Counts the words of text that ends with a space."""
     is_space = letters <= 0x20
     for code in ("\u00a0", "\u202f"):
         first, *others = code.encode()
         found = np.flatnonzero(letters == first)  # these bytes are rare
-        for place, byte in enumerate(others, start=1):
-            found = found[letters[found + place] == byte]
-        for place in range(len(others) + 1):
-            is_space[found + place] = True
+        for offset, byte in enumerate(others, start=1):
+            found = found[letters[found + offset] == byte]
+        for offset in range(len(others) + 1):
+            is_space[found + offset] = True
     return int(np.count_nonzero(is_space[1:] > is_space[:-1]))
 
 
 def _count_turns(letters: np.ndarray) -> int:
-    """The lines that begin with a speaker's tag, `[name:]`, in text that ends with a line."""
+    """Counts the lines that begin with a speaker's tag, `[name:]`, in text that ends with a line."""
     ends = np.flatnonzero(letters == 0x0A)
     begins = np.append(0, ends[:-1] + 1)
     tagged = letters[begins] == 0x5B

@@ -86,7 +86,7 @@ def _sketch(texts: list[bytes]) -> np.ndarray:
     memory at the same time.
     """
     try:
-        from rensa import RMinHash
+        from rensa import RMinHash  # an optional package
     except ImportError:
         raise UserError("looking for near-duplicates needs rensa: pip install rensa") from None
     sketches = np.full((len(texts), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
