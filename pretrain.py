@@ -37,7 +37,7 @@ from utils.run.progress import TrainingProgress
 from utils.train.agenda import Agenda, Due
 from utils.train.dry_run import dry_run_report
 from utils.train.history import StepHistory
-from utils.train.metrics import progress_columns, write_losses, write_steps
+from utils.train.metrics import progress_columns
 from utils.train.plan import TrainingPlan, make_plan
 from utils.train.set_up import Training, locked_run_folder, set_up
 from utils.train.start import record_mixture
@@ -257,7 +257,8 @@ def log_steps(training: Training, progress: TrainingProgress, history: StepHisto
                 f"step {record.columns['step']} skipped: loss {record.loss}, gradient norm {record.grad_norm}, "
                 f"samples {end - training.plan.samples_per_step} to {end - 1}"
             )
-    write_steps(training, records, columns)
+    if training.metrics:
+        training.metrics.write_steps(records, columns)
     last, steps = records[-1], training.plan.schedule.max_steps
     left = (steps - progress.step) * progress.seconds / progress.step
     mfu = f"  MFU {float(columns['mfu']):.1%}" if "mfu" in columns else ""
@@ -271,11 +272,11 @@ def log_steps(training: Training, progress: TrainingProgress, history: StepHisto
 
 def log_datasets(training: Training, progress: TrainingProgress, history: StepHistory) -> None:
     """Writes a line for each dataset that was trained on since the last time."""
-    if training.metrics is None:
+    if training.metrics is None:  # on all processes but one
         return
     names = [entry.dataset for entry in training.plan.mixture.entries]
     losses = {name: loss for name, loss in zip(names, history.take_dataset_losses(), strict=True) if loss.targets}
-    write_losses(training, progress, "train", losses)
+    training.metrics.write_losses(progress, "train", losses)
 
 
 def validate_now(training: Training, progress: TrainingProgress) -> TrainingProgress:
@@ -310,7 +311,8 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
         validations_without_improvement=0 if is_better else progress.validations_without_improvement + 1,
         validation_pending=False,
     )
-    write_losses(training, progress, "valid", losses)
+    if training.metrics:
+        training.metrics.write_losses(progress, "valid", losses)
     each = "  ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items() if name != ALL)
     training.log.line(f"validation at step {progress.step:,}: {losses[ALL].mean:.4f}  ({each})")
     return progress
@@ -321,7 +323,7 @@ def save_now(training: Training, progress: TrainingProgress) -> None:
     began = time.monotonic()
     finish_saving(training)  # of the one before
     training.watchdog.mark(f"copying the checkpoint of step {progress.step}")
-    if training.metrics is not None:
+    if training.metrics:
         training.metrics.sync()
     training.writer.save(training.model.module, training.optimizer.optimizer, progress)
     if not training.options.async_checkpoints:

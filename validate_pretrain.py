@@ -28,7 +28,7 @@ from utils.cluster.meeting import every_task_needed
 from utils.data.batches import verify_data
 from utils.data.manifest import TEST, DatasetSplit, Manifest
 from utils.run.checkpoint_folders import list_checkpoints, verify_checkpoint
-from utils.run.csv_log import ALL, PLACE_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog, read_csv
+from utils.run.csv_log import ALL, PROGRESS_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog, read_csv
 from utils.run.merged_model import load_merged_model
 from utils.run.progress import TrainingProgress
 from utils.run.record import RunRecord
@@ -129,7 +129,7 @@ def was_measured(task: OfflineValidation, checkpoint: Path, row: dict[str, str])
 
 def append(task: OfflineValidation, checkpoint: Path, losses: dict[str, Loss]) -> None:
     progress = asdict(TrainingProgress.load(checkpoint))
-    where = {column: round(progress[column], 3) for column in PLACE_COLUMNS}
+    where = {column: round(progress[column], 3) for column in PROGRESS_COLUMNS}
     log = CsvLog(task.options.out_dir / VALIDATION, VALIDATION_COLUMNS)
     log.write(
         {"checkpoint": checkpoint.name, **where, "dataset": name, "loss": loss.mean, "targets": loss.targets}

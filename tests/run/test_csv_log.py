@@ -10,7 +10,6 @@ import pytest
 from lit_gpt.errors import DataError
 from utils.run import csv_log
 from utils.run.csv_log import (
-    METRIC_COLUMNS,
     METRICS,
     VALIDATION,
     VALIDATION_COLUMNS,
@@ -18,6 +17,7 @@ from utils.run.csv_log import (
     drop_metrics_after,
     read_csv,
 )
+from utils.train.metrics import METRIC_COLUMNS
 
 FIRST_METRICS = "step,samples,tokens,seconds,device_seconds,split,dataset,loss,targets,learning_rate,grad_norm,"
 FIRST_METRICS += "tokens_per_second\n1,4,20,1.0,2.0,train,,3.5,20,0.1,1.5,99\n1,4,20,1.0,2.0,valid,all,3.25,7,,,\n"
@@ -75,7 +75,7 @@ def test_a_foreign_file_is_refused_and_stays(tmp_path: Path, header: str) -> Non
 def test_a_resumed_run_refuses_foreign_metrics(tmp_path: Path) -> None:
     (tmp_path / METRICS).write_text("step,split,perplexity\n1,train,5\n")
     with pytest.raises(DataError, match=r"metrics\.csv .*perplexity"):
-        drop_metrics_after(tmp_path, 1)
+        drop_metrics_after(tmp_path, METRIC_COLUMNS, 1)
 
 
 @pytest.mark.parametrize("half", ["1,", "1,2,", "1,2", "b"])
@@ -123,6 +123,6 @@ def test_a_full_disk_while_migrating_leaves_the_old_file(tmp_path: Path, monkeyp
 def test_a_resumed_run_drops_later_steps_and_migrates(tmp_path: Path) -> None:
     path = tmp_path / METRICS
     path.write_text(FIRST_METRICS)
-    drop_metrics_after(tmp_path, 1, keep_validation=False)
+    drop_metrics_after(tmp_path, METRIC_COLUMNS, 1, keep_validation=False)
     (row,) = read_csv(path)
     assert list(row) == list(METRIC_COLUMNS) and row["split"] == "train" and row["mfu"] == ""

@@ -17,7 +17,7 @@ import yaml
 
 from lit_gpt.errors import DataError, UserError
 from utils.run.checkpoint_folders import best_checkpoint, list_checkpoints, step_of
-from utils.run.csv_log import ALL, METRICS, PLACE_COLUMNS, VALIDATION, read_csv
+from utils.run.csv_log import ALL, METRICS, PROGRESS_COLUMNS, VALIDATION, read_csv
 from utils.run.record import RUN
 
 
@@ -38,7 +38,7 @@ AXES = {
     "hours": Axis("seconds", 3600, "hours"),
     "device_hours": Axis("device_seconds", 3600, "device-hours"),
 }
-NUMBERS = (*PLACE_COLUMNS, "loss", "targets")
+NUMBERS = (*PROGRESS_COLUMNS, "loss", "targets")
 
 
 class Best(NamedTuple):

@@ -21,22 +21,13 @@ METRICS, VALIDATION = "metrics.csv", "validation.csv"
 ALL = "all"
 """The dataset name of a validation over all datasets, weighted by their targets."""
 
-PLACE_COLUMNS = ("step", "samples", "tokens", "seconds", "device_seconds")
-"""Where in the run a line was taken: counters of `TrainingProgress`."""
+PROGRESS_COLUMNS = ("step", "samples", "tokens", "seconds", "device_seconds")
+"""How far the run was: counters of `TrainingProgress`."""
 
 LOSS_COLUMNS = ("dataset", "loss", "targets")
 """A mean loss in nats per target, and the number of targets it is the mean of."""
 
-METER_COLUMNS = (
-    *("tokens_per_second", "mfu", "memory_gib"),
-    *("data_seconds", "forward_seconds", "backward_seconds", "communication_seconds", "optimiser_seconds"),
-)
-"""What utils/train/meter.py measures; seconds are those of one step."""
-
-METRIC_COLUMNS = (*PLACE_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", *METER_COLUMNS)
-"""A line per training step, without a dataset, and at each look at the losses one per dataset trained on since."""
-
-VALIDATION_COLUMNS = ("checkpoint", *PLACE_COLUMNS, *LOSS_COLUMNS, "max_samples", "precision", "data")
+VALIDATION_COLUMNS = ("checkpoint", *PROGRESS_COLUMNS, *LOSS_COLUMNS, "max_samples", "precision", "data")
 """A line per checkpoint and dataset; the last three columns are the settings it was measured under."""
 
 
@@ -140,7 +131,7 @@ def migrate(path: Path, columns: Sequence[str]) -> None:
         _write(path, columns, read_csv(path))
 
 
-def drop_metrics_after(run_dir: Path, step: int, keep_validation: bool = True) -> None:
+def drop_metrics_after(run_dir: Path, columns: Sequence[str], step: int, keep_validation: bool = True) -> None:
     """Removes the lines of steps after `step` from metrics.csv: a resumed run takes them again.
 
     Without `keep_validation` those of the validation at `step` go too. The file is always another one afterwards: what
@@ -152,9 +143,9 @@ def drop_metrics_after(run_dir: Path, step: int, keep_validation: bool = True) -
     path = run_dir / METRICS
     if not path.is_file():
         return
-    check_columns(path, METRIC_COLUMNS)
+    check_columns(path, columns)
     last = {"train": step, "valid": step if keep_validation else step - 1}
-    _write(path, METRIC_COLUMNS, (row for row in read_csv(path) if int(row["step"]) <= last[row["split"]]))
+    _write(path, columns, (row for row in read_csv(path) if int(row["step"]) <= last[row["split"]]))
 
 
 def _split(line: str) -> list[str]:

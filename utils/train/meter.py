@@ -47,7 +47,7 @@ class Meter:
         self._seconds += seconds
 
     def read(self, waited: float) -> dict[str, Any]:
-        """The `METER_COLUMNS` (utils/run/csv_log.py) of the steps since the last call.
+        """The `METER_COLUMNS` (metrics.py) of the steps since the last call.
 
         Args:
             waited: seconds that the host then waited for the device to end the last of them.

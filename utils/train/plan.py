@@ -19,9 +19,10 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.launch import resolve_processes
 from utils.data.manifest import TEST, TRAIN, DatasetSplit, Manifest
 from utils.data.mixture import Mixture
-from utils.run.csv_log import METRIC_COLUMNS, METRICS, check_columns
+from utils.run.csv_log import METRICS, check_columns
 from utils.run.record import RUN, RunIdentity, RunRecord
 from utils.train.loggers import check_logger
+from utils.train.metrics import METRIC_COLUMNS
 from utils.train.options import PretrainOptions
 from utils.train.profiler import parse_profile_steps
 from utils.train.schedule import Schedule

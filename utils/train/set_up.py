@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from utils.run.progress import TrainingProgress
 from utils.run.record import RUN
 from utils.train.loggers import ScalarLogger, open_logger
 from utils.train.meter import Meter, device_peak
+from utils.train.metrics import Metrics
 from utils.train.optimizer import make_optimizer
 from utils.train.options import PretrainOptions
 from utils.train.placement import place_model
@@ -54,19 +55,16 @@ class Training:
     stop: StopRequest
     watchdog: Watchdog
     log: RunLog
-    metrics: CsvLog | None
-    """metrics.csv, on process 0."""
-    curves: ScalarLogger | None
-    """Where --logger sends curves, on process 0."""
+    metrics: Metrics | None
+    """metrics.csv and the curves of --logger, on process 0."""
     meter: Meter
     profiler: StepProfiler
 
     def close(self) -> None:
-        """Ends the recording of curves and profiles."""
-        with ExitStack() as stack:
-            stack.callback(self.profiler.close)
-            if self.curves:
-                stack.callback(self.curves.close)
+        """Waits until curves and profiles are written."""
+        with closing(self.profiler):
+            if self.metrics:
+                self.metrics.close()
 
 
 @contextmanager
@@ -124,18 +122,19 @@ def set_up(
     profiled = None
     if fabric.is_global_zero and options.profile_steps:
         profiled = parse_profile_steps(options.profile_steps)
+    writer = make_writer(options, lock)
+    curves = open_curves(options, progress.step if checkpoint else -1, log)
     training = Training(
         options=options,
         plan=plan,
         fabric=fabric,
         model=model,
         optimizer=optimizer,
-        writer=make_writer(options, lock),
+        writer=writer,
         stop=stop,
         watchdog=watchdog,
         log=log,
-        metrics=opened[0] if opened else None,
-        curves=open_curves(options, progress.step if checkpoint else -1, log),
+        metrics=Metrics(opened[0], curves) if opened else None,
         meter=make_meter(options, plan, fabric),
         profiler=StepProfiler(profiled, options.out_dir),
     )

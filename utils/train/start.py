@@ -15,10 +15,11 @@ from lit_gpt.model.building import empty_model
 from utils import cli
 from utils.data.mixture import MIXTURE, mixture_table, table_csv, table_text
 from utils.files.atomic import write_atomically
-from utils.run.csv_log import METRIC_COLUMNS, METRICS, CsvLog, drop_metrics_after
+from utils.run.csv_log import METRICS, CsvLog, drop_metrics_after
 from utils.run.log import RunLog
 from utils.run.progress import TrainingProgress
 from utils.run.record import RUN, RunRecord, software_versions, source_commit
+from utils.train.metrics import METRIC_COLUMNS
 from utils.train.options import PretrainOptions
 from utils.train.plan import TrainingPlan
 
@@ -34,8 +35,8 @@ def record_start(
 ) -> CsvLog:
     """Writes down that the run begins, or goes on from `checkpoint`; returns metrics.csv. For process 0 only."""
     last_step = progress.step if checkpoint else -1
-    drop_metrics_after(options.out_dir, last_step, keep_validation=not progress.validation_pending)
-    metrics = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
+    drop_metrics_after(options.out_dir, METRIC_COLUMNS, last_step, keep_validation=not progress.validation_pending)
+    file = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
     for change in save_record(options, plan, world_size, progress):
         log.line(f"changed since the last start: {change}")
     for line in [training_summary(options, plan, world_size), *warnings]:
@@ -43,7 +44,7 @@ def record_start(
     record_mixture(options, plan, log)
     if checkpoint:
         log.line(f"going on from {checkpoint}")
-    return metrics
+    return file
 
 
 def save_record(options: PretrainOptions, plan: TrainingPlan, world_size: int, progress: TrainingProgress) -> list[str]:
