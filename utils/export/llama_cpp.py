@@ -1,4 +1,4 @@
-"""llama.cpp at one pinned version: where its converter and programs lie, and what each is asked.
+"""llama.cpp at one pinned version: where its converter and programs are, and what each is asked.
 
 `utils/install_llama_cpp.py` puts them into one folder; a checkout that somebody built by CMake serves as well.
 """
@@ -20,17 +20,18 @@ from lit_gpt.repository import REPOSITORY
 
 GIT_URL = "https://github.com/ggml-org/llama.cpp"
 COMMIT = "0c1e57098"
-"""Of llama.cpp; what llama-cpp-python's changelog names for `PACKAGE`, which carries that tree under vendor/."""
+"""The commit of llama.cpp that `PACKAGE` carries under vendor/, as llama-cpp-python's changelog says."""
 PACKAGE = "llama-cpp-python==0.3.36"
 PACKAGE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-"""Of the package's source archive on PyPI."""
+"""SHA-256 of the package's source archive on PyPI."""
 
 FOLDER = REPOSITORY / ".llama.cpp"
-"""Where it is installed and looked for, unless another place is given."""
+"""Where it is installed and looked for, unless another folder is given."""
 CONVERTER = "convert_hf_to_gguf.py"
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
 
 ATTEMPTS = 5
+"""How often a program is asked whose output is not whole."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,14 @@ class LlamaCpp:
 
     @classmethod
     def find(cls, folder: Path) -> LlamaCpp:
-        """The one in `folder`: installed by utils/install_llama_cpp.py, or a checkout built in its `build`.
+        """Finds the one in `folder`: installed by utils/install_llama_cpp.py, or a checkout built in its `build`.
 
         Raises:
             UserError: naming what is missing.
         """
         missing = [] if (folder / CONVERTER).is_file() else [CONVERTER]
-        programs = next((path for path in (folder / "bin", folder / "build" / "bin") if path.is_dir()), folder / "bin")
+        installed, built = folder / "bin", folder / "build" / "bin"
+        programs = built if built.is_dir() and not installed.is_dir() else installed
         missing += [name for name in PROGRAMS if not os.access(programs / name, os.X_OK)]
         if missing:
             how = "python utils/install_llama_cpp.py installs it; --llama_cpp_dir names another place"
@@ -77,10 +79,8 @@ class LlamaCpp:
         return cls(folder, programs)
 
     def convert(self, model_dir: Path, file: Path, dtype: str) -> None:
-        """Writes `model_dir`, a Hugging Face folder, as `file`, in f32, f16 or bf16.
-
-        The converter's own gguf-py goes before an installed gguf; tokenizers load from the folder alone.
-        """
+        """Writes `model_dir`, a Hugging Face folder, as `file`, in f32, f16 or bf16."""
+        # the converter's own gguf-py comes before an installed gguf; tokenizers are loaded from the folder alone
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.folder / "gguf-py")}
         command = [sys.executable, str(self.folder / CONVERTER), str(model_dir), "--outfile", str(file)]
         self._run([*command, "--outtype", dtype], file.parent, environment)
@@ -92,38 +92,37 @@ class LlamaCpp:
         command = [sys.executable, str(script), str(file), f"{architecture}.context_length", str(context), "--force"]
         self._run(command, file.parent, environment)
 
-    def quantize(self, source: Path, target: Path, method: str) -> Quantized:
-        """Writes `source` in another type, as llama-quantize names it."""
-        done = self._run([self._program("llama-quantize"), str(source), str(target), method, _threads()], target.parent)
+    def quantize(self, source: Path, target: Path, gguf_type: str) -> Quantized:
+        """Writes `source` as `target` in another type, as llama-quantize names it."""
+        command = [self._program("llama-quantize"), str(source), str(target), gguf_type, _threads()]
+        done = self._run(command, target.parent)
         bits = re.search(r"quant size\s*=.*\(([\d.]+) BPW\)", done)
         fallback = re.search(r"(\d+) of \d+ tensor\(s\) required fallback", done)
         return Quantized(float(bits[1]) if bits else math.nan, int(fallback[1]) if fallback else 0)
 
     def token_ids(self, file: Path, text: Path) -> list[int]:
-        """Token ids of the UTF-8 text in a file, begin and end tokens with them where the model has any."""
+        """Token ids of the UTF-8 text in a file, with the begin and end tokens that the model adds."""
         command = [self._program("llama-tokenize"), "-m", str(file), "-f", str(text), "--no-escape", "--ids"]
         output = self._run([*command, "--log-disable"], file.parent)
         return list(ast.literal_eval(output[output.index("[") : output.rindex("]") + 1]))
 
     def compare(self, file: Path, reference: Path, context: int) -> Comparison:
-        """The model in `file` beside `reference`, a file of log-probabilities over windows of `context` tokens.
+        """Compares the model in `file` with `reference`, log-probabilities over windows of `context` tokens.
 
         Source of the formulas: llama.cpp's tools/perplexity, `--kl-divergence`.
         """
         sizes = ["-c", str(context), "-b", str(context), "-ub", str(min(context, 512)), "-t", _threads()]
         command = [self._program("llama-perplexity"), "-m", str(file), "--kl-divergence-base", str(reference), *sizes]
         output = self._run([*command, "--kl-divergence"], file.parent, last="Same top p")
-        found = [
-            re.search(rf"^{label}\s*:\s*(\S+)", output, re.MULTILINE)
-            for label in (r"Mean PPL\(Q\)", r"Mean\s+KLD", "Same top p")
-        ]
+        labels = (r"Mean PPL\(Q\)", r"Mean\s+KLD", "Same top p")
+        found = [re.search(rf"^{label}\s*:\s*(\S+)", output, re.MULTILINE) for label in labels]
         if "inconsistent vocabulary" in output or not all(found):
             raise DataError(f"llama-perplexity does not measure {file.name}: {reason_of(output)}")
         perplexity, divergence, same_top = (float(match[1]) for match in found if match)
         return Comparison(perplexity, divergence, same_top / 100)
 
     def complete(self, file: Path, prompt: Path, tokens: int, context: int) -> str:
-        """How the model in `file` goes on with the text in `prompt`, always by its most probable token."""
+        """How the model in `file` continues the text in `prompt`, always by its most probable token."""
         command = [self._program("llama-completion"), "-m", str(file), "-f", str(prompt), "-n", str(tokens)]
         command += ["--no-escape", "-c", str(context), "-t", _threads(), "--temp", "0", "--no-warmup", "-no-cnv"]
         return self._run([*command, "--no-display-prompt", "--simple-io"], file.parent, last="\n\n", errors_apart=True)
@@ -139,14 +138,14 @@ class LlamaCpp:
         last: str = "",
         errors_apart: bool = False,
     ) -> str:
-        """What a program prints, on both streams unless `errors_apart`.
+        """Runs a program and returns what it prints, on both streams unless `errors_apart`.
 
         Args:
             command: the program and its arguments.
             scratch: where it writes.
             environment: its environment, if not this process's.
-            last: what its output holds when it is whole: as llama.cpp builds them, some programs may end before the
-                thread that prints has printed all, so they are asked again.
+            last: what its output holds when it is whole. As llama.cpp builds them, some programs end before the thread
+                that prints has printed all; they are asked again.
             errors_apart: whether stderr counts only where the program fails.
         """
         for _ in range(ATTEMPTS):
@@ -160,7 +159,8 @@ class LlamaCpp:
         if done.returncode == 0:
             return output
         output += (done.stderr or b"").decode("utf-8", errors="replace")
-        name = Path(command[0 if command[0] != sys.executable else 1]).name
+        script_or_program = command[1] if command[0] == sys.executable else command[0]
+        name = Path(script_or_program).name
         if failure := failure_of_system(name, done.returncode, output, scratch):
             raise failure
         raise DataError(f"{name} failed (exit code {done.returncode}): {reason_of(output)}")
