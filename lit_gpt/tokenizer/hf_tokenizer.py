@@ -2,7 +2,7 @@
 
 transformers' own converters take spaces and normalisation from the class that tokenizer_config.json names, not from the
 tokenizer.model: of ten texts LlamaTokenizer gave other ids for 3 to 9, depending on how the model was trained
-(transformers 5.3, `KINDS` in tests/formats/test_convert_litgpt_to_transformers.py). The tokenizer.json made here says
+(transformers 5.3, `KINDS` in tests/export/test_convert_litgpt_to_transformers.py). The tokenizer.json made here says
 all that the tokenizer.model does, and every version reads it.
 """
 
