@@ -31,6 +31,7 @@ import yaml
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 ROOT = Path(__file__).resolve().parents[1]
+FIGURE = ("plot_convergence_curves.py", "out/run_lora", "out/convergence.png")
 PRINTED = "out/printed.json"
 SMALL = "--max_steps 12 --eval_interval 6 --save_interval 6"
 # The commands of data/sample/quickstart.py, over fewer steps; {devices} and {workers} are what varies.
@@ -46,7 +47,7 @@ CHAIN = (
     "pretrain.py --config configs/sample_lora.yaml --data_dir {out}/data_en --checkpoint_dir {out}/foundation"
     f" --out_dir {{out}}/run_lora {{devices}} {SMALL}",
     "validate_pretrain.py --out_dir {out}/run_lora --batch_size 16 {devices}",
-    "plot_convergence_curves.py {out}/run_lora --output {out}/convergence.png",
+    "{} {} --output {}".format(*FIGURE),
     "utils/merge_lora.py --lora_path {out}/run_lora --save_path {out}/merged/lit_model.pth",
     "convert_litgpt_to_transformers.py --input_path {out}/run_lora --output_dir {out}/transformers",
     "lit_gpt/generate/base.py --checkpoint_dir {out}/merged --prompt '[speaker001:] Good morning' --max_new_tokens 60",
@@ -88,6 +89,12 @@ def run_chain(checkout: Path, folder: Path, processes: int) -> None:
             raise SystemExit(f"in {checkout}: {script} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         printed[f"{number:02d} {script}"] = masked_lines(done.stdout)
     (folder / PRINTED).write_text(json.dumps(printed), encoding="utf-8")
+
+
+def redraw(folder: Path) -> None:
+    """Draws the figure of the run over there with the program here: it has an axis of hours, which differ by run."""
+    line = [sys.executable, str(ROOT / FIGURE[0]), FIGURE[1], "--output", str(folder / "here" / FIGURE[2])]
+    subprocess.run(line, cwd=folder / "there", capture_output=True, check=True)
 
 
 def contents(folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -173,6 +180,7 @@ def compare(processes: int, folder: Path, other: Path) -> int:
         running = [pool.submit(run_chain, checkout, side, processes) for checkout, side in sides]
         for job in running:
             job.result()
+    redraw(folder)
     here, there = (dict(contents(side)) for _, side in sides)
     equal, differences = Counter(), []
     for name in sorted(here.keys() | there.keys()):
