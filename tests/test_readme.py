@@ -41,7 +41,9 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
     copy = tmp_path / "checkout"
-    ignored = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__", "checkpoints", ".llama.cpp*")
+    # the caches of tools are written by the tests that run beside this one
+    caches = ("__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache")
+    ignored = shutil.ignore_patterns(".git", ".venv", "out", "checkpoints", ".llama.cpp*", *caches)
     shutil.copytree(ROOT, copy, ignore=ignored)
     ran = []
     for command in commands():
