@@ -17,8 +17,8 @@ from tests.formats.hf_models import make_hf, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub
 from utils.install_llama_cpp import STAMP
 
-# These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, litgpt's own in test_trained.py;
-# what is installed is used where `make test` put it.
+# These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, litgpt's own in
+# test_merged_model.py; what is installed is used where `make test` put it.
 ELSEWHERE = ("make ", "sbatch ", "litgpt ", "python utils/install_llama_cpp.py")
 
 

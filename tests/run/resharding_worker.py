@@ -1,4 +1,4 @@
-"""Run by test_trained.py in several processes at once: a training checkpoint, written again by as many."""
+"""Run by test_merged_model.py in several processes at once: a training checkpoint, written again by as many."""
 
 from __future__ import annotations
 
