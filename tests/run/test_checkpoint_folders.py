@@ -15,7 +15,8 @@ from utils.run.checkpoint_folders import (
     staging_folder,
     step_of,
 )
-from utils.run.csv_log import METRIC_COLUMNS, METRICS, VALIDATION, VALIDATION_COLUMNS, CsvLog
+from utils.run.csv_log import METRICS, VALIDATION, VALIDATION_COLUMNS, CsvLog
+from utils.train.metrics import METRIC_COLUMNS
 
 STEPS = (2, 10, 300)
 
