@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from litgpt.config import Config
 from torch import Tensor
@@ -75,7 +73,7 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     if not options.dry_run:
         processes = resolve_processes(options.devices, options.num_nodes)
     check_tensor_parallel(options, processes, config, manifest.block_size)
-    samples_per_step = check_batch(options, processes, options.out_dir)
+    samples_per_step = check_batch(options, processes)
     weights = None
     if not options.model_config and not options.dry_run:
         weights = read_weights(options.checkpoint_dir)
@@ -117,7 +115,7 @@ def lora_settings(options: PretrainOptions) -> LoRASettings:
     )
 
 
-def check_data_fits(manifest: Manifest, tokenizer: Any, config: Config, options: PretrainOptions) -> None:
+def check_data_fits(manifest: Manifest, tokenizer: Tokenizer, config: Config, options: PretrainOptions) -> None:
     """Raises unless the shards were made with this tokenizer and fit this model's window and vocabulary."""
     if tokenizer.fingerprint != manifest.tokenizer:
         raise DataError(
@@ -135,14 +133,13 @@ def check_data_fits(manifest: Manifest, tokenizer: Any, config: Config, options:
         )
 
 
-def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: Path) -> int:
-    """Samples per optimiser step over all processes.
+def check_batch(options: PretrainOptions, processes: tuple[int, int]) -> int:
+    """Samples per optimiser step, over all processes.
 
     Raises:
-        UserError: if micro-batches do not divide the batch, or a run begun with another number of samples per step
-            would go on.
+        UserError: if micro-batches do not divide the batch, or --out_dir holds a run that was begun with another number
+            of samples per step.
     """
-
     batch, micro = options.batch_size, options.micro_batch_size
     if batch % micro:
         divisors = [size for size in range(1, micro) if batch % size == 0]
@@ -150,22 +147,23 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int], out_dir: P
             f"--batch_size {batch} is not a multiple of --micro_batch_size {micro}; "
             f"take --micro_batch_size {max(divisors)}, or --batch_size {-(-batch // micro) * micro}"
         )
-    parts = processes[0] * processes[1] // options.tensor_parallel
-    if not options.dry_run and (out_dir / RUN).is_file():
-        begun = RunRecord.load(out_dir).identity.samples_per_step
-        if begun != batch * parts:
-            advice = f"take --batch_size {begun // parts}" if begun % parts == 0 else "take as many as it divides by"
-            groups = f" in groups of {options.tensor_parallel}" if options.tensor_parallel > 1 else ""
-            raise UserError(
-                f"{out_dir} was begun with {begun} samples per step, --batch_size {batch} on "
-                f"{processes[0] * processes[1]} processes{groups} makes {batch * parts}; {advice}"
-            )
+    devices, nodes = processes
+    parts = devices * nodes // options.tensor_parallel
+    if options.dry_run or not (options.out_dir / RUN).is_file():
+        return batch * parts
+    begun = RunRecord.load(options.out_dir).identity.samples_per_step
+    if begun != batch * parts:
+        advice = f"take --batch_size {begun // parts}" if begun % parts == 0 else "take as many as it divides by"
+        groups = f" in groups of {options.tensor_parallel}" if options.tensor_parallel > 1 else ""
+        raise UserError(
+            f"{options.out_dir} was begun with {begun} samples per step, --batch_size {batch} on "
+            f"{devices * nodes} processes{groups} makes {batch * parts}; {advice}"
+        )
     return batch * parts
 
 
 def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], config: Config, positions: int) -> None:
     """Raises unless --tensor_parallel divides the processes of a node, and the model and its micro-batches."""
-
     share = options.tensor_parallel
     if share == 1:
         return
@@ -177,7 +175,6 @@ def check_tensor_parallel(options: PretrainOptions, processes: tuple[int, int], 
 
 def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
     """Raises unless --out_dir is new, or holds this very run and may be continued."""
-
     if options.out_dir.exists() and not options.out_dir.is_dir():
         raise UserError(f"--out_dir {options.out_dir} is a file")
     if (options.out_dir / RUN).is_file():
