@@ -7,9 +7,9 @@ may be several modules, whose rows follow each other: `"mlp.fc_1 mlp.fc_2": "mlp
 litgpt's fields have two meanings that their names do not tell: a model with `rotary_percentage` 0 has learned positions
 (`transformer.wpe`, `lit_gpt/model/gpt.py`), and one with "Gemma" in its `name` adds 1 to the weights of its norms.
 
-The defaults of the classes are written down here, and not asked of transformers: a config.json without a size is an
-error that names it, where transformers would take that of another model; its defaults change with its versions, and
-depend on other values (`head_dim`); and who reads a config.json for a training does not import transformers.
+The classes' defaults are those of transformers, which a test compares. They are written down here because a training
+reads config.json without importing transformers, and because a config.json without a size is an error that names it,
+where transformers would assume the size of another model.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from convert_litgpt_to_transformers import main as convert
@@ -111,6 +112,18 @@ def load(folder):
 
 def test_every_architecture_is_tested():
     assert {architecture for architecture, _ in FAMILIES.values()} == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_defaults_are_those_of_transformers(name):
+    values = getattr(transformers, name).config_class().to_dict()
+    values |= values.get("rope_parameters") or {}
+    # transformers fills in the first two from other values, and the third where no layer has a window
+    computed = {"num_kv_heads", "ffn_hidden_size"} | ({"sliding_window"} if name.startswith("Qwen") else set())
+    defaults = {key: value for key, value in ARCHITECTURES[name].defaults.items() if key not in computed}
+    compared = {key: values[key] for key in defaults if key in values}  # older versions' keys are not among them
+    assert compared == {key: defaults[key] for key in compared}
+    assert len(compared) >= len(defaults) - 4
 
 
 def test_there_and_back_the_same_bits_and_the_same_model(checkpoint, converted, tmp_path):
