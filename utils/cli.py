@@ -195,9 +195,9 @@ def _readable(message: str, options_class: type) -> str:
     if "Unrecognized arguments:" in message:
         unknown = message.split("Unrecognized arguments:")[1].split()[0]
         return f"unknown option {unknown}; see --help"
+    annotations = {field.name: str(field.type) for field in fields(options_class)}
     if match := re.search(r"Key '([\w.]+)' is not expected", message):
-        names = [field.name for field in fields(options_class)]
-        nearest = difflib.get_close_matches(match[1], names, n=1, cutoff=0.0)
+        nearest = difflib.get_close_matches(match[1], annotations, n=1, cutoff=0.0)
         advice = f", the nearest is {nearest[0]}" if nearest else ""
         return f"unknown option {match[1]} in --config{advice}; see --help"
     if match := re.search(r'Key "([\w.]+)" is required', message):
@@ -205,27 +205,32 @@ def _readable(message: str, options_class: type) -> str:
             return f"no {POSITIONAL[match[1]]['metavar'].lower()} is given; see --help"
         return f"--{match[1]} is required; see --help"
     if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
-        name, reason = match[1], match[2]
-        annotation = {field.name: str(field.type) for field in fields(options_class)}.get(name, "")
-        if choices := re.search(r"Literal\[(.*?)\]", annotation):
-            return f"--{name} must be one of {choices[1]}"
-        reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
-        if kinds := re.search(r"Subtypes: \[(.*?)\].*Given value: (.*)", reason, flags=re.DOTALL):
-            reason = f"Expected one of {kinds[1].replace('NoneType', 'null')}. Got value: {kinds[2]}"
-        return f"--{name}: {reason}"
+        return _wrong_value(match[1], match[2], annotations.get(match[1], ""))
     return message
+
+
+def _wrong_value(name: str, reason: str, annotation: str) -> str:
+    """Says what the option `name` may be instead, by jsonargparse's reason and the field's annotation."""
+    choices = re.search(r"Literal\[(.*?)\]", annotation)
+    if choices:
+        return f"--{name} must be one of {choices[1]}"
+    reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
+    kinds = re.search(r"Subtypes: \[(.*?)\].*Given value: (.*)", reason, flags=re.DOTALL)
+    if kinds:
+        reason = f"Expected one of {kinds[1].replace('NoneType', 'null')}. Got value: {kinds[2]}"
+    return f"--{name}: {reason}"
 
 
 def public_values(options: Any) -> dict[str, Any]:
     """The options as plain YAML values: paths become absolute strings, tuples lists."""
 
     def plain(value: Any) -> Any:
+        if value is None or isinstance(value, (str, int, float, bool)):
+            return value
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         if isinstance(value, dict):
             return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, Path):
-            return str(value.absolute())
-        return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+        return str(value.absolute() if isinstance(value, Path) else value)
 
     return {field.name: plain(getattr(options, field.name)) for field in fields(options)}
