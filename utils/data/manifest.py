@@ -13,15 +13,9 @@ from lit_gpt.errors import DataError, UserError
 from utils.files.atomic import write_atomically
 
 FORMAT_VERSION = 2
-
-
 MANIFEST = "manifest.json"
-
-
 TOKENIZER = "tokenizer"
 """Folder with the tokenizer's files beside the shards, to read them by."""
-
-
 TRAIN, TEST = "train", "test"
 
 
@@ -37,10 +31,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """One dataset's train or test part, with the counts that must add up.
+    """One dataset's train or test part, with counts that must add up.
 
-    `targets == tokens - documents` and `rows * window == tokens + overlap + padding`: `tokens` counts every token of
-    the corpus once, begin- and end-of-text tokens included. `documents` counts variants (augmentation) too.
+    `targets == tokens - documents` and `rows * window == tokens + overlap + padding`.
     """
 
     dataset: str
@@ -48,16 +41,23 @@ class DatasetSplit:
     language: str
     group: str
     documents: int
+    """Documents, their variants (augmentation) included."""
     variants: int
     turns: int
     words: int
     tokens: int
+    """Every token of the documents once, begin- and end-of-text tokens included."""
     targets: int
+    """Tokens that are predicted: all but each document's first."""
     rows: int
     overlap: int
+    """Tokens that repeat others as left context."""
     padding: int
+    """Positions of the rows that hold no token."""
     skipped: dict[str, int]
+    """Documents that were left out, by reason."""
     sources: list[dict[str, Any]]
+    """The corpus' files: path, bytes, SHA-256."""
     shards: list[Shard]
 
     def __post_init__(self) -> None:
@@ -100,15 +100,16 @@ class Manifest:
         Raises:
             UserError: if there are none.
         """
-        chosen = [
-            entry
-            for entry in sorted(self.splits, key=lambda entry: entry.dataset)
-            if entry.split == split and entry.rows and (language is None or entry.language == language.lower())
-        ]
+        chosen = []
+        for entry in sorted(self.splits, key=lambda entry: entry.dataset):
+            speaks = language is None or entry.language == language.lower()
+            if entry.split == split and entry.rows and speaks:
+                chosen.append(entry)
         if not chosen:
-            of_language = f" of language '{language}'" if language else ""
-            has = sorted({f"{entry.dataset} ({entry.language}, {entry.split})" for entry in self.splits if entry.rows})
-            raise UserError(f"the data has no '{split}' rows{of_language}; it holds {', '.join(has) or 'nothing'}")
+            wanted = f"'{split}' rows of language '{language}'" if language else f"'{split}' rows"
+            full = [entry for entry in self.splits if entry.rows]
+            names = sorted({f"{entry.dataset} ({entry.language}, {entry.split})" for entry in full})
+            raise UserError(f"the data has no {wanted}; it holds {', '.join(names) or 'nothing'}")
         return chosen
 
     def to_json(self) -> str:

@@ -62,15 +62,15 @@ def read_metadata(path: Path) -> dict[str, DatasetFacts]:
         UserError: for all that is wrong in it at once, each with its line or its dataset.
         OSError: if it cannot be read.
     """
-    readers = {".csv": _csv_entries, ".json": _json_entries}
-    if path.suffix.lower() not in readers:
+    reader = {".csv": _csv_entries, ".json": _json_entries}.get(path.suffix.lower())
+    if reader is None:
         raise UserError(f"{path}: metadata is a .csv or .json file")
     if not path.is_file():
         raise UserError(f"{path}: there is no such metadata file")
     facts: dict[str, DatasetFacts] = {}
     problems: list[str] = []
     try:
-        for where, fields in readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"), problems):
+        for where, fields in reader(path.read_text(encoding="utf-8-sig"), problems):
             found: list[str] = []
             name, read = _name(fields, found), _read_facts(fields, found)
             if not found and facts.setdefault(name, read) != read:
@@ -85,7 +85,7 @@ def read_metadata(path: Path) -> dict[str, DatasetFacts]:
 
 
 def _csv_entries(text: str, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's number and fields. What is wrong goes to `problems`."""
+    """Each line's number and fields. Whatever is wrong is added to `problems`."""
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = [name.strip() for name in next(rows, [])]
     if "dataset" not in header:
@@ -100,7 +100,7 @@ def _csv_entries(text: str, problems: list[str]) -> Iterator[tuple[str, dict[str
 
 
 def _json_entries(text: str, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each dataset's name, or its number in the list from 1, and its fields. What is wrong goes to `problems`."""
+    """Each dataset's name, or its number in the list from 1, and its fields; `problems` gets whatever is wrong."""
 
     def as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         problems.extend(f"{name} stands there {times} times" for name, times in _repeated([name for name, _ in pairs]))
@@ -108,15 +108,22 @@ def _json_entries(text: str, problems: list[str]) -> Iterator[tuple[str, dict[st
 
     content = json.loads(text, object_pairs_hook=as_object)
     is_named = isinstance(content, dict)
-    entries = content if isinstance(content, list) else [content]
-    for where, fields in content.items() if is_named else ((f"entry {i}", entry) for i, entry in enumerate(entries, 1)):
-        if isinstance(fields, dict):
-            yield where, {**fields, "dataset": where} if is_named else fields
-        else:
+    if is_named:
+        entries = list(content.items())
+    else:
+        listed = content if isinstance(content, list) else [content]
+        entries = [(f"entry {number}", fields) for number, fields in enumerate(listed, start=1)]
+    for where, fields in entries:
+        if not isinstance(fields, dict):
             problems.append(f"{where}: must be an object of fields")
+        elif is_named:
+            yield where, {**fields, "dataset": where}
+        else:
+            yield where, fields
 
 
 def _repeated(names: list[str]) -> list[tuple[str, int]]:
+    """The names that are there more than once, and how often."""
     return [(name, times) for name, times in Counter(filter(None, names)).items() if times > 1]
 
 
@@ -129,7 +136,7 @@ def _name(fields: dict[str, Any], problems: list[str]) -> str:
 
 
 def _read_facts(fields: dict[str, Any], problems: list[str]) -> DatasetFacts:
-    """The facts in a dataset's fields, of which a missing or empty one has its default."""
+    """The facts in a dataset's fields; a missing or empty field has its default."""
     given = {name: str(value).strip() for name, value in fields.items() if value is not None}
     values: dict[str, Any] = {}
     if language := given.get("language", "").lower():

@@ -1,4 +1,4 @@
-"""Which documents of a corpus repeat an earlier one: exactly, or nearly.
+"""Texts to signatures, and which texts repeat an earlier one by these: exactly, or nearly.
 
 1. `sign_texts` turns each text into a few hundred bytes. They depend on nothing but the text, so that worker processes
    can do it chunk by chunk; the caller puts the chunks' arrays one after the other, in the order of the documents.
@@ -51,7 +51,7 @@ MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)
 
 
 class Signatures(NamedTuple):
-    """What `find_repeats` needs to know of n texts: 16 bytes of each, and 512 more for near-duplicates."""
+    """What `find_repeats` needs to know of n texts: 16 bytes each, and 512 more for near-duplicates."""
 
     exact: np.ndarray
     """[n, 2] uint64: a 128-bit digest, equal for texts that differ at most in white space at their ends."""
@@ -71,7 +71,8 @@ def sign_texts(texts: list[str], near: bool) -> Signatures:
     Memory beyond texts and result: a copy of the texts, and about 20 MB. Rensa has threads of its own: where
     several processes do this, each should run with RAYON_NUM_THREADS=1.
 
-    Raises UserError if `near` and rensa is not installed.
+    Raises:
+        UserError: if `near` and rensa is not installed.
     """
     encoded = [text.strip().encode("utf-8", "surrogatepass") for text in texts]
     digests = [hashlib.blake2b(text, digest_size=16).digest() for text in encoded]
@@ -115,9 +116,12 @@ def _batches(texts: list[bytes]) -> Iterator[tuple[list[int], list[bytes]]]:
 
 
 def _fold_table() -> bytes:
-    """For bytes.translate: ASCII capitals become small, other ASCII characters than letters and digits a blank."""
-    table = bytes(range(256)).lower()
-    return bytes(byte if byte >= 0x80 or chr(byte).isalnum() else 0x20 for byte in table)
+    """A table for bytes.translate: ASCII capitals become small, ASCII that is not a letter or digit a blank."""
+    table = bytearray(bytes(range(256)).lower())
+    for code in range(0x80):
+        if not chr(code).isalnum():
+            table[code] = 0x20
+    return bytes(table)
 
 
 def _shingle_hashes(pieces: list[bytes], fold: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -148,9 +152,9 @@ def _blank_punctuation(text: np.ndarray) -> None:
     """Overwrites with blanks U+0080-00BF (« » and the no-break space), U+2000-207F (’ “ — …), U+3000-303F (、。「)."""
     at = np.flatnonzero(text == 0xC2)
     text[at] = text[at + 1] = 0x20
-    for lead, following in ((0xE2, (0x80, 0x81)), (0xE3, (0x80, 0x80))):
-        at = np.flatnonzero(text == lead)
-        at = at[(text[at + 1] >= following[0]) & (text[at + 1] <= following[1])]
+    for first, second_from, second_to in ((0xE2, 0x80, 0x81), (0xE3, 0x80, 0x80)):  # bytes of such characters
+        at = np.flatnonzero(text == first)
+        at = at[(text[at + 1] >= second_from) & (text[at + 1] <= second_to)]
         text[at] = text[at + 1] = text[at + 2] = 0x20
 
 
@@ -199,7 +203,8 @@ def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: floa
     `exact` and `sketches` are `sign_texts` of all documents, in order. Equal digests are duplicates. Among documents
     that differ, a later one is a near-duplicate of the first earlier one *that stays* whose estimated Jaccard index
     with it is at least `threshold` (over 0, at most 1). So each index returned is of a document that stays; and where
-    A is like B and B like C but A not like C, B goes and C stays: nothing goes on account of what is itself gone.
+    A is like B and B like C but A not like C, B is left out and C stays: nothing is left out because of a document that
+    is itself left out.
 
     The index is an estimate: at a threshold of 0.8 a comparison takes a pair for duplicates with a probability of
     6e-7 if its true index is 0.6, of 0.005 at 0.7, 0.5 at 0.8 and 0.9996 at 0.9. Banding brings at least 90 % of the
@@ -236,11 +241,12 @@ def _find_equal(exact: np.ndarray) -> np.ndarray:
 def _find_near(sketches: np.ndarray, documents: np.ndarray, threshold: float) -> np.ndarray:
     """For each of `documents` [m], ascending, the one of them that it is a near-duplicate of, -1 if it stays.
 
-    Rensa makes the sketches, but its index is not used: it holds 2.3 to 3 kB per document (measured; here 0.2 kB), is
+    rensa makes the sketches, but its index is not used: it holds 2.3 to 3 kB per document (measured; here 0.2 kB), is
     filled only with rensa's own objects, which cannot be made of arrays, and compares with every document of a
     bucket (40,000 texts of one template: 25 s, and four times that for twice as many).
     """
-    buckets, capacities = _fill_buckets(sketches, documents, *_banding(sketches.shape[1], threshold))
+    bands, rows = _banding(sketches.shape[1], threshold)
+    buckets, capacities = _fill_buckets(sketches, documents, bands, rows)
     begins = np.cumsum(capacities, dtype=np.int64) - capacities
     stayed = np.zeros(capacities.sum(dtype=np.int64), dtype=buckets.dtype)  # the first to stay, bucket after bucket
     filled = np.zeros_like(capacities)
@@ -275,11 +281,17 @@ def _banding(permutations: int, threshold: float) -> tuple[int, int]:
 def _fill_buckets(sketches: np.ndarray, documents: np.ndarray, bands: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Which documents agree in a whole band of `rows` slots.
 
-    Returns the bucket of each document in each band, [m, bands], -1 where it is alone; and of each bucket how many
-    documents it may have to remember for later ones, at most `MAX_COMPARED`, as uint8.
+    Args:
+        sketches: uint32 [n, `PERMUTATIONS`].
+        documents: [m], which of the n are compared.
+
+    Returns:
+        The bucket of each document in each band, [m, bands], -1 where it is alone; and how many documents each bucket
+        may have to remember for later ones, uint8 [buckets], at most `MAX_COMPARED`.
     """
     multipliers = np.random.default_rng(SEED).integers(0, 1 << 63, rows, dtype=np.uint64) * 2 + 1
-    buckets = np.full((len(documents), bands), -1, dtype=np.int32 if len(sketches) * bands < 1 << 31 else np.int64)
+    dtype = np.int32 if len(sketches) * bands < 1 << 31 else np.int64
+    buckets = np.full((len(documents), bands), -1, dtype)
     keys = np.empty(len(documents), dtype=np.uint64)
     capacities, known = [], 0
     for band in range(bands):

@@ -25,8 +25,8 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": KEPT,
     "MALLOC_TRIM_THRESHOLD_": KEPT,
 }
-"""Of the worker processes; malloc(3) reads its own when a process starts."""
-_worker: Any = None  # a worker process's own
+"""Environment of the worker processes; malloc(3) reads its part when a process starts."""
+_worker: Any = None  # what `make_worker` made, in a worker process
 
 
 def _start(make_worker: Callable[[], Any]) -> None:
@@ -49,11 +49,10 @@ def _do(action: Callable[[Any, Any], Any], item: Any) -> Any:
 
 
 class WorkPool(AbstractContextManager["WorkPool"]):
-    """What `make_worker` makes, in each of `num_workers` processes; a single one is this process itself.
+    """Workers in `num_workers` processes; a single one is in this process itself.
 
-    The processes start, and `make_worker` is called, when there is work.
-
-    `make_worker`, the actions, the items and the results travel between processes, so they must pickle.
+    The processes start, and `make_worker` is called in each, when there is work. `make_worker`, the actions, the items
+    and the results travel between processes, so they must pickle.
     """
 
     def __init__(self, make_worker: Callable[[], Any], num_workers: int) -> None:
@@ -78,12 +77,14 @@ class WorkPool(AbstractContextManager["WorkPool"]):
             OSError: if a worker process was killed, which the system does when memory runs out.
         """
         if self._pool is None:
-            yield from ((item, None if item is None else action(self._own_worker(), item)) for item in items)
+            for item in items:
+                yield item, None if item is None else action(self._own_worker(), item)
             return
         waiting: deque[tuple[Any, Future[Any] | None]] = deque()
         try:
             for item in items:
-                waiting.append((item, None if item is None else self._pool.submit(_do, action, item)))
+                future = None if item is None else self._pool.submit(_do, action, item)
+                waiting.append((item, future))
                 while waiting and (len(waiting) >= 2 * self._num_workers or waiting[0][1] is None):
                     yield _finished(waiting.popleft())
             while waiting:
