@@ -155,7 +155,7 @@ class Watchdog:
         return verdict or (self._store.get("alarm").decode() if self._store.check(["alarm"]) else None)
 
     def _judge(self, states: dict[int, State]) -> str | None:
-        """What is wrong with which of the processes, from their states now and when they last changed."""
+        """Says what is wrong with which processes, from their states and when those last changed; None if nothing."""
         now = time.monotonic()
         for number, state in states.items():
             before, beat_at, mark_at = self._seen.get(number, (None, now, now))
@@ -183,6 +183,7 @@ class Watchdog:
         return f"{_names(guilty, states)} hangs: {doing}"
 
     def _waits(self) -> bool:
+        """Whether the main thread is in a collective operation."""
         frame: FrameType | None = sys._current_frames().get(self._main_thread)
         while frame is not None:
             file = frame.f_code.co_filename

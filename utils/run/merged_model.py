@@ -108,6 +108,7 @@ def load_merged_model(
 
 
 def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> MergedModel:
+    """The base model in `checkpoint_dir` with peft's adapter in `folder` merged into it."""
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
     config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
@@ -127,6 +128,12 @@ def _merge(
 
 
 def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:
+    """The weights that the adapter in `source` was trained on.
+
+    Raises:
+        UserError: if there were none, or they are not there.
+        DataError: if `foundation` holds others.
+    """
     if foundation is None:
         raise UserError(f"{source} is an adapter on random weights, which are not kept; train it on a foundation model")
     if not foundation.is_dir():
@@ -137,6 +144,7 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
 
 
 def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's run.yaml, counters and validation losses say, in one mapping of plain values."""
     progress = TrainingProgress.load(checkpoint)
     run_dir = checkpoint.resolve().parents[1]
     rows = read_csv(run_dir / METRICS)
