@@ -364,21 +364,21 @@ def _gemma3(hf: dict[str, Any]) -> Config:
     )
 
 
-_LLAMA_DEFAULTS = {
+_DEFAULTS = {
     "hidden_act": "silu",
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
+    "layer_norm_eps": 1e-5,
     "tie_word_embeddings": False,
 }
+"""What most classes assume; a family gives the values in which it differs."""
+
+_LLAMA_DEFAULTS = {**_DEFAULTS, "attention_bias": False, "mlp_bias": False}
 _MISTRAL_DEFAULTS = {
-    "hidden_act": "silu",
+    **_DEFAULTS,
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-6,
     "sliding_window": 4096,
-    "tie_word_embeddings": False,
 }
 _GPT2_DEFAULTS = {
     "n_positions": 1024,
@@ -388,6 +388,7 @@ _GPT2_DEFAULTS = {
     "tie_word_embeddings": True,
 }
 _FALCON_DEFAULTS = {
+    **_DEFAULTS,
     "num_ln_in_parallel_attn": None,
     "layer_norm_epsilon": 1e-5,
     "num_kv_heads": None,
@@ -396,67 +397,43 @@ _FALCON_DEFAULTS = {
     "multi_query": True,
     "parallel_attn": True,
     "bias": False,
-    "max_position_embeddings": 2048,
     "ffn_hidden_size": None,
     "activation": "gelu",
     "tie_word_embeddings": True,
 }
 _GPT_NEOX_DEFAULTS = {
+    **_DEFAULTS,
     "hidden_act": "gelu",
-    "max_position_embeddings": 2048,
-    "layer_norm_eps": 1e-5,
     "partial_rotary_factor": 0.25,
     "rotary_emb_base": 10000,
     "use_parallel_residual": True,
     "attention_bias": True,
-    "tie_word_embeddings": False,
 }
 _QWEN_DEFAULTS = {
-    "hidden_act": "silu",
+    **_DEFAULTS,
     "num_key_value_heads": 32,
     "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
     "use_sliding_window": False,
     "sliding_window": 4096,
     "max_window_layers": 28,
-    "tie_word_embeddings": False,
 }
-_PHI_DEFAULTS = {
-    "hidden_act": "gelu_new",
-    "max_position_embeddings": 2048,
-    "layer_norm_eps": 1e-5,
-    "partial_rotary_factor": 0.5,
-    "tie_word_embeddings": False,
-}
-_PHI3_DEFAULTS = {
-    "partial_rotary_factor": 1.0,
-    "hidden_act": "silu",
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
-_OLMO2_DEFAULTS = {
-    "hidden_act": "silu",
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-}
+_PHI_DEFAULTS = {**_DEFAULTS, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5}
+_PHI3_DEFAULTS = {**_DEFAULTS, "partial_rotary_factor": 1.0, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
+_OLMO2_DEFAULTS = {**_DEFAULTS, "rms_norm_eps": 1e-5}
 _STABLELM_DEFAULTS = {
-    "hidden_act": "silu",
+    **_DEFAULTS,
     "num_key_value_heads": 32,
     "max_position_embeddings": 4096,
-    "layer_norm_eps": 1e-5,
     "partial_rotary_factor": 0.25,
     "use_qkv_bias": False,
     "use_parallel_residual": False,
-    "tie_word_embeddings": False,
 }
 _GEMMA_DEFAULTS = {
+    **_DEFAULTS,
     "hidden_act": "gelu_pytorch_tanh",
     "num_key_value_heads": 16,
     "head_dim": 256,
     "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
 }
 _GEMMA2_DEFAULTS = {
