@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import pytest
-
 from utils.prepare import progress
 from utils.prepare.progress import ProgressLine
 
