@@ -16,6 +16,7 @@ COMMAND_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
 UTILS_LIBRARY = ("utils/__init__.py", "utils/cli.py")
 # started by a command with `python -m`: checks that need a fresh process
 PROCESSES = ("lit_gpt/formats/hf_logits_process.py", "utils/export/hf_probabilities_process.py")
+SAMPLE, SHIPPED = "data/sample", "hf_files"  # outside of the house
 JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
 
 FLOORS = (
@@ -36,7 +37,7 @@ FLOORS = (
 """From the bottom to the top: a room imports rooms of lower floors, and neither its neighbours nor what is above."""
 
 LINES = {
-    "lit_gpt": 120,
+    "lit_gpt": 300,
     "lit_gpt/model": 1900,
     "lit_gpt/tokenizer": 650,
     "lit_gpt/formats": 2600,
@@ -89,12 +90,12 @@ def room_of(path: str) -> str:
     is_utils_command = folder == "utils" and path not in UTILS_LIBRARY
     if folder in (".", *COMMAND_FOLDERS) or is_utils_command:
         return "commands"
-    return "data/sample" if folder.startswith("data") else folder
+    return folder
 
 
 ROOMS = {module: room_of(module) for module in MODULES}
 COMMANDS = [path for path, room in ROOMS.items() if room == "commands" and Path(path).name != "__init__.py"]
-SCRIPTS = [*COMMANDS, *(path for path, room in ROOMS.items() if room == "data/sample")]
+SCRIPTS = [*COMMANDS, *(path for path, room in ROOMS.items() if room == SAMPLE)]
 
 
 def module_name(path: str) -> str:
@@ -234,10 +235,10 @@ def find_circle(edges: dict[str, set[str]]) -> list[str]:
 def test_there_are_modules_to_look_at():
     assert {"utils/cli.py", "utils/data/shards.py", "utils/data/sample_order.py"} <= set(MODULES)
     assert {"plot_convergence_curves.py", "utils/merge_lora.py", "lit_gpt/chat/base.py"} <= set(COMMANDS)
-    assert set(ROOMS.values()) == {room for rooms in FLOORS for room in rooms} | {"data/sample"}
+    assert set(ROOMS.values()) == {room for rooms in FLOORS for room in rooms} | {SAMPLE, SHIPPED}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if ROOMS[path] != "data/sample"])
+@pytest.mark.parametrize("path", [path for path in MODULES if ROOMS[path] not in (SAMPLE, SHIPPED)])
 def test_imports_go_down(path):
     assert forbidden_imports(path) == []
 
@@ -272,7 +273,8 @@ def unexplained_imports(source: str) -> list[int]:
     for function in functions_of(ast.parse(source)):
         numbers = [node.lineno for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))]
         for first, number in enumerate(numbers):
-            follows_another = first > 0 and number == numbers[first - 1] + 1
+            between = lines[numbers[first - 1] : number - 1] if first else ["none"]
+            follows_another = not any(line.strip() for line in between)
             explained = "#" in lines[number - 1] or lines[number - 2].lstrip().startswith("#")
             if not explained and not follows_another:
                 found.append(number)
