@@ -6,8 +6,6 @@
 4. Only then is the folder renamed to --output_dir, and uploaded if --repo_id is given.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -6,8 +6,6 @@
 3. `save` writes it, `summary` says the same in numbers.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

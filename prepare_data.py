@@ -12,8 +12,6 @@ The tasks of a Slurm step (`srun -n 8 python prepare_data.py …`) share the spl
 their number.
 """
 
-from __future__ import annotations
-
 import sys
 
 from utils import cli

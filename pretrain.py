@@ -4,8 +4,6 @@
 `finished` says when it ends. Options, plan, set-up, step and schedule are in utils/train/.
 """
 
-from __future__ import annotations
-
 import sys
 
 from utils import cli

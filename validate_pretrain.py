@@ -3,8 +3,6 @@
 It may run beside the training, again and again: what validation.csv already holds is not measured again.
 """
 
-from __future__ import annotations
-
 import sys
 
 from utils import cli

@@ -7,8 +7,6 @@ its answer comes back with the speakers named as in the request. dialogue_text.p
 data; training_provenance.json says whether, and in which languages.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from collections import Counter

@@ -14,8 +14,6 @@ training uses these, and each of its processes would pay twice what torch itself
 A package that was imported before, or that is not installed, is left alone.
 """
 
-from __future__ import annotations
-
 import builtins
 import importlib
 import logging

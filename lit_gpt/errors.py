@@ -2,8 +2,6 @@
 
 An error of these classes ends a command with one line and its exit code; any other is a bug and keeps its traceback."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ string under each field is its help, and `__post_init__` raises `UserError` for 
 imported here, so `--help` answers at once.
 """
 
-from __future__ import annotations
-
 import difflib
 import errno
 import itertools

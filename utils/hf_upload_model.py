@@ -1,7 +1,5 @@
 """A folder with a model → a repository of the Hugging Face Hub; an interrupted upload goes on where it stopped."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Looks into a data folder: what it holds, whether its files are what they were, and what some rows say."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

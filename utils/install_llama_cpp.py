@@ -6,8 +6,6 @@
 3. Four programs, linked statically, the converter and its gguf-py; the rest is removed, and the folder renamed last.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

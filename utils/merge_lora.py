@@ -3,8 +3,6 @@
 The weights pass through one by one. They are written beside --save_path, read again and compared, and renamed last.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

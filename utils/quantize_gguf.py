@@ -8,8 +8,6 @@
    the model's; the token ids of the text have to be equal. A file outside its bound is not published, nor the others.
 """
 
-from __future__ import annotations
-
 import errno
 import shutil
 import sys

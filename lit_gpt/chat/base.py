@@ -4,8 +4,6 @@ It has the form of the text that the model was trained on: `[speaker001:] …` t
 them.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from contextlib import suppress

@@ -12,8 +12,6 @@ reads config.json without importing transformers, and because a config.json with
 where transformers would assume the size of another model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

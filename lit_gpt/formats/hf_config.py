@@ -1,7 +1,5 @@
 """A Hugging Face model's config.json ⇄ litgpt's `Config`, chosen by architecture, never by a model's name."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The names of the files that hold a model's weights in Hugging Face's layout, and the JSON beside them."""
 
-from __future__ import annotations
-
 import json
 import re
 from fnmatch import fnmatch

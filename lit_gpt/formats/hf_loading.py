@@ -1,7 +1,5 @@
 """A model as transformers loads it from a Hugging Face folder, for the fresh processes that `hf_process.py` starts."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Compares our model with a Hugging Face folder: logits and token ids, theirs from transformers in a fresh process."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass

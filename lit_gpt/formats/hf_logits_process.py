@@ -4,8 +4,6 @@
 the model only what the folder holds, and imports nothing of litgpt.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -3,8 +3,6 @@
 `python -m MODULE FOLDER REQUEST.json ANSWER` is that process.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import os

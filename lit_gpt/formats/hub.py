@@ -4,8 +4,6 @@ The Hub's client alone reads the token, of `hf auth login` or HF_TOKEN. This pro
 neither prints nor writes one.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

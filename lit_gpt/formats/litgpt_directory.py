@@ -1,7 +1,5 @@
 """litgpt checkpoint directories: `lit_model.pth`, `model_config.yaml` and the tokenizer's files."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Iterable, Mapping

@@ -5,8 +5,6 @@ GPT-2 and Falcon do, peft has one pair for all. There the A stand one under the 
 so that the rank is the sum of theirs; the way back gives each of them the whole A and its own rows of B.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

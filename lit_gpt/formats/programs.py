@@ -1,7 +1,5 @@
 """Why another program that a command started has failed."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

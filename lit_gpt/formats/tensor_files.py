@@ -3,8 +3,6 @@
 What is read are `LazyTensors`, so that a model larger than the memory can be converted or merged.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import json

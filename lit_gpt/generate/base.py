@@ -1,7 +1,5 @@
 """Continues prompts with a litgpt directory's model, or with an adapter on it."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

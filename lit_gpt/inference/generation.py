@@ -4,8 +4,6 @@ Rows of different lengths share a batch without masks of their own. They are ali
 its own position. What the padding left in the cache beyond a row's end is overwritten before that row can see it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

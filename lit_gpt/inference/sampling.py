@@ -1,7 +1,5 @@
 """From logits to the next token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """How a text goes on: the options that generating and chatting share."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

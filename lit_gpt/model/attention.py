@@ -8,8 +8,6 @@ torch, soft caps). The CPU uses torch's flash kernel, one segment after the othe
 pass over whole rows. Keys and values of grouped queries are never repeated.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import cache

@@ -1,7 +1,5 @@
 """Models: made empty, sharded by the caller, and filled with weights or with random numbers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from itertools import chain

@@ -1,7 +1,5 @@
 """Attention within documents on the CPU, as an operation of torch: tiles of queries, each by torch's flash kernel."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import pairwise

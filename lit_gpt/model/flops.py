@@ -5,8 +5,6 @@ MFU = `flops_per_token` × target tokens per second / (`peak_flops` × devices),
 masked scores and padding earn no credit.
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -9,8 +9,6 @@ Five things are added, and nothing is copied:
 5. A model that does not rotate (`rotary_percentage` 0) has learned positions, `transformer.wpe`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial

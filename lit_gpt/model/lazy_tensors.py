@@ -3,8 +3,6 @@
 What merges or converts a model makes one of another and writes the last: a model larger than the memory passes through.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 
 import torch

@@ -3,8 +3,6 @@
 W' = W + (alpha / r) B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685), in litgpt's layout.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ torch 2.13 has this as `linear_cross_entropy`, but in bf16 that sums the loss in
 and knows neither soft caps nor autocast. The sum here is fp32 whatever the logits' type.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

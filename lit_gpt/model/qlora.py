@@ -6,8 +6,6 @@ here: a matrix is expanded to the model's arithmetic where it is used, forward a
 rounded to int8, unlike in LLM.int8().
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator

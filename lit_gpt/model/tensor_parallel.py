@@ -13,8 +13,6 @@ Between 3 and 4 attention works on whole heads. litgpt keeps queries, keys and v
 a process, consecutive as in every checkpoint, are not those of its heads: `HeadExchange` swaps their outputs.
 """
 
-from __future__ import annotations
-
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn

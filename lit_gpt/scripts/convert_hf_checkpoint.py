@@ -1,7 +1,5 @@
 """A Hugging Face checkpoint → a litgpt directory: lit_model.pth and model_config.yaml beside the original files."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@
 4. The checkpoint is converted to litgpt's form (`--convert`).
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Sequence

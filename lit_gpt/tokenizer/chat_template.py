@@ -4,8 +4,6 @@ transformers renders it (https://huggingface.co/docs/transformers/chat_templatin
 from outside, and change nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path

@@ -6,8 +6,6 @@ tokenizer.model: of ten texts LlamaTokenizer gave other ids for 3 to 9, dependin
 all that the tokenizer.model does, and every version reads it.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence

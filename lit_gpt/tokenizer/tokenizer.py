@@ -4,8 +4,6 @@
 begin and end a text is read from `tokenizer_config.json` and `generation_config.json`, as litgpt does.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """What the processes of a run agree on: sums, and what process 0 alone does or finds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

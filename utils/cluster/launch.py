@@ -1,7 +1,5 @@
 """How many processes a run has, and the Fabric that starts or joins them."""
 
-from __future__ import annotations
-
 import logging
 import os
 import warnings

@@ -1,7 +1,5 @@
 """How the tasks of a Slurm step find each other, and what they do when one of them is gone."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """The network address and interface of this machine by which the other nodes of a Slurm step reach it."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

@@ -1,7 +1,5 @@
 """Which of a run's processes this one is, and how one of several ends. Imports nothing heavy."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import NoReturn

@@ -1,7 +1,5 @@
 """Signals that ask a program to stop: Slurm sends one before the time limit, and when it wants a node back."""
 
-from __future__ import annotations
-
 import signal
 from types import FrameType
 

@@ -1,7 +1,5 @@
 """A look into a data folder: its table, whether its files are what they were, and some rows as text."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -17,8 +17,6 @@ The permutations are Feistel networks over a mixed radix (Black and Rogaway, "Ci
 Python's integers: exact at any i, and the same with every version of every library.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Tables for a person to read."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

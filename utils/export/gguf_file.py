@@ -3,8 +3,6 @@
 Its perplexity over the same tokens, its most probable tokens and its greedy continuation are compared.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

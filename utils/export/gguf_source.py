@@ -4,8 +4,6 @@
 2. `make_source` shows the converter a folder without code, and compares the token ids of a text.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """quantization.csv: a line per GGUF file of a folder, with what was measured; it says which files may stay."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Nothing heavy is imported here: the options of utils/quantize_gguf.py name these types.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

@@ -3,8 +3,6 @@
 The folder is filled under a hidden name and compared with the model by verification.py before it gets its own.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from pathlib import Path

@@ -4,8 +4,6 @@ Its token ids; the log-probabilities of every token over windows of the text, in
 reads; how it continues a beginning, always by its most probable token. hf_probabilities_process.py is that process.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

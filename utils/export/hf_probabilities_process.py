@@ -3,8 +3,6 @@
 `python -m utils.export.hf_probabilities_process FOLDER REQUEST.json ANSWER.json` is started by hf_probabilities.py.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import sys

@@ -5,8 +5,6 @@ by a hash of the ids it gives for one text, and refuses every other: `pre_tokeni
 pinned version. It takes every SentencePiece model, but llama.cpp then treats text as Llama's own tokenizer does.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from hashlib import sha256

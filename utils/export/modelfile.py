@@ -3,8 +3,6 @@
 Source of the format: https://docs.ollama.com/modelfile; templates are Go's text/template.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple

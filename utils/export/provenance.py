@@ -1,7 +1,5 @@
 """What is published of a model's origin: the record of its training, its foundation and the licences."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

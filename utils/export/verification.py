@@ -1,7 +1,5 @@
 """Is the folder the model? A Hugging Face folder or an adapter is read back and compared with the trained model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

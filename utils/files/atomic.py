@@ -1,7 +1,5 @@
 """Files that appear under their name when they are whole, or not at all."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """SHA-256 checksums of files, and the one comparison of a folder's files with a list of them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

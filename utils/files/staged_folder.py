@@ -7,8 +7,6 @@
 3. `staged_into` puts the files into a folder that is there instead, beside what it holds.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Collection, Iterator

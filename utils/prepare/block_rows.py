@@ -7,8 +7,6 @@
    (`Remainder`), so that small blocks cost no padding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain

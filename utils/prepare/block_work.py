@@ -1,7 +1,5 @@
 """The work of the processes that tokenise: which blocks a split is cut into, and how many processes share them."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial

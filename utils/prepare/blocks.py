@@ -8,8 +8,6 @@ A text longer than two blocks is cut between two words, wherever that is; its se
 the cut (`TextBlock.context`), by which the tokens of the parts come out as those of the whole (`encoding.py`).
 """
 
-from __future__ import annotations
-
 import gzip
 import re
 import zlib

@@ -1,7 +1,5 @@
 """The data folder as a whole: whether it may be written, and what completes it once every split is there."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

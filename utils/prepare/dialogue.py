@@ -9,8 +9,6 @@ What they do is what the Claire models were trained with; every function takes t
 An endpoint of a published model runs this file too, without the rest of the program: it imports nothing of it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import re

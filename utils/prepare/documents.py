@@ -3,8 +3,6 @@
 What is not such a document is an error, or is left out and named: `parse` gives both.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

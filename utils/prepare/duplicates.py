@@ -9,8 +9,6 @@
 A document that is longer than a block, and therefore in parts, is not compared.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

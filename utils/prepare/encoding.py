@@ -10,8 +10,6 @@ tokens of these alone must be the first tokens of the part; what follows them ar
 document has there, and the last of them is the one token that two parts share.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Iterator

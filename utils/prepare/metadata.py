@@ -11,8 +11,6 @@ A CSV file has a line per dataset and these columns, all but the first optional,
 A JSON file is an object of the datasets, each an object of such fields, or a list of objects with `dataset` among them.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

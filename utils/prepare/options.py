@@ -1,7 +1,5 @@
 """Options of prepare_data.py. Nothing heavy is imported here, so that `--help` answers at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

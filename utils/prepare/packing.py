@@ -17,8 +17,6 @@ than the window (8,193, falcon's tokenizer) 0.15 %, which the fewest rows that h
 tokens of them, `pack` takes 0.03 to 0.08 s on one core, and `fill` 1.3 to 1.9 ns per token.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a preparation says while it works: a bar that moves on a terminal, a line a minute in a log."""
 
-from __future__ import annotations
-
 import sys
 import time
 

@@ -1,7 +1,5 @@
 """What was left out of a split: counted by reason, and each document named in a file of JSON lines."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

@@ -12,8 +12,6 @@ Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3). The si
 index of their sets of shingles, a shingle being `SHINGLE` consecutive words; see `sign_texts` for what is a word.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Iterator

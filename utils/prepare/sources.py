@@ -4,8 +4,6 @@ A corpus is a folder tree, one file, or a `.list` file that names files. `find_s
 alone; what they hold is read in `blocks.py` and `documents.py`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@
 this process writes the rows into the shards in the order of the blocks, whatever the number of processes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

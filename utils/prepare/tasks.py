@@ -1,7 +1,5 @@
 """The tasks of a Slurm step that prepare one data folder together; a call without Slurm is a single task."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

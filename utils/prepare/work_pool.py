@@ -1,7 +1,5 @@
 """Work shared among processes: results in the order of the work, and never more of it under way than fits in memory."""
 
-from __future__ import annotations
-
 import errno
 import multiprocessing
 import os

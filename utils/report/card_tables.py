@@ -1,7 +1,5 @@
 """The tables of a model card in Markdown: the data, the hyper-parameters and the validation losses of a run."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterable, Sequence

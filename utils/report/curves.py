@@ -4,8 +4,6 @@ A curve is a table of pandas: a line per point in the order of training, a colum
 target, and `targets`, the number of tokens that the loss is the mean of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

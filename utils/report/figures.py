@@ -3,8 +3,6 @@
 `draw` and `draw_for_card` make a figure of matplotlib, `save` writes it. Curves are those of curves.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

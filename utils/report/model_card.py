@@ -4,8 +4,6 @@
 template is hf_files/README.md; a line of it whose value is not known is left out, and so is a section without a line.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

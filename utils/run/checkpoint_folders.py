@@ -4,8 +4,6 @@
 (7 is the number of the writer's lock on the run folder) and renamed when it is whole, its SHA256SUMS last.
 """
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

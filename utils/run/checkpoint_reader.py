@@ -3,8 +3,6 @@
 torch pickles a checkpoint's metadata; only the classes of that format are built from it, so that no foreign code runs.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

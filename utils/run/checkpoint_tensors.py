@@ -1,7 +1,5 @@
 """Which of a model's tensors a checkpoint holds, and torch's functions that save and load them."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any
 

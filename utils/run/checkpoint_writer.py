@@ -9,8 +9,6 @@ loads without an error in most files: only the checksums find it.
 thread, with a process group of its own.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

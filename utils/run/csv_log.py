@@ -4,8 +4,6 @@ A version that knows more columns goes on in the file of an older one: `CsvLog` 
 again with today's columns. A file with columns that this version does not know is refused, never misread.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

@@ -1,7 +1,5 @@
 """Which model is meant by a path that a user gives: --input_path, --lora_path."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from lit_gpt.errors import UserError

@@ -1,7 +1,5 @@
 """Lines for a person, on stdout and in training_log.out."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

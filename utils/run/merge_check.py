@@ -1,7 +1,5 @@
 """Whether merged weights are what base model and adapter make together."""
 
-from __future__ import annotations
-
 from collections import ChainMap
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Models that are ready to use: from a run folder, a checkpoint, an adapter or a `lit_model.pth` to whole weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

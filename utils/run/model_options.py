@@ -3,8 +3,6 @@
 Nothing heavy is imported here, so that `--help` answers at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal

@@ -1,7 +1,5 @@
 """What is to be done after a step: the one place where that is decided, for all processes alike."""
 
-from __future__ import annotations
-
 import time
 from typing import Literal, NamedTuple
 

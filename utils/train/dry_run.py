@@ -1,7 +1,5 @@
 """--dry_run: what a run would need, in words, and which options would make it fit the GPUs."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterable

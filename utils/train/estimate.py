@@ -9,8 +9,6 @@ What is not in it: the accelerator's context, communication buffers and fragment
 what torch.compile saves, which keeps at most as much.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Results of steps between two looks at them, so that the host may run ahead of the device."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Curves while the run goes on, in TensorBoard or Weights & Biases. metrics.csv holds all of it in any case."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import secrets

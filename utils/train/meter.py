@@ -1,7 +1,5 @@
 """How fast a training goes and what it takes, between two looks at it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ A new column is named here. meter.py measures what is read at each look at the l
 gives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """AdamW over what is trained, with fp32 copies of bf16 weights where they are asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

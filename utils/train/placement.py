@@ -1,7 +1,5 @@
 """A model on the run's devices: sharded over the processes, filled with weights, set up for training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """What a run will do, settled and checked before any process is started."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Where a step's time goes: a split into phases that is always on, and a full trace of a few steps when asked for."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator

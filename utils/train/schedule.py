@@ -3,8 +3,6 @@
 A new schedule is a branch of `Schedule.learning_rate` here, and its name in `PretrainOptions.lr_schedule`.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal

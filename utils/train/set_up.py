@@ -1,7 +1,5 @@
 """Everything the training loop works with: the run folder taken, the model built, the run's files opened."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import closing, contextmanager

@@ -1,7 +1,5 @@
 """The start of a run in its folder: metrics.csv up to the checkpoint, run.yaml, the mixture, and what the log says."""
 
-from __future__ import annotations
-
 import os
 import platform
 import time

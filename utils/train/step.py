@@ -1,7 +1,5 @@
 """One optimiser step: forward and backward over the micro-batches, the clipping of the gradient, the update."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -4,8 +4,6 @@ It is a real step: forward, loss, backward, optimiser. The bytes of every tensor
 so nothing here is a formula about an architecture: what a block keeps is what its operations keep.
 """
 
-from __future__ import annotations
-
 import copy
 import weakref
 from collections.abc import Iterable

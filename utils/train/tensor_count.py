@@ -1,7 +1,5 @@
 """The tensors of a whole model, added up on the meta device, where they take no memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The loss on each dataset's validation rows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 

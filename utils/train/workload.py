@@ -1,7 +1,5 @@
 """What decides how much memory, time and disk a run needs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 
