@@ -20,13 +20,14 @@ from typing import IO, NoReturn
 
 TESTS = Path(__file__).resolve().parent
 ALONE = ("slurm",)
-MODELS = ("export", "formats", "inference", "model")
+# What comes before a training and after it; takes about as long as all that is left.
+BEFORE_AND_AFTER = ("export", "formats", "inference", "model", "prepare")
 PYTEST = (sys.executable, "-m", "pytest")
 GROUPS: dict[str, list[str]] = {
     "slurm": [*PYTEST, *(str(TESTS / folder) for folder in ALONE)],
-    "models": [*PYTEST, *(str(TESTS / folder) for folder in MODELS)],
+    "before_and_after": [*PYTEST, *(str(TESTS / folder) for folder in BEFORE_AND_AFTER)],
     # whatever is new belongs to the last group until it is named in another
-    "rest": [*PYTEST, str(TESTS), *(f"--ignore={TESTS / folder}" for folder in (*ALONE, *MODELS))],
+    "rest": [*PYTEST, str(TESTS), *(f"--ignore={TESTS / folder}" for folder in (*ALONE, *BEFORE_AND_AFTER))],
 }
 """The command that runs each group."""
 NO_TESTS = 5
