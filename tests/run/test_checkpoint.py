@@ -205,7 +205,14 @@ class Harm:
 def test_pickled_code_in_a_checkpoint_is_not_run(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = list_checkpoints(saved)[0]
-    for content in (pickle.dumps(Harm()), b"", b"\x80\x04}.", b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f", os.urandom(100)):
+    damaged = [
+        b"",
+        b"\x80\x04}.",
+        b"\x80\x04\x8e" + b"\xff" * 7 + b"\x0f",
+        b"\x80\x04\x8d" + b"\xff" * 8,
+        os.urandom(100),
+    ]
+    for content in (pickle.dumps(Harm()), *damaged):
         (path / ".metadata").write_bytes(content)
         with pytest.raises(DataError, match="metadata"):
             read_model_tensors(path)

@@ -89,6 +89,7 @@ def read_model_tensors(checkpoint: Path) -> LazyTensors:
 
 # what random bytes make pickle raise; lengths that nothing can hold are a MemoryError
 _DAMAGED = (OSError, pickle.UnpicklingError, EOFError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+_DAMAGED += (OverflowError,)  # a string longer than a machine's largest number
 
 
 class _MetadataUnpickler(pickle.Unpickler):
