@@ -71,11 +71,7 @@ class Options:
 if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the slow imports below
 
-import torch
 from huggingface_hub import HfApi, ModelInfo, snapshot_download
-
-from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
-from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
 
 
 def main(options: Options) -> None:
@@ -139,10 +135,17 @@ def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
 
 def check_supported(folder: Path) -> None:
     """Raises a UserError or DataError if the model whose config.json is in `folder` cannot be converted."""
+    from lit_gpt.formats.hf_config import config_from_hf, read_hf_config  # a download alone needs no torch
+
     config_from_hf(read_hf_config(folder))
 
 
 def convert(folder: Path, dtype: str | None) -> None:
+    # a download alone needs no torch
+    import torch
+
+    from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
+
     print("\n".join(convert_hf_checkpoint(folder, getattr(torch, dtype) if dtype else None)))
 
 
