@@ -312,7 +312,7 @@ def test_an_adapter_on_its_base_is_the_unmerged_model(lora_run, foundation):
 
     from lit_gpt.model.lora import LoRASettings
     from utils.run.checkpoint_reader import read_model_tensors
-    from utils.run.input_path import find_input
+    from utils.run.merged_model import find_input
     from utils.run.record import RunRecord
 
     settings = LoRASettings(**RunRecord.load(lora_run).identity.lora)

@@ -28,7 +28,7 @@ from lit_gpt.model.building import empty_model, materialise
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import import_bitsandbytes
 from tests.conftest import TINY_MODEL
-from utils.run.checkpoint_tensors import trained_tensors
+from utils.run.checkpoint_reader import trained_tensors
 
 SEED, VOCABULARY = 5, 97
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)

@@ -15,7 +15,7 @@ from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.lora import base_name, is_adapter, merge_adapter
 from lit_gpt.model.qlora import FrozenFormat, QLoRALinear, qlora_layers, replace_frozen_layers
 from tests.model.loading_worker import BF16, CONFIG, FP32, LORA, SEED, loss_of
-from utils.run.checkpoint_tensors import trained_tensors
+from utils.run.checkpoint_reader import trained_tensors
 
 KINDS = ["bnb.nf4", "bnb.int8"]
 CPU = torch.device("cpu")

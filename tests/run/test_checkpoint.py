@@ -19,8 +19,12 @@ from tests.model.gradient_worker import CONFIG
 from utils.files.folder_lock import LOCK, FolderLock
 from utils.run import checkpoint_writer as checkpoints
 from utils.run.checkpoint_folders import list_checkpoints, verify_checkpoint
-from utils.run.checkpoint_reader import load_checkpoint, newest_valid_checkpoint, read_model_tensors
-from utils.run.checkpoint_tensors import trained_tensors
+from utils.run.checkpoint_reader import (
+    load_checkpoint,
+    newest_valid_checkpoint,
+    read_model_tensors,
+    trained_tensors,
+)
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import TrainingProgress
 from utils.train.optimizer import make_optimizer

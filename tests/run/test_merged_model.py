@@ -31,8 +31,7 @@ from utils import merge_lora
 from utils.export.options import ConvertOptions, MergeOptions
 from utils.run.checkpoint_folders import list_checkpoints
 from utils.run.checkpoint_reader import read_model_tensors
-from utils.run.input_path import find_input
-from utils.run.merged_model import load_merged_model
+from utils.run.merged_model import find_input, load_merged_model
 from utils.run.record import RunRecord
 
 

@@ -1,7 +1,7 @@
 """Files that appear under their name when they are whole, or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -12,8 +12,7 @@ import numpy as np
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes `content` beside `path`, syncs it to the disk and renames it: the old or the new file, never a part.
 
-    Raises:
-        OSError: naming `path`, for instance when the disk is full; what was written of it is removed.
+    An `OSError`, for instance of a full disk, names `path`; what was written of it is removed.
     """
     try:
         with naming(path):
@@ -40,8 +39,16 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(e.errno, e.strerror, str(path)) from e
 
 
+def sync(paths: Iterable[Path]) -> None:
+    """Waits until files or folders are on the disk."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
 def write_array(file: IO[bytes], values: np.ndarray) -> None:
-    """All of `values`, which an unbuffered file may take in several turns."""
+    """Writes all of `values`, which an unbuffered file may take in several turns."""
     rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
     while len(rest):
         rest = rest[file.write(rest) :]

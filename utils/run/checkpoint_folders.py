@@ -1,7 +1,7 @@
 """The folders of a run's checkpoints: their names, which of them are complete, undamaged, and the best.
 
-`checkpoints/step-00001000/` is the checkpoint after 1000 steps. It is written as `.step-00001000.7.partial` beside it
-(7 is the number of the writer's lock on the run folder) and renamed when it is whole, its SHA256SUMS last.
+`checkpoints/step-00001000/` is the checkpoint after 1000 steps. It is written as `.step-00001000.7.partial` (7 is the
+number of the writer's lock on the run folder) and renamed when it is whole.
 """
 
 import math
@@ -21,17 +21,17 @@ def checkpoint_folder(run_dir: Path, step: int) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser steps after which a checkpoint was made, from its folder's name."""
+    """The number of optimiser steps before a checkpoint, from its folder's name."""
     return int(checkpoint.name.removeprefix(_STEP))
 
 
 def staging_folder(checkpoint: Path, lock_number: int) -> Path:
-    """The folder in which the owner of that lock writes `checkpoint`: two writers never share one."""
+    """The folder in which the lock's owner writes `checkpoint`: two writers never share one."""
     return checkpoint.with_name(f".{checkpoint.name}.{lock_number}.partial")
 
 
 def abandoned_folders(run_dir: Path, lock_number: int) -> list[Path]:
-    """The staging folders that the owner of that lock and earlier ones left; a newer owner's are not among them."""
+    """The staging folders that the owner of that lock and earlier owners left."""
     found = []
     for path in (run_dir / CHECKPOINTS).glob(f".{_STEP}*.partial"):
         number = path.name.split(".")[2]
@@ -59,12 +59,9 @@ def verify_checkpoint(checkpoint: Path, part: int = 0, parts: int = 1) -> str | 
 
 
 def best_checkpoint(run_dir: Path, checkpoints: list[Path]) -> Path:
-    """The one of the lowest validation loss among a run's `checkpoints` (oldest first), else the newest.
-
-    Losses are those of metrics.csv measured at a checkpoint's step; where there are none, those of validation.csv,
-    which may be over other data and so are never mixed with them.
-    """
+    """The one of the lowest validation loss among a run's `checkpoints` (oldest first), else the newest."""
     steps = {step_of(path): path for path in checkpoints}
+    # The two logs may be over different data: their losses are never mixed.
     for log in (METRICS, VALIDATION):
         losses = _validation_losses(read_csv(run_dir / log))
         measured = [step for step in losses if step in steps]
@@ -74,7 +71,7 @@ def best_checkpoint(run_dir: Path, checkpoints: list[Path]) -> Path:
 
 
 def _validation_losses(rows: list[dict[str, str]]) -> dict[int, float]:
-    """The finite losses over all datasets by step; of a validation.csv over several data folders the newest's."""
+    """The finite losses over all datasets by step; if over several data folders, those of the newest."""
     losses = {}
     for row in rows:
         is_comparable = row.get("data") == rows[-1].get("data")

@@ -1,9 +1,9 @@
-"""Checkpoints read again: the newest that verifies, into a training or as tensors, by any number of processes.
-
-torch pickles a checkpoint's metadata; only the classes of that format are built from it, so that no foreign code runs.
-"""
+"""Reads checkpoints: the newest that verifies, into a training or as tensors, on any number of processes."""
 
 import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,21 @@ from lit_gpt.errors import DataError
 from lit_gpt.model.lazy_tensors import LazyTensors
 from utils.cluster.collectives import on_rank_zero, rank, together, world_size
 from utils.run.checkpoint_folders import list_checkpoints, verify_checkpoint
-from utils.run.checkpoint_tensors import load_tensors, trained_tensors
 from utils.run.progress import TrainingProgress
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training changes, by name: with LoRA only the adapter's. They share the model's memory."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in trained}
+
+
+@contextmanager
+def without_warning() -> Iterator[None]:
+    """Silences torch's warning that without a process group it takes one process, which is meant here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def newest_valid_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
@@ -45,13 +58,13 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) ->
     tensors = {"model": trained_tensors(model), "optimizer": optimizer_state["state"]}
     reader = CheckpointReader(checkpoint)
     _check_shapes(reader.read_metadata(), tensors["model"], checkpoint)
-    load_tensors(tensors, reader, alone=not dist.is_initialized())
+    with without_warning():
+        dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     set_optimizer_state_dict(model, optimizer, optimizer_state)
     return TrainingProgress.load(checkpoint)
 
 
 def _model_entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
-    """What the metadata says about the model's tensors, by the model's names."""
     entries = {}
     for name, entry in metadata.state_dict_metadata.items():
         if name.startswith("model.") and isinstance(entry, TensorStorageMetadata):
@@ -60,7 +73,6 @@ def _model_entries(metadata: Metadata) -> dict[str, TensorStorageMetadata]:
 
 
 def _check_shapes(metadata: Metadata, tensors: dict[str, Tensor], checkpoint: Path) -> None:
-    """Raises a DataError unless the checkpoint's tensors of the model have the names and shapes of `tensors`."""
     saved = {name: list(entry.size) for name, entry in _model_entries(metadata).items()}
     expected = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if saved != expected:
@@ -81,7 +93,8 @@ def read_model_tensors(checkpoint: Path) -> LazyTensors:
 
     def read(name: str) -> Tensor:
         tensor = torch.empty_like(specs[name], device="cpu")
-        load_tensors({"model": {name: tensor}}, reader, alone=True)
+        with without_warning():
+            dcp.load({"model": {name: tensor}}, storage_reader=reader, no_dist=True)
         return tensor
 
     return LazyTensors(specs, read)
@@ -92,31 +105,29 @@ _DAMAGED = (OSError, pickle.UnpicklingError, EOFError, AttributeError, LookupErr
 _DAMAGED += (OverflowError,)  # a string longer than a machine's largest number
 
 
+_ALLOWED = {
+    ("torch.distributed.checkpoint.metadata", "Metadata"),
+    ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+    ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+    ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+    ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+    ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     """Builds only the classes that a checkpoint's metadata is made of: unpickling anything could run foreign code."""
 
-    _ALLOWED = frozenset(
-        {
-            ("torch.distributed.checkpoint.metadata", "Metadata"),
-            ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-            ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-            ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-            ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
-            ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            ("torch.serialization", "_get_layout"),
-            ("torch", "Size"),
-            ("pathlib", "PosixPath"),
-            ("pathlib", "WindowsPath"),
-        }
-    )
-
     def find_class(self, module: str, name: str) -> Any:
-        """The class that a pickle names; a DataError for one that is not part of the format."""
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        if (module, name) not in self._ALLOWED:
+        if (module, name) not in _ALLOWED:
             raise DataError(f"a checkpoint's .metadata asks for {module}.{name}, which is no part of the format")
         return super().find_class(module, name)
 
@@ -127,10 +138,8 @@ class CheckpointReader(dcp.FileSystemReader):
     _metadata: Metadata | None = None
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        self._metadata = self._metadata or self._unpickled_metadata()
-        return self._metadata
-
-    def _unpickled_metadata(self) -> Metadata:
+        if self._metadata is not None:
+            return self._metadata
         path = Path(self.path) / ".metadata"
         try:
             with path.open("rb") as file:
@@ -139,4 +148,5 @@ class CheckpointReader(dcp.FileSystemReader):
             raise DataError(f"{path} is no checkpoint's metadata ({e or type(e).__name__})") from None
         if not isinstance(metadata, Metadata):
             raise DataError(f"{path} is no checkpoint's metadata")
+        self._metadata = metadata
         return metadata

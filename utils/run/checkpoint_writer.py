@@ -1,15 +1,14 @@
-"""Training checkpoints: written so that a killed process never leaves a partial one under a final name.
+"""Writes training checkpoints such that a killed process never leaves a partial one under a final name.
 
 A checkpoint's folder holds the tensors (torch.distributed.checkpoint, one file per process), `state.json` (the
-counters), and copies of run.yaml, the model config and the tokenizer, so that it can be used alone. It is staged beside
-its target (checkpoint_folders.py), synced, its list of checksums is written last, and it is renamed. A flipped bit
-loads without an error in most files: only the checksums find it.
+counters), and copies of run.yaml, the model config and the tokenizer, so that it can be used alone.
 
-`CheckpointWriter` copies the tensors to the host, which is all that the training waits for, and does the rest in a
-thread, with a process group of its own.
+1. The tensors are copied to the host, which is all that the training waits for; a thread does the rest.
+2. All files are written into a staging folder (checkpoint_folders.py) and synced.
+3. The list of checksums is written last: a flipped bit loads without an error in most files.
+4. The folder is renamed.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -27,14 +26,12 @@ from torch.optim import Optimizer
 
 from lit_gpt.errors import as_os_error
 from utils.cluster.collectives import on_rank_zero, rank, together
+from utils.files.atomic import sync
 from utils.files.checksums import file_sha256, write_sums
 from utils.files.folder_lock import FolderLock
 from utils.run.checkpoint_folders import abandoned_folders, checkpoint_folder, staging_folder
-from utils.run.checkpoint_tensors import save_tensors, trained_tensors
+from utils.run.checkpoint_reader import trained_tensors, without_warning
 from utils.run.progress import TrainingProgress
-
-GROUP_TIMEOUT = timedelta(hours=2)
-"""For the slowest process's part of a checkpoint; the training's own watchdog is what finds a hanging one."""
 
 
 class Saved(NamedTuple):
@@ -47,18 +44,18 @@ class Saved(NamedTuple):
 class CheckpointWriter:
     """Writes a run's checkpoints, one at a time. Every process has one and calls its methods alike.
 
-    Args:
-        run_dir: the run folder.
-        companions: files that each checkpoint gets a copy of.
-        lock: the run folder's, on process 0; None on the others.
+    Each checkpoint gets a copy of the `companions`. `lock` is the run folder's on process 0, None on the others.
     """
 
     def __init__(self, run_dir: Path, companions: Iterable[Path], lock: FolderLock | None) -> None:
         self._run_dir = run_dir
         self._companions = list(companions)
         self._lock = lock
-        # The thread's collectives must not meet the training's: a group of their own, over the host's network.
-        self._group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if dist.is_initialized() else None
+        self._group = None
+        if dist.is_initialized():
+            # The thread's collectives must not meet the training's: a group of their own, over the host's network.
+            # 2 hours are for the slowest process's part of a checkpoint; the watchdog finds a hanging one.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
         self._lock_number = on_rank_zero(lambda: lock.number if lock else 0)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[Saved] | None = None
@@ -97,14 +94,9 @@ class CheckpointWriter:
         return pending and pending.result()
 
     def _write(self, tensors: dict[str, Any], progress: TrainingProgress) -> Saved:
-        """Writes a whole checkpoint, in the thread of every process.
+        """Writes a whole checkpoint, in the thread of every process. It raises what `wait` raises.
 
-        Args:
-            tensors: `model` and `optimizer`, each name → this process's part of a tensor, on the host.
-            progress: the counters.
-
-        Raises:
-            OSError, UserError: see `wait`.
+        `tensors` has `model` and `optimizer`, each name → this process's part of a tensor, on the host.
         """
         began = time.monotonic()
         target = checkpoint_folder(self._run_dir, progress.step)
@@ -113,7 +105,8 @@ class CheckpointWriter:
         # Without copying ahead: that would take this thread to GPU 0, on every process, for tensors on the host.
         writer = dcp.FileSystemWriter(staged, per_thread_copy_ahead=0)
         try:
-            save_tensors(tensors, writer, self._group)
+            with without_warning():
+                dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         except dcp.CheckpointException as e:
             found = (as_os_error(error, staged) for error, _ in e.failures.values())
             raise next(filter(None, found), e) from e
@@ -122,14 +115,14 @@ class CheckpointWriter:
         return Saved(target, time.monotonic() - began)
 
     def _begin(self, staged: Path) -> None:
-        """Makes an empty staging folder, and removes what killed or failed saves left: each is as large as the rest."""
         self._check_lock()
+        # what killed or failed saves left is as large as a checkpoint
         for abandoned in abandoned_folders(self._run_dir, self._lock_number):
             shutil.rmtree(abandoned, ignore_errors=abandoned != staged)
         staged.mkdir(parents=True)
 
     def _publish(self, staged: Path, target: Path, everyones: list[dict[str, str]], progress: TrainingProgress) -> None:
-        """Adds everything but the tensors, whose checksums `everyones` are, and gives the folder its name."""
+        """Adds all but the tensors, whose checksums are `everyones`, and gives the folder its name."""
         for companion in self._companions:
             shutil.copyfile(companion, staged / companion.name)
         progress.save(staged)
@@ -137,13 +130,13 @@ class CheckpointWriter:
         sums = {path.name: file_sha256(path) for path in others}
         for of_process in everyones:
             sums |= of_process
-        _sync(others)
+        sync(others)
         write_sums(staged, sums)
-        _sync([staged])
+        sync([staged])
         self._check_lock()
         shutil.rmtree(target, ignore_errors=True)  # only one that did not verify can be in the way
         staged.rename(target)
-        _sync([target.parent])
+        sync([target.parent])
 
     def _check_lock(self) -> None:
         if self._lock is not None:
@@ -151,12 +144,4 @@ class CheckpointWriter:
 
 
 def _own_sums(staged: Path) -> dict[str, str]:
-    """Name → SHA-256 of the files of tensors that this process wrote."""
     return {path.name: file_sha256(path) for path in staged.glob(f"__{rank()}_*.distcp")}
-
-
-def _sync(paths: Iterable[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)

@@ -1,7 +1,7 @@
 """metrics.csv and validation.csv: they grow line by line and are whole at any moment but for the last line.
 
-A version that knows more columns goes on in the file of an older one: `CsvLog` and `drop_metrics_after` first write it
-again with today's columns. A file with columns that this version does not know is refused, never misread.
+`CsvLog` and `drop_metrics_after` give the file of an older version today's columns before they use it. A file with
+columns that this version does not know is refused, never misread.
 """
 
 import csv
@@ -32,12 +32,10 @@ VALIDATION_COLUMNS = ("checkpoint", *PROGRESS_COLUMNS, *LOSS_COLUMNS, "max_sampl
 class CsvLog:
     """An append-only CSV file whose lines are on their way to the disk as soon as they are written.
 
-    Args:
-        path: the file. One that an older version wrote gets today's columns.
-        columns: its columns.
+    A file that an older version wrote gets today's `columns`, in their order: values stay, new columns are empty.
 
     Raises:
-        DataError: if the file has columns that are not among `columns`.
+        DataError: if the file has other columns, see `check_columns`, or damaged lines, see `read_csv`.
         OSError: if it cannot be written; what was in it stays.
     """
 
@@ -45,19 +43,14 @@ class CsvLog:
         content = path.read_bytes() if path.is_file() else b""
         if content and not content.endswith(b"\n"):
             os.truncate(path, content.rfind(b"\n") + 1)  # what a killed process began
-        is_new = b"\n" not in content
-        if not is_new:
-            migrate(path, columns)
+        if check_columns(path, columns) != list(columns):
+            _write(path, columns, read_csv(path))
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
-        if is_new:
-            self._writer.writeheader()
-            self._file.flush()
 
     def write(self, rows: Iterable[dict[str, Any]]) -> None:
         """Appends rows (column → value; what is not given stays empty) and hands them to the operating system."""
-        for row in rows:
-            self._writer.writerow(row)
+        self._writer.writerows(rows)
         self._file.flush()
 
     def sync(self) -> None:
@@ -71,19 +64,17 @@ class CsvLog:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The complete lines of a CSV file; none where there is no file.
 
-    Left out are a last line without its end, which a process is writing or was killed in, and lines with zero bytes,
-    which a lost node leaves where a file's blocks did not reach the disk.
-
     Raises:
         DataError: if another line has more or fewer fields than the header.
     """
     content = path.read_bytes() if path.is_file() else b""
+    # A process is writing a last line without its end, or was killed in it.
     text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
     header, *lines = text.split("\n")
     columns = _split(header)
     rows = []
     for number, line in enumerate(lines, start=2):
-        if not line or "\0" in line:
+        if not line or "\0" in line:  # A lost node leaves zeros where blocks did not reach the disk.
             continue
         fields = _split(line)
         if len(fields) != len(columns):
@@ -117,42 +108,25 @@ def check_columns(path: Path, columns: Sequence[str]) -> list[str]:
     return found
 
 
-def migrate(path: Path, columns: Sequence[str]) -> None:
-    """Gives a CSV file the columns of this version, in their order: values stay, new columns are empty.
-
-    Raises:
-        DataError: if the file has other columns, see `check_columns`, or damaged lines, see `read_csv`.
-        OSError: if it cannot be written; the old file stays.
-    """
-    found = check_columns(path, columns)
-    if found and found != list(columns):
-        _write(path, columns, read_csv(path))
-
-
 def drop_metrics_after(run_dir: Path, columns: Sequence[str], step: int, keep_validation: bool = True) -> None:
     """Removes the lines of steps after `step` from metrics.csv: a resumed run takes them again.
 
-    Without `keep_validation` those of the validation at `step` go too. The file is always another one afterwards: what
-    a process that was cut off from the run still writes into the old one is not seen.
-
-    Raises:
-        DataError, OSError: see `migrate`.
+    Without `keep_validation` those of the validation at `step` go too. It raises what `CsvLog` raises.
     """
     path = run_dir / METRICS
     if not path.is_file():
         return
     check_columns(path, columns)
     last = {"train": step, "valid": step if keep_validation else step - 1}
+    # Always a new file: what a process that was cut off from the run still writes into the old one is not seen.
     _write(path, columns, (row for row in read_csv(path) if int(row["step"]) <= last[row["split"]]))
 
 
 def _split(line: str) -> list[str]:
-    """The fields of a line."""
     return next(csv.reader([line.replace("\0", "")]), [])
 
 
 def _write(path: Path, columns: Sequence[str], rows: Iterable[dict[str, str]]) -> None:
-    """Replaces a CSV file by one with these columns and rows; the old or the new one, never a part."""
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()

@@ -1,4 +1,4 @@
-"""Lines for a person, on stdout and in training_log.out."""
+"""The run's log for a person, on stdout and in training_log.out."""
 
 import os
 import sys
@@ -13,15 +13,13 @@ _CLEAR_LINE = "\r\033[K"
 
 
 class RunLog:
-    """Lines for a person, on stdout and in training_log.out; progress in place on a terminal, plain lines elsewhere.
+    """Writes lines to stdout and the file `path`; on a terminal, progress is one line that changes.
 
-    Where TRAINING_LOG names the file, whoever started this program (slurm/env.sh) writes all it prints there.
-
-    Args:
-        path: the file; None on every process but one, which writes nothing.
+    `path` is None on every process but one: they write nothing.
     """
 
     def __init__(self, path: Path | None) -> None:
+        # slurm/env.sh names the file in TRAINING_LOG where it writes all that this program prints into it.
         printed_there = path is not None and os.environ.get("TRAINING_LOG") == str(path.resolve())
         self._silent = path is None
         self._file = path.open("a", encoding="utf-8") if path and not printed_there else None

@@ -1,7 +1,7 @@
 """Models that are ready to use: from a run folder, a checkpoint, an adapter or a `lit_model.pth` to whole weights."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,13 @@ from lit_gpt.model.lazy_tensors import in_dtype
 from lit_gpt.model.lora import LoRASettings, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from utils.data.mixture import MIXTURE
-from utils.run.checkpoint_folders import verify_checkpoint
+from utils.files.checksums import SUMS
+from utils.run.checkpoint_folders import best_checkpoint, list_checkpoints, verify_checkpoint
 from utils.run.checkpoint_reader import read_model_tensors
 from utils.run.csv_log import ALL, METRICS, read_csv
-from utils.run.input_path import find_input
 from utils.run.model_options import ModelOptions
-from utils.run.progress import TrainingProgress
-from utils.run.record import RunRecord
+from utils.run.progress import STATE, TrainingProgress
+from utils.run.record import RUN, RunRecord
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,49 @@ class MergedModel:
     """A model's weights and where they come from."""
 
     config: Config
-    """The model's config, without adapters."""
+    """Without adapters."""
     state_dict: Mapping[str, Tensor]
     """litgpt's names, adapters merged; each tensor is read, and merged, when it is asked for."""
     tokenizer_dir: Path
-    """The folder with the tokenizer's files."""
     foundation_dir: Path | None
     """The litgpt directory the training began from; None if it began from random weights."""
-    lora: LoRASettings | None
+    lora: LoRASettings | None = None
     """Settings of the adapter that was merged; None after full training."""
-    provenance: dict[str, Any]
+    provenance: dict[str, Any] = field(default_factory=dict)
     """What was run, on what, and with what loss, as plain values; empty for a plain `lit_model.pth`."""
     run_dir: Path | None = None
-    """The run folder that a checkpoint lies in."""
     base: Mapping[str, Tensor] | None = None
     """The foundation model's weights, as long as there is an adapter."""
     adapter: Mapping[str, Tensor] | None = None
     """The adapter that was merged, by litgpt's names."""
 
 
+def find_input(path: Path) -> Path:
+    """Finds what `path` means: a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth`.
+
+    Raises:
+        UserError: if it is none of these.
+    """
+    if path.is_file() and path.suffix == ".pth":
+        return path
+    if (path / STATE).is_file() or (path / SUMS).is_file():
+        return path
+    if (path / RUN).is_file():
+        checkpoints = list_checkpoints(path)
+        if not checkpoints:
+            raise UserError(f"the run in {path} has no complete checkpoint yet")
+        return best_checkpoint(path, checkpoints)
+    if (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    raise UserError(f"{path} is neither a run folder, nor a training checkpoint, nor a {WEIGHTS}")
+
+
 def load_merged_model(
     input_path: Path, checkpoint_dir: Path | None = None, verify: bool = True, dtype: torch.dtype | None = None
 ) -> MergedModel:
-    """The model that `input_path` stands for, see `find_input`; or peft's adapter in it, merged.
+    """Loads the model that `input_path` means, see `find_input`; or peft's adapter in that folder, merged.
 
     Args:
-        input_path: run folder, checkpoint, `lit_model.pth` or peft's folder.
         checkpoint_dir: the foundation model, where run.yaml's is not to be found any more.
         verify: compare the checkpoint with its checksums first.
         dtype: of the weights. Default: as they are; of an adapter's base as the base is.
@@ -80,25 +97,21 @@ def load_merged_model(
         if source.name != WEIGHTS:
             raise UserError(f"{source} must be named {WEIGHTS}")
         folder = source.parent
-        return MergedModel(read_config(folder), in_dtype(lazy_weights(folder), dtype), folder, folder, None, {})
+        return MergedModel(read_config(folder), in_dtype(lazy_weights(folder), dtype), folder, folder)
     if verify and (problem := verify_checkpoint(source)):
         raise DataError(f"{problem}; take another checkpoint")
     record = RunRecord.load(source)
     foundation = None
     if record.identity.base:
         foundation = checkpoint_dir or Path(record.options["checkpoint_dir"])
+    provenance, run_dir = _provenance(record, source), source.resolve().parents[1]
+    tensors = read_model_tensors(source)
     trained = MergedModel(
-        read_config(source / CONFIG),
-        read_model_tensors(source),
-        source,
-        foundation,
-        None,
-        _provenance(record, source),
-        source.resolve().parents[1],
+        read_config(source / CONFIG), tensors, source, foundation, provenance=provenance, run_dir=run_dir
     )
     if not record.identity.lora:
-        return replace(trained, state_dict=in_dtype(trained.state_dict, dtype))
-    adapter = dict(trained.state_dict)
+        return replace(trained, state_dict=in_dtype(tensors, dtype))
+    adapter = dict(tensors)
     if zero := [name for name, tensor in adapter.items() if not tensor.any()]:
         raise DataError(f"the adapter in {source} changes nothing: {min(zero)} is zero; it is untrained")
     base = _foundation_weights(record, foundation, source)
@@ -106,12 +119,11 @@ def load_merged_model(
 
 
 def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> MergedModel:
-    """The base model in `checkpoint_dir` with peft's adapter in `folder` merged into it."""
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
     config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
     adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir))
-    return _merge(MergedModel(config, base, checkpoint_dir, checkpoint_dir, None, {}), base, adapter, lora, dtype)
+    return _merge(MergedModel(config, base, checkpoint_dir, checkpoint_dir), base, adapter, lora, dtype)
 
 
 def _merge(
@@ -126,12 +138,7 @@ def _merge(
 
 
 def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:
-    """The weights that the adapter in `source` was trained on.
-
-    Raises:
-        UserError: if there were none, or they are not there.
-        DataError: if `foundation` holds others.
-    """
+    """The weights that the adapter in `source` was trained on."""
     if foundation is None:
         raise UserError(f"{source} is an adapter on random weights, which are not kept; train it on a foundation model")
     if not foundation.is_dir():
@@ -142,15 +149,12 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
 
 
 def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
-    """What a checkpoint's run.yaml, counters and validation losses say, in one mapping of plain values."""
     progress = TrainingProgress.load(checkpoint)
     run_dir = checkpoint.resolve().parents[1]
-    rows = read_csv(run_dir / METRICS)
-    losses = {
-        row["dataset"]: float(row["loss"])
-        for row in rows
-        if row["split"] == "valid" and int(row["step"]) == progress.step
-    }
+    losses = {}
+    for row in read_csv(run_dir / METRICS):
+        if row["split"] == "valid" and int(row["step"]) == progress.step:
+            losses[row["dataset"]] = float(row["loss"])
     return {
         **{key: value for key, value in vars(record).items() if key != "identity"},
         **{key: getattr(record.identity, key) for key in ("lora", "base", "data", "mixture", "seed")},
@@ -165,9 +169,7 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
 def load_text_model(options: ModelOptions) -> TextModel:
     """The model and tokenizer that generating and chatting use: a litgpt directory's, with an adapter merged into it.
 
-    Raises:
-        UserError: for paths that are not what they should be.
-        DataError: if files are damaged or do not belong together.
+    It raises what `load_merged_model` raises.
     """
     if options.lora_path is not None:
         trained = load_merged_model(options.lora_path, options.checkpoint_dir)

@@ -1,7 +1,4 @@
-"""Options of the commands that generate and chat: where the model lies, where it computes, how texts are continued.
-
-Nothing heavy is imported here, so that `--help` answers at once.
-"""
+"""Options of the commands that generate and chat. Nothing heavy is imported here: `--help` answers at once."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -16,7 +16,7 @@ STATE = "state.json"
 class TrainingProgress:
     """The counters of a run: all that resuming needs besides the tensors.
 
-    Random numbers are a pure function of the seed and these, so there is no generator's state to keep.
+    Random numbers are a pure function of the seed and these, so no generator's state is kept.
     """
 
     step: int = 0
@@ -30,7 +30,7 @@ class TrainingProgress:
     device_seconds: float = 0.0
     """`seconds` times the number of processes at that time."""
     checkpoints: int = 0
-    """Scheduled checkpoints, which --max_checkpoints counts; those that an interruption made are not among them."""
+    """Scheduled checkpoints, which --max_checkpoints counts; those at an interruption are not scheduled."""
     best_loss: float | None = None
     """Lowest validation loss over all datasets; None before the first validation."""
     validations_without_improvement: int = 0
@@ -42,16 +42,11 @@ class TrainingProgress:
 
     @classmethod
     def load(cls, checkpoint: Path) -> TrainingProgress:
-        """Reads the counters of a checkpoint's folder.
-
-        Raises:
-            DataError: if its state.json is missing, damaged or of another version.
-        """
+        """Reads state.json; a `DataError` if it is missing, damaged or of another version."""
         try:
             return cls(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as e:
             raise DataError(f"{checkpoint / STATE} is not a checkpoint's state ({e})") from None
 
     def save(self, checkpoint: Path) -> None:
-        """Writes the counters into a checkpoint's folder."""
         write_atomically(checkpoint / STATE, json.dumps(asdict(self), indent=1) + "\n")

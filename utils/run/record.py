@@ -16,7 +16,6 @@ from lit_gpt.repository import REPOSITORY
 from utils.files.atomic import write_atomically
 
 RUN = "run.yaml"
-PACKAGES = ("torch", "lightning", "litgpt", "numpy", "safetensors", "sentencepiece", "tokenizers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +43,10 @@ class RunIdentity:
     seed: int
     """Seed of the sample order, the random weights and dropout."""
 
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> RunIdentity:
-        """Takes the fields from run.yaml's mapping; what a later version wrote beside them is left out.
-
-        Raises:
-            TypeError: if a field is missing.
-        """
-        known = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in known})
-
 
 @dataclass(frozen=True)
 class RunRecord:
-    """run.yaml. `identity` is what a resumed run must share with its beginning; the rest may change between starts."""
+    """What run.yaml holds. Everything but `identity` may change between starts."""
 
     identity: RunIdentity
     options: dict[str, Any]
@@ -74,7 +63,6 @@ class RunRecord:
     """Datasets whose conversations have the one form that dialogue.py gives them, and in which language."""
 
     def save(self, run_dir: Path) -> None:
-        """Writes run.yaml, atomically; an identity's fields become a mapping."""
         values = vars(self) | {"identity": vars(self.identity)}
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
         write_atomically(run_dir / RUN, text)
@@ -85,14 +73,16 @@ class RunRecord:
 
         Raises:
             UserError: if there is none.
-            DataError: if it is not one.
+            DataError: if it is damaged.
         """
         path = folder / RUN
         if not path.is_file():
             raise UserError(f"{path} is missing: not a run's folder or checkpoint")
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            return cls(**values | {"identity": RunIdentity.from_values(values["identity"])})
+            known = {field.name for field in fields(RunIdentity)}  # a later version may have written more
+            identity = {name: value for name, value in values["identity"].items() if name in known}
+            return cls(**values | {"identity": RunIdentity(**identity)})
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as e:
             raise DataError(f"{path} is no run.yaml of this program ({e})") from None
 
@@ -116,23 +106,15 @@ def _short(value: Any) -> str:
 
 def software_versions() -> dict[str, str]:
     """The versions of Python and of the packages that may change a training's numbers."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    packages = ("torch", "lightning", "litgpt", "numpy", "safetensors", "sentencepiece", "tokenizers")
+    return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
 def source_commit() -> str | None:
     """The commit of this program's checkout, with `+` when files differ from it; None outside of git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
+    no_tags = ("--always", "--exclude=*", "--abbrev=40")
+    command = ["git", "-C", str(REPOSITORY), "describe", *no_tags, "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None
-    has_changes = bool(git("status", "--porcelain", "--untracked-files=no"))
-    return f"{commit}+" if has_changes else commit
