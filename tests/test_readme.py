@@ -75,3 +75,19 @@ def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
 def test_the_picture_names_files_that_exist() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8")):
         assert (ROOT / target).exists(), target
+
+
+def test_the_page_about_the_house_names_files_that_exist() -> None:
+    page = ROOT / "docs" / "architecture.md"
+    text = page.read_text(encoding="utf-8")
+    paths = [page.parent / link for link in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
+    for entry in re.split(r"\n\n|\n- ", text):
+        room = Path()
+        for name in re.findall(r"`([\w.-][\w./-]*(?:/|\.\w+))`", entry):
+            if name.endswith("/"):
+                room = room if room.name else Path(name)  # the entry's first: its bare file names are there
+            else:
+                paths.append(ROOT / name if "/" in name else ROOT / room / name)
+    assert len(paths) > 12, paths
+    for path in paths:
+        assert path.is_file(), path

@@ -27,10 +27,6 @@ from utils.cluster.ranks import end_process, is_distributed, own_exit_code, proc
 
 OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
 
-SPEAK_AFTER = 5.0
-"""Seconds that a Slurm task other than the first waits before it reports an error found before the tasks met: most
-often the first task finds the same, says it, and Slurm ends the others."""
-
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 """Errors of a file system that is failing over or was mounted anew: the same command may go on a while later."""
 
@@ -46,7 +42,7 @@ OptionsT = TypeVar("OptionsT")
 def parse_or_exit(options_class: type[OptionsT], argv: Sequence[str] | None = None) -> OptionsT:
     """Parses `argv` (default: `sys.argv[1:]`) into `options_class`; --help and mistakes in it end the process here.
 
-    A command calls it above its imports of heavy packages, so that both are answered at once.
+    A command calls it above its imports of heavy packages: both are answered at once.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -97,15 +93,16 @@ def _report(error: BaseException, with_traceback: bool) -> int:
     if rank and getattr(error, "on_every_process", False):
         return own_exit_code(exit_code)  # process 0 prints it for all
     if rank and "SLURM_STEP_ID" in os.environ and not is_distributed():
+        # Most often the first task finds the same before the tasks met, says it, and Slurm ends the others.
         signal.signal(signal.SIGTERM, lambda *_: os._exit(exit_code))
-        time.sleep(SPEAK_AFTER)
+        time.sleep(5.0)
     prefix = f"error (rank {rank}): " if rank else "error: "
     print(prefix + " ".join(message.split()), file=sys.stderr, flush=True)
     return exit_code
 
 
 def _wants_traceback(argv: Sequence[str]) -> bool:
-    """Whether the line says `--debug true`; looked up here, for errors in the line itself too."""
+    """Whether the line says `--debug true`: options of a faulty line are not parsed."""
     words: list[str] = []
     for word in argv:
         words += word.split("=", 1) if word.startswith("--") else [word]
@@ -163,9 +160,8 @@ def _make_parser(options_class: type, texts: Sequence[str]) -> ArgumentParser:
 def _help_texts(options_class: type) -> dict[str, str | None]:
     """The strings under the fields of a class and of those it inherits from, where jsonargparse does not look."""
     helps = {}
-    for parent in reversed(
-        options_class.__mro__[:-1]
-    ):  # object, the last, has no fields; a class overrides its parents
+    parents = options_class.__mro__[:-1]  # object, the last, has no fields
+    for parent in reversed(parents):  # a class overrides its parents
         helps |= {parameter.arg_name: parameter.description for parameter in parse_from_object(parent).params}
     return helps
 

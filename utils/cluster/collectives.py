@@ -12,12 +12,10 @@ Result = TypeVar("Result")
 
 
 def rank() -> int:
-    """This process's number among all of the run; 0 for one alone."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes of the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -31,26 +29,20 @@ def sum_over_processes(values: Sequence[float]) -> list[float]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` holds on any process; the same answer on all."""
     return sum_over_processes([float(flag)])[0] > 0
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether `error` says that another process cannot be reached (any more). gloo's errors are bare RuntimeErrors."""
-    cause = error.__cause__
-    return (
-        isinstance(error, dist.DistError)
-        or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
-        or (cause is not None and is_lost_connection(cause))
-    )
+    """Whether `error` says that another process cannot be reached (any more)."""
+    if isinstance(error, dist.DistError):
+        return True
+    if isinstance(error, RuntimeError) and "/gloo/" in str(error):  # gloo has no class of its own
+        return True
+    return error.__cause__ is not None and is_lost_connection(error.__cause__)
 
 
 def on_rank_zero(action: Callable[[], Result], group: dist.ProcessGroup | None = None) -> Result:
-    """The result of `action`, which process 0 alone performs, on every process of `group` (None: all).
-
-    Raises:
-        OSError, UserError, DataError: on every process, when process 0 met one; none is left waiting for it.
-    """
+    """The result of `action`, which process 0 alone performs, on every process. It raises what `together` raises."""
     return together(action if rank() == 0 else lambda: None, group)[0]
 
 
@@ -58,7 +50,7 @@ def together(action: Callable[[], Result], group: dist.ProcessGroup | None = Non
     """The results of `action`, which every process of `group` (None: all) performs, by rank, on every process.
 
     Raises:
-        OSError, UserError, DataError: on every process, when any of them met one.
+        OSError, UserError, DataError: on every process, when any of them met one; none is left waiting for it.
     """
     result, error = None, None
     try:

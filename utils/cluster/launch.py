@@ -16,19 +16,15 @@ from lightning.fabric.plugins.environments import (
 from lightning.fabric.strategies import ModelParallelStrategy
 
 from lit_gpt.errors import UserError
-from utils.cluster.meeting import every_task_needed
-from utils.cluster.network import use_own_interface
+from utils.cluster.meeting import every_task_needed, use_own_interface
 from utils.cluster.slurm import slurm_step
 
 
 def resolve_processes(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
     """How many processes per node, and how many nodes.
 
-    As given, else as torchrun or Slurm's step has them, else one process per GPU on one node, else one process.
-
-    Raises:
-        UserError: if torchrun or Slurm's step has other numbers than those given, or a node has fewer GPUs than
-            processes.
+    As given, else as torchrun or Slurm's step has them, else one process per GPU on one node, else one process. A
+    `UserError` if torchrun or Slurm's step has other numbers than those given, or a node fewer GPUs than processes.
     """
     gpus = torch.cuda.device_count()
     started, starter = slurm_step(), ("Slurm", "sbatch's --ntasks-per-node and --nodes")
@@ -55,7 +51,6 @@ def launch(devices: int, num_nodes: int, precision: str, tensor_parallel: int = 
     """Starts (or under Slurm joins) `devices` × `num_nodes` processes; FSDP2 from two processes on.
 
     Every `tensor_parallel` neighbours share the model's matrices (tensor_parallel.py); FSDP2 shards them again.
-    Small decisions travel between hosts over gloo, so that they never wait for an accelerator's queue.
     """
     for name in ("lightning.fabric", "lightning.pytorch"):  # the run's own log says how many processes there are
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -67,6 +62,7 @@ def launch(devices: int, num_nodes: int, precision: str, tensor_parallel: int = 
             parallelize_fn=lambda model, _mesh: model,  # utils/train/placement.py has done it
             data_parallel_size=devices * num_nodes // tensor_parallel,
             tensor_parallel_size=tensor_parallel,
+            # small decisions travel over gloo: they never wait for an accelerator's queue
             process_group_backend="cpu:gloo,cuda:nccl" if on_gpu else "gloo",
             timeout=timedelta(minutes=30),
         )
@@ -76,7 +72,7 @@ def launch(devices: int, num_nodes: int, precision: str, tensor_parallel: int = 
         num_nodes=num_nodes,
         strategy=strategy,
         precision=precision,
-        plugins=[environment()],
+        plugins=[_environment()],
     )
     if slurm_step():
         use_own_interface()
@@ -85,11 +81,13 @@ def launch(devices: int, num_nodes: int, precision: str, tensor_parallel: int = 
     return fabric
 
 
-def environment() -> ClusterEnvironment:
-    """Who starts the processes: torchrun, Slurm's step, or Fabric, which left alone takes any Slurm job for a step."""
+def _environment() -> ClusterEnvironment:
+    # Who starts the processes? Fabric, left alone, takes any Slurm job for a step.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if slurm_step() else LightningEnvironment()
+    if slurm_step():
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
 
 
 def data_parallel_part(fabric: Fabric) -> tuple[int, int]:

@@ -1,5 +1,9 @@
 """How the tasks of a Slurm step find each other, and what they do when one of them is gone."""
 
+import fcntl
+import os
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,15 +15,10 @@ from torch.distributed import ProcessGroup, TCPStore
 
 from lit_gpt.errors import Interrupted
 from utils.cluster.collectives import is_lost_connection
-from utils.cluster.network import own_address, use_own_interface
 from utils.files.atomic import write_atomically
 
 JOIN_LIMIT = timedelta(minutes=5)
 """How long the tasks of a step wait for each other at the start: hundreds that import torch from one file system."""
-WORK_LIMIT = timedelta(days=365)
-"""How long they wait for each other later: one task may have far more to do than another."""
-GRACE = 2.0
-"""Seconds from losing another task to saying so: what that one says, and its exit code, come first."""
 
 
 def meet(meeting: Path, rank: int, count: int) -> ProcessGroup:
@@ -34,7 +33,7 @@ def meet(meeting: Path, rank: int, count: int) -> ProcessGroup:
         store.set(str(rank), "")
         store.wait([str(other) for other in range(count)])
         dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=JOIN_LIMIT)
-        group = dist.new_group(timeout=WORK_LIMIT)
+        group = dist.new_group(timeout=timedelta(days=365))  # one task may have far more to do than another
     if rank == 0:
         meeting.unlink(missing_ok=True)
     return group
@@ -48,22 +47,21 @@ def every_task_needed() -> Iterator[None]:
     except RuntimeError as e:
         if not is_lost_connection(e):
             raise
-        time.sleep(GRACE)
+        time.sleep(2.0)  # what the other task says, and its exit code, come first
         error = Interrupted("another task ended early; run the same command again, what is done is kept")
         error.on_every_process = False
         raise error from e
 
 
 def _publish_store(meeting: Path) -> TCPStore:
-    """Opens the store by which the tasks find each other, on a free port, and writes where into `meeting`."""
-    address = own_address()
+    """Opens a store on a free port and writes its address into `meeting`."""
+    address = _own_address()
     store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=JOIN_LIMIT)
     write_atomically(meeting, f"{address} {store.port}")
     return store
 
 
 def _find_store(meeting: Path) -> TCPStore:
-    """Connects to the store whose address task 0 wrote into `meeting`."""
     deadline = time.monotonic() + JOIN_LIMIT.total_seconds()
     while time.monotonic() < deadline:
         with suppress(FileNotFoundError):
@@ -76,3 +74,32 @@ def _find_store(meeting: Path) -> TCPStore:
     )
     error.on_every_process = False
     raise error
+
+
+def use_own_interface() -> None:
+    """Tells gloo the network interface by which the step's first node is reached."""
+    # Left alone it takes the address of the host's name, on Debian 127.0.1.1, which other nodes cannot reach.
+    interface = _interface_of(_own_address())
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _own_address() -> str:
+    """The address from which this machine reaches srun's, whatever its own name resolves to; nothing is sent."""
+    peer = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+    family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((peer, 9))
+        return probe.getsockname()[0]
+
+
+def _interface_of(address: str) -> str | None:
+    """The name of the network interface that has the IPv4 `address`."""
+    get_address = 0x8915  # Linux's SIOCGIFADDR, which fails for an interface without one
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):
+                found = fcntl.ioctl(probe, get_address, struct.pack("256s", name.encode()))
+                if socket.inet_ntoa(found[20:24]) == address:
+                    return name
+    return None

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 
 def process_rank() -> int:
-    """This process's rank among all of the run, from what torchrun, Lightning or Slurm set; 0 when started alone."""
+    """This process's rank in the run, from what torchrun, Lightning or Slurm set; 0 when started alone."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
     if "SLURM_PROCID" in os.environ and os.environ.get("SLURM_STEP_ID") and "LOCAL_RANK" not in os.environ:
@@ -15,23 +15,18 @@ def process_rank() -> int:
 
 
 def end_process(exit_code: int) -> NoReturn:
-    """Ends this process at once, all it printed written out.
-
-    For one of several processes: when the interpreter takes torch's process groups apart, their threads now and then
-    abort it ("terminate called without an active exception", seen with gloo on torch 2.13), and a finished run would
-    report a failure.
-    """
+    """Ends one of several processes at once, all it printed written out."""
+    # When the interpreter takes torch's process groups apart, their threads now and then abort it ("terminate called
+    # without an active exception", seen with gloo on torch 2.13): a finished run would report a failure.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(exit_code)
 
 
 def own_exit_code(exit_code: int) -> int:
-    """What this process exits with when `exit_code` is that of the whole run.
-
-    Slurm and torchrun wait for each process, but Fabric, where it started the others itself, kills process 0 when it
-    sees one of them fail.
-    """
+    """What this process exits with when `exit_code` is that of the whole run."""
+    # Slurm and torchrun wait for each process. Fabric, where it started the others itself, kills process 0 when it
+    # sees one of them fail.
     started_alike = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_STEP_ID" in os.environ
     return exit_code if started_alike or process_rank() == 0 else 0
 

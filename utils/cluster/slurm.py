@@ -1,7 +1,4 @@
-"""The Slurm step that this process is a task of, as the environment describes it.
-
-Nothing heavy is imported: a single task does without torch.
-"""
+"""The Slurm step that this process is a task of, as the environment describes it."""
 
 from __future__ import annotations
 
@@ -28,23 +25,17 @@ class Tasks(NamedTuple):
 
 
 def slurm_tasks() -> int | None:
-    """How many tasks the Slurm step of this process has.
-
-    None outside of one, in an interactive shell, which is itself a step of one task, and under torchrun.
-    """
+    """How many tasks this process's Slurm step has; None outside of one, in an interactive shell and under torchrun."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS")
     if tasks is None or "TORCHELASTIC_RUN_ID" in os.environ:
         return None
+    # an interactive shell is itself a step of one task
     is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive") and tasks == "1"
     return None if is_interactive else int(tasks)
 
 
 def slurm_step() -> tuple[int, int] | None:
-    """Tasks per node and nodes of this process's Slurm step; None where `slurm_tasks` is None.
-
-    Raises:
-        UserError: if some nodes have more tasks than others.
-    """
+    """Tasks per node and nodes of the Slurm step; None where `slurm_tasks` is. A `UserError` if nodes differ."""
     if slurm_tasks() is None:
         return None
     per_node = os.environ["SLURM_STEP_TASKS_PER_NODE"]  # such as 4(x2), or 2,1
@@ -57,10 +48,7 @@ def slurm_step() -> tuple[int, int] | None:
 
 
 def join_tasks(folder: Path) -> Tasks:
-    """Connects the tasks of a Slurm step over gloo.
-
-    `srun` alone is enough, with any number of tasks on any nodes: they meet by a file in `folder`, which all of them
-    see. Outside of a step, and for a single task, there is no group.
+    """Connects the tasks of a Slurm step, any number on any nodes, by a file in `folder`, which all of them see.
 
     Raises:
         Interrupted: if another task does not come, or ends.

@@ -5,10 +5,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGUSR1 has come. The handler sets a flag and nothing else, whatever is running meanwhile.
-
-    Made first thing in a program: until then either signal ends it, as one that has done nothing yet.
-    """
+    """Whether SIGTERM or SIGUSR1 has come since this was made; before, either signal ends the program."""
 
     def __init__(self) -> None:
         self.received = False

@@ -1,10 +1,8 @@
 """Ends a run in which a process died, hangs or falls behind, where the others would wait for it for ever.
 
-Every process has a thread that tells a store, which process 0 keeps, every BEAT seconds how it fares: a count of
-beats, how many pieces of work ("marks": a step, a batch of validation, a checkpoint) it has begun, and whether it waits
-for the others. Process 0 judges all of them by its own clock, and all judge process 0. Whoever finds something wrong
-raises the alarm: every process prints its stacks, the guilty one is named, and all exit with 75, so that the run is
-started again.
+Every process has a thread that tells its `State` to a store, which process 0 keeps, every BEAT seconds. Process 0
+judges all of them by its own clock, and all judge process 0. Whoever finds something wrong raises the alarm: every
+process prints its stacks, the guilty one is named, and all exit with 75, so that the run is started again.
 """
 
 from __future__ import annotations
@@ -32,15 +30,13 @@ from lit_gpt.errors import Interrupted
 from utils.cluster.collectives import is_lost_connection, rank, together, world_size
 from utils.cluster.ranks import end_process, own_exit_code
 
+# Seconds. A process counts as dead after DEAD_AFTER (or hang_timeout) without a beat: a file system that fails over may
+# silence a living one for minutes. Once a connection broke or a process is late (a stopped one is both) after
+# DEAD_AFTER_LOSS: which of them is it? Slurm leaves KillWait, 30 by default, to say so. Between the alarm and the end,
+# LAST_WORDS are for all processes to hear of it and to print their stacks.
 BEAT = 1.0
-DEAD_AFTER = 300.0
-"""Seconds without a beat until a process counts as dead, hang_timeout if that is less. A file system that fails over,
-or a machine that swaps, may silence a living one for minutes; most deaths are known at once by a broken connection."""
-DEAD_AFTER_LOSS = 3.0
-"""The same once a process has lost its connection to another: which of them is it? Slurm, which has seen the death too,
-leaves KillWait seconds, 30 by default, to say so. The same also once a process is late: a stopped one is both."""
+DEAD_AFTER, DEAD_AFTER_LOSS = 300.0, 3.0
 LAST_WORDS = 4.0
-"""Seconds between the alarm and the end, for all processes to hear of it and to print their stacks."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,10 @@ class State:
     """How a process fares."""
 
     host: str
-    """The node it runs on."""
     beats: int
     """How often it has told its state."""
     marks: int
-    """How many pieces of work it has begun."""
+    """How many pieces of work (a step, a batch of validation, a checkpoint) it has begun."""
     doing: str | None
     """What it is working on; None while it does what may take any time."""
     waits: bool
@@ -62,12 +57,9 @@ class State:
 
 
 class Watchdog:
-    """The thread of this process. A context manager: its end is the end of the common work.
+    """The thread of this process, around the common work: all processes enter and leave it together.
 
-    Every process makes one, enters it and leaves it alike: they wait for each other there.
-
-    Args:
-        hang_timeout: seconds that a single piece of work may take.
+    A single piece of work may take `hang_timeout` seconds.
     """
 
     def __init__(self, hang_timeout: float) -> None:
@@ -127,8 +119,8 @@ class Watchdog:
                 self._end(verdict)
 
     def _answer_to(self, question: Future[str | None]) -> str | None:
-        """The store's answer; one whose process is stopped never gives any. Time is counted in waits, not by the
-        clock, which goes on while the whole job is suspended."""
+        """The store's answer; a store whose process is stopped never gives any."""
+        # The clock runs while the whole job is suspended: waits are counted instead.
         for _ in range(math.ceil(self._dead_after / BEAT)):
             with suppress(FutureTimeoutError):
                 return question.result(timeout=BEAT)
@@ -147,12 +139,12 @@ class Watchdog:
         self._tell(own)
         judged = range(world_size()) if self._rank == 0 else range(1)
         states = self._store.multi_get([f"state/{number}" for number in judged])
-        verdict = self._judge(
-            {number: State(**json.loads(state)) for number, state in zip(judged, states, strict=True)}
-        )
+        verdict = self._judge({number: State(**json.loads(state)) for number, state in enumerate(states)})
         if verdict:
             self._store.set("alarm", verdict)
-        return verdict or (self._store.get("alarm").decode() if self._store.check(["alarm"]) else None)
+        elif self._store.check(["alarm"]):
+            verdict = self._store.get("alarm").decode()
+        return verdict
 
     def _judge(self, states: dict[int, State]) -> str | None:
         """Says what is wrong with which processes, from their states and when those last changed; None if nothing."""
@@ -193,7 +185,6 @@ class Watchdog:
         return False
 
     def _end(self, verdict: str) -> None:
-        """Prints this process's stacks, leaves the others time to do so, and ends the process."""
         faulthandler.cancel_dump_traceback_later()
         text = [f"stacks of rank {self._rank} ({self._host}), at {self._doing or 'work without a limit'}: {verdict}\n"]
         if self._lost is not None:

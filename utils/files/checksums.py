@@ -18,9 +18,8 @@ class ListedFile(NamedTuple):
     """What a list says about one of its files."""
 
     name: str
-    """The file's name in its folder."""
     sha256: str
-    """Checksum as 64 hexadecimal digits."""
+    """64 hexadecimal digits."""
     size: int | None = None
     """Bytes; None where the list does not say."""
 
@@ -28,7 +27,7 @@ class ListedFile(NamedTuple):
 def file_sha256(path: Path, stop: Event | None = None) -> str:
     """The checksum of a file, or of its beginning where `stop` was set on the way."""
     digest = hashlib.sha256()
-    # it stays in the cache, where a new one of 1 MB for each read cost half as much again
+    # 256 KB stay in the processor's cache; a new buffer of 1 MB for each read cost half as much again
     chunk = memoryview(bytearray(1 << 18))
     with path.open("rb", buffering=0) as file:
         while (count := file.readinto(chunk)) and not (stop and stop.is_set()):
@@ -39,21 +38,10 @@ def file_sha256(path: Path, stop: Event | None = None) -> str:
 def find_difference(
     folder: Path, files: Sequence[ListedFile], source: str | None = None, part: int = 0, parts: int = 1
 ) -> str | None:
-    """Compares files with their list: there, of the right size, of the right SHA-256.
+    """Compares the files of a folder with their list; says what is wrong with the first that differs, None if none does.
 
-    Processes that share the work take every `parts`-th file from number `part` on.
-
-    Args:
-        folder: the files' folder.
-        files: what the list says.
-        source: the list's name in messages. A SHA256SUMS beside the files needs none.
-        part, parts: this process's share of the work.
-
-    Returns:
-        What is wrong with the first file that differs; None if nothing is.
-
-    Raises:
-        OSError: naming the file, if one is there and cannot be read.
+    Processes that share the work take every `parts`-th file from number `part` on. `source` is the list's name in
+    messages; a SHA256SUMS beside the files needs none. An `OSError` names a file that is there and cannot be read.
     """
 
     def difference(file: ListedFile) -> str | None:
@@ -75,11 +63,7 @@ def find_difference(
 
 
 def read_sums(folder: Path) -> list[ListedFile]:
-    """Reads a folder's SHA256SUMS.
-
-    Raises:
-        DataError: if it is missing, cannot be read or is damaged.
-    """
+    """Reads a folder's SHA256SUMS; a `DataError` if it is missing or damaged."""
     path = folder / SUMS
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,11 +1,10 @@
 """Who may write a folder: one owner at a time, however the earlier ones ended.
 
-`FOLDER/.lock/` holds a file per owner, numbered in turn: `000007.json` says who took the folder as the seventh. The
-newest number owns it. A number is taken by creating its file, which only one process can; the owner then touches it
-every BEAT seconds. A program that takes over from a dead one makes the next number. Should the dead one be alive after
-all (a node cut off from Slurm), it does not own the folder any more: it finds the newer number before it publishes
-anything, and what it was writing carries its own number in its name. No clocks are compared and no file locks needed,
-which parallel file systems may lack.
+`FOLDER/.lock/000007.json` says who took the folder as the seventh; the newest number owns it. A number is taken by
+creating its file, which only one process can; the owner then touches it every BEAT seconds. Whoever takes over from a
+dead owner makes the next number. Should that one be alive after all (a node cut off from Slurm), it finds the newer
+number before it publishes anything, and what it was writing has its own number in its name. No clocks are compared and
+no file locks needed, which parallel file systems may lack.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ from utils.files.atomic import write_atomically
 LOCK = ".lock"
 BEAT = 5.0
 DEAD_AFTER = 60.0
-"""Seconds without a touch until an owner on another machine counts as dead; a busy file system may stall for some."""
-
-
+"""Seconds without a touch until an owner on another machine counts as dead: a busy file system may stall."""
 GONE = (None, 0)
 """What `_read` finds where there is no file."""
 
@@ -39,7 +36,7 @@ class Owner:
     host: str
     pid: int
     machine: str
-    """The boot of a machine and the space its process ids are counted in: `pid` means something only there."""
+    """The boot of a machine and its namespace of process ids: `pid` means something only there."""
     pid_started: str
     """When the process began, by its kernel's clock: ids are used again."""
     slurm_job_id: str | None
@@ -64,7 +61,7 @@ class Owner:
         return f"{job}process {self.pid} on {self.host}, since {self.since}"
 
     def is_known_dead(self) -> bool:
-        """Whether it can be told at once: it gave the lock back, its process is gone, or Slurm restarted its job."""
+        """Whether it gave the lock back, its process is gone, or Slurm restarted its job."""
         here = Owner.this_process()
         restarted = self.slurm_job_id and self.slurm_job_id == here.slurm_job_id
         if self.released or (restarted and self.slurm_restart_count < here.slurm_restart_count):
@@ -77,7 +74,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, number: int, owner: Owner) -> None:
         self.number = number
-        """Larger than that of any owner before: names what this owner writes, so that nothing mixes."""
+        """Larger than that of any owner before."""
         self.lost = False
         """Whether another process has taken the folder; found out within BEAT seconds."""
         self._folder = folder
@@ -88,11 +85,7 @@ class FolderLock:
 
     @classmethod
     def acquire(cls, folder: Path) -> FolderLock:
-        """Takes `folder`, which exists; waits up to DEAD_AFTER seconds to see whether its last owner is alive.
-
-        Raises:
-            UserError: naming the owner, if it is alive.
-        """
+        """Takes `folder`; a `UserError` if its last owner is alive, for which it waits up to DEAD_AFTER seconds."""
         while True:
             (folder / LOCK).mkdir(exist_ok=True)
             newest = _newest(folder)
@@ -123,7 +116,7 @@ class FolderLock:
             raise UserError(f"{self._folder} was {taken}; this process, which was cut off from it, stops")
 
     def release(self, leave: bool = True) -> None:
-        """Gives the folder back, so that the next owner need not wait; unless `leave`, without a trace."""
+        """Gives the folder back: the next owner need not wait. Unless `leave`, no trace of the lock stays."""
         self._released.set()
         self._thread.join()
         if not leave:
@@ -155,7 +148,7 @@ def _path(folder: Path, number: int) -> Path:
 
 
 def _newest(folder: Path) -> int:
-    """The newest owner's number, 0 if there never was one."""
+    """The newest owner's number; 0 without one."""
     return max((int(path.stem) for path in (folder / LOCK).glob("[0-9]*.json")), default=0)
 
 
@@ -164,11 +157,9 @@ def _to_json(owner: Owner) -> str:
 
 
 def _read(folder: Path, number: int) -> tuple[Owner | None, int]:
-    """An owner, None while it has not said who it is, and when it last touched its file.
-
-    The file is opened for the time too: NFS shows what other machines did from the next opening on.
-    """
+    """An owner, None while it has not said who it is, and when it last touched its file."""
     try:
+        # opened for the time too: NFS shows what other machines did from the next opening on
         with _path(folder, number).open(encoding="utf-8") as file:
             touched = os.fstat(file.fileno()).st_mtime_ns
             return Owner(**json.load(file)), touched
@@ -193,9 +184,10 @@ def _is_alive(folder: Path, number: int) -> bool:
         owner, now_touched = _read(folder, number)
         if owner and owner.is_known_dead():
             return False
-        if _newest(folder) < number:
+        newest = _newest(folder)
+        if newest < number:
             return False  # it removed its lock
-        if now_touched != touched or _newest(folder) != number:
+        if now_touched != touched or newest > number:
             return True
     return False
 
@@ -212,6 +204,7 @@ def _process_start(pid: int) -> str:
     """The kernel's start time of a process, in ticks since boot; empty if there is none (or no /proc)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        return "" if stat.rpartition(")")[2].split()[0] == "Z" else stat.rpartition(")")[2].split()[19]
     except OSError:
         return ""
+    after_name = stat.rpartition(")")[2].split()
+    return "" if after_name[0] == "Z" else after_name[19]

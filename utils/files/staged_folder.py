@@ -3,8 +3,7 @@
 1. `staged` makes a hidden folder beside the name, which the caller fills; `carry_over` links into it what stays of the
    folder it will replace. Whatever goes wrong, the hidden folder is removed.
 2. When all is on the disk the earlier folder is renamed away and the new one to its name. Where the second rename
-   fails the earlier folder gets its name back, and where the process is killed between the two, `recover` gives it.
-3. `staged_into` puts the files into a folder that is there instead, beside what it holds.
+   fails, or the process is killed between the two, `recover` gives the earlier folder its name back.
 """
 
 import os
@@ -14,16 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lit_gpt.errors import UserError
+from utils.files.atomic import sync
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A hidden folder to fill, which takes the place and name of `folder` if the block ends without an error."""
+    """A hidden folder to fill, which replaces `folder` if the block ends without an error."""
     folder = folder.resolve()
     recover(folder)
     with _hidden(_beside(folder, "tmp")) as stage:
         yield stage
-        _sync(stage)
+        _sync_files(stage)
         try:
             if folder.is_dir():
                 folder.rename(_beside(folder, "old"))
@@ -34,16 +34,14 @@ def staged(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_into(folder: Path, last: str) -> Iterator[Path]:
-    """A hidden folder whose files go into `folder` if the block ends without an error, that of the name `last` last.
-
-    Where `folder` is there, the hidden one lies in it: what it lies in itself may be another file system.
-    """
+    """A hidden folder whose files go into `folder` if the block ends without an error, that of the name `last` last."""
     folder = folder.resolve()
     recover(folder)
     beside = _beside(folder, "tmp")
+    # Inside of a folder that is there: what is beside it may be another file system.
     with _hidden(folder / beside.name if folder.is_dir() else beside) as stage:
         yield stage
-        _sync(stage)
+        _sync_files(stage)
         if not folder.is_dir():
             stage.rename(folder)
             return
@@ -70,10 +68,9 @@ def recover(folder: Path) -> None:
 
 
 def carry_over(folder: Path, stage: Path, gone: Collection[str] = ()) -> list[str]:
-    """Hard-links into `stage` what lies in `folder`, but for what `stage` has itself and the names in `gone`.
+    """Hard-links the content of `folder` into `stage`, but for the names that `stage` has itself or are in `gone`.
 
-    Returns:
-        The sorted names of what was not carried over.
+    Returns the sorted names of what was not carried over.
     """
     dropped = []
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -100,8 +97,5 @@ def _hidden(stage: Path) -> Iterator[Path]:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _sync(stage: Path) -> None:
-    for path in stage.iterdir():
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def _sync_files(stage: Path) -> None:
+    sync(path for path in stage.iterdir() if path.is_file())
