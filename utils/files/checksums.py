@@ -38,7 +38,7 @@ def file_sha256(path: Path, stop: Event | None = None) -> str:
 def find_difference(
     folder: Path, files: Sequence[ListedFile], source: str | None = None, part: int = 0, parts: int = 1
 ) -> str | None:
-    """Compares the files of a folder with their list; says what is wrong with the first that differs, None if none does.
+    """Compares a folder's files with their list; says what is wrong with the first that differs, None if none does.
 
     Processes that share the work take every `parts`-th file from number `part` on. `source` is the list's name in
     messages; a SHA256SUMS beside the files needs none. An `OSError` names a file that is there and cannot be read.
