@@ -31,10 +31,8 @@ from utils.data.shards import Row, RowReader, verify_shards
 class Batch(NamedTuple):
     """A micro-batch."""
 
-    input_ids: Tensor
-    """[B, T] int64."""
-    targets: Tensor
-    """[B, T] int64; `IGNORE` where there is nothing to predict."""
+    input_ids: Tensor  # [B, T] int64
+    targets: Tensor  # [B, T] int64; `IGNORE` where there is nothing to predict
     segments: Tensor | None
     """int32 [segments + 1]: where each document begins, counted through all rows, and B·T; None where documents are not
     kept apart."""
@@ -56,12 +54,9 @@ class StepData(NamedTuple):
     """What one process trains on in one optimiser step."""
 
     batches: list[Batch]
-    datasets: list[Tensor]
-    """For each micro-batch int64 [B]: the number of each row's dataset in the mixture."""
-    targets: int
-    """Target tokens of the step on all processes together."""
-    dataset_targets: np.ndarray
-    """int64 [datasets]: the same by dataset."""
+    datasets: list[Tensor]  # for each micro-batch int64 [B]: the number of each row's dataset in the mixture
+    targets: int  # target tokens of the step on all processes together
+    dataset_targets: np.ndarray  # int64 [datasets]: the same by dataset
 
 
 def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:

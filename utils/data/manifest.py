@@ -14,8 +14,7 @@ from utils.files.atomic import write_atomically
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
-TOKENIZER = "tokenizer"
-"""Folder with the tokenizer's files beside the shards, to read them by."""
+TOKENIZER = "tokenizer"  # folder with the tokenizer's files beside the shards, to read them by
 TRAIN, TEST = "train", "test"
 
 
@@ -40,24 +39,17 @@ class DatasetSplit:
     split: str
     language: str
     group: str
-    documents: int
-    """Documents, their variants (augmentation) included."""
+    documents: int  # documents, their variants (augmentation) included
     variants: int
     turns: int
     words: int
-    tokens: int
-    """Every token of the documents once, begin- and end-of-text tokens included."""
-    targets: int
-    """Tokens that are predicted: all but each document's first."""
+    tokens: int  # every token of the documents once, begin- and end-of-text tokens included
+    targets: int  # tokens that are predicted: all but each document's first
     rows: int
-    overlap: int
-    """Tokens that repeat others as left context."""
-    padding: int
-    """Positions of the rows that hold no token."""
-    skipped: dict[str, int]
-    """Documents that were left out, by reason."""
-    sources: list[dict[str, Any]]
-    """The corpus' files: path, bytes, SHA-256."""
+    overlap: int  # tokens that repeat others as left context
+    padding: int  # positions of the rows that hold no token
+    skipped: dict[str, int]  # documents that were left out, by reason
+    sources: list[dict[str, Any]]  # the corpus' files: path, bytes, SHA-256
     shards: list[Shard]
 
     def __post_init__(self) -> None:
@@ -73,8 +65,7 @@ class DatasetSplit:
 class Manifest:
     """What a data folder holds and how it was made. Mixture weights belong to the run, not here."""
 
-    tokenizer: str
-    """Fingerprint of the tokenizer (`Tokenizer.fingerprint`)."""
+    tokenizer: str  # fingerprint of the tokenizer (`Tokenizer.fingerprint`)
     vocab_size: int
     bos: bool
     eos: bool

@@ -42,8 +42,7 @@ from utils.data.manifest import DatasetSplit
 from utils.data.sample_order import integer_weights
 from utils.data.table import aligned
 
-MIXTURE = "mixture.csv"
-"""The table of a run's mixture in its folder."""
+MIXTURE = "mixture.csv"  # the table of a run's mixture in its folder
 UNITS = ("rows", "tokens")
 SECTIONS = ("weights", "shares", "penalties", "languages")
 _PARTS = 10**15
@@ -57,8 +56,7 @@ class Mixture:
 
     entries: tuple[DatasetSplit, ...]
     weights: tuple[int, ...]
-    left_out: tuple[str, ...] = ()
-    """Names of the datasets that the mixture gives nothing."""
+    left_out: tuple[str, ...] = ()  # names of the datasets that the mixture gives nothing
 
     @classmethod
     def of(cls, entries: Sequence[DatasetSplit], path: Path | None) -> Mixture:
@@ -210,11 +208,9 @@ class MixtureRow(NamedTuple):
     words: int
     tokens: int
     rows: int
-    share: float
-    """Of all samples, as the mixture has it."""
+    share: float  # of all samples, as the mixture has it
     planned_samples: int
-    planned_passes: float
-    """Samples over rows."""
+    planned_passes: float  # samples over rows
     samples: int | None
     achieved_share: float | None
     passes: float | None

@@ -38,12 +38,9 @@ from utils.files.checksums import ListedFile, file_sha256, find_difference
 class Row:
     """One row of a shard."""
 
-    tokens: np.ndarray
-    """[window]."""
-    segment_lengths: np.ndarray
-    """[segments] int32."""
-    segment_overlaps: np.ndarray
-    """[segments] int32: the first tokens of each that are no targets."""
+    tokens: np.ndarray  # [window]
+    segment_lengths: np.ndarray  # [segments] int32
+    segment_overlaps: np.ndarray  # [segments] int32: the first tokens of each that are no targets
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -54,63 +54,48 @@ class Dialogue:
 class Work(NamedTuple):
     """A block and how to treat it."""
 
-    file: int
-    """Number of the block's file in its split."""
-    number: int
-    """Number of the block in its file."""
+    file: int  # number of the block's file in its split
+    number: int  # number of the block in its file
     block: TextBlock
     dialogue: Dialogue | None
-    duplicates: dict[int, str]
-    """Number of a document in the block → the document that it repeats."""
+    duplicates: dict[int, str]  # number of a document in the block → the document that it repeats
 
 
 class Removed(NamedTuple):
     """A document that was left out."""
 
     reason: str
-    at: int
-    """The byte or row of the file where it begins."""
-    detail: str
-    """What else there is to say, such as which document it repeats."""
-    text: str
-    """How its text begins."""
+    at: int  # the byte or row of the file where it begins
+    detail: str  # what else there is to say, such as which document it repeats
+    text: str  # how its text begins
 
 
 class Pieces(NamedTuple):
     """Whole documents, or pieces of one whose first token another piece has as its last."""
 
-    tokens: np.ndarray
-    """[tokens]: the pieces, one after the other."""
-    lengths: np.ndarray
-    """[pieces] int64."""
+    tokens: np.ndarray  # [tokens]: the pieces, one after the other
+    lengths: np.ndarray  # [pieces] int64
 
 
 class Rows(NamedTuple):
     """Rows as a shard holds them (`data/shards.py`)."""
 
-    tokens: np.ndarray
-    """[rows, window]."""
-    lengths: np.ndarray
-    """[segments] int32."""
-    overlaps: np.ndarray
-    """[segments] int32: how many of a segment's first tokens are no targets."""
-    row_segments: np.ndarray
-    """[rows + 1] int64: where the segments of each row begin."""
+    tokens: np.ndarray  # [rows, window]
+    lengths: np.ndarray  # [segments] int32
+    overlaps: np.ndarray  # [segments] int32: how many of a segment's first tokens are no targets
+    row_segments: np.ndarray  # [rows + 1] int64: where the segments of each row begin
 
 
 class BlockRows(NamedTuple):
     """What became of a block."""
 
     rows: Rows
-    rest: Pieces
-    """What the emptiest rows held."""
-    documents: int
-    """Documents with their variants, but a document in parts only once."""
+    rest: Pieces  # what the emptiest rows held
+    documents: int  # documents with their variants, but a document in parts only once
     variants: int
     turns: int
     words: int
-    tokens: int
-    """Every token of the documents once."""
+    tokens: int  # every token of the documents once
     library: Library
     bad: list[Bad]
     removed: list[Removed]

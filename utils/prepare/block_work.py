@@ -12,8 +12,7 @@ from utils.prepare.plan import PreparePlan
 from utils.prepare.sources import Source
 from utils.prepare.work_pool import WorkPool
 
-BLOCK_BYTES = 4 * 2**20
-"""Text that a process gets at once: 0.1 s of work or more."""
+BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
 PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}
 """How much text a compressed file is taken to hold, as a multiple of its own size."""
 

@@ -32,20 +32,17 @@ SPACES = _ASCII_SPACES + rb"(?:(?:" + _OTHER_SPACE + rb")" + _ASCII_SPACES + rb"
 _GAP = re.compile(rb"(?:\n|\r(?!\n))" + SPACES + rb"(?:\r\n?|\n)")
 _WORD_GAP = re.compile(r"(?<=\S)(?:\r\n|[ \r\n])(?=\S)")
 _WITHIN_WORD = re.compile(r"\S(?=\S)")
-_SEEN = 2**16
-"""Bytes in which a position to cut a text is looked for."""
+_SEEN = 2**16  # bytes in which a position to cut a text is looked for
 
 
 class TextBlock(NamedTuple):
     """A part of a corpus file: where it lies, or its text. Positions count bytes of the unpacked file, or rows."""
 
     file: CorpusFile
-    context: int
-    """Where the repeated words begin if the block continues a document; else `begin`."""
+    context: int  # where the repeated words begin if the block continues a document; else `begin`
     begin: int
     end: int
-    ends: bool
-    """Whether its last document ends with it."""
+    ends: bool  # whether its last document ends with it
     payload: bytes | list[Any] | None
     """The text from `context` to `end`, or the Parquet file's values; None where the file is to be read."""
 
@@ -90,14 +87,10 @@ def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBl
 class _Span(NamedTuple):
     """A block as it is cut."""
 
-    context: int
-    """Bytes that repeat the end of the span before."""
-    text: bytes
-    """The context and what follows it; may be empty where it is not to be kept."""
-    length: int
-    """Bytes of the file that the span takes, without the context."""
-    ends: bool
-    """Whether a document ends with it."""
+    context: int  # bytes that repeat the end of the span before
+    text: bytes  # the context and what follows it; may be empty where it is not to be kept
+    length: int  # bytes of the file that the span takes, without the context
+    ends: bool  # whether a document ends with it
 
 
 def _lines(stream: IO[bytes], buffer: bytes, size: int, keep: bool) -> Iterator[_Span]:

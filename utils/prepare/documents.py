@@ -20,8 +20,7 @@ class Bad(NamedTuple):
     """What is not a document: bytes that are not UTF-8, a NUL character, broken JSON, a missing field."""
 
     reason: str
-    at: int
-    """The byte or row of the file."""
+    at: int  # the byte or row of the file
     problem: str
 
 
@@ -29,12 +28,9 @@ class Document(NamedTuple):
     """A document's UTF-8 text, or a part of a long one."""
 
     text: bytes
-    at: int
-    """The byte or row of the file where it begins."""
-    context: int = 0
-    """How many of its first bytes repeat the part before."""
-    ends: bool = True
-    """Whether the document ends with it."""
+    at: int  # the byte or row of the file where it begins
+    context: int = 0  # how many of its first bytes repeat the part before
+    ends: bool = True  # whether the document ends with it
 
     @property
     def is_whole(self) -> bool:

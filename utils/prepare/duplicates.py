@@ -34,18 +34,15 @@ from utils.prepare.sources import Source, file_facts
 from utils.prepare.tasks import gather
 from utils.prepare.work_pool import WorkPool
 
-PARTS = "parts"
-"""The folder in a data folder for what a preparation needs until it is complete, or to be continued."""
-_LOCATION = 4
-"""Numbers that say where a document is: file, block, document in the block, byte or row."""
+PARTS = "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
+_LOCATION = 4  # numbers that say where a document is: file, block, document in the block, byte or row
 
 
 class Signed(NamedTuple):
     """The signatures of a block's documents."""
 
     signatures: Signatures
-    locations: np.ndarray
-    """[documents, 2] int64: each document's number in the block, and its byte or row in the file."""
+    locations: np.ndarray  # [documents, 2] int64: each document's number in the block, and its byte or row in the file
 
 
 def find_duplicates(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: WorkPool) -> dict[str, Duplicates]:

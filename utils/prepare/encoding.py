@@ -34,27 +34,20 @@ CHECK_BYTES = 8_192
 """Text of each block that the slower library tokenises too: 0.2 %, some 2 % of the time of the faster one."""
 MOST_GROWTH = 80 * 10**6
 """Bytes that this process may grow by until gigatoken is loaded anew: it keeps every word that it has seen."""
-COUNTED_BYTES = 1 << 18
-"""Text whose words are counted at once: it and the arrays made of it stay in the cache."""
+COUNTED_BYTES = 1 << 18  # text whose words are counted at once: it and the arrays made of it stay in the cache
 
 
 class Encoded(NamedTuple):
     """The tokens of some documents, side by side."""
 
-    tokens: np.ndarray
-    """[tokens], in the smallest unsigned type that holds the vocabulary."""
-    lengths: np.ndarray
-    """[documents] int64, of those that gave a token."""
+    tokens: np.ndarray  # [tokens], in the smallest unsigned type that holds the vocabulary
+    lengths: np.ndarray  # [documents] int64, of those that gave a token
     turns: np.ndarray
     """[boundaries] int64, ascending: where a line begins within a document that is longer than `window`."""
-    shared: int
-    """How many documents' first tokens repeat the last one of an earlier part of their document."""
-    turn_count: int
-    """Lines of the text that begin with a speaker's tag."""
-    words: int
-    """What white space separates in the text."""
-    empty: list[int]
-    """Numbers of the documents that gave no token."""
+    shared: int  # how many documents' first tokens repeat the last one of an earlier part of their document
+    turn_count: int  # lines of the text that begin with a speaker's tag
+    words: int  # what white space separates in the text
+    empty: list[int]  # numbers of the documents that gave no token
 
 
 @dataclass(frozen=True)
@@ -63,8 +56,7 @@ class Library:
 
     name: str
     reason: str
-    avoid: tuple[bytes, ...] = ()
-    """Names of special tokens; a document that holds one is left to the slower library."""
+    avoid: tuple[bytes, ...] = ()  # names of special tokens; a document that holds one is left to the slower library
 
 
 def choose_library(tokenizer: Tokenizer, sample: list[str] | None) -> Library:

@@ -32,12 +32,10 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 class DatasetFacts:
     """One dataset, or one split of it."""
 
-    language: str = ""
-    """In lower case; empty where the file does not say."""
+    language: str = ""  # in lower case; empty where the file does not say
     dialogue: bool = True
     spontaneous: bool = False
-    augmentation_level: int | None = None
-    """As the file says; None where it does not."""
+    augmentation_level: int | None = None  # as the file says; None where it does not
 
     def level(self, split: str) -> int:
         """Variants per conversation of a split: none for validation, or of plain text."""

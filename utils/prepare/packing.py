@@ -40,19 +40,16 @@ class Packing(NamedTuple):
     overlap: np.ndarray
     """A piece's first tokens that are no targets: 1 at a document's beginning, which nothing predicts, else those
     that repeat the piece before, at least 1."""
-    row_pieces: np.ndarray
-    """[rows + 1]: where the pieces of each row begin."""
+    row_pieces: np.ndarray  # [rows + 1]: where the pieces of each row begin
 
 
 class _Sections(NamedTuple):
     """Parts of long documents, each poured on its own: [sections]. Positions count through all documents."""
 
     document: np.ndarray
-    start: np.ndarray
-    """Where the next piece begins, with the token that it repeats."""
+    start: np.ndarray  # where the next piece begins, with the token that it repeats
     end: np.ndarray
-    begun: np.ndarray
-    """bool: whether the next piece is a continuation."""
+    begun: np.ndarray  # bool: whether the next piece is a continuation
 
 
 class _Picks(NamedTuple):

@@ -33,18 +33,13 @@ class PreparePlan:
 
     options: PrepareOptions
     sources: list[Source]
-    sizes: list[int]
-    """Bytes of each source's files."""
+    sizes: list[int]  # bytes of each source's files
     languages: dict[Source, str]
-    groups: dict[str, str]
-    """Group by dataset, where the options name one."""
-    dialogues: dict[Source, Dialogue | None]
-    """How each source's conversations are treated; None for plain text."""
+    groups: dict[str, str]  # group by dataset, where the options name one
+    dialogues: dict[Source, Dialogue | None]  # how each source's conversations are treated; None for plain text
     recipe: Recipe
-    sample: list[str]
-    """Some of the text, on which a fast tokenizer has to prove itself."""
-    tokenizer: str
-    """The tokenizer's fingerprint."""
+    sample: list[str]  # some of the text, on which a fast tokenizer has to prove itself
+    tokenizer: str  # the tokenizer's fingerprint
 
     @property
     def data_dir(self) -> Path:

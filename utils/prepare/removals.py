@@ -10,8 +10,7 @@ from typing import IO
 from utils.files.atomic import naming
 from utils.prepare.sources import CorpusFile
 
-REPORTS = "reports"
-"""The folder in a data folder for these files, one per split that lacks a document."""
+REPORTS = "reports"  # the folder in a data folder for these files, one per split that lacks a document
 
 
 class RemovalLog(AbstractContextManager["RemovalLog"]):

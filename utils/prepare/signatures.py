@@ -26,8 +26,7 @@ PERMUTATIONS = 128
 
 SEED = 42
 
-SHINGLE = 5
-"""Words per shingle, the customary choice for finding copies among natural texts."""
+SHINGLE = 5  # words per shingle, the customary choice for finding copies among natural texts
 
 LONGEST_WORD = 64
 """Bytes of a word. Whatever is longer (base64, DNA, a table without blanks) counts character by character."""
@@ -35,8 +34,7 @@ LONGEST_WORD = 64
 PIECE = 1 << 18
 """Bytes hashed at a time, so that the arrays stay in the cache: longer texts are cut, shorter ones joined."""
 
-MIN_FOUND = 0.9
-"""Least share of the pairs whose similarity is exactly the threshold that banding brings to be compared."""
+MIN_FOUND = 0.9  # least share of the pairs whose similarity is exactly the threshold that banding brings to be compared
 
 MAX_COMPARED = 32
 """Documents of a bucket that a later one is compared with. Texts filled into one template may all meet in one bucket
@@ -44,8 +42,7 @@ without being duplicates; to compare each with all would take quadratic time."""
 
 ROWS_AT_ONCE = 1 << 14
 
-MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)
-"""Odd 64-bit numbers that spread a word's and a shingle's bits."""
+MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)  # odd 64-bit numbers that spread a word's and a shingle's bits
 
 
 class Signatures(NamedTuple):

@@ -17,8 +17,7 @@ from utils.data.manifest import TEST, TRAIN
 from utils.data.shards import shard_name
 from utils.files.checksums import file_sha256
 
-CONVERSATIONS, PLAIN, LINES, PARQUET = "conversations", "plain", "lines", "parquet"
-"""The formats of corpus files."""
+CONVERSATIONS, PLAIN, LINES, PARQUET = "conversations", "plain", "lines", "parquet"  # the formats of corpus files
 SPLIT_OF_FILE = {"full.txt": TRAIN, "train.txt": TRAIN, "test.txt": TEST}
 LINES_FILE = re.compile(r".+\.jsonl(\.gz|\.zst)?")
 TEST_FILE = re.compile(r"(test|valid|validation|val|dev|eval)([-_.].*)?", flags=re.IGNORECASE)
@@ -31,8 +30,7 @@ class CorpusFile:
     """One file of a dataset and how it is read."""
 
     path: Path
-    name: str
-    """The path relative to the corpus, with `/`."""
+    name: str  # the path relative to the corpus, with `/`
     format: str
 
     @property

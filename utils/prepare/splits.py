@@ -32,12 +32,9 @@ from utils.prepare.sources import CorpusFile, Source, file_facts
 from utils.prepare.work_pool import WorkPool
 
 PREPARATION_VERSION = 2  # another one makes every split be done again
-SHARD_BYTES = 512 * 2**20
-"""Text per shard: some 256 MB of tokens."""
-MOST_SHARDS = 64
-"""Shards of a split, but where --multiple_of asks for more."""
-MOST_NAMED = 10
-"""Documents left out of a split that the log names, of each kind; the report names them all."""
+SHARD_BYTES = 512 * 2**20  # text per shard: some 256 MB of tokens
+MOST_SHARDS = 64  # shards of a split, but where --multiple_of asks for more
+MOST_NAMED = 10  # documents left out of a split that the log names, of each kind; the report names them all
 
 
 @dataclass(frozen=True)
