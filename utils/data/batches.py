@@ -2,9 +2,9 @@
 
 1. `Mixture` (utils/data/mixture.py) settles which datasets a run reads, and with which integer weights.
 2. `SampleOrder` (utils/data/sample_order.py) says which (dataset, row) sample number i is.
-3. `TrainingData.step` reads the rows of one optimiser step that belong to one process; a thread reads ahead.
+3. `TrainingData.step` reads the rows of one optimiser step that belong to one process; a thread reads ahead. Each
+   process counts the step's targets on all processes by itself: nobody waits for that number.
 4. `collate` turns rows into the tensors of a micro-batch.
-5. How many targets a step has on all processes together each of them counts by itself: nobody waits for it.
 
 Nothing here has a position to save: step s of a run is samples [s·G, (s+1)·G) for any number of processes.
 """
@@ -29,8 +29,6 @@ from utils.data.shards import Row, RowReader, verify_shards
 
 
 class Batch(NamedTuple):
-    """A micro-batch."""
-
     input_ids: Tensor  # [B, T] int64
     targets: Tensor  # [B, T] int64; `IGNORE` where there is nothing to predict
     segments: Tensor | None
@@ -93,16 +91,7 @@ def verify_data(data_dir: Path, entries: Sequence[DatasetSplit]) -> None:
 
 
 class TrainingData:
-    """The rows of a run's training samples.
-
-    Args:
-        data_dir: the shards' folder.
-        mixture: datasets and weights.
-        seed: of the sample order.
-        samples_per_step: G, over all processes.
-        window: tokens of a row.
-        mask_documents: see `collate`.
-    """
+    """The rows of a run's training samples; `samples_per_step` is G, over all processes."""
 
     def __init__(
         self, data_dir: Path, mixture: Mixture, seed: int, samples_per_step: int, window: int, mask_documents: bool
@@ -121,7 +110,6 @@ class TrainingData:
         return range(first, first + share)
 
     def step(self, step: int, rank: int, world_size: int, micro_batch_size: int) -> StepData:
-        """What process `rank` trains on in `step`."""
         own = self.samples(step, rank, world_size)
         rows, datasets = [], []
         dataset_targets = np.zeros(len(self._readers), np.int64)

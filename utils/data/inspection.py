@@ -14,9 +14,7 @@ _COLUMNS = ["dataset", "split", "language", "documents", "turns", "words", "toke
 def inspect(data_dir: Path, show: int, seed: int) -> None:
     """Prints the datasets, compares every shard with its checksum, and decodes `show` rows of each split.
 
-    Raises:
-        UserError: if it is not a data folder.
-        DataError: if a file is not what the manifest says.
+    Raises a DataError if a file is not what the manifest says.
     """
     manifest = Manifest.load(data_dir)
     print(table(manifest))

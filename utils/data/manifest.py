@@ -20,8 +20,6 @@ TRAIN, TEST = "train", "test"
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard file: its name in the data folder, its rows, its size and its checksum."""
-
     file: str
     rows: int
     bytes: int
@@ -88,8 +86,7 @@ class Manifest:
     def select(self, split: str, language: str | None = None) -> list[DatasetSplit]:
         """The datasets of `split` that have rows, in name order, of one language when it is given.
 
-        Raises:
-            UserError: if there are none.
+        Raises a UserError if there are none.
         """
         chosen = []
         for entry in sorted(self.splits, key=lambda entry: entry.dataset):
@@ -111,12 +108,7 @@ class Manifest:
 
     @classmethod
     def load(cls, data_dir: Path) -> Manifest:
-        """Reads `data_dir/manifest.json`.
-
-        Raises:
-            UserError: if there is none.
-            DataError: if it cannot be read or is of another format version.
-        """
+        """Raises a UserError if there is no manifest, a DataError if it cannot be read or has another version."""
         path = data_dir / MANIFEST
         if not path.is_file():
             raise UserError(f"{path} is missing: not a data folder, or its preparation did not end (prepare_data.py)")

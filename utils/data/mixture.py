@@ -15,10 +15,6 @@ YAML file of up to four sections:
 4. What is left of a part goes to its datasets without a share, by weight. Where the shares take the whole part, nothing
    is left and these datasets are left out: shares that sum to 1 mean "only these".
 
-With the sections above, FR/Theatre, FR/Wikipedia and FR/Debates of 100, 600 and 300 rows and EN/Books and EN/Web of 500
-and 1,500: French gets 1/2, which weights of 100, 300 and 300 divide into 1/14, 3/14 and 3/14; of the English half
-EN/Books takes 0.3 and EN/Web what is left, 0.2.
-
 Numbers are read as exact decimals, or fractions such as 1/3. What contradicts itself is an error, never scaled to fit.
 Weights belong to the run, not to the data: another mixture needs no new preparation.
 """
@@ -60,11 +56,7 @@ class Mixture:
 
     @classmethod
     def of(cls, entries: Sequence[DatasetSplit], path: Path | None) -> Mixture:
-        """Weights from the YAML file `path`, or each dataset's rows.
-
-        Raises:
-            UserError: if the file is not of that form, contradicts itself, or names what the data does not hold.
-        """
+        """Weights from the YAML file `path`, or each dataset's rows; raises a UserError for all that is wrong in it."""
         if path is None:
             return cls(tuple(entries), integer_weights([entry.rows for entry in entries]))
         try:
@@ -88,10 +80,9 @@ def exact_shares(
     penalties: dict[str, Fraction],
     languages: dict[str, Fraction],
 ) -> dict[str, Fraction]:
-    """Each dataset's share of the samples, in all 1, from the file's sections (the module's docstring has the rule).
+    """Each dataset's share of the samples, in all 1, by the rule in the module's docstring.
 
-    Raises:
-        UserError: if the sections contradict themselves, or name what `entries` do not hold.
+    Raises a UserError if the sections contradict themselves, or name what `entries` do not hold.
     """
     weight = {entry.dataset: Fraction(getattr(entry, weights)) for entry in entries}
     for name, factor in penalties.items():
@@ -245,7 +236,6 @@ def mixture_table(mixture: Mixture, planned: int, counts: Sequence[int] | None =
 
 
 def table_csv(table: Sequence[MixtureRow]) -> str:
-    """The table with a line of column names; what is not known yet is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(MixtureRow._fields)
@@ -280,7 +270,6 @@ def _cells(row: MixtureRow) -> list[str]:
 
 
 def _sum(name: str, rows: Sequence[MixtureRow]) -> MixtureRow:
-    """One line for several datasets; passes are those over all their rows."""
     added = {}
     for column in MixtureRow._fields[3:]:
         values = [getattr(row, column) for row in rows]

@@ -111,8 +111,7 @@ class SampleOrder:
 def integer_weights(shares: Sequence[float | int | str | Fraction]) -> tuple[int, ...]:
     """The smallest integers in exactly the ratio of `shares`, read as decimals or fractions: 0.1 is 1/10.
 
-    Raises:
-        UserError: if there are none, or naming those that are not a finite number above zero.
+    Raises a UserError if there are none, or that names those that are not a finite number above zero.
     """
     fractions, problems = [], []
     for share in shares:

@@ -36,8 +36,6 @@ from utils.files.checksums import ListedFile, file_sha256, find_difference
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a shard."""
-
     tokens: np.ndarray  # [window]
     segment_lengths: np.ndarray  # [segments] int32
     segment_overlaps: np.ndarray  # [segments] int32: the first tokens of each that are no targets
@@ -58,12 +56,6 @@ class ShardWriter:
 
     Each file is written once, from begin to end, under another name, and read once, for its checksum; all get their
     names together. It is used as a context: what is not published is removed.
-
-    Args:
-        data_dir: where the shards lie.
-        names: the files' names.
-        window: tokens of a row.
-        dtype: of the tokens.
     """
 
     def __init__(self, data_dir: Path, names: list[str], window: int, dtype: np.dtype) -> None:
@@ -71,8 +63,7 @@ class ShardWriter:
         self._window, self._dtype = window, dtype
         self._rows = 0
         self._resources = ExitStack()
-        self._files: list[tuple[IO[bytes], IO[bytes]]] = []
-        """Each shard's file, and a file of what will follow its rows."""
+        self._files: list[tuple[IO[bytes], IO[bytes]]] = []  # a shard's file, and a file of what will follow its rows
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as opened:  # which closes and removes those before the one that could not be opened
@@ -90,15 +81,9 @@ class ShardWriter:
         self._resources.close()
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, overlaps: np.ndarray, row_segments: np.ndarray) -> None:
-        """Writes rows.
+        """Writes rows: `tokens` [rows, window], the other arrays as in a shard (see the module's docstring).
 
-        Args:
-            tokens: [rows, window].
-            lengths, overlaps: [segments], as in a shard.
-            row_segments: [rows + 1], where each row's segments begin.
-
-        Raises:
-            OSError: naming the shard, for instance when the disk is full.
+        Raises an OSError that names the shard, for instance when the disk is full.
         """
         if not len(tokens):
             return
@@ -128,8 +113,7 @@ class ShardWriter:
     def _complete(self, shard: int) -> Shard:
         """Writes what follows the rows of a shard, and its header; syncs it to the disk; reads it for its checksum.
 
-        Raises:
-            OSError: naming the shard, for instance when the disk is full.
+        Raises an OSError that names the shard, for instance when the disk is full.
         """
         path = self._paths[shard]
         file, segments = self._files[shard]
@@ -171,11 +155,7 @@ def _tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int) -> dict[str, An
 
 
 def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads what `ShardWriter.add` wrote one after the other: three arrays in turn, each after its size.
-
-    Returns:
-        Segments per row [rows], their lengths and their overlaps [segments], all int32.
-    """
+    """Segments per row [rows], their lengths and overlaps [segments], int32: `add` wrote them in turn, sizes first."""
     found: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in range(3)]
     position = number = 0
     while position < len(values):
@@ -188,12 +168,9 @@ def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit], part: int = 0, parts: int = 1) -> None:
-    """Compares every shard of `entries` with the manifest: there, of the right size, of the right SHA-256.
+    """Compares every shard of `entries` with the manifest; of several processes, each takes every `parts`-th.
 
-    Processes that share the work take every `parts`-th shard from number `part` on.
-
-    Raises:
-        DataError: naming the first file that differs. (A flipped bit loads without any other error.)
+    Raises a DataError that names the first file that is missing or has another size or SHA-256.
     """
     files = [ListedFile(shard.file, shard.sha256, shard.bytes) for entry in entries for shard in entry.shards]
     problem = find_difference(data_dir, files, "the manifest", part, parts)

@@ -23,8 +23,7 @@ from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoded, Encoder, Library, choose_library
 from utils.prepare.packing import Packing, fill, join, pack
 
-GIVEN_BACK = 8
-"""Rows that a block may give back. A hole of less than a 256th of the window is not worth it."""
+GIVEN_BACK = 8  # rows that a block may give back; a hole of less than a 256th of the window is not worth it
 
 
 @dataclass(frozen=True)
@@ -112,9 +111,6 @@ class BlockWorker:
     def __call__(self, work: Work) -> BlockRows:
         """Packs the documents of one block into rows of `recipe.window` tokens.
 
-        What is not a document, or is left out, is in the result with its reason; whether that is an error is for the
-        caller to say.
-
         Raises:
             DataError: if gigatoken turns out to give other tokens than the tokenizer.
             OSError: if the block's file cannot be read.
@@ -154,10 +150,7 @@ class BlockWorker:
 
 
 def start_worker(recipe: Recipe, sample: list[str] | None) -> BlockWorker:
-    """A worker with the fastest library that tokenises `sample` right, the same in every process.
-
-    Without a sample it is the tokenizer's own library.
-    """
+    """A worker with the fastest library that tokenises `sample` right; without a sample, with the tokenizer's own."""
     return BlockWorker(recipe, choose_library(Tokenizer(recipe.checkpoint_dir), sample))
 
 
@@ -176,10 +169,11 @@ def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) 
 
 
 def length_problem(document: Document, recipe: Recipe) -> str:
-    """Why the document is left out for its length; empty if it is not. One in parts is longer than any limit."""
+    """Why the document is left out for its length; empty if it is not."""
     if not recipe.min_characters and recipe.max_characters is None:
         return ""
     characters = len(document.text.decode())
+    # a document in parts is longer than any limit
     if recipe.max_characters is not None and (characters > recipe.max_characters or not document.is_whole):
         return "too_long"
     if document.is_whole and characters < recipe.min_characters:
@@ -207,15 +201,7 @@ def _packed(lengths: np.ndarray, turns: np.ndarray, recipe: Recipe) -> Packing:
 def part_rows(
     packed: Packing, tokens: np.ndarray, lengths: np.ndarray, recipe: Recipe, give_back: int
 ) -> tuple[Rows, Pieces]:
-    """The rows' tokens, and the pieces of the `give_back` emptiest ones, which are not among the rows then.
-
-    Args:
-        packed: which pieces of the documents make which row.
-        tokens: [tokens] of the documents, one after the other.
-        lengths: [documents].
-        recipe: has the window.
-        give_back: rows.
-    """
+    """The rows without the `give_back` emptiest ones, and their pieces; `tokens` [tokens] are of all documents."""
     firsts = np.cumsum(lengths) - lengths
     used = np.zeros(0, np.int64)
     if len(packed.row_pieces) > 1:
@@ -264,7 +250,6 @@ class Remainder:
             self._pack(GIVEN_BACK)
 
     def close(self) -> None:
-        """Makes rows of all that is left."""
         self._pack(0)
 
     def _pack(self, give_back: int) -> None:

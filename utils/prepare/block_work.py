@@ -13,15 +13,13 @@ from utils.prepare.sources import Source
 from utils.prepare.work_pool import WorkPool
 
 BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
-PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}
-"""How much text a compressed file is taken to hold, as a multiple of its own size."""
+PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}  # text that a compressed file is taken to hold, in its own size
 
 Duplicates = Mapping[tuple[int, int], dict[int, str]]
 """Number of a split's file and of a block in it → number of a document there → the document that it repeats."""
 
 
 def text_bytes(sources: list[Source]) -> int:
-    """Bytes of text in the files, about."""
     files = [file.path for source in sources for file in source.files]
     return sum(path.stat().st_size * PACKED.get(path.suffix, 1) for path in files)
 
@@ -36,16 +34,13 @@ def works_of(source: Source, plan: PreparePlan, duplicates: Duplicates) -> Itera
 
 
 def block_bytes(plan: PreparePlan, dialogue: Dialogue | None) -> int:
-    """Bytes of text in a block.
-
-    A document longer than a block is cut. So a block holds whatever fits a window, up to 32 bytes per token, and
-    whatever is not too long, up to four bytes per character.
-    """
     # with windows above 4,096 more text, at most 32 MB, so that rows are packed from enough documents
     times = min(8.0, max(1.0, plan.recipe.window / 4096))
     # with variants less, since they become as many tokens
     forms = 1 + dialogue.level if dialogue else 1
     wanted = int(times * BLOCK_BYTES) // forms
+    # a document longer than a block is cut, so whatever fits a window or is not too long must fit a block:
+    # a token has up to 32 bytes, a character up to four
     return max(wanted, 32 * plan.recipe.window, 4 * (plan.recipe.max_characters or 0))
 
 

@@ -20,8 +20,7 @@ from typing import IO, Any, NamedTuple
 from lit_gpt.errors import DataError, UserError
 from utils.prepare.sources import CONVERSATIONS, LINES, PARQUET, CorpusFile
 
-MAX_LINE = 32 * 2**20
-"""Bytes of a JSON line: json.loads needs some five times as much memory, what is tokenised some four times."""
+MAX_LINE = 32 * 2**20  # bytes of a JSON line: json.loads takes five times as much memory, tokenising four times
 READ = 1 << 20
 BOM = b"\xef\xbb\xbf"
 _ASCII_SPACES = rb"[\t\x0b\x0c\x1c-\x1f ]*"
@@ -61,9 +60,7 @@ class TextBlock(NamedTuple):
 def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
     """The blocks of a file, of at most `size` bytes of text where documents are shorter.
 
-    Raises:
-        DataError: if the file is not what its name says, or is truncated.
-        OSError: if it cannot be read.
+    Raises a DataError if the file is not what its name says, or is truncated.
     """
     if file.format == PARQUET:
         yield from _parquet_blocks(file, size, text_field)
@@ -85,8 +82,6 @@ def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBl
 
 
 class _Span(NamedTuple):
-    """A block as it is cut."""
-
     context: int  # bytes that repeat the end of the span before
     text: bytes  # the context and what follows it; may be empty where it is not to be kept
     length: int  # bytes of the file that the span takes, without the context
@@ -178,7 +173,7 @@ def _skip_to_last(mark: bytes, stream: IO[bytes], ahead: int, size: int) -> int:
 
 
 def _last_gap(buffer: bytes, start: int, end: int) -> int:
-    """Where the last blank line between `start` and `end` ends, 0 if there is none."""
+    """Where the last blank line ends, 0 if there is none."""
     if (found := buffer.rfind(b"\n\n", start, end)) >= 0:
         return found + 2
     return max((gap.end() for gap in _GAP.finditer(buffer, start, end)), default=0)
@@ -213,14 +208,14 @@ def cut_between_words(buffer: bytes, start: int, target: int) -> tuple[int, int]
 
 
 def _size(value: Any) -> int:
-    """Bytes of a text; 0 of what is not a text."""
+    """Bytes of a text, 0 for anything else."""
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogateescape"))
     return len(value) if isinstance(value, bytes) else 0
 
 
 def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
-    """`buffer` with what it takes of `stream` to have `size` bytes, if there is so much."""
+    """Reads on until `buffer` has `size` bytes, or the stream ends."""
     parts = [buffer]
     missing = size - len(buffer)
     while missing > 0 and (more := stream.read(min(missing, 16 * READ))):
@@ -233,9 +228,7 @@ def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
 def unpacked(path: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, unpacked where its name ends in .gz or .zst.
 
-    Raises:
-        UserError: if a .zst file needs pyarrow, which is not installed.
-        DataError: if it is truncated or not a file of that kind.
+    Raises a DataError if it is truncated or not a file of that kind.
     """
     try:
         if path.suffix == ".gz":

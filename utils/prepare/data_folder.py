@@ -25,11 +25,7 @@ OWN_FILE = re.compile(
 
 
 def require_folder(options: PrepareOptions) -> Path:
-    """The data folder to write.
-
-    Raises:
-        UserError: if it is not a folder, or one that the next call would read as a corpus.
-    """
+    """The data folder to write; a UserError if it is a file, or the next call would read it as a corpus."""
     source, path = options.source_path, options.destination_path
     assert source is not None and path is not None
     if path.exists() and not path.is_dir():
@@ -58,7 +54,6 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
 
 
 def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manifest:
-    """The manifest of all splits, in the order of the sources."""
     recipe, options = plan.recipe, plan.options
     dialogues = {source: dialogue for source, dialogue in plan.dialogues.items() if dialogue is not None}
     return Manifest(
@@ -88,7 +83,7 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files beside the shards, by which rows are read as text."""
+    """Copies the tokenizer's files beside the shards, to read rows as text."""
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if not (source / name).is_file():

@@ -12,7 +12,7 @@ A document that is longer than a block, and therefore in parts, is not compared.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,6 @@ def find_duplicates(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: Wo
 
 
 def sign_sources(own: list[Source], parts: Path, plan: PreparePlan, pool: WorkPool) -> None:
-    """Writes the signatures of the splits that have none yet."""
     near = plan.options.deduplicate == "near"
     keys = {source: signature_key(source, plan) for source in own}
     to_do = [source for source in own if not are_written(parts, source, keys[source])]
@@ -71,7 +70,7 @@ def sign_sources(own: list[Source], parts: Path, plan: PreparePlan, pool: WorkPo
     for source in to_do:
         # the blocks are those that will be tokenised: a document is known by its number in a block
         results = pool.map(partial(sign, near=near), works_of(source, plan, {}))
-        write_signatures(parts, source, keys[source], counted(results, progress))
+        write_signatures(parts, source, keys[source], results, progress)
     progress.close()
 
 
@@ -81,12 +80,6 @@ def signature_key(source: Source, plan: PreparePlan) -> str:
     near = plan.options.deduplicate == "near"
     settings = [recipe.text_field, recipe.min_characters, recipe.max_characters, near]
     return json.dumps([file_facts(source), settings, block_bytes(plan, plan.dialogues[source])])
-
-
-def counted(results: Iterator[tuple[Work, Signed]], progress: ProgressLine) -> Iterator[tuple[Work, Signed]]:
-    for work, signed in results:
-        progress.advance(work.block.size)
-        yield work, signed
 
 
 def sign(worker: BlockWorker, work: Work, near: bool) -> Signed:
@@ -112,26 +105,28 @@ def are_written(parts: Path, source: Source, key: str) -> bool:
     return json.loads((folder / "done.json").read_text(encoding="utf-8")) == key
 
 
-def write_signatures(parts: Path, source: Source, key: str, blocks: Iterable[tuple[Work, Signed]]) -> None:
-    """Writes a split's signatures: of each block, what `sign` made of it."""
+def write_signatures(
+    parts: Path, source: Source, key: str, blocks: Iterable[tuple[Work, Signed]], progress: ProgressLine
+) -> None:
     folder = signatures_folder(parts, source)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "done.json").unlink(missing_ok=True)
     try:
-        _write_blocks(folder, blocks)
+        _write_blocks(folder, blocks, progress)
         write_atomically(folder / "done.json", json.dumps(key))
     except OSError:
         shutil.rmtree(folder)
         raise
 
 
-def _write_blocks(folder: Path, blocks: Iterable[tuple[Work, Signed]]) -> None:
+def _write_blocks(folder: Path, blocks: Iterable[tuple[Work, Signed]], progress: ProgressLine) -> None:
     """Appends the blocks' arrays to three files: digests [documents, 2], sketches, and locations [documents, 4]."""
     with ExitStack() as files:
         exact = files.enter_context((folder / "exact").open("wb", buffering=0))
         sketches = files.enter_context((folder / "sketches").open("wb", buffering=0))
         locations = files.enter_context((folder / "locations").open("wb", buffering=0))
         for work, signed in blocks:
+            progress.advance(work.block.size)
             of_block = np.empty((len(signed.locations), _LOCATION), np.int64)
             of_block[:, :2] = (work.file, work.number)
             of_block[:, 2:] = signed.locations

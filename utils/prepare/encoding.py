@@ -28,12 +28,9 @@ from utils.prepare.blocks import cut_between_words
 from utils.prepare.documents import Document
 
 GIGATOKEN = "gigatoken"
-BATCH_BYTES = 1_000_000
-"""Text that the slower libraries get at once: they take some 100 bytes of memory per token while they work."""
-CHECK_BYTES = 8_192
-"""Text of each block that the slower library tokenises too: 0.2 %, some 2 % of the time of the faster one."""
-MOST_GROWTH = 80 * 10**6
-"""Bytes that this process may grow by until gigatoken is loaded anew: it keeps every word that it has seen."""
+BATCH_BYTES = 1_000_000  # text that the slower libraries get at once: they take 100 bytes of memory per token
+CHECK_BYTES = 8_192  # text of each block that the slower library checks: 0.2 %, 2 % of the time of the faster one
+MOST_GROWTH = 80 * 10**6  # bytes by which a process may grow: gigatoken keeps every word that it has seen
 COUNTED_BYTES = 1 << 18  # text whose words are counted at once: it and the arrays made of it stay in the cache
 
 
@@ -84,7 +81,7 @@ def choose_library(tokenizer: Tokenizer, sample: list[str] | None) -> Library:
 
 @cache
 def load_gigatoken(directory: Path) -> Any:
-    """Raises ImportError where it is not installed, RuntimeError or ValueError where it does not do the tokenizer."""
+    """Raises ImportError where it is not installed, RuntimeError or ValueError for a tokenizer it cannot do."""
     import gigatoken  # an optional package
 
     return gigatoken.Tokenizer.from_json(_gigatoken_json(directory)).backend
@@ -102,14 +99,7 @@ def _gigatoken_json(directory: Path) -> bytes:
 
 
 class Encoder:
-    """Documents to `Encoded`: each one's tokens, between the begin- and end-of-text tokens that are wanted.
-
-    Args:
-        checkpoint_dir: of the tokenizer.
-        bos, eos: whether a document begins and ends with such a token.
-        window: a document of at most so many tokens needs no `turns`.
-        library: as `choose_library` found.
-    """
+    """Documents to `Encoded`: each one's tokens, between the begin- and end-of-text tokens that are wanted."""
 
     def __init__(self, checkpoint_dir: Path, bos: bool, eos: bool, window: int, library: Library) -> None:
         self._tokenizer = Tokenizer(checkpoint_dir)
@@ -178,13 +168,12 @@ class Encoder:
         return [next(slowly) if slow else encode(text) for text, slow in zip(texts, avoided, strict=True)]
 
     def _must_avoid(self, text: bytes) -> bool:
-        """Whether the text holds a name that gigatoken must not be given."""
         if not any(first in text for first in self._avoid_firsts):  # a single byte is found 30 times as fast as a name
             return False
         return any(name in text for name in self._avoid)
 
     def _keep_small(self) -> None:
-        """Loads gigatoken anew, some 0.1 s, where this process has grown too much: it keeps every word it has seen."""
+        """Loads gigatoken anew, which takes 0.1 s, where it has made this process grow too much."""
         if resident_bytes() - self._size_at_first > MOST_GROWTH:
             self._fast = None
             load_gigatoken.cache_clear()
@@ -250,7 +239,6 @@ class Encoder:
         return self._encode([document.text[document.context :]])[0], False
 
     def _turns(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """`Encoded.turns` of documents of these `lengths`."""
         found = [np.zeros(0, np.int64)]
         ends = np.cumsum(lengths)
         for document in np.flatnonzero(lengths > self._window).tolist():

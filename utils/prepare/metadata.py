@@ -54,9 +54,7 @@ def facts_of(facts: Mapping[str, DatasetFacts], dataset: str, split: str) -> Dat
 def read_metadata(path: Path) -> dict[str, DatasetFacts]:
     """The facts in a metadata file by the name they have there.
 
-    Raises:
-        UserError: for all that is wrong in it at once, each with its line or its dataset.
-        OSError: if it cannot be read.
+    Raises a UserError for all that is wrong in it at once, each with its line or its dataset.
     """
     reader = {".csv": _csv_entries, ".json": _json_entries}.get(path.suffix.lower())
     if reader is None:

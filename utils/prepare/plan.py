@@ -23,8 +23,8 @@ from utils.prepare.options import PrepareOptions
 from utils.prepare.progress import say
 from utils.prepare.sources import Source, find_sources
 
-SAMPLE_BYTES, SAMPLE_SOURCES = 2**17, 16
-"""Text on which a fast tokenizer has to prove itself, and from how many sources it comes."""
+SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
+SAMPLE_SOURCES = 16  # from how many sources it comes
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,7 @@ class PreparePlan:
 
 
 def make_plan(options: PrepareOptions) -> PreparePlan:
-    """Reads what the options name.
-
-    Raises:
-        UserError: if the options, or the files of groups or metadata, are wrong.
-        DataError: if there is no corpus, or what was looked at of it is not text.
-    """
+    """Raises a UserError or a DataError for whatever is wrong in the options, the files they name, and the corpus."""
     assert options.source_path is not None and options.checkpoint_dir is not None
     sources = find_sources(options.source_path, say)
     tokenizer = Tokenizer(options.checkpoint_dir)
@@ -61,9 +56,11 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     groups = read_groups(options.group_datasets_by_genre)
     facts = read_metadata(options.metadata) if options.metadata else {}
     dialogues = {source: dialogue_of(source, facts, options) for source in sources}
-    for dialogue in dialogues.values():
-        if dialogue is not None:
-            check_language(dialogue.language)
+    for dialogue in filter(None, dialogues.values()):
+        try:
+            normalise("", dialogue.language)
+        except ValueError as e:
+            raise UserError(str(e)) from None
     warn_of_unknown(facts, sources)
     return PreparePlan(
         options=options,
@@ -79,12 +76,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
 
 
 def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
-    """What the options and the tokenizer say about rows.
-
-    Raises:
-        UserError: if the options ask for what the tokenizer or the model does not have.
-        DataError: if a configuration names a token outside of the vocabulary.
-    """
+    """What the options and the tokenizer say about rows."""
     bos = tokenizer.adds_bos if options.add_bos is None else options.add_bos
     eos = tokenizer.eos_id is not None if options.add_eos is None else options.add_eos
     added = [("bos", tokenizer.bos_id)] if bos else []
@@ -109,12 +101,7 @@ def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
 
 
 def read_context(checkpoint_dir: Path) -> int:
-    """The positions of the model in `checkpoint_dir`.
-
-    Raises:
-        UserError: if there is no file that says so.
-        DataError: if it cannot be read.
-    """
+    """The positions of the model in `checkpoint_dir`."""
     keys = {"model_config.yaml": ("block_size",), "config.json": ("max_position_embeddings", "n_positions")}
     for name, names in keys.items():
         path = checkpoint_dir / name
@@ -131,11 +118,7 @@ def read_context(checkpoint_dir: Path) -> int:
 
 
 def read_groups(path: Path | None) -> dict[str, str]:
-    """Dataset name → group name.
-
-    Raises:
-        UserError: if `path` is not a JSON object of strings.
-    """
+    """Dataset name → group name."""
     if path is None:
         return {}
     if not path.is_file():
@@ -170,14 +153,6 @@ def language_of(source: Source, all_facts: Mapping[str, DatasetFacts]) -> str:
     return source.language
 
 
-def check_language(language: str) -> None:
-    """Raises a UserError if dialogue in this language cannot be normalised."""
-    try:
-        normalise("", language)
-    except ValueError as e:
-        raise UserError(str(e)) from None
-
-
 def warn_of_unknown(facts: Mapping[str, DatasetFacts], sources: list[Source]) -> None:
     """Says which datasets the metadata names that the corpus does not have."""
     known = {source.dataset for source in sources}
@@ -189,20 +164,13 @@ def warn_of_unknown(facts: Mapping[str, DatasetFacts], sources: list[Source]) ->
 
 
 def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
-    """Documents of up to 16 of the sources, some 128 KB together; of others where these have none.
-
-    Raises:
-        DataError: if no file has a document, or, asked to be strict, if one that was looked at is none.
-    """
+    """Documents of up to 16 of the sources, some 128 KB together; of others where these have none."""
     every = -(-len(sources) // SAMPLE_SOURCES)
     chosen = sources[::every]
+    others = [source for source in sources if source not in chosen]
     sample: list[str] = []
-    for source in chosen:
-        sample += sample_of(source, options)
-    for source in sources:
-        if sample:
-            break
-        if source not in chosen:
+    for source in chosen + others:
+        if source in chosen or not sample:
             sample += sample_of(source, options)
     if not sample:
         raise DataError(f"{options.source_path} holds no conversation and no other text: its files are empty")

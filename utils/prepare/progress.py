@@ -13,12 +13,7 @@ def say(text: str) -> None:
 
 
 class ProgressLine:
-    """How far a long piece of work on text is.
-
-    Args:
-        verb: what is done to the text, such as `tokenised`.
-        size: bytes of text in all.
-    """
+    """How far work on text is: `verb` says what is done, such as `tokenised`, to `size` bytes."""
 
     def __init__(self, verb: str, size: int) -> None:
         self._verb, self._size = verb, max(size, 1)
@@ -30,7 +25,7 @@ class ProgressLine:
             self._bar = tqdm(desc=verb, total=self._size, file=sys.stdout, dynamic_ncols=True, **settings)
 
     def advance(self, size: int, tokens: int = 0) -> None:
-        """Counts more bytes of text as done, and their tokens."""
+        """Counts `size` more bytes of text as done."""
         self._done += size
         self._tokens += tokens
         now = time.monotonic()
@@ -50,7 +45,6 @@ class ProgressLine:
             self._bar.write(text, file=sys.stdout)
 
     def close(self) -> None:
-        """Removes the bar from a terminal."""
         if self._bar is not None:
             self._bar.close()
 

@@ -1,11 +1,7 @@
 """Texts to signatures, and which texts repeat an earlier one by these: exactly, or nearly.
 
-1. `sign_texts` turns each text into a few hundred bytes. They depend on nothing but the text, so that worker processes
-   can do it chunk by chunk; the caller puts the chunks' arrays one after the other, in the order of the documents.
-2. `find_repeats` decides from these arrays alone, in one process.
-
-The first document of a group stays. A caller who puts validation documents first therefore keeps copies of validation
-data out of the training data.
+1. `sign_texts` turns each text into a few hundred bytes, in many processes.
+2. `find_repeats` decides from these arrays alone, in one process. The first document of a group stays.
 
 Near-duplicates are found by MinHash and banding (Broder, "On the resemblance and containment of documents", 1997;
 Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3). The similarity of two texts is the Jaccard
@@ -23,25 +19,15 @@ from lit_gpt.errors import UserError
 
 PERMUTATIONS = 128
 """Slots of a sketch: the estimated Jaccard index has a standard deviation of 0.035 at 0.8, 0.044 at most (at 0.5)."""
-
 SEED = 42
-
 SHINGLE = 5  # words per shingle, the customary choice for finding copies among natural texts
-
-LONGEST_WORD = 64
-"""Bytes of a word. Whatever is longer (base64, DNA, a table without blanks) counts character by character."""
-
-PIECE = 1 << 18
-"""Bytes hashed at a time, so that the arrays stay in the cache: longer texts are cut, shorter ones joined."""
-
+LONGEST_WORD = 64  # bytes; whatever is longer (base64, DNA, a table without blanks) counts character by character
+PIECE = 1 << 18  # bytes hashed at a time, so that the arrays stay in the cache: longer texts are cut, shorter joined
 MIN_FOUND = 0.9  # least share of the pairs whose similarity is exactly the threshold that banding brings to be compared
-
 MAX_COMPARED = 32
 """Documents of a bucket that a later one is compared with. Texts filled into one template may all meet in one bucket
 without being duplicates; to compare each with all would take quadratic time."""
-
 ROWS_AT_ONCE = 1 << 14
-
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)  # odd 64-bit numbers that spread a word's and a shingle's bits
 
 
@@ -58,16 +44,12 @@ def sign_texts(texts: list[str], near: bool) -> Signatures:
     """Digests and, if `near`, MinHash sketches of `texts`; each depends on its own text only, on any machine.
 
     The digest is BLAKE2b of the UTF-8 text without white space at both ends. The sketch is of the set of the text's
-    shingles. Words are what lies between white space and punctuation, whether ASCII letters are capital or not. In
-    scripts from U+0800 on, many of which put no blanks between words (Chinese, Japanese, Thai), and in words of more
-    than `LONGEST_WORD` bytes, every character is a word. A text of fewer than `SHINGLE` words is one shingle; texts
-    without a word are equal. A text is cut every `PIECE` bytes, which changes some 10 in 40,000 shingles.
+    shingles. White space and punctuation separate words; ASCII capitals count as small letters. In scripts from U+0800
+    on, many of which put no blanks between words (Chinese, Japanese, Thai), and in words of more than `LONGEST_WORD`
+    bytes, every character is a word. A text of fewer than `SHINGLE` words is one shingle; texts without a word are
+    equal. A text is cut every `PIECE` bytes, which changes some 10 in 40,000 shingles.
 
-    Memory beyond texts and result: a copy of the texts, and about 20 MB. Rensa has threads of its own: where
-    several processes do this, each should run with RAYON_NUM_THREADS=1.
-
-    Raises:
-        UserError: if `near` and rensa is not installed.
+    Raises a UserError if `near` and rensa is not installed.
     """
     encoded = [text.strip().encode("utf-8", "surrogatepass") for text in texts]
     digests = [hashlib.blake2b(text, digest_size=16).digest() for text in encoded]
@@ -76,11 +58,7 @@ def sign_texts(texts: list[str], near: bool) -> Signatures:
 
 
 def _sketch(texts: list[bytes]) -> np.ndarray:
-    """Rensa's full-set R-MinHash of each text's shingles: [n, `PERMUTATIONS`] uint32.
-
-    The sketch of a union is the minimum of the sketches, slot by slot; so the pieces of a long text need not be in
-    memory at the same time.
-    """
+    """Rensa's full-set R-MinHash of each text's shingles: [n, `PERMUTATIONS`] uint32."""
     try:
         from rensa import RMinHash  # an optional package
     except ImportError:
@@ -90,6 +68,7 @@ def _sketch(texts: list[bytes]) -> np.ndarray:
     for owners, pieces in _batches(texts):
         hashes, offsets = _shingle_hashes(pieces, fold)
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
+        # the sketch of a union is the minimum of the sketches: the pieces of a long text need not be in memory together
         sketches[owners] = np.minimum(sketches[owners], np.array(matrix.to_rows(), dtype=np.uint32))
     return sketches
 
@@ -197,18 +176,15 @@ def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: floa
 
     `exact` and `sketches` are `sign_texts` of all documents, in order. Equal digests are duplicates. Among documents
     that differ, a later one is a near-duplicate of the first earlier one *that stays* whose estimated Jaccard index
-    with it is at least `threshold` (over 0, at most 1). So each index returned is of a document that stays; and where
-    A is like B and B like C but A not like C, B is left out and C stays: nothing is left out because of a document that
-    is itself left out.
+    with it is at least `threshold` (over 0, at most 1). So nothing is left out because of a document that is itself
+    left out: where A is like B and B like C but A not like C, B is left out and C stays.
 
-    The index is an estimate: at a threshold of 0.8 a comparison takes a pair for duplicates with a probability of
-    6e-7 if its true index is 0.6, of 0.005 at 0.7, 0.5 at 0.8 and 0.9996 at 0.9. Banding brings at least 90 % of the
-    pairs at the threshold to be compared, over 99 % of those 0.1 above. A document meets at most the first
-    `MAX_COMPARED` that stay of each bucket, so that time is linear but for sorting, whatever the texts.
+    At a threshold of 0.8 a comparison takes a pair for duplicates with a probability of 6e-7 if its true index is 0.6,
+    of 0.005 at 0.7, 0.5 at 0.8 and 0.9996 at 0.9. Banding brings at least 90 % of the pairs at the threshold to be
+    compared, over 99 % of those 0.1 above. Time is linear but for sorting, whatever the texts.
 
-    Memory per document beyond the arguments, measured with a million: 55 bytes; for near-duplicates 190 at a threshold
-    of 0.8 (16 bands) and 450 at 0.5 (42 bands). `sketches` may be a memory map: it is read through once per band and
-    then at single rows.
+    Memory per document, measured with a million: 55 bytes; for near-duplicates 190 at a threshold of 0.8 (16 bands) and
+    450 at 0.5 (42 bands). `sketches` may be a memory map.
     """
     assert 0 < threshold <= 1, threshold
     result = _find_equal(exact)
@@ -234,12 +210,9 @@ def _find_equal(exact: np.ndarray) -> np.ndarray:
 
 
 def _find_near(sketches: np.ndarray, documents: np.ndarray, threshold: float) -> np.ndarray:
-    """For each of `documents` [m], ascending, the one of them that it is a near-duplicate of, -1 if it stays.
-
-    rensa makes the sketches, but its index is not used: it holds 2.3 to 3 kB per document (measured; here 0.2 kB), is
-    filled only with rensa's own objects, which cannot be made of arrays, and compares with every document of a
-    bucket (40,000 texts of one template: 25 s, and four times that for twice as many).
-    """
+    """For each of `documents` [m], ascending, the one of them that it is a near-duplicate of, -1 if it stays."""
+    # not rensa's index: it takes 2.3 to 3 kB per document (here 0.2 kB), cannot be filled from arrays, and compares
+    # with every document of a bucket (40,000 texts of one template take 25 s, twice as many four times that)
     bands, rows = _banding(sketches.shape[1], threshold)
     buckets, capacities = _fill_buckets(sketches, documents, bands, rows)
     begins = np.cumsum(capacities, dtype=np.int64) - capacities
@@ -274,15 +247,10 @@ def _banding(permutations: int, threshold: float) -> tuple[int, int]:
 
 
 def _fill_buckets(sketches: np.ndarray, documents: np.ndarray, bands: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which documents agree in a whole band of `rows` slots.
+    """Which of `documents` [m] agree in a whole band of `rows` slots.
 
-    Args:
-        sketches: uint32 [n, `PERMUTATIONS`].
-        documents: [m], which of the n are compared.
-
-    Returns:
-        The bucket of each document in each band, [m, bands], -1 where it is alone; and how many documents each bucket
-        may have to remember for later ones, uint8 [buckets], at most `MAX_COMPARED`.
+    Returns the bucket of each document in each band, [m, bands], -1 where it is alone; and how many documents each
+    bucket may have to remember for later ones, uint8 [buckets], at most `MAX_COMPARED`.
     """
     multipliers = np.random.default_rng(SEED).integers(0, 1 << 63, rows, dtype=np.uint64) * 2 + 1
     dtype = np.int32 if len(sketches) * bands < 1 << 31 else np.int64

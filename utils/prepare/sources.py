@@ -22,7 +22,6 @@ SPLIT_OF_FILE = {"full.txt": TRAIN, "train.txt": TRAIN, "test.txt": TEST}
 LINES_FILE = re.compile(r".+\.jsonl(\.gz|\.zst)?")
 TEST_FILE = re.compile(r"(test|valid|validation|val|dev|eval)([-_.].*)?", flags=re.IGNORECASE)
 """Names of the JSON lines and Parquet files that are not for training."""
-LIST_FILE = ".list"
 
 
 @dataclass(frozen=True)
@@ -81,13 +80,11 @@ class _Folder(NamedTuple):
 def find_sources(source_path: Path, log: Callable[[str], None] = print) -> list[Source]:
     """The splits of the datasets in a folder tree, of the files that a list names, or of one file, by dataset name.
 
-    A dataset is a folder that holds full.txt, or train.txt and/or test.txt (conversations), `*.jsonl`, `*.jsonl.gz`,
-    `*.jsonl.zst` or `*.parquet`; in a tree without conversations each other `*.txt` file is one document.
+    In a tree without conversations (full.txt, train.txt, test.txt) each other `*.txt` file is one document.
 
     Raises:
         UserError: if `source_path` does not exist.
         DataError: if there is no dataset, or one cannot be told from another.
-        OSError: if a directory cannot be read.
     """
     if source_path.is_dir():
         folders = [_Folder(path.relative_to(source_path).as_posix(), path, names) for path, names in _walk(source_path)]
@@ -157,13 +154,10 @@ def _listed(path: Path) -> list[_Folder]:
     """The folders of the files that `path`, a `.list` file, names by line; or that of `path` with this file alone.
 
     A dataset is named by its folder as the list has it, or by the folder's own name where that is outside.
-
-    Raises:
-        UserError: if `path` or a line of it does not name a corpus file.
     """
-    if path.suffix != LIST_FILE:
+    if path.suffix != ".list":
         if _kind_of(path.name, False) is None:
-            raise UserError(f"--source_path: {path} is none of *.txt, *.jsonl(.gz/.zst), *.parquet and *{LIST_FILE}")
+            raise UserError(f"--source_path: {path} is none of *.txt, *.jsonl(.gz/.zst), *.parquet and *.list")
         return [_Folder(".", path.parent, {path.name})]
     names_of: dict[Path, set[str]] = {}
     for file in _read_list(path):
@@ -182,7 +176,6 @@ def _listed(path: Path) -> list[_Folder]:
 
 
 def _read_list(path: Path) -> Iterator[Path]:
-    """The files that the lines of a `.list` file name, as they name them."""
     seen: set[Path] = set()
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # as Python has file names
     for number, line in enumerate(lines, start=1):

@@ -79,21 +79,17 @@ class SplitJob:
 def prepare_splits(
     sources: list[Source], found: Mapping[str, Duplicates], plan: PreparePlan, pool: WorkPool
 ) -> dict[Source, DatasetSplit]:
-    """What each source's split holds: kept where it is there already, made where not.
-
-    `found` is, by name of the split, what is to be left out of it as a duplicate.
-    """
-    jobs = [SplitJob(source, found.get(source.name, {}), plan) for source in sources]
+    """What each source's split holds; `found` is what is to be left out as a duplicate, by name of the split."""
     kept: dict[Source, DatasetSplit] = {}
     to_do = []
-    for job in jobs:
+    for source in sources:
+        job = SplitJob(source, found.get(source.name, {}), plan)
         entry = read_part(job)
         if entry is None:
             to_do.append(job)
         else:
-            kept[job.source] = entry
-    for source in kept:
-        say(f"{source.dataset} {source.split}: kept")
+            kept[source] = entry
+            say(f"{source.dataset} {source.split}: kept")
     return kept | make_splits(to_do, plan, pool) if to_do else kept
 
 
@@ -216,11 +212,7 @@ def shard_count(source: Source, multiple_of: int) -> int:
 def note_removals(
     file: CorpusFile, result: BlockRows, removals: RemovalLog, job: SplitJob, progress: ProgressLine
 ) -> None:
-    """Writes down what a block left out, and names it in the log.
-
-    Raises:
-        DataError: at what is not a document, unless the options say to skip that.
-    """
+    """Reports what a block left out; raises a DataError at what is not a document, unless that is to be skipped."""
     for bad in result.bad:
         if job.plan.options.on_bad_input == "error":
             raise DataError(problem_message(file, bad))

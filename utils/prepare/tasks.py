@@ -12,12 +12,7 @@ Result = TypeVar("Result")
 
 
 def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
-    """The results of `action`, which every task performs, by rank.
-
-    Raises:
-        OSError, UserError, DataError: on every task, if one of them met it.
-        Interrupted: if another task is gone.
-    """
+    """The results of `action`, which every task performs, by rank; an error of one is raised on every task."""
     if tasks.count == 1:
         return [action()]
     # these import torch, which a single task does without
@@ -30,11 +25,7 @@ def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
 
 @contextmanager
 def locked(data_dir: Path, tasks: Tasks) -> Iterator[FolderLock | None]:
-    """Takes the data folder for this call, against any other; the lock is task 0's, and leaves nothing behind.
-
-    Raises:
-        UserError: on every task, if another call is writing there.
-    """
+    """Takes the data folder for this call; the lock is task 0's. Raises a UserError if another call has it."""
     taken: list[FolderLock] = []
 
     def take() -> None:

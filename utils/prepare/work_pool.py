@@ -49,8 +49,7 @@ def _do(action: Callable[[Any, Any], Any], item: Any) -> Any:
 class WorkPool(AbstractContextManager["WorkPool"]):
     """Workers in `num_workers` processes; a single one is in this process itself.
 
-    The processes start, and `make_worker` is called in each, when there is work. `make_worker`, the actions, the items
-    and the results travel between processes, so they must pickle.
+    A worker is made when there is work. `make_worker`, the actions, the items and the results must pickle.
     """
 
     def __init__(self, make_worker: Callable[[], Any], num_workers: int) -> None:
