@@ -22,10 +22,9 @@ if __name__ == "__main__":
 
 from utils.cluster.slurm import join_tasks
 from utils.data.inspection import inspect
-from utils.prepare.block_work import make_pool
 from utils.prepare.data_folder import publish, require_folder
 from utils.prepare.duplicates import find_duplicates
-from utils.prepare.plan import make_plan, share_out
+from utils.prepare.plan import make_plan, make_pool, share_out
 from utils.prepare.splits import prepare_splits
 from utils.prepare.tasks import gather, locked
 

@@ -30,12 +30,12 @@ from tests.prepare.test_prepare_data import (
     written_since,
 )
 from utils.data.manifest import Manifest
-from utils.prepare import block_work, duplicates
+from utils.prepare import duplicates, plan
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_work, "BLOCK_BYTES", 9000)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", 9000)
 
 
 def sentences(rng: random.Random, count: int) -> str:

@@ -34,7 +34,7 @@ from utils.data.manifest import DatasetSplit, Manifest
 from utils.data.shards import verify_shards
 from utils.files import folder_lock
 from utils.files.folder_lock import FolderLock
-from utils.prepare import block_work, dialogue
+from utils.prepare import dialogue, plan
 from utils.prepare.plan import share_out
 from utils.prepare.sources import CorpusFile, Source
 
@@ -137,8 +137,8 @@ def write_parquet(path: Path, texts: list[str]) -> None:
 
 def with_small_blocks(size: int, *given: object) -> list[str]:
     """A command line of the program, whose blocks are of that size."""
-    program = "import sys; from utils import cli; import prepare_data; from utils.prepare import block_work; "
-    program += f"block_work.BLOCK_BYTES = {size}; "
+    program = "import sys; from utils import cli; import prepare_data; from utils.prepare import plan; "
+    program += f"plan.BLOCK_BYTES = {size}; "
     program += "sys.exit(cli.run(prepare_data.main, cli.parse_or_exit(prepare_data.PrepareOptions)))"
     return [sys.executable, "-c", program, *map(str, given)]
 
@@ -313,7 +313,7 @@ def test_random_corpora_add_up(tmp_path, more):
 @pytest.mark.parametrize("padding", ["true", "false"])
 @pytest.mark.parametrize("seed", range(3))
 def test_documents_longer_than_a_block_add_up(tmp_path, monkeypatch, seed, padding):
-    monkeypatch.setattr(block_work, "BLOCK_BYTES", 1500)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", 1500)
     source = random_corpus(tmp_path / "source", 2, 30_000, seed=seed)
     rng = random.Random(seed)
     long = [" ".join(rng.choices(WORDS, k=rng.randint(300, 9000))) for _ in range(3)]
@@ -326,7 +326,7 @@ def test_documents_longer_than_a_block_add_up(tmp_path, monkeypatch, seed, paddi
 
 
 def test_plain_documents_add_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(block_work, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", 3000)
     rng, source = random.Random(5), tmp_path / "source"
     for number, length in enumerate((1, 40, 5000, 900, 7)):
         write(source, f"FR/Livres/{number}.txt", "\n\n".join(" ".join(rng.choices(WORDS, k=length)) for _ in range(3)))
@@ -1125,7 +1125,7 @@ def test_the_language_of_dialogue_is_also_that_of_the_dataset_s_name(tmp_path, c
 
 def test_a_document_in_parts_is_too_long(tmp_path, monkeypatch):
     """Of characters of four bytes a part that fills a block has no more than are permitted."""
-    monkeypatch.setattr(block_work, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", 2000)
     write(tmp_path / "source", "FR/A/train.txt", "oui\n\n" + "🙂" * 5000)
     write(tmp_path / "source", "FR/B/train.txt", "oui\n\n" + "ab 🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂🙂 cd ef " * 900 + "\n\nnon")
     assert prepare(tmp_path / "source", tmp_path / "data", "--max_characters", 900) == 0
@@ -1135,7 +1135,7 @@ def test_a_document_in_parts_is_too_long(tmp_path, monkeypatch):
 
 
 def test_documents_of_the_wrong_length_are_left_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(block_work, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", 2000)
     source, rng = tmp_path / "source", random.Random(3)
     texts = [" ".join(rng.choices(WORDS, k=rng.choice((1, 9, 60, 400, 4000)))) for _ in range(60)]
     write(source, "FR/A/train.txt", "\n\n".join(texts))

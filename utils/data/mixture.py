@@ -69,7 +69,6 @@ class Mixture:
 
     @property
     def rows(self) -> int:
-        """Rows of all datasets: the samples of one epoch."""
         return sum(entry.rows for entry in self.entries)
 
 

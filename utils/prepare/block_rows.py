@@ -20,7 +20,7 @@ from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
 from utils.prepare.documents import Bad, Document, parse
-from utils.prepare.encoding import Encoded, Encoder, Library, choose_library
+from utils.prepare.encoding import Encoder, Library, choose_library
 from utils.prepare.packing import Packing, fill, join, pack
 
 GIVEN_BACK = 8  # rows that a block may give back; a hole of less than a 256th of the window is not worth it
@@ -51,8 +51,6 @@ class Dialogue:
 
 
 class Work(NamedTuple):
-    """A block and how to treat it."""
-
     file: int  # number of the block's file in its split
     number: int  # number of the block in its file
     block: TextBlock
@@ -61,8 +59,6 @@ class Work(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """A document that was left out."""
-
     reason: str
     at: int  # the byte or row of the file where it begins
     detail: str  # what else there is to say, such as which document it repeats
@@ -86,8 +82,6 @@ class Rows(NamedTuple):
 
 
 class BlockRows(NamedTuple):
-    """What became of a block."""
-
     rows: Rows
     rest: Pieces  # what the emptiest rows held
     documents: int  # documents with their variants, but a document in parts only once
@@ -123,7 +117,8 @@ class BlockWorker:
             documents = list(chain.from_iterable(forms))
         encoded = self._encoder(documents)
         removed += [_removed("no_tokens", documents[number], "") for number in encoded.empty]
-        rows, rest = make_rows(encoded, self.recipe)
+        packed = _packed(encoded.lengths, encoded.turns, self.recipe)
+        rows, rest = part_rows(packed, encoded.tokens, encoded.lengths, self.recipe, GIVEN_BACK)
         return BlockRows(
             rows,
             rest,
@@ -155,7 +150,6 @@ def start_worker(recipe: Recipe, sample: list[str] | None) -> BlockWorker:
 
 
 def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) -> tuple[list[Document], list[Removed]]:
-    """The documents of a block that stay, and those that go."""
     kept, removed = [], []
     for number, document in enumerate(documents):
         if reason := length_problem(document, recipe):
@@ -184,12 +178,6 @@ def length_problem(document: Document, recipe: Recipe) -> str:
 def _removed(reason: str, document: Document, detail: str) -> Removed:
     begin = document.text[:320].decode("utf-8", "ignore")  # 80 characters of up to four bytes
     return Removed(reason, document.at, detail, begin[:80])
-
-
-def make_rows(encoded: Encoded, recipe: Recipe) -> tuple[Rows, Pieces]:
-    """Packed rows of the documents, and what the emptiest of them held."""
-    packed = _packed(encoded.lengths, encoded.turns, recipe)
-    return part_rows(packed, encoded.tokens, encoded.lengths, recipe, GIVEN_BACK)
 
 
 def _packed(lengths: np.ndarray, turns: np.ndarray, recipe: Recipe) -> Packing:

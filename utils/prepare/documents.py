@@ -173,6 +173,5 @@ def _first_broken(content: bytes) -> int:
 
 
 def problem_message(file: CorpusFile, bad: Bad) -> str:
-    """What is wrong in a file, and where."""
     position = f"in row {bad.at}" if file.format == PARQUET else f"at byte offset {bad.at}"
     return f"{file.path}: {bad.problem} {position}"

@@ -17,7 +17,6 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,9 +24,8 @@ from utils.cluster.slurm import Tasks
 from utils.data.manifest import TEST
 from utils.files.atomic import naming, write_array, write_atomically
 from utils.prepare.block_rows import BlockWorker, Work, length_problem
-from utils.prepare.block_work import Duplicates, block_bytes, text_bytes, works_of
 from utils.prepare.documents import parse
-from utils.prepare.plan import PreparePlan
+from utils.prepare.plan import Duplicates, PreparePlan, block_bytes, text_bytes, works_of
 from utils.prepare.progress import ProgressLine
 from utils.prepare.signatures import PERMUTATIONS, Signatures, find_repeats, sign_texts
 from utils.prepare.sources import Source, file_facts
@@ -35,14 +33,9 @@ from utils.prepare.tasks import gather
 from utils.prepare.work_pool import WorkPool
 
 PARTS = "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
+Signed = tuple[Signatures, np.ndarray]
+"""The signatures of a block's documents, and [documents, 2] int64: their numbers in the block, and byte or row."""
 _LOCATION = 4  # numbers that say where a document is: file, block, document in the block, byte or row
-
-
-class Signed(NamedTuple):
-    """The signatures of a block's documents."""
-
-    signatures: Signatures
-    locations: np.ndarray  # [documents, 2] int64: each document's number in the block, and its byte or row in the file
 
 
 def find_duplicates(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: WorkPool) -> dict[str, Duplicates]:
@@ -90,7 +83,7 @@ def sign(worker: BlockWorker, work: Work, near: bool) -> Signed:
         if document.is_whole and not length_problem(document, worker.recipe):
             texts.append(document.text.decode())
             locations.append((number, document.at))
-    return Signed(sign_texts(texts, near), np.array(locations, np.int64).reshape(-1, 2))
+    return sign_texts(texts, near), np.array(locations, np.int64).reshape(-1, 2)
 
 
 def signatures_folder(parts: Path, source: Source) -> Path:
@@ -125,16 +118,16 @@ def _write_blocks(folder: Path, blocks: Iterable[tuple[Work, Signed]], progress:
         exact = files.enter_context((folder / "exact").open("wb", buffering=0))
         sketches = files.enter_context((folder / "sketches").open("wb", buffering=0))
         locations = files.enter_context((folder / "locations").open("wb", buffering=0))
-        for work, signed in blocks:
+        for work, (signatures, numbers) in blocks:
             progress.advance(work.block.size)
-            of_block = np.empty((len(signed.locations), _LOCATION), np.int64)
+            of_block = np.empty((len(numbers), _LOCATION), np.int64)
             of_block[:, :2] = (work.file, work.number)
-            of_block[:, 2:] = signed.locations
+            of_block[:, 2:] = numbers
             with naming(folder):
-                write_array(exact, signed.signatures.exact)
+                write_array(exact, signatures.exact)
                 write_array(locations, of_block)
-                if signed.signatures.sketches is not None:
-                    write_array(sketches, signed.signatures.sketches)
+                if signatures.sketches is not None:
+                    write_array(sketches, signatures.sketches)
 
 
 def decide(parts: Path, sources: list[Source], threshold: float | None) -> dict[str, Duplicates]:

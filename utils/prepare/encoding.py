@@ -35,8 +35,6 @@ COUNTED_BYTES = 1 << 18  # text whose words are counted at once: it and the arra
 
 
 class Encoded(NamedTuple):
-    """The tokens of some documents, side by side."""
-
     tokens: np.ndarray  # [tokens], in the smallest unsigned type that holds the vocabulary
     lengths: np.ndarray  # [documents] int64, of those that gave a token
     turns: np.ndarray

@@ -1,30 +1,40 @@
 """What is to be prepared and how, found once, by one task: datasets, recipe of the rows, treatment of dialogue.
 
 `make_plan` reads the small files that the options name and a sample of the text; everything wrong in them is an error
-here, before any work.
+here, before any work. How the work is divided is decided here too: `share_out` among the tasks, `works_of` into blocks,
+`make_pool` among processes.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import yaml
 
 from lit_gpt.errors import DataError, UserError, raise_problems
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.cluster.slurm import slurm_tasks
 from utils.data.manifest import TEST
-from utils.prepare.block_rows import Dialogue, Recipe
+from utils.prepare.block_rows import Dialogue, Recipe, Work, start_worker
 from utils.prepare.blocks import read_blocks
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
-from utils.prepare.options import PrepareOptions
+from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
 from utils.prepare.sources import Source, find_sources
+from utils.prepare.work_pool import WorkPool
 
 SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
 SAMPLE_SOURCES = 16  # from how many sources it comes
+BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
+PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}  # text that a compressed file is taken to hold, in its own size
+
+Duplicates = Mapping[tuple[int, int], dict[int, str]]
+"""Number of a split's file and of a block in it → number of a document there → the document that it repeats."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +86,6 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
 
 
 def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
-    """What the options and the tokenizer say about rows."""
     bos = tokenizer.adds_bos if options.add_bos is None else options.add_bos
     eos = tokenizer.eos_id is not None if options.add_eos is None else options.add_eos
     added = [("bos", tokenizer.bos_id)] if bos else []
@@ -118,7 +127,6 @@ def read_context(checkpoint_dir: Path) -> int:
 
 
 def read_groups(path: Path | None) -> dict[str, str]:
-    """Dataset name → group name."""
     if path is None:
         return {}
     if not path.is_file():
@@ -190,7 +198,6 @@ def sample_of(source: Source, options: PrepareOptions) -> list[str]:
 
 
 def read_documents(source: Source, options: PrepareOptions) -> Iterator[bytes]:
-    """The texts of a source, for as many as are wanted."""
     for file in source.files:
         for block in read_blocks(file, SAMPLE_BYTES, options.text_field):
             documents, bad = parse(block, options.text_field)
@@ -210,3 +217,46 @@ def share_out(sources: list[Source], sizes: list[int], tasks: int) -> list[list[
         task_of[source] = loads.index(min(loads))
         loads[task_of[source]] += size
     return [[source for source in sources if task_of[source] == task] for task in range(tasks)]
+
+
+def text_bytes(sources: list[Source]) -> int:
+    files = [file.path for source in sources for file in source.files]
+    return sum(path.stat().st_size * PACKED.get(path.suffix, 1) for path in files)
+
+
+def works_of(source: Source, plan: PreparePlan, duplicates: Duplicates) -> Iterator[Work]:
+    dialogue = plan.dialogues[source]
+    size = block_bytes(plan, dialogue)
+    for index, file in enumerate(source.files):
+        for number, block in enumerate(read_blocks(file, size, plan.recipe.text_field)):
+            yield Work(index, number, block, dialogue, duplicates.get((index, number), {}))
+
+
+def block_bytes(plan: PreparePlan, dialogue: Dialogue | None) -> int:
+    # with windows above 4,096 more text, at most 32 MB, so that rows are packed from enough documents
+    times = min(8.0, max(1.0, plan.recipe.window / 4096))
+    # with variants less, since they become as many tokens
+    forms = 1 + dialogue.level if dialogue else 1
+    wanted = int(times * BLOCK_BYTES) // forms
+    # a document longer than a block is cut, so whatever fits a window or is not too long must fit a block:
+    # a token has up to 32 bytes, a character up to four
+    return max(wanted, 32 * plan.recipe.window, 4 * (plan.recipe.max_characters or 0))
+
+
+def make_pool(sources: list[Source], plan: PreparePlan) -> WorkPool:
+    """As many processes as are wanted, fit in memory, and get enough text to be worth their start."""
+    options = plan.options
+    wanted = options.num_workers or own_cpus()
+    if options.max_memory is not None:
+        fitting = int((1000 * options.max_memory - MAIN_MEMORY) / WORKER_MEMORY)
+        wanted = min(wanted, max(1, fitting))
+    useful = -(-text_bytes(sources) // BLOCK_BYTES)
+    make_worker = partial(start_worker, plan.recipe, plan.sample if options.fast_tokenizer else None)
+    return WorkPool(make_worker, max(1, min(wanted, useful)))
+
+
+def own_cpus() -> int:
+    """The CPUs of this process: of a Slurm task those it was given, by default one, bound to them or not."""
+    if slurm_tasks():
+        return int(os.environ.get("SLURM_CPUS_PER_TASK", 1))
+    return len(os.sched_getaffinity(0))

@@ -19,6 +19,7 @@ class ProgressLine:
         self._verb, self._size = verb, max(size, 1)
         self._done = self._tokens = 0
         self._start = self._last_line = time.monotonic()
+        self._said: set[str] = set()
         self._bar = None
         if sys.stdout.isatty():
             settings = {"unit": "B", "unit_scale": True, "mininterval": LIVE_SECONDS, "leave": False}
@@ -43,6 +44,11 @@ class ProgressLine:
             say(text)
         else:
             self._bar.write(text, file=sys.stdout)
+
+    def line_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.line(text)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -26,8 +26,6 @@ TEST_FILE = re.compile(r"(test|valid|validation|val|dev|eval)([-_.].*)?", flags=
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file of a dataset and how it is read."""
-
     path: Path
     name: str  # the path relative to the corpus, with `/`
     format: str

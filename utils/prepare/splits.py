@@ -20,12 +20,10 @@ from utils.data.manifest import FORMAT_VERSION, MANIFEST, DatasetSplit
 from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shards
 from utils.files.atomic import write_atomically
 from utils.prepare import duplicates
-from utils.prepare.block_rows import BlockRows, BlockWorker, Dialogue, Remainder, Rows, Work
-from utils.prepare.block_work import Duplicates, text_bytes, works_of
+from utils.prepare.block_rows import BlockRows, BlockWorker, Remainder, Rows, Work
 from utils.prepare.documents import problem_message
 from utils.prepare.duplicates import PARTS
-from utils.prepare.encoding import Library
-from utils.prepare.plan import PreparePlan
+from utils.prepare.plan import Duplicates, PreparePlan, text_bytes, works_of
 from utils.prepare.progress import ProgressLine, say
 from utils.prepare.removals import REPORTS, RemovalLog
 from utils.prepare.sources import CorpusFile, Source, file_facts
@@ -39,15 +37,9 @@ MOST_NAMED = 10  # documents left out of a split that the log names, of each kin
 
 @dataclass(frozen=True)
 class SplitJob:
-    """One split to be prepared."""
-
     source: Source
     duplicates: Duplicates
     plan: PreparePlan
-
-    @property
-    def dialogue(self) -> Dialogue | None:
-        return self.plan.dialogues[self.source]
 
     @property
     def group(self) -> str:
@@ -63,14 +55,15 @@ class SplitJob:
 
     def fingerprint(self, files: list[dict[str, Any]]) -> str:
         """SHA-256 over all that the split's shards are made from; `files` is what `file_facts` returns."""
+        dialogue = self.plan.dialogues[self.source]
         recipe = asdict(self.plan.recipe)
         del recipe["checkpoint_dir"]  # the tokenizer's fingerprint says more
-        if not (self.dialogue and self.dialogue.level):
+        if not (dialogue and dialogue.level):
             del recipe["seed"]  # which chooses variants alone
         options, language = self.plan.options, self.plan.languages[self.source]
         versions = (FORMAT_VERSION, PREPARATION_VERSION)
         made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
-        how = (language, self.dialogue and asdict(self.dialogue), duplicates.digest(self.duplicates))
+        how = (language, dialogue and asdict(dialogue), duplicates.digest(self.duplicates))
         settings = (options.multiple_of, options.on_bad_input, options.fast_tokenizer)
         content = json.dumps([versions, made_from, how, settings], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
@@ -109,7 +102,6 @@ def read_part(job: SplitJob) -> DatasetSplit | None:
 
 
 def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict[Source, DatasetSplit]:
-    """Makes the shards of each job and writes its part once they are complete."""
     (plan.data_dir / PARTS).mkdir(parents=True, exist_ok=True)
     (plan.data_dir / MANIFEST).unlink(missing_ok=True)
     progress = ProgressLine("tokenised", text_bytes([job.source for job in jobs]))
@@ -124,7 +116,7 @@ def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict
     with ThreadPoolExecutor(1) as hashing, ExitStack() as at_end:
         at_end.callback(progress.close)
         at_end.callback(stop.set)  # nobody waits for the hash of a file that could not be read
-        results = name_libraries(pool.map(BlockWorker.__call__, works()), progress)
+        results = pool.map(BlockWorker.__call__, works())
         for job in jobs:
             of_job = iter(lambda: next(results), (None, None))
             facts = hashing.submit(file_facts, job.source, stop)
@@ -133,18 +125,6 @@ def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict
             write_atomically(job.part_path, json.dumps(part) + "\n")
             progress.line(summary(entry, plan.recipe.window))
     return made
-
-
-def name_libraries(
-    results: Iterator[tuple[Work, BlockRows]], progress: ProgressLine
-) -> Iterator[tuple[Work, BlockRows]]:
-    """Passes the results on; says which library tokenises, once for each."""
-    named: set[Library] = set()
-    for work, result in results:
-        if result and result.library not in named:
-            named.add(result.library)
-            progress.line(f"tokenised by {result.library.name}: {result.library.reason}")
-        yield work, result
 
 
 def make_split(
@@ -171,6 +151,7 @@ def make_split(
 
         remainder = Remainder(recipe, write)
         for work, result in results:
+            progress.line_once(f"tokenised by {result.library.name}: {result.library.reason}")
             note_removals(source.files[work.file], result, removals, job, progress)
             write(result.rows)
             remainder.add(result.rest)
@@ -226,7 +207,6 @@ def note_removals(
 
 
 def summary(entry: DatasetSplit, window: int) -> str:
-    """One line about a split that is done."""
     name = f"{entry.dataset} {entry.split}"
     if not entry.documents:
         return f"warning: {name}: no documents in {entry.sources[0]['path']}"
