@@ -60,7 +60,7 @@ class StepData(NamedTuple):
 def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
     """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target.
 
-    A segment's leading `segment_overlaps` tokens are no targets. Padding is a segment of its own.
+    A segment's leading `segment_overlaps` tokens are not targets. Padding is a segment of its own.
     """
     positions = window - 1
     tokens = np.zeros((len(rows), window), np.int64)

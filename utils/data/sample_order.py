@@ -37,7 +37,7 @@ _BLOCKS, _ROWS = 1, 2  # what a key is for
 
 
 class Location(NamedTuple):
-    """Where a sample lies: the index of its dataset, its row there, and how many whole passes of it lie before."""
+    """Where a sample lies: the index of its dataset, its row there, and how many whole passes of it came before."""
 
     dataset: int
     row: int

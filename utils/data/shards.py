@@ -5,12 +5,12 @@ A data folder holds, for each dataset and split, `<dataset>-<split>-00000-of-000
 
 - `tokens` [rows, window], in the smallest unsigned type that fits the vocabulary; zeros where a row is padded;
 - `segment_lengths` int32 [segments], the tokens of each piece of a document, row after row;
-- `segment_overlaps` int32 [segments], how many of a piece's first tokens are no prediction targets: 1 (the document's
+- `segment_overlaps` int32 [segments], how many of a piece's first tokens are not targets: 1 (the document's
   first token, or the one token a continuation shares with the piece before it) or more (left context that fills what
   would otherwise be padding);
 - `row_segments` int64 [rows + 1], where each row's segments begin in the two arrays above.
 
-In a row, pieces lie side by side from position 0; what they leave free at the end is padding.
+In a row, pieces follow each other from position 0; what they leave free at the end is padding.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from utils.files.checksums import ListedFile, file_sha256, find_difference
 class Row:
     tokens: np.ndarray  # [window]
     segment_lengths: np.ndarray  # [segments] int32
-    segment_overlaps: np.ndarray  # [segments] int32: the first tokens of each that are no targets
+    segment_overlaps: np.ndarray  # [segments] int32: the first tokens of each that are not targets
 
 
 def token_dtype(vocab_size: int) -> np.dtype:

@@ -77,7 +77,7 @@ class Rows(NamedTuple):
 
     tokens: np.ndarray  # [rows, window]
     lengths: np.ndarray  # [segments] int32
-    overlaps: np.ndarray  # [segments] int32: how many of a segment's first tokens are no targets
+    overlaps: np.ndarray  # [segments] int32: how many of a segment's first tokens are not targets
     row_segments: np.ndarray  # [rows + 1] int64: where the segments of each row begin
 
 

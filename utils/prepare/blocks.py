@@ -1,6 +1,6 @@
 """The files of a corpus cut into blocks of a few MB, which processes then turn into documents by themselves.
 
-`read_blocks` cuts a file at a document's end where there is one near. A block says where it lies in its file, so that
+`read_blocks` cuts a file at a document's end where there is one near. A block says where it is in its file, so that
 another process reads it, or holds the text where the file is compressed. Where blocks end depends on the file and the
 block size alone.
 
@@ -35,7 +35,7 @@ _SEEN = 2**16  # bytes in which a position to cut a text is looked for
 
 
 class TextBlock(NamedTuple):
-    """A part of a corpus file: where it lies, or its text. Positions count bytes of the unpacked file, or rows."""
+    """A part of a corpus file: its position, or its text. Positions count bytes of the unpacked file, or rows."""
 
     file: CorpusFile
     context: int  # where the repeated words begin if the block continues a document; else `begin`

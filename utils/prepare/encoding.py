@@ -5,7 +5,7 @@ not all of each. So it is used only where it gave the same tokens for a sample o
 it never sees a document that holds a special token's name it treats otherwise, and each block of text begins with a
 few documents on which it is compared again; if it is wrong there, the program stops and says so.
 
-A document's part that goes on from an earlier part (`Document.context`) begins with the two words before the cut. The
+A part that continues a document (`Document.context`) begins with the two words before the cut. The
 tokens of these alone must be the first tokens of the part; what follows them are then the tokens that the whole
 document has there, and the last of them is the one token that two parts share.
 """
@@ -110,7 +110,7 @@ class Encoder:
         self._size_at_first = resident_bytes()
         self._avoid = library.avoid
         self._avoid_firsts = {name[:1] for name in library.avoid}
-        self._ends, self._starts = _TokenSet(self._tokenizer.line_ends), _TokenSet(self._tokenizer.line_starts)
+        self._line_ends, self._line_starts = self._tokenizer.line_ends, self._tokenizer.line_starts
 
     def __call__(self, documents: list[Document]) -> Encoded:
         """The tokens of the documents of one block, in their order.
@@ -242,27 +242,20 @@ class Encoder:
         for document in np.flatnonzero(lengths > self._window).tolist():
             first = int(ends[document] - lengths[document])
             own = tokens[first : ends[document]]
-            begins = self._ends.find(own[:-1])
-            if len(self._starts.ids):
-                begins |= self._starts.find(own[1:])
+            begins = _find(self._line_ends, own[:-1]) | _find(self._line_starts, own[1:])
             found.append(np.flatnonzero(begins) + 1 + first)
         return np.concatenate(found)
 
 
-class _TokenSet:
-    """Some tokens, of a table bool [vocabulary]."""
-
-    def __init__(self, table: np.ndarray) -> None:
-        self.table, self.ids = table, np.flatnonzero(table)
-
-    def find(self, tokens: np.ndarray) -> np.ndarray:
-        """Where they are: bool [tokens]."""
-        if len(self.ids) > 4:  # comparing with each of few ids is some 20 times as fast as looking up each token
-            return self.table.take(tokens, mode="clip")
-        found = np.zeros(len(tokens), bool)
-        for token in self.ids.tolist():
-            found |= tokens == token
-        return found
+def _find(chosen: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Which of `tokens` are `chosen`, bool [vocabulary]: bool [tokens]."""
+    ids = np.flatnonzero(chosen)
+    if len(ids) > 4:  # comparing with each of few ids is some 20 times as fast as looking up each token
+        return chosen.take(tokens, mode="clip")
+    found = np.zeros(len(tokens), bool)
+    for token in ids.tolist():
+        found |= tokens == token
+    return found
 
 
 def resident_bytes() -> int:

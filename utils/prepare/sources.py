@@ -57,10 +57,7 @@ class Source:
 
 
 def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]]:
-    """The source files as the manifest names them: path relative to the corpus, bytes, SHA-256.
-
-    Where `stop` is set on the way, the checksums are not those of the whole files.
-    """
+    """The source files as the manifest names them; their checksums are wrong if `stop` is set on the way."""
     return [
         {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path, stop)}
         for file in source.files
