@@ -150,13 +150,11 @@ def validation_batches(
     max_rows: int | None,
     mask_documents: bool,
 ) -> Iterator[Batch]:
-    """Process `rank`'s part of a dataset's rows in order, as equally many micro-batches on every process.
-
-    FSDP's collectives want the same number of forward passes everywhere; rows beyond the last are empty.
-    """
+    """Process `rank`'s part of a dataset's rows in order, as equally many micro-batches on every process."""
     rows = min(entry.rows, max_rows or entry.rows)
     reader = RowReader(data_dir, entry)
     for first in range(0, rows, micro_batch_size * world_size):
         start = first + rank * micro_batch_size
         mine = range(start, start + micro_batch_size)
+        # FSDP's collectives want the same number of forward passes everywhere: rows beyond the last are empty
         yield collate([reader.read(row) if row < rows else None for row in mine], window, mask_documents)

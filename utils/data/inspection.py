@@ -12,10 +12,7 @@ _COLUMNS = ["dataset", "split", "language", "documents", "turns", "words", "toke
 
 
 def inspect(data_dir: Path, show: int, seed: int) -> None:
-    """Prints the datasets, compares every shard with its checksum, and decodes `show` rows of each split.
-
-    Raises a DataError if a file is not what the manifest says.
-    """
+    """Prints the datasets, compares every shard with its checksum, and decodes `show` rows of each split."""
     manifest = Manifest.load(data_dir)
     print(table(manifest))
     verify_shards(data_dir, manifest.splits)

@@ -84,10 +84,7 @@ class Manifest:
         return hashlib.sha256(json.dumps([self.tokenizer, self.window, rows]).encode()).hexdigest()
 
     def select(self, split: str, language: str | None = None) -> list[DatasetSplit]:
-        """The datasets of `split` that have rows, in name order, of one language when it is given.
-
-        Raises a UserError if there are none.
-        """
+        """The datasets of `split` that have rows, in name order, of one `language`; a UserError if there are none."""
         chosen = []
         for entry in sorted(self.splits, key=lambda entry: entry.dataset):
             speaks = language is None or entry.language == language.lower()

@@ -79,10 +79,7 @@ def exact_shares(
     penalties: dict[str, Fraction],
     languages: dict[str, Fraction],
 ) -> dict[str, Fraction]:
-    """Each dataset's share of the samples, in all 1, by the rule in the module's docstring.
-
-    Raises a UserError if the sections contradict themselves, or name what `entries` do not hold.
-    """
+    """Each dataset's share, in all 1, by the module's rule; a UserError if the sections contradict it or the data."""
     weight = {entry.dataset: Fraction(getattr(entry, weights)) for entry in entries}
     for name, factor in penalties.items():
         if factor == 0:
@@ -243,16 +240,13 @@ def table_csv(table: Sequence[MixtureRow]) -> str:
 
 
 def table_text(table: Sequence[MixtureRow]) -> str:
-    """The table for a person: aligned, with a sum per language where there are several, and one over all.
-
-    Samples and passes are those made where they are known, else those planned.
-    """
+    """The table aligned, with a sum per language where there are several, and one over all."""
     sums = []
     languages = sorted({row.language for row in table})
     for language in languages if len(languages) > 1 else []:
         of_language = [row for row in table if row.language == language]
         sums.append(_sum(f"all of {language or 'no language'}", of_language))
-    made = table[0].samples is not None
+    made = table[0].samples is not None  # else samples and passes are those planned
     header = ["dataset", "language", "documents", "turns", "words", "tokens", "rows", "share"]
     header += ["achieved", "samples", "passes"] if made else ["samples", "passes"]
     rows = [*table, *sums, _sum("all", table)]

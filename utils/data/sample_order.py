@@ -109,10 +109,7 @@ class SampleOrder:
 
 
 def integer_weights(shares: Sequence[float | int | str | Fraction]) -> tuple[int, ...]:
-    """The smallest integers in exactly the ratio of `shares`, read as decimals or fractions: 0.1 is 1/10.
-
-    Raises a UserError if there are none, or that names those that are not a finite number above zero.
-    """
+    """The smallest integers in exactly the ratio of `shares`; 0.1 is 1/10. A UserError names those not above zero."""
     fractions, problems = [], []
     for share in shares:
         try:

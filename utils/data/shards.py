@@ -81,10 +81,7 @@ class ShardWriter:
         self._resources.close()
 
     def add(self, tokens: np.ndarray, lengths: np.ndarray, overlaps: np.ndarray, row_segments: np.ndarray) -> None:
-        """Writes rows: `tokens` [rows, window], the other arrays as in a shard (see the module's docstring).
-
-        Raises an OSError that names the shard, for instance when the disk is full.
-        """
+        """Writes rows: `tokens` [rows, window], the other arrays as in a shard. An OSError names the shard."""
         if not len(tokens):
             return
         counts = np.diff(row_segments)
@@ -111,10 +108,7 @@ class ShardWriter:
         return shards
 
     def _complete(self, shard: int) -> Shard:
-        """Writes what follows the rows of a shard, and its header; syncs it to the disk; reads it for its checksum.
-
-        Raises an OSError that names the shard, for instance when the disk is full.
-        """
+        """Writes what follows a shard's rows, and its header; syncs and checksums it. An OSError names the shard."""
         path = self._paths[shard]
         file, segments = self._files[shard]
         rows = self._rows // len(self._files) + (shard < self._rows % len(self._files))
@@ -141,10 +135,8 @@ class ShardWriter:
 
 
 _HEADER_BYTES = 1024
-"""The header comes first in a safetensors file and is known last; it may end with spaces.
-
-Source: https://huggingface.co/docs/safetensors/index#format
-"""
+# The header comes first in a safetensors file and is known last; it may end with spaces:
+# https://huggingface.co/docs/safetensors/index#format
 
 
 def _tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int) -> dict[str, Any]:

@@ -39,10 +39,7 @@ _LOCATION = 4  # numbers that say where a document is: file, block, document in 
 
 
 def find_duplicates(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: WorkPool) -> dict[str, Duplicates]:
-    """By name of the split, what is to be left out of it because it repeats a document of this corpus.
-
-    Every task signs its `own` splits; task 0 decides about all.
-    """
+    """By name of the split, what repeats a document of this corpus: each task signs its own, task 0 decides."""
     options = plan.options
     if options.deduplicate == "no":
         return {}

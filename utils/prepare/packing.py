@@ -28,10 +28,7 @@ GATHERED = 1 << 18  # tokens gathered at once: their indices stay in the cache
 
 
 class Packing(NamedTuple):
-    """Which pieces of which documents make each row. Piece p is tokens `start[p]` to `end[p]` of `document[p]`.
-
-    All arrays are int64, [pieces] but for the last one.
-    """
+    """Piece p is tokens `start[p]` to `end[p]` of `document[p]`. Arrays are int64, [pieces] but for the last."""
 
     document: np.ndarray
     start: np.ndarray
@@ -268,11 +265,9 @@ def _make_sections(lengths: np.ndarray, cuts: np.ndarray, window: int) -> _Secti
 
 
 def _drop_stubs(cuts: np.ndarray, ends: np.ndarray, window: int) -> np.ndarray:
-    """The cuts without those that would leave less than a shortest piece until the next of `ends`.
-
-    But where a row cannot hold a document from the last cut before these on, they stay.
-    """
+    """The cuts without those that would leave less than a shortest piece until the next of `ends`."""
     before = np.searchsorted(cuts, ends - _shortest(window) + 1, side="right") - 1
+    # they stay where a row cannot hold what follows the last cut before them
     dropped = np.where(ends - cuts[before] < window, np.searchsorted(cuts, ends) - before - 1, 0)
     return np.delete(cuts, _ranges(before + 1, dropped))
 
@@ -287,10 +282,7 @@ def _first_cuts(sections: _Sections, cuts: np.ndarray, depth: int, window: int) 
 def _fill_holes(
     hole: np.ndarray, sections: _Sections, cuts: np.ndarray, window: int, last_resort: bool = False
 ) -> _Picks:
-    """Pieces that fill holes but for `WASTES`, at most one for each hole and of each section.
-
-    As the last resort, they may leave any part of a hole.
-    """
+    """Pieces that fill holes but for `WASTES`, or any part of them as the last resort; one per hole and section."""
     depth = max(4, min(64, CANDIDATES // len(sections.start)))
     ends = _first_cuts(sections, cuts, depth, window)
     offered = np.append(np.ones((1, len(sections.start)), dtype=np.bool_), ends[1:] > ends[:-1], axis=0)
