@@ -17,17 +17,15 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
 
 from utils import cli
-from utils.export.options import QuantizeOptions
+from utils.export.options import GGUF_TYPES, QuantizeOptions
 
 if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(QuantizeOptions)  # --help and mistakes are answered before the imports below
 
 from lit_gpt.errors import UserError
 from lit_gpt.repository import REPOSITORY
-from utils.export.gguf_file import make_gguf, report_line
+from utils.export.gguf_files import TABLE, keep_earlier, make_gguf, read_table, report_line, write_table
 from utils.export.gguf_source import SourceModel, make_source, read_model
-from utils.export.gguf_table import TABLE, keep_earlier, read_table, write_table
-from utils.export.gguf_types import GGUF_TYPES
 from utils.export.hf_probabilities import WINDOW
 from utils.export.llama_cpp import FOLDER, LlamaCpp
 from utils.export.modelfile import form_of, modelfile, served_context

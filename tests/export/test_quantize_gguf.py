@@ -24,12 +24,10 @@ from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run, run_com
 from tests.formats.hf_models import make_hf
 from utils import quantize_gguf
 from utils.export import gguf_source, hf_probabilities, hf_probabilities_process
-from utils.export.gguf_file import equal_tokens
-from utils.export.gguf_table import TABLE, keep_earlier, write_table
-from utils.export.gguf_types import DEFAULT_TYPES, GGUF_TYPES
+from utils.export.gguf_files import TABLE, equal_tokens, keep_earlier, write_table
 from utils.export.hf_probabilities import choose_windows
 from utils.export.llama_cpp import FOLDER, LlamaCpp
-from utils.export.options import QuantizeOptions
+from utils.export.options import DEFAULT_TYPES, GGUF_TYPES, QuantizeOptions
 from utils.files.staged_folder import staged
 from utils.quantize_gguf import main
 

@@ -1,4 +1,4 @@
-"""The first GGUF file of a model, in its own type, and what the model itself says, for other files to be held against.
+"""The first GGUF file of a model, in its own type, and what the model itself computes, to compare other files with.
 
 1. `read_model` finds what llama.cpp could not read before anything is written: architecture, tokenizer, weights.
 2. `make_source` shows the converter a folder without code, and compares the token ids of a text.
@@ -29,23 +29,19 @@ VIEWED = (
 
 @dataclass(frozen=True)
 class SourceModel:
-    """What has to be known of the model to be exported."""
+    """The model to be exported."""
 
     folder: Path
-    """Its Hugging Face folder."""
     name: str
-    hf: dict[str, Any]
-    """config.json, in the keys that llama.cpp's converter reads."""
+    hf: dict[str, Any]  # config.json, in the keys that llama.cpp's converter reads
     parameters: int
-    gguf_type: str
-    """The type of the GGUF file that holds its weights as they are."""
-    context: int
-    """Tokens it can see, as llama.cpp runs it."""
+    gguf_type: str  # of the GGUF file that holds its weights as they are
+    context: int  # tokens it can see, as llama.cpp runs it
     end_token: str | None
 
 
 def read_model(folder: Path) -> SourceModel:
-    """Reads and checks the model.
+    """Reads and checks the model in `folder`.
 
     Raises:
         UserError: if it is not a Hugging Face folder, or llama.cpp could not read its architecture or tokenizer.
@@ -74,14 +70,11 @@ def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, sc
     """Makes the GGUF file in the model's own type, and asks transformers what the model makes of the text.
 
     Args:
-        llama: the converter and its programs.
-        model: the model.
-        text: what to measure on.
         windows: how many windows of the text are measured.
-        scratch: an empty folder. Beside the file it gets `probabilities` and `prompt`, which `gguf_file` reads.
+        scratch: an empty folder. Beside the file it gets `probabilities` and `prompt`, which `make_gguf` reads.
 
     Raises:
-        DataError: if the file's tokenizer gives other token ids.
+        DataError: if llama.cpp's token ids are not those that the model was trained with.
     """
     print(f"converting {model.folder} to {model.gguf_type}", flush=True)
     source = scratch / "source.gguf"
@@ -92,29 +85,20 @@ def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, sc
     print(f"asking transformers about {len(text):,} characters of text", flush=True)
     reference = ask(model.folder, text, model.context, windows, scratch / "probabilities")
     (scratch / "prompt").write_text(reference.prompt, encoding="utf-8")
-    compare_ids(llama.token_ids(source, scratch / "text"), reference.ids)
+    ids = llama.token_ids(source, scratch / "text")
+    if ids != reference.ids:
+        pairs = enumerate(zip(ids, reference.ids, strict=False))
+        first = next((index for index, (theirs, ours) in pairs if theirs != ours), "end")
+        raise DataError(
+            f"llama.cpp tokenizes otherwise than the model was trained: {len(ids)} tokens of the text, not "
+            f"{len(reference.ids)}, or others from token {first} on; the GGUF files are not written"
+        )
     print(f"{len(reference.ids):,} token ids equal; measuring on {reference.predicted:,} of them", flush=True)
     return source, reference
 
 
-def compare_ids(ids: list[int], expected: list[int]) -> None:
-    """Raises a DataError unless llama.cpp's token ids are those that the model was trained with."""
-    if ids == expected:
-        return
-    pairs = enumerate(zip(ids, expected, strict=False))
-    first = next((index for index, (ours, theirs) in pairs if ours != theirs), "end")
-    raise DataError(
-        f"llama.cpp tokenizes otherwise than the model was trained: {len(ids)} tokens of the text, not "
-        f"{len(expected)}, or others from token {first} on; the GGUF files are not written"
-    )
-
-
 def converter_view(model: SourceModel, scratch: Path) -> Path:
-    """The model's folder as the converter is to see it: links to weights, tokenizer and model card, no code.
-
-    config.json has the keys that it reads. Some of its classes, which tokenizer_config.json may choose, load a
-    tokenizer with `trust_remote_code`: it is not told of a class that is not one of transformers.
-    """
+    """The model's folder as the converter is to see it: links to weights, tokenizer and model card, no code."""
     import transformers  # `read_model` has made sure that it is there
 
     view = scratch / model.name
@@ -125,6 +109,7 @@ def converter_view(model: SourceModel, scratch: Path) -> Path:
     (view / "config.json").write_text(json.dumps(model.hf), encoding="utf-8")
     if (path := model.folder / "tokenizer_config.json").is_file():
         config = {key: value for key, value in read_json(path).items() if key != "auto_map"}
+        # for some classes the converter loads a tokenizer with `trust_remote_code`: transformers' own are safe
         if not hasattr(transformers, str(config.get("tokenizer_class", "AutoTokenizer"))):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
         (view / path.name).write_text(json.dumps(config), encoding="utf-8")

@@ -22,7 +22,7 @@ from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.provenance import PROVENANCE, foundation_facts, write_json
-from utils.export.verification import verify_adapter, verify_folder
+from utils.export.verification import verify_adapter, verify_logits, verify_tensors
 from utils.files.staged_folder import carry_over, check_replaceable
 from utils.run.merged_model import MergedModel
 
@@ -48,10 +48,7 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
     """Fills `stage` with the merged model and compares it with `model`.
 
     Args:
-        stage: an empty folder.
-        model: the model.
-        max_shard_bytes: largest size of one weights file.
-        verify: how it is compared, "logits", "tensors" or "none".
+        verify: how, by "logits", "tensors" or not ("none").
 
     Returns:
         What is in config.json, and what the comparison found.
@@ -70,7 +67,11 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
         print(f"warning: {warning}")
     for name, source in COMPANIONS.items():
         shutil.copyfile(REPOSITORY / source, stage / name)
-    return hf, verify_folder(verify, stage, model, hf, tokenizer)
+    if verify == "logits":
+        return hf, verify_logits(stage, model, tokenizer)
+    if verify == "tensors":
+        return hf, verify_tensors(stage, model, hf)
+    return hf, "not verified"
 
 
 def write_adapter(stage: Path, model: MergedModel) -> tuple[dict[str, Any], str]:

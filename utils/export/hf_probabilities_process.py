@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -19,29 +19,11 @@ from lit_gpt.formats.hf_loading import FROM_FOLDER, load_model
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.hf_probabilities import Reference, choose_windows
 
-PROMPT = 32
-"""Tokens that are continued, at most."""
-CONTINUED = 24
-"""Tokens of the continuation, at most."""
-CLOSE = 0.05
-"""Nats between two tokens' log-probabilities below which 16-bit weights may turn the order round."""
-
-
-class Continuation(NamedTuple):
-    """How the model continues a text; the fields are those of `Reference`."""
-
-    prompt: str
-    continuation: str
-    ends: list[int]
-    decided: int
-
 
 def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """The fields of a `Reference`, or `too_short`, how many tokens a text has that is too short to measure on.
 
-    Args:
-        folder: holds the model and its tokenizer.
-        request: what `hf_probabilities.ask` was given.
+    `request` is what `hf_probabilities.ask` was given.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
     ids = tokenizer.encode(request["text"])
@@ -55,11 +37,14 @@ def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     with torch.inference_mode():
         loss, predicted = measure(model, rows, Path(request["target"]))
         for row in rows:  # until the model has something to say after one
-            beginning = row[: min(PROMPT, request["context"] // 2)].tolist()
-            continued = continue_text(model, tokenizer, beginning, end_ids, request["context"])
-            if continued.ends:
+            beginning = row[: min(32, request["context"] // 2)].tolist()
+            prompt, continuation, ends, decided = continue_text(
+                model, tokenizer, beginning, end_ids, request["context"]
+            )
+            if ends:
                 break
-    return asdict(Reference(ids, length, math.exp(loss / predicted), predicted, *continued))
+    perplexity = math.exp(loss / predicted)
+    return asdict(Reference(ids, length, perplexity, predicted, prompt, continuation, ends, decided))
 
 
 def measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[float, int]:
@@ -105,18 +90,23 @@ def write_log_probabilities(file: BinaryIO, logits: np.ndarray) -> None:
 
 def continue_text(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, beginning: list[int], end_ids: set[int], context: int
-) -> Continuation:
-    """Continues `beginning`, token ids, by the most probable token until an end token or the context's end."""
+) -> tuple[str, str, list[int], int]:
+    """Continues `beginning`, token ids, by the most probable token until an end token or the context's end.
+
+    Returns:
+        `prompt`, `continuation`, `ends` and `decided` of a `Reference`; at most 24 tokens.
+    """
     prompt = decode(tokenizer, beginning).rstrip("\ufffd").rstrip()  # llama.cpp removes the end of the last line
     ids = tokenizer.encode(prompt)
     before = len(decode(tokenizer, ids))
     ends: list[int] = []
     decided = None
-    for index in range(min(CONTINUED, context - len(ids) - 1)):
+    for index in range(min(24, context - len(ids) - 1)):
         best = model(torch.tensor([ids])).logits[0, -1].float().log_softmax(0).topk(2)
         if int(best.indices[0]) in end_ids:
             break
-        if decided is None and best.values[0] - best.values[1] < CLOSE:
+        # 16-bit weights may reverse the order of two tokens less than 0.05 nats apart
+        if decided is None and best.values[0] - best.values[1] < 0.05:
             decided = index
         ids.append(int(best.indices[0]))
         ends.append(len(decode(tokenizer, ids)) - before)
@@ -126,7 +116,7 @@ def continue_text(
     ends = [end for end in ends if end <= len(continuation)]
     if decided is None:
         decided = len(ends)
-    return Continuation(prompt, continuation, ends, min(decided, len(ends)))
+    return prompt, continuation, ends, min(decided, len(ends))
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:

@@ -30,30 +30,6 @@ FOLDER = REPOSITORY / ".llama.cpp"
 CONVERTER = "convert_hf_to_gguf.py"
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
 
-ATTEMPTS = 5
-"""How often a program is asked whose output is not whole."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A GGUF file beside a reference, over the same tokens."""
-
-    perplexity: float
-    divergence: float
-    """Mean Kullback-Leibler divergence from the reference's probabilities, in nats per token."""
-    same_top: float
-    """Share of positions whose most probable token is the reference's."""
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """What llama-quantize says of a file."""
-
-    bits_per_weight: float
-    fallback: int
-    """Matrices that got another type than asked for: a block is 256 weights of a row in the k-methods, 32 in others,
-    and rows do not divide by that."""
-
 
 @dataclass(frozen=True)
 class LlamaCpp:
@@ -80,76 +56,70 @@ class LlamaCpp:
 
     def convert(self, model_dir: Path, file: Path, dtype: str) -> None:
         """Writes `model_dir`, a Hugging Face folder, as `file`, in f32, f16 or bf16."""
-        # the converter's own gguf-py comes before an installed gguf; tokenizers are loaded from the folder alone
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.folder / "gguf-py")}
-        command = [sys.executable, str(self.folder / CONVERTER), str(model_dir), "--outfile", str(file)]
-        self._run([*command, "--outtype", dtype], file.parent, environment)
+        command = [sys.executable, self.folder / CONVERTER, model_dir, "--outfile", file, "--outtype", dtype]
+        self._run(command, file.parent)
 
     def set_context(self, file: Path, architecture: str, context: int) -> None:
-        """Says in `file` how many tokens the model can see, where the converter does not take it from config.json."""
+        """Writes into `file` how many tokens the model can see, where the converter does not read it in config.json."""
         script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_set_metadata.py"
-        environment = {**os.environ, "PYTHONPATH": str(self.folder / "gguf-py")}
-        command = [sys.executable, str(script), str(file), f"{architecture}.context_length", str(context), "--force"]
-        self._run(command, file.parent, environment)
+        command = [sys.executable, script, file, f"{architecture}.context_length", str(context), "--force"]
+        self._run(command, file.parent)
 
-    def quantize(self, source: Path, target: Path, gguf_type: str) -> Quantized:
-        """Writes `source` as `target` in another type, as llama-quantize names it."""
-        command = [self._program("llama-quantize"), str(source), str(target), gguf_type, _threads()]
-        done = self._run(command, target.parent)
+    def quantize(self, source: Path, target: Path, gguf_type: str) -> tuple[float, int]:
+        """Writes `source` as `target` in another type, as llama-quantize names it.
+
+        Returns:
+            Bits per weight, and how many matrices got another type than asked for: a block is 256 weights of a row in
+            the k-methods, 32 in others, and their rows do not divide by that.
+        """
+        done = self._run([self.programs / "llama-quantize", source, target, gguf_type, _threads()], target.parent)
         bits = re.search(r"quant size\s*=.*\(([\d.]+) BPW\)", done)
         fallback = re.search(r"(\d+) of \d+ tensor\(s\) required fallback", done)
-        return Quantized(float(bits[1]) if bits else math.nan, int(fallback[1]) if fallback else 0)
+        return float(bits[1]) if bits else math.nan, int(fallback[1]) if fallback else 0
 
     def token_ids(self, file: Path, text: Path) -> list[int]:
         """Token ids of the UTF-8 text in a file, with the begin and end tokens that the model adds."""
-        command = [self._program("llama-tokenize"), "-m", str(file), "-f", str(text), "--no-escape", "--ids"]
-        output = self._run([*command, "--log-disable"], file.parent)
+        command = [self.programs / "llama-tokenize", "-m", file, "-f", text, "--no-escape", "--ids", "--log-disable"]
+        output = self._run(command, file.parent)
         return list(ast.literal_eval(output[output.index("[") : output.rindex("]") + 1]))
 
-    def compare(self, file: Path, reference: Path, context: int) -> Comparison:
+    def compare(self, file: Path, reference: Path, context: int) -> tuple[float, float, float]:
         """Compares the model in `file` with `reference`, log-probabilities over windows of `context` tokens.
 
         Source of the formulas: llama.cpp's tools/perplexity, `--kl-divergence`.
+
+        Returns:
+            The perplexity of the model in `file`; the mean Kullback-Leibler divergence from the reference's
+            probabilities, in nats per token; the share of positions whose most probable token is the reference's.
         """
-        sizes = ["-c", str(context), "-b", str(context), "-ub", str(min(context, 512)), "-t", _threads()]
-        command = [self._program("llama-perplexity"), "-m", str(file), "--kl-divergence-base", str(reference), *sizes]
-        output = self._run([*command, "--kl-divergence"], file.parent, last="Same top p")
+        command = [self.programs / "llama-perplexity", "-m", file, "--kl-divergence-base", reference, "--kl-divergence"]
+        command += ["-c", str(context), "-b", str(context), "-ub", str(min(context, 512)), "-t", _threads()]
+        output = self._run(command, file.parent, last="Same top p")
         labels = (r"Mean PPL\(Q\)", r"Mean\s+KLD", "Same top p")
         found = [re.search(rf"^{label}\s*:\s*(\S+)", output, re.MULTILINE) for label in labels]
         if "inconsistent vocabulary" in output or not all(found):
             raise DataError(f"llama-perplexity does not measure {file.name}: {reason_of(output)}")
         perplexity, divergence, same_top = (float(match[1]) for match in found if match)
-        return Comparison(perplexity, divergence, same_top / 100)
+        return perplexity, divergence, same_top / 100
 
     def complete(self, file: Path, prompt: Path, tokens: int, context: int) -> str:
         """How the model in `file` continues the text in `prompt`, always by its most probable token."""
-        command = [self._program("llama-completion"), "-m", str(file), "-f", str(prompt), "-n", str(tokens)]
-        command += ["--no-escape", "-c", str(context), "-t", _threads(), "--temp", "0", "--no-warmup", "-no-cnv"]
-        return self._run([*command, "--no-display-prompt", "--simple-io"], file.parent, last="\n\n", errors_apart=True)
+        command = [self.programs / "llama-completion", "-m", file, "-f", prompt, "-n", str(tokens), "-c", str(context)]
+        command += ["-t", _threads(), "--temp", "0", "--no-escape", "--no-warmup", "-no-cnv"]
+        command += ["--no-display-prompt", "--simple-io"]
+        return self._run(command, file.parent, last="\n\n", errors=subprocess.PIPE)
 
-    def _program(self, name: str) -> str:
-        return str(self.programs / name)
-
-    def _run(
-        self,
-        command: list[str],
-        scratch: Path,
-        environment: dict[str, str] | None = None,
-        last: str = "",
-        errors_apart: bool = False,
-    ) -> str:
-        """Runs a program and returns what it prints, on both streams unless `errors_apart`.
+    def _run(self, command: list[str | Path], scratch: Path, last: str = "", errors: int = subprocess.STDOUT) -> str:
+        """Runs a program and returns what it prints: on both streams, or on stdout only if `errors` is a pipe.
 
         Args:
-            command: the program and its arguments.
             scratch: where it writes.
-            environment: its environment, if not this process's.
-            last: what its output holds when it is whole. As llama.cpp builds them, some programs end before the thread
-                that prints has printed all; they are asked again.
-            errors_apart: whether stderr counts only where the program fails.
+            last: what its output holds when it is whole.
         """
-        for _ in range(ATTEMPTS):
-            errors = subprocess.PIPE if errors_apart else subprocess.STDOUT
+        # the converter's own gguf-py comes before an installed gguf; it loads tokenizers from the folder alone
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.folder / "gguf-py")}
+        # as llama.cpp builds them, some programs end before the thread that prints has printed all: ask them again
+        for _ in range(5):
             done = subprocess.run(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
             )

@@ -6,7 +6,7 @@ pinned version. It takes every SentencePiece model, but llama.cpp then treats te
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,80 +21,32 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 PRE_TOKENIZERS = Path(__file__).with_name("pre_tokenizers.json")
 
 
-def _nothing(hf: Mapping[str, Any], config: Config) -> list[str]:
-    return []
-
-
-def _gpt2(hf: Mapping[str, Any], config: Config) -> list[str]:
-    return _other_mlp(config, "n_inner is not 4 times n_embd")
-
-
-def _falcon(hf: Mapping[str, Any], config: Config) -> list[str]:
-    problems = _other_positions(hf, config) + _other_mlp(config, "ffn_hidden_size is not 4 times hidden_size")
-    if not config.parallel_residual or config.bias:
-        problems.append("Falcon is only known with attention and MLP side by side and without biases")
-    return problems
-
-
-def _gpt_neox(hf: Mapping[str, Any], config: Config) -> list[str]:
-    problems = _other_positions(hf, config)
-    if hf.get("tie_word_embeddings"):
-        problems.append("an output layer tied to the embeddings")
-    if not hf.get("attention_bias", True):
-        problems.append("attention without biases")
-    return problems
-
-
-def _phi(hf: Mapping[str, Any], config: Config) -> list[str]:
-    problems = _other_positions(hf, config)
-    if config.n_query_groups != config.n_head:
-        problems.append("fewer key/value heads than heads")
-    return problems + _other_mlp(config, "intermediate_size is not 4 times hidden_size")
-
-
-def _other_mlp(config: Config, problem: str) -> list[str]:
-    """`problem`, unless the MLP is 4 times as wide as the model, which the converter takes for granted."""
-    return [] if config.intermediate_size == 4 * config.n_embd else [problem]
-
-
-def _other_positions(hf: Mapping[str, Any], config: Config) -> list[str]:
-    """What gets lost where the model's class in the converter writes neither the base nor the scaling of positions."""
-    problems = [] if config.rope_base == 10000 else [f"rope base {config.rope_base}, other than 10000"]
-    return problems + _unscaled(hf, config)
-
-
-def _unscaled(hf: Mapping[str, Any], config: Config) -> list[str]:
-    return ["scaled positions"] if config.rope_adjustments else []
-
-
 class Support(NamedTuple):
     """What the pinned converter knows of an architecture."""
 
-    sentencepiece: bool
-    """Whether it reads a tokenizer.model."""
-    byte_level: bool
-    """Whether it reads a byte-level BPE in tokenizer.json."""
-    problems: Callable[[Mapping[str, Any], Config], list[str]] = _nothing
-    """Lists what llama.cpp does not have of a config.json."""
-    slides: bool = False
-    """Whether llama.cpp keeps a sliding window; if not, it sees more than the model did beyond that window."""
+    sentencepiece: bool  # whether it reads a tokenizer.model
+    byte_level: bool  # whether it reads a byte-level BPE in tokenizer.json
+    rope_base: bool = True  # whether it writes the base of rotated positions; if not, that has to be 10000
+    rope_scaling: bool = True  # whether it writes their scaling
+    mlp: str = ""  # what is wrong with an MLP not 4 times as wide as the model, where it takes that for granted
+    slides: bool = False  # whether llama.cpp keeps a sliding window; if not, it sees more than the model did
 
 
 SUPPORTED = {
     "LlamaForCausalLM": Support(True, True),
     "MistralForCausalLM": Support(True, True),
-    "GPT2LMHeadModel": Support(False, True, _gpt2),
-    "FalconForCausalLM": Support(False, True, _falcon),
-    "GPTNeoXForCausalLM": Support(False, True, _gpt_neox),
+    "GPT2LMHeadModel": Support(False, True, mlp="n_inner is not 4 times n_embd"),
+    "FalconForCausalLM": Support(False, True, False, False, "ffn_hidden_size is not 4 times hidden_size"),
+    "GPTNeoXForCausalLM": Support(False, True, False, False),
     "Qwen2ForCausalLM": Support(True, True),
     "Qwen3ForCausalLM": Support(True, True),
-    "GemmaForCausalLM": Support(True, False, _other_positions),
-    "Gemma2ForCausalLM": Support(True, False, _other_positions, slides=True),
+    "GemmaForCausalLM": Support(True, False, False, False),
+    "Gemma2ForCausalLM": Support(True, False, False, False, slides=True),
     "Gemma3ForCausalLM": Support(True, True, slides=True),
-    "PhiForCausalLM": Support(False, True, _phi),
-    "Phi3ForCausalLM": Support(True, False, _unscaled),
+    "PhiForCausalLM": Support(False, True, False, False, "intermediate_size is not 4 times hidden_size"),
+    "Phi3ForCausalLM": Support(True, False, rope_scaling=False),
     "Olmo2ForCausalLM": Support(False, True),
-    "StableLmForCausalLM": Support(False, True, _other_positions),
+    "StableLmForCausalLM": Support(False, True, False, False),
 }
 
 
@@ -109,11 +61,26 @@ def unsupported_features(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[st
     support = SUPPORTED.get(name)
     if support is None:
         return [f"architecture {name} is unknown to its converter"]
-    return support.problems(hf, config_from_hf(hf)) + unsupported_in_tokenizer(tokenizer, support, name)
+    config = config_from_hf(hf)
+    problems = []
+    if not support.rope_base and config.rope_base != 10000:
+        problems.append(f"rope base {config.rope_base}, other than 10000")
+    if not support.rope_scaling and config.rope_adjustments:
+        problems.append("scaled positions")
+    if name == "GPTNeoXForCausalLM" and hf.get("tie_word_embeddings"):
+        problems.append("an output layer tied to the embeddings")
+    if name == "GPTNeoXForCausalLM" and not hf.get("attention_bias", True):
+        problems.append("attention without biases")
+    if name == "PhiForCausalLM" and config.n_query_groups != config.n_head:
+        problems.append("fewer key/value heads than heads")
+    if support.mlp and config.intermediate_size != 4 * config.n_embd:
+        problems.append(support.mlp)
+    if name == "FalconForCausalLM" and (not config.parallel_residual or config.bias):
+        problems.append("Falcon is only known with attention and MLP side by side and without biases")
+    return problems + unsupported_in_tokenizer(tokenizer, support, name)
 
 
 def unsupported_in_tokenizer(tokenizer: Tokenizer, support: Support, architecture: str) -> list[str]:
-    """What llama.cpp does not support of the tokenizer of an architecture that it knows."""
     if tokenizer.config.get("add_eos_token"):
         return ["its tokenizer ends every text with an end token (add_eos_token in tokenizer_config.json)"]
     if (tokenizer.directory / "tokenizer.model").is_file():
@@ -158,25 +125,22 @@ def pre_tokenizer(tokenizer: Tokenizer) -> str | None:
 
 
 def converter_config(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json with what the converter reads under other keys, or takes for granted.
-
-    GPT-2's positions and GPT-NeoX's rotated share have had two names.
-    """
+    """config.json with what the converter reads under other keys, or takes for granted."""
     name = hf["architectures"][0]
-    hf = {key: value for key, value in hf.items() if key != "auto_map"}  # names Python code in the folder or elsewhere
-    own: dict[str, Any] = {}
+    config = dict(hf)
+    config.pop("auto_map", None)  # names Python code in the folder or elsewhere
     if name == "GPT2LMHeadModel":
-        own = {"n_ctx": hf.get("n_positions", 1024)}
+        config["n_ctx"] = hf.get("n_positions", 1024)
     elif name == "GPTNeoXForCausalLM":
+        # its class in transformers 5 drops the older name of the rotated share; without a model_type, by which
+        # transformers chooses a class, the converter takes config.json as it is
         scaling = hf.get("rope_parameters") or {}
-        own = {"rotary_pct": hf.get("rotary_pct", scaling.get("partial_rotary_factor", 0.25))}
-        # its class in transformers 5 drops that key; without a model_type, which transformers needs to choose a class,
-        # the converter takes config.json as it is
-        hf = {key: value for key, value in hf.items() if key != "model_type"}
+        config["rotary_pct"] = hf.get("rotary_pct", scaling.get("partial_rotary_factor", 0.25))
+        config.pop("model_type", None)
     elif name == "FalconForCausalLM" and not hf.get("new_decoder_architecture"):
         # transformers ignores this key where one key serves all heads, the converter does not
-        own = {"num_kv_heads": 1 if hf.get("multi_query", True) else hf["num_attention_heads"]}
-    return {**hf, **own}
+        config["num_kv_heads"] = 1 if hf.get("multi_query", True) else hf["num_attention_heads"]
+    return config
 
 
 def visible_context(hf: Mapping[str, Any], config: Config) -> int:

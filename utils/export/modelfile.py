@@ -22,32 +22,25 @@ class Form(NamedTuple):
     """How a model is to be spoken to."""
 
     description: str
-    template: str | None
-    """None: Ollama takes the one in the GGUF file."""
+    template: str | None  # None: Ollama takes the one in the GGUF file
     stops: tuple[str, ...]
 
 
 COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
 CHATS = (
-    (
-        "<|im_start|>",
-        Form(
-            "chat, in ChatML",
-            "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
-            ("<|im_start|>", "<|im_end|>"),
-        ),
+    Form(
+        "chat, in ChatML",
+        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
+        ("<|im_start|>", "<|im_end|>"),
     ),
-    (
-        "<|start_header_id|>",
-        Form(
-            "chat, in Llama 3's form",
-            "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n",
-            ("<|start_header_id|>", "<|eot_id|>"),
-        ),
+    Form(
+        "chat, in Llama 3's form",
+        "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ("<|start_header_id|>", "<|eot_id|>"),
     ),
 )
-"""Forms of chats, each after a token by which a chat template of that form is recognised."""
+"""Forms of chats. A chat template that holds the first stop of one is of that form."""
 
 
 def form_of(folder: Path) -> Form:
@@ -67,15 +60,14 @@ def form_of(folder: Path) -> Form:
     template = find_template(folder, _read_if_there(folder / "tokenizer_config.json"))
     if template is None:
         return COMPLETION
-    for mark, form in CHATS:
-        if mark in template:
+    for form in CHATS:
+        if form.stops[0] in template:
             return form
     return Form("chat; Ollama has to know the template in the GGUF file: see `ollama show`", None, ())
 
 
 def _dialogue(language: str | None) -> Form:
-    """Turns as lines, normalised where the data was: the user speaks first, the model next, and any new line's speaker
-    ends its turn."""
+    # Turns are lines, normalised where the data was. The user speaks first; a new line's speaker ends the model's turn.
     turns = "[speaker001:] a\n[speaker002:] a"
     written = normalise(turns, language) if language else turns
     user, model = (line[: line.index("]") + 1] for line in written.splitlines())
@@ -83,7 +75,7 @@ def _dialogue(language: str | None) -> Form:
 
 
 def served_context(folder: Path, positions: int) -> int:
-    """Tokens of context: those of a row in the run that trained the model, else all that it has positions for."""
+    """Tokens of context: those of a row in the run that trained the model, else `positions`, all that it can see."""
     schedule = _read_if_there(folder / PROVENANCE).get("schedule") or {}
     window = schedule.get("window")  # one token more than the model sees: the last is only predicted
     return min(positions, window - 1) if window else positions
@@ -94,14 +86,7 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str:
-    """The Modelfile's text.
-
-    Args:
-        gguf: name of the GGUF file, which lies beside it.
-        form: how the model is spoken to.
-        context: tokens of context.
-        end_token: the text of the token that ends a text, if there is one.
-    """
+    """The text of the Modelfile beside the GGUF file of the name `gguf`."""
     stops = [*form.stops]
     if end_token:
         stops.append(end_token)

@@ -1,4 +1,4 @@
-"""What is published of a model's origin: the record of its training, its foundation and the licences."""
+"""What is published about a model's origin: the record of its training, its foundation and the licences."""
 
 import json
 import re
@@ -18,14 +18,13 @@ PROVENANCE = "training_provenance.json"
 def write_provenance(folder: Path, model: MergedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
     """Writes the record of training and conversion, copies the foundation's licences, and returns the record.
 
-    Args:
-        folder: the Hugging Face folder.
-        model: the model.
-        hf: its config.json.
-        verified: what the comparison of the folder with `model` found.
+    `hf` is the folder's config.json, and `verified` what its comparison with `model` found.
     """
-    for path in licence_files(model.foundation_dir):
-        shutil.copyfile(path, folder / path.name)
+    if model.foundation_dir is not None:
+        # most licences ask that they and the notices are passed on
+        for path in [*model.foundation_dir.glob("LICENSE*"), *model.foundation_dir.glob("NOTICE*")]:
+            if path.is_file():
+                shutil.copyfile(path, folder / path.name)
     versions = {name: version(name) for name in ("torch", "litgpt", "safetensors")}
     conversion = {"architecture": hf["architectures"][0], "verification": verified, "versions": versions}
     provenance = {**publishable(model.provenance), "conversion": conversion}
@@ -42,14 +41,6 @@ def publishable(value: Any) -> Any:
     if isinstance(value, str) and value.startswith("/"):
         return Path(value).name
     return value
-
-
-def licence_files(foundation_dir: Path | None) -> list[Path]:
-    """The foundation's licence and notices, which most licences ask to be passed on."""
-    if foundation_dir is None:
-        return []
-    found = [*foundation_dir.glob("LICENSE*"), *foundation_dir.glob("NOTICE*")]
-    return [path for path in found if path.is_file()]
 
 
 def foundation_facts(foundation_dir: Path | None) -> tuple[str | None, dict[str, Any]]:

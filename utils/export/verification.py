@@ -21,22 +21,6 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.run.merged_model import MergedModel
 
 
-def verify_folder(how: str, stage: Path, model: MergedModel, hf: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """Compares the Hugging Face folder `stage` with `model`, by "logits", "tensors" or not ("none").
-
-    Returns:
-        What was found, in words.
-
-    Raises:
-        DataError: if they differ.
-    """
-    if how == "logits":
-        return verify_logits(stage, model, tokenizer)
-    if how == "tensors":
-        return verify_tensors(stage, model, hf)
-    return "not verified"
-
-
 def verify_logits(stage: Path, model: MergedModel, tokenizer: Tokenizer) -> str:
     """Compares logits and token ids with what transformers computes from `stage` in a fresh process; says the result.
 

@@ -22,10 +22,8 @@ from utils.run.record import RUN
 class Axis(NamedTuple):
     """What losses can be drawn over."""
 
-    column: str
-    """The column of metrics.csv and validation.csv."""
-    unit: int
-    """How many of the column's units make one of the axis."""
+    column: str  # of metrics.csv and validation.csv
+    unit: int  # how many of the column's units make one of the axis
     label: str
 
 
@@ -43,10 +41,8 @@ class Best(NamedTuple):
     """The best checkpoint."""
 
     checkpoint: Path
-    reached: dict[str, float]
-    """Where on each axis it was saved."""
-    loss: float
-    """Its validation loss over all datasets."""
+    reached: dict[str, float]  # where on each axis it was saved
+    loss: float  # in the validation over all datasets
 
     @property
     def step(self) -> int:
@@ -58,12 +54,9 @@ class RunCurves:
     """The curves of one run folder."""
 
     label: str
-    """Its name in a legend."""
     train: pd.DataFrame
-    valid: dict[str, pd.DataFrame]
-    """Of the validations while training, by dataset; that of all datasets together by the name `ALL`."""
-    offline: dict[str, pd.DataFrame]
-    """Of validate_pretrain.py, likewise."""
+    valid: dict[str, pd.DataFrame]  # validations while training, by dataset; `ALL` is that of all together
+    offline: dict[str, pd.DataFrame]  # validations of validate_pretrain.py, likewise
     best: Best | None
 
     @property
@@ -145,7 +138,6 @@ def make_label(folder: Path) -> str:
 
 
 def make_curves(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """One curve per dataset."""
     return {str(dataset): make_curve(group) for dataset, group in rows.groupby("dataset", sort=False)}
 
 
@@ -168,14 +160,14 @@ def find_best(folder: Path, valid: dict[str, pd.DataFrame], offline: dict[str, p
     for curves in (valid, offline):
         if ALL not in curves:
             continue
-        for _, point in curves[ALL][curves[ALL]["batches"] == step].iterrows():
-            return Best(checkpoint, {axis: float(point[axis]) for axis in AXES}, float(point["loss"]))
+        for point in curves[ALL][curves[ALL]["batches"] == step].to_dict("records"):
+            return Best(checkpoint, {axis: point[axis] for axis in AXES}, point["loss"])
     return None
 
 
 def smooth(loss: Sequence[float], targets: Sequence[float], width: int) -> np.ndarray:
     """The mean loss per target over `width` points centred on each point, fewer at the two ends; float64 [points]."""
     sums = pd.DataFrame({"loss": np.multiply(loss, targets), "targets": targets})
-    # Of an even width pandas' window reaches one point further back than ahead; in reverse, as here, further ahead.
+    # pandas' window of an even width reaches one point further back than ahead; in reverse, as here, further ahead
     sums = sums[::-1].rolling(width, center=True, min_periods=1).sum()[::-1]
     return (sums["loss"] / sums["targets"]).to_numpy()

@@ -6,8 +6,6 @@ from typing import Literal
 
 from lit_gpt.errors import raise_problems
 
-FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
-
 
 @dataclass(frozen=True)
 class PlotOptions:
@@ -32,7 +30,7 @@ class PlotOptions:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.output is not None and self.output.suffix.lower() not in FIGURE_SUFFIXES:
+        if self.output is not None and self.output.suffix.lower() not in (".png", ".pdf", ".svg"):
             problems.append(f"--output must end in .png, .pdf or .svg, not as {self.output.name}")
         if self.smoothing is not None and self.smoothing < 1:
             problems.append(f"--smoothing must be at least 1 step, not {self.smoothing}")
