@@ -27,22 +27,21 @@ from utils.export.llama_cpp import COMMIT, FOLDER, GIT_URL, PACKAGE, PACKAGE_SHA
 STAMP = "installed.json"
 CMAKE = "cmake==4.1.2"
 KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
+# Added to the build of ggml alone, which does the arithmetic. llama.cpp's own layers are compiled at -O1, which takes
+# 0.5 to 0.8 of the time of -O3.
 OPTIMISED = 'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n'
-"""Added to the build of ggml alone, which does the arithmetic; llama.cpp's own layers are compiled at -O1, which takes
-0.5 to 0.8 of the time of -O3."""
 LOGGED_SOURCE = """\
 #include "log.h"
 struct Logged { ~Logged() { common_log_flush(common_log_main()); } } logged;
 """
+# Added to the build of llama.cpp. Command lines, templates and downloads are not optimised at all. Two programs print
+# from another thread and end without waiting: on a busy machine every third run on a small model lost its last lines.
 ADDED = """\
 cmake_language(DEFER CALL target_compile_options llama-common PRIVATE -O0)
 cmake_language(DEFER CALL target_compile_options cpp-httplib PRIVATE -O0)
 cmake_language(DEFER CALL target_sources llama-perplexity PRIVATE [[{stage}/logged.cpp]])
 cmake_language(DEFER CALL target_sources llama-completion PRIVATE [[{stage}/logged.cpp]])
 """
-"""Added to the build of llama.cpp. What reads command lines, templates and downloads is not optimised at all. The two
-programs print from another thread and end without waiting for it: on a busy machine every third run on a small model
-lost its last lines."""
 SETTINGS = {
     "CMAKE_BUILD_TYPE": "Release",
     "CMAKE_CXX_FLAGS_RELEASE": "-O1 -DNDEBUG",
@@ -86,16 +85,21 @@ def main(options: InstallOptions) -> None:
     try:
         source = fetch(options.source, stage)
         build(source, stage)
-        collect(source, stage, recipe)
+        installed = stage / "installed"
+        (installed / "bin").mkdir(parents=True)
+        for name in PROGRAMS:
+            shutil.copy2(stage / "build" / "bin" / name, installed / "bin" / name)
+        for name in KEPT:
+            (source / name).rename(installed / name)
+        (installed / STAMP).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        (stage / "installed").rename(folder)
+        installed.rename(folder)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     print(f"llama.cpp {COMMIT} is in {folder}")
 
 
 def is_installed(folder: Path, recipe: dict[str, object]) -> bool:
-    """Whether `folder` holds what `recipe` makes: a readable stamp that equals it, and every program."""
     try:
         LlamaCpp.find(folder)
         return json.loads((folder / STAMP).read_text(encoding="utf-8")) == recipe
@@ -104,12 +108,7 @@ def is_installed(folder: Path, recipe: dict[str, object]) -> bool:
 
 
 def fetch(source: str, stage: Path) -> Path:
-    """The source tree, below `stage`.
-
-    Raises:
-        OSError: if no source can be reached.
-        DataError: if it is not the pinned one.
-    """
+    """The source tree, below `stage`; an OSError if none can be reached, a DataError if it is not the pinned one."""
     if source in ("auto", "git"):
         try:
             return fetch_by_git(stage)
@@ -123,12 +122,7 @@ def fetch(source: str, stage: Path) -> Path:
 
 
 def fetch_by_git(stage: Path) -> Path:
-    """The tree of the one commit whose hash begins with `COMMIT`, which git refuses if there are several.
-
-    Raises:
-        OSError: if it cannot be fetched.
-        DataError: if a tag or branch has that name and is another commit, which git would take instead.
-    """
+    """The tree of the one commit whose hash begins with `COMMIT`, which git refuses if there are several."""
     if shutil.which("git") is None:
         raise OSError("there is no git")
     tree = stage / "git"
@@ -136,6 +130,7 @@ def fetch_by_git(stage: Path) -> Path:
     call(["git", "clone", "--quiet", "--filter=blob:none", "--no-checkout", GIT_URL, str(tree)], stage)
     call(["git", "-C", str(tree), "checkout", "--quiet", "--detach", COMMIT], stage)
     call(["git", "-C", str(tree), "rev-parse", "HEAD"], stage)
+    # git prefers a tag or branch of that name, which may be another commit
     if not (head := (stage / "log").read_text(encoding="utf-8").strip()).startswith(COMMIT):
         raise DataError(f"{COMMIT} names another commit in {GIT_URL}, {head}, as a tag or branch does")
     return tree
@@ -173,10 +168,8 @@ def build(source: Path, stage: Path) -> None:
     settings += [f"-DCMAKE_PROJECT_{name}_INCLUDE={stage / name}.cmake" for name in ("ggml", "llama.cpp")]
     folder = str(stage / "build")
     cores = len(os.sched_getaffinity(0))
-    print(
-        f"building {', '.join(PROGRAMS)} on {cores} core(s): about {7 / cores:.0f} minutes where nothing else runs",
-        flush=True,
-    )
+    estimate = f"about {7 / cores:.0f} minutes where nothing else runs"
+    print(f"building {', '.join(PROGRAMS)} on {cores} core(s): {estimate}", flush=True)
     call([*cmake, "-S", str(source), "-B", folder, *settings], stage, environment)
     call([*cmake, "--build", folder, "--parallel", str(cores), "--target", *PROGRAMS], stage, environment)
 
@@ -189,17 +182,6 @@ def find_cmake(stage: Path) -> tuple[list[str], dict[str, str]]:
     target = stage / "cmake"
     call([sys.executable, "-m", "pip", "install", "--quiet", "--target", str(target), CMAKE], stage)
     return [str(target / "bin" / "cmake")], {**os.environ, "PYTHONPATH": str(target)}
-
-
-def collect(source: Path, stage: Path, recipe: dict[str, object]) -> None:
-    """Puts what is kept into `stage`/installed, with `recipe` as its stamp."""
-    installed = stage / "installed"
-    (installed / "bin").mkdir(parents=True)
-    for name in PROGRAMS:
-        shutil.copy2(stage / "build" / "bin" / name, installed / "bin" / name)
-    for name in KEPT:
-        (source / name).rename(installed / name)
-    (installed / STAMP).write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
 
 
 def call(command: list[str], stage: Path, environment: dict[str, str] | None = None) -> None:

@@ -1,11 +1,11 @@
 """A Hugging Face folder → GGUF files for llama.cpp and Ollama, in several types, each measured against the original.
 
 1. What llama.cpp could not read is found before anything is written: architecture, tokenizer, damaged weights.
-2. transformers, in a fresh process, says what the model makes of a text, in float32.
-3. llama.cpp's converter writes one file in the model's own type (f16 cannot hold all that bfloat16 can, and float32
-   would be rounded twice), and llama-quantize makes every other from it.
-4. Each file's perplexity over the same tokens, its most probable tokens and its greedy continuation are held against
-   the model's; the token ids of the text have to be equal. A file outside its bound is not published, nor the others.
+2. llama.cpp's converter writes one file in the model's own type, and llama-quantize makes every other from it.
+3. transformers, in a fresh process, computes what the model makes of a text, in float32. The token ids of the text have
+   to be equal.
+4. Each file's perplexity over the same tokens, its most probable tokens and its greedy continuation are compared with
+   the model's. If one file is outside its bound, none is published.
 """
 
 import errno
@@ -32,8 +32,6 @@ from utils.export.modelfile import form_of, modelfile, served_context
 from utils.files.staged_folder import check_replaceable, recover, staged
 
 TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Station/test.txt")
-CHARACTERS = 1_000_000
-"""Of a text, at most: measured are a few thousand tokens, spread over it."""
 
 
 def main(options: QuantizeOptions) -> None:
@@ -61,13 +59,10 @@ def main(options: QuantizeOptions) -> None:
 
 
 def check_output_dir(options: QuantizeOptions) -> None:
-    """Raises a UserError if the folder holds something that is not an earlier result, or what is to be read.
-
-    What a killed process had renamed away is put back before it is looked into.
-    """
+    """Raises a UserError if the folder holds something that is not an earlier result, or what is to be read."""
     folder = options.output_dir
     check_replaceable(folder)
-    recover(folder)
+    recover(folder)  # before it is looked into
     for name, path in (("--model_dir", options.model_dir), ("--text", options.text)):
         if path and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{name} {path} lies in --output_dir {folder}, which is replaced; give another folder")
@@ -77,16 +72,13 @@ def check_output_dir(options: QuantizeOptions) -> None:
 
 
 def read_text(path: Path | None) -> str:
-    """The text to measure on, without white space around it.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The text to measure on, without white space around it; a UserError if there is none."""
     if path and not path.is_file():
         raise UserError(f"--text {path} is {'a folder' if path.is_dir() else 'missing'}; give a file of UTF-8 text")
     paths = [path] if path else [REPOSITORY / name for name in TEXTS]
     try:
-        texts = [path.read_text(encoding="utf-8")[:CHARACTERS].strip() for path in paths]
+        # a few thousand tokens, spread over the text, are measured: a million characters are enough
+        texts = [path.read_text(encoding="utf-8")[:1_000_000].strip() for path in paths]
     except UnicodeDecodeError as e:
         raise UserError(f"--text {path} is not UTF-8 text: {e}") from None
     if not any(texts):

@@ -13,9 +13,8 @@ import yaml
 
 from tests.conftest import ROOT, run
 from utils.export.provenance import foundation_facts, publishable
-from utils.report.card_tables import cell, evaluation_table, table
 from utils.report.figures import draw_for_card
-from utils.report.model_card import fill_card
+from utils.report.model_card import cell, evaluation_table, fill_card, table
 from utils.run.record import RunRecord
 
 

@@ -42,8 +42,6 @@ STYLE = {
     "legend.framealpha": 0.9,
     "svg.hashsalt": "convergence",  # otherwise an SVG's ids are random
 }
-# What is left out of a file so that the same curves give the same bytes.
-METADATA = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 
 
 def draw(runs: Sequence[RunCurves], options: PlotOptions) -> Figure:
@@ -97,13 +95,13 @@ def draw_for_card(run_dir: Path, step: int | None) -> Figure | None:
 
 
 def save(figure: Figure, output: Path) -> None:
-    """Writes the figure; the same curves give the same bytes, as no date goes into them."""
+    """Writes the figure without a date: the same curves give the same bytes."""
+    metadata = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
     with rc_context(STYLE):
-        figure.savefig(output, metadata=METADATA[output.suffix.lower()])
+        figure.savefig(output, metadata=metadata[output.suffix.lower()])
 
 
 def run_colours(count: int) -> list[Any]:
-    """A colour for each of `count` runs."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     return list(colormaps["turbo"](np.linspace(0, 1, count)))
@@ -124,7 +122,7 @@ def draw_run(panel: Axes, run: RunCurves, colour: Any, options: PlotOptions) -> 
 
 
 def draw_legend(panel: Axes, runs: Sequence[RunCurves]) -> None:
-    """Says what the lines are, and of several runs the colour and the best checkpoint."""
+    """Names the kinds of lines, and for several runs each one's colour and best checkpoint."""
     shown = {
         "training, smoothed": any(len(run.train) for run in runs),
         "validation while training": any(run.valid for run in runs),
@@ -156,10 +154,9 @@ def draw_datasets(panel: Axes, runs: Sequence[RunCurves], names: Sequence[str], 
     ends: dict[str, tuple[float, float, Any]] = {}
     for run, run_colour in zip(runs, run_colours(len(runs)), strict=True):
         for index, name in enumerate(names):
-            if several:
-                colour, line = run_colour, LINES[index % len(LINES)]
-            else:
-                # The run's colour, the first, is not used again: 7 colours × 4 lines.
+            colour, line = run_colour, LINES[index % len(LINES)]
+            if not several:
+                # the run's colour, the first, is not used again: 7 colours × 4 lines
                 repeated, number = divmod(index, len(COLOURS) - 1)
                 colour, line = COLOURS[1 + number], LINES[repeated % len(LINES)]
             look = {"color": colour, "linewidth": 1.1, "alpha": 0.8, "markersize": 4}
@@ -246,7 +243,6 @@ def format_counts(axis: XAxis, unit: str) -> None:
 
 
 def short_count(value: float) -> str:
-    """A number with four digits at most and k, M, B or T."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= scale:
             return f"{value / scale:.4g}{letter}"

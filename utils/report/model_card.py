@@ -5,11 +5,14 @@ template is hf_files/README.md; a line of it whose value is not known is left ou
 """
 
 import json
+import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from lit_gpt.formats.peft import ADAPTER_CONFIG
@@ -18,15 +21,26 @@ from lit_gpt.repository import REPOSITORY
 from utils.data.mixture import MIXTURE
 from utils.export.provenance import foundation_facts
 from utils.prepare.dialogue import normalise
-from utils.report.card_tables import cell, data_table, evaluation_table, hyperparameters, table
-from utils.run.csv_log import read_csv
+from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
 from utils.run.merged_model import MergedModel
 
-HF_FILES = REPOSITORY / "hf_files"
-CURVES = "convergence.png"
-# A beginning that is in the form the model knows: of a conversation in a language that was normalised, or of a text.
+# Beginnings of conversations, by the language in which the data was normalised.
 PROMPTS = {"fr": "[speaker001:] Bonjour, vous m'entendez ?\n[speaker002:]", "en": "[speaker001:] Hello!\n[speaker002:]"}
-PLAIN_PROMPT = "Once upon a time"
+HYPERPARAMETERS = (
+    ("Optimiser steps", "{step:,} of {steps:,} planned"),
+    ("Tokens predicted", "{tokens:,}"),
+    ("Samples per step", "{samples_per_step:,} of {window:,} tokens"),
+    ("Learning rate", "{learning_rate} at most, {lr_schedule} schedule, {warmup_steps} steps of warm-up"),
+    ("Optimiser", "AdamW, betas {beta1} and {beta2}, weight decay {weight_decay} on matrices"),
+    ("Largest gradient norm", "{grad_clip} (0: not clipped)"),
+    ("Precision", "{precision}"),
+    ("LoRA", "rank {r}, alpha {alpha}, dropout {dropout}; on {adapted}"),
+    ("Base quantised in training", "{quantize}"),
+    ("Documents masked from each other", "{mask_documents}"),
+    ("Seed", "{seed}"),
+    ("Software", "torch {torch}, litgpt {litgpt}"),
+)
+"""The lines of the table: a name, and fields of run.yaml and of the checkpoint's counters as they are written."""
 
 
 def write_card(
@@ -40,8 +54,6 @@ def write_card(
     """Writes the card of the model in `folder` and, where its run can be read, its curves.
 
     Args:
-        folder: the Hugging Face folder.
-        model: the model.
         hf: its config.json.
         provenance: what is published of `model.provenance`, and of the conversion.
         model_id: how transformers is told to find it, most often ORG/NAME.
@@ -58,10 +70,10 @@ def write_card(
         from utils.report.figures import draw_for_card
 
         if figure := draw_for_card(model.run_dir, provenance.get("step")):
-            figure.savefig(folder / CURVES, metadata={"Software": None})
-            values["curves"] = CURVES
-    card = fill_card((HF_FILES / "README.md").read_text(encoding="utf-8"), values)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+            values["curves"] = "convergence.png"
+            figure.savefig(folder / values["curves"], metadata={"Software": None})
+    template = (REPOSITORY / "hf_files" / "README.md").read_text(encoding="utf-8")
+    (folder / "README.md").write_text(fill_card(template, values), encoding="utf-8")
 
 
 def fill_card(template: str, values: dict[str, Any]) -> str:
@@ -78,10 +90,10 @@ def fill_card(template: str, values: dict[str, Any]) -> str:
 def model_values(
     model: MergedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str, is_adapter: bool
 ) -> dict[str, Any]:
-    """What it is and how it is used: of an adapter, transformers is told to load the base, and peft the adapter."""
-    normalised = provenance.get("normalised") or {}  # of each dataset of conversations the language
+    """What the model is, and how it is used: transformers loads an adapter's base, and peft the adapter."""
+    normalised = provenance.get("normalised") or {}  # the language of each dataset of conversations
     languages = sorted(PROMPTS.keys() & normalised.values())
-    prompt = PLAIN_PROMPT
+    prompt = "Once upon a time"
     if languages:
         prompt = normalise(PROMPTS[languages[0]], languages[0], open_end=True)
     if is_adapter:
@@ -149,3 +161,85 @@ def training_values(run_dir: Path | None, provenance: dict[str, Any]) -> dict[st
         "evaluation": evaluation,
         "evaluated_step": f"{step:,}" if evaluation else None,
     }
+
+
+def data_table(rows: Sequence[dict[str, str]]) -> str | None:
+    """The datasets in mixture.csv and their sum; shares and passes as made if the run has ended, else as planned."""
+    if not rows:
+        return None
+    mixture = pd.DataFrame(rows)
+    counts = mixture[["documents", "words", "tokens", "rows"]].astype(int)
+    for made, planned in (("achieved_share", "share"), ("passes", "planned_passes"), ("samples", "planned_samples")):
+        mixture[made] = mixture[made].where(mixture[made] != "", mixture[planned]).astype(float)
+    shown = pd.DataFrame({"Dataset": mixture["dataset"], "Language": mixture["language"]})
+    for name in ("documents", "words", "tokens"):
+        shown[name.capitalize()] = counts[name].map("{:,}".format)
+    shown["Share of samples"] = mixture["achieved_share"].map("{:.2%}".format)
+    shown["Passes"] = mixture["passes"].map("{:.2f}".format)
+    lines = shown.to_numpy().tolist()
+    if len(rows) > 1:
+        sums = counts.sum()
+        words = [f"{sums[name]:,}" for name in ("documents", "words", "tokens")]
+        lines.append(["all", "", *words, "100.00%", f"{mixture['samples'].sum() / sums['rows']:.2f}"])
+    return table(list(shown), lines)
+
+
+def hyperparameters(provenance: dict[str, Any]) -> list[tuple[str, str]]:
+    """The lines of `HYPERPARAMETERS` whose values are known; the provenance has all of the options."""
+    values = dict(provenance)
+    for name in ("options", "schedule", "versions", "lora"):
+        values |= provenance.get(name) or {}
+    values = {name: value for name, value in values.items() if value is not None}
+    if lora := provenance.get("lora"):
+        values["adapted"] = ", ".join(name for name, value in lora.items() if value is True)
+    rows = []
+    for name, form in HYPERPARAMETERS:
+        fields = re.findall(r"\{(\w+)", form)
+        if all(field in values for field in fields):
+            rows.append((name, form.format_map(values)))
+    return rows
+
+
+def evaluation_table(run_dir: Path, step: int) -> str | None:
+    """The validation losses of `step` per dataset, beside those before the training where they were measured.
+
+    They are those of metrics.csv; where it has none at this step, the newest of validation.csv.
+    """
+    metrics = read_validations(run_dir / METRICS)
+    rows = metrics[metrics["split"] == "valid"]
+    if not (rows["step"] == step).any():
+        rows = read_validations(run_dir / VALIDATION)
+    before = rows[rows["step"] == 0].set_index("dataset")["loss"].astype(float)
+    after = rows[rows["step"] == step].set_index("dataset")
+    names = sorted(after.index, key=lambda name: (name == ALL, name))
+    if len(names) == 2:  # one dataset and, of the same loss, all
+        names.remove(ALL)
+    lines = []
+    for name in names:
+        loss, targets = float(after["loss"][name]), int(after["targets"][name])
+        first = f"{before[name]:.4f}" if step and name in before else ""
+        perplexity = math.exp(min(loss, 700))  # a float64 does not hold more
+        lines.append((name, first, f"{loss:.4f}", f"{perplexity:,.2f}", f"{targets:,}"))
+    return table(("Dataset", "Loss before training", "Loss", "Perplexity", "Tokens predicted"), lines)
+
+
+def read_validations(path: Path) -> pd.DataFrame:
+    """The lines of metrics.csv or validation.csv; for a dataset measured twice at a step, the later line counts."""
+    rows = pd.DataFrame(read_csv(path), columns=["split", "step", "dataset", "loss", "targets"])
+    rows["step"] = rows["step"].astype(int)
+    return rows.drop_duplicates(["split", "step", "dataset"], keep="last")
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str | None:
+    """A Markdown table; None without rows. Columns in which every cell is empty are left out."""
+    cells = pd.DataFrame(rows, columns=list(titles), dtype=object).map(cell)
+    cells = cells.loc[:, (cells != "").any()]
+    if cells.empty:
+        return None
+    lines = [list(cells), ["---"] * cells.shape[1], *cells.to_numpy()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    """A value as text of one line that neither ends a table's cell nor is HTML."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
