@@ -24,14 +24,10 @@ TABLE = "quantization.csv"
 def make_gguf(
     llama: LlamaCpp, model: SourceModel, gguf_type: str, source: Path, reference: Reference, folder: Path
 ) -> dict[str, Any]:
-    """Makes and measures one file in `folder`; returns its line of the table.
+    """Makes, measures and checks one file in `folder`; returns its line of the table.
 
     Args:
         source: the file in the model's own type, with `probabilities` and `prompt` beside it (see `make_source`).
-        reference: what the model itself computes.
-
-    Raises:
-        DataError: if it is too far from the model.
     """
     file = folder / f"{model.name}-{gguf_type}.gguf"
     bits_per_weight, fallback_tensors = llama.quantize(source, file, gguf_type.upper())
@@ -92,11 +88,7 @@ def report_line(row: dict[str, Any]) -> str:
 
 
 def read_table(folder: Path) -> list[dict[str, Any]]:
-    """The lines of an earlier result's table as texts, `perplexity_hf` as a number; none if there is no table.
-
-    Raises:
-        UserError: if it is another program's.
-    """
+    """The lines of an earlier result's table as texts, `perplexity_hf` as a number; none if there is no table."""
     path = folder / TABLE
     if not path.is_file():
         return []

@@ -69,9 +69,7 @@ def read_model(folder: Path) -> SourceModel:
 def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, scratch: Path) -> tuple[Path, Reference]:
     """Makes the GGUF file in the model's own type, and asks transformers what the model makes of the text.
 
-    Args:
-        windows: how many windows of the text are measured.
-        scratch: an empty folder. Beside the file it gets `probabilities` and `prompt`, which `make_gguf` reads.
+    Beside the file, `scratch` gets `probabilities` and `prompt`, which `make_gguf` reads.
 
     Raises:
         DataError: if llama.cpp's token ids are not those that the model was trained with.

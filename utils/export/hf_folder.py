@@ -1,7 +1,4 @@
-"""A trained model as a Hugging Face folder, or its adapter as one of peft's.
-
-The folder is filled under a hidden name and compared with the model by verification.py before it gets its own.
-"""
+"""A trained model as a Hugging Face folder, or its adapter as one of peft's, compared with it by verification.py."""
 
 import shutil
 from collections.abc import Mapping
@@ -31,11 +28,11 @@ COMPANIONS = {
     "requirements.txt": "hf_files/requirements.txt",
     "dialogue_text.py": "utils/prepare/dialogue.py",
 }
-"""What an endpoint runs: its name in the folder, and our file."""
+"""The files that an endpoint runs: the name in the folder, and ours."""
 
 
 def check_output_dir(folder: Path) -> None:
-    """Raises a UserError if `folder` holds something that the conversion would overwrite without being asked to."""
+    """Raises a UserError if `folder` holds something other than an earlier conversion or a merged model."""
     check_replaceable(folder)
     if not folder.is_dir() or not any(folder.iterdir()) or (folder / PROVENANCE).is_file():
         return
@@ -52,9 +49,6 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
 
     Returns:
         What is in config.json, and what the comparison found.
-
-    Raises:
-        DataError: if the folder does not hold the same model.
     """
     tokenizer = Tokenizer(model.tokenizer_dir)
     hf = make_config(model, model.state_dict, tokenizer)
@@ -75,19 +69,15 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
 
 
 def write_adapter(stage: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
-    """Fills `stage` with the adapter for peft, and reads it back: merged again it must be the same model.
+    """Fills `stage` with the adapter for peft and compares it with `model`.
 
     Returns:
         What would be in the config.json of its base, and what the comparison found.
-
-    Raises:
-        DataError: if it is another model.
     """
     hf = make_config(model, model.base, Tokenizer(model.tokenizer_dir))
     name, _ = foundation_facts(model.foundation_dir)
     modules = write_peft(stage, model.adapter, model.config, model.lora, hf, name)
-    verify_adapter(stage, model, hf)
-    return hf, f"verified: {modules} modules read back, merged again the same model"
+    return hf, verify_adapter(stage, model, hf, modules)
 
 
 def make_config(model: MergedModel, state_dict: Mapping[str, Tensor], tokenizer: Tokenizer) -> dict[str, Any]:

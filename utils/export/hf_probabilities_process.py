@@ -50,13 +50,10 @@ def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 def measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[float, int]:
     """Writes the log-probabilities of `rows`, int64 [windows, length], to `target`, in llama-perplexity's format.
 
-    Position `length // 2` is the first that predicts, as in llama-perplexity.
-
-    Returns:
-        The summed loss of the predicted tokens in nats, and how many they are.
+    Returns the summed loss of the predicted tokens in nats, and how many they are.
     """
     loss, predicted = 0.0, 0
-    first = rows.shape[1] // 2
+    first = rows.shape[1] // 2  # position that predicts, as in llama-perplexity
     with target.open("wb") as file:
         for index, row in enumerate(rows):
             logits = model(row[None]).logits[0, first:-1].float()

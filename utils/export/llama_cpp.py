@@ -19,11 +19,9 @@ from lit_gpt.formats.programs import failure_of_system, reason_of
 from lit_gpt.repository import REPOSITORY
 
 GIT_URL = "https://github.com/ggml-org/llama.cpp"
-COMMIT = "0c1e57098"
-"""The commit of llama.cpp that `PACKAGE` carries under vendor/, as llama-cpp-python's changelog says."""
+COMMIT = "0c1e57098"  # that `PACKAGE` carries under vendor/, as llama-cpp-python's changelog says
 PACKAGE = "llama-cpp-python==0.3.36"
-PACKAGE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
-"""SHA-256 of the package's source archive on PyPI."""
+PACKAGE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"  # of its source archive on PyPI
 
 FOLDER = REPOSITORY / ".llama.cpp"
 """Where it is installed and looked for, unless another folder is given."""
@@ -40,11 +38,7 @@ class LlamaCpp:
 
     @classmethod
     def find(cls, folder: Path) -> LlamaCpp:
-        """Finds the one in `folder`: installed by utils/install_llama_cpp.py, or a checkout built in its `build`.
-
-        Raises:
-            UserError: naming what is missing.
-        """
+        """Finds the one in `folder`; a UserError names what is missing."""
         missing = [] if (folder / CONVERTER).is_file() else [CONVERTER]
         installed, built = folder / "bin", folder / "build" / "bin"
         programs = built if built.is_dir() and not installed.is_dir() else installed

@@ -44,11 +44,7 @@ CHATS = (
 
 
 def form_of(folder: Path) -> Form:
-    """How the model in `folder`, a Hugging Face folder, was trained to be spoken to.
-
-    A run of this program teaches conversations or plain text, which its provenance says; a chat template counts for
-    other models.
-    """
+    """How the model in `folder`, a Hugging Face folder, was trained to be spoken to."""
     provenance = _read_if_there(folder / PROVENANCE)
     languages = list((provenance.get("normalised") or {}).values())
     if languages:
@@ -57,6 +53,7 @@ def form_of(folder: Path) -> Form:
         return _dialogue(None)
     if provenance.get("options"):
         return COMPLETION
+    # a run of this program teaches conversations or plain text; a chat template counts for other models
     template = find_template(folder, _read_if_there(folder / "tokenizer_config.json"))
     if template is None:
         return COMPLETION

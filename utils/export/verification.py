@@ -1,4 +1,7 @@
-"""Is the folder the model? A Hugging Face folder or an adapter is read back and compared with the trained model."""
+"""Reads a Hugging Face folder or an adapter back and compares it with the trained model.
+
+Each function returns what it found, in words, and raises a DataError if the two differ.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,11 +25,7 @@ from utils.run.merged_model import MergedModel
 
 
 def verify_logits(stage: Path, model: MergedModel, tokenizer: Tokenizer) -> str:
-    """Compares logits and token ids with what transformers computes from `stage` in a fresh process; says the result.
-
-    Raises:
-        DataError: if they differ.
-    """
+    """Compares logits and token ids with those that transformers computes from `stage` in a fresh process."""
     sequences = probe_sequences(model.config.padded_vocab_size, model.config.block_size)
     ours = litgpt_logits(model.config, model.state_dict, sequences)
     text = PROBE_TEXT if (stage / "tokenizer.json").is_file() else None
@@ -45,11 +44,7 @@ def verify_logits(stage: Path, model: MergedModel, tokenizer: Tokenizer) -> str:
 
 
 def verify_tensors(stage: Path, model: MergedModel, hf: dict[str, Any]) -> str:
-    """Reads the weights files again and compares every tensor bit for bit with what was to be written; says the result.
-
-    Raises:
-        DataError: naming a tensor that differs.
-    """
+    """Reads the weights files again and compares every tensor bit for bit with what was to be written."""
     files = TensorFiles(stage)
     names = set()
     for name, tensor in tensors_to_hf(model.state_dict, model.config, hf):
@@ -65,12 +60,8 @@ def verify_tensors(stage: Path, model: MergedModel, hf: dict[str, Any]) -> str:
     return f"verified: {len(names)} tensors read back, equal bit for bit"
 
 
-def verify_adapter(stage: Path, model: MergedModel, hf: dict[str, Any]) -> None:
-    """Reads the adapter for peft in `stage`, merges it, and compares every weight with the trained model's.
-
-    Raises:
-        DataError: naming a weight that differs.
-    """
+def verify_adapter(stage: Path, model: MergedModel, hf: dict[str, Any], modules: int) -> str:
+    """Reads the adapter for peft in `stage`, merges it, and compares every weight with the trained model's."""
     adapter, settings = read_peft(stage, model.config, hf)
     merged = merge_adapter(model.base, adapter, model.config, settings)
     for name, tensor in model.state_dict.items():
@@ -78,3 +69,4 @@ def verify_adapter(stage: Path, model: MergedModel, hf: dict[str, Any]) -> None:
         tolerance = 4 * torch.finfo(tensor.dtype).eps * float(tensor.abs().max())
         if not torch.allclose(merged[name].float(), tensor.float(), atol=tolerance, rtol=0):
             raise DataError(f"the adapter as it was written makes another {name}")
+    return f"verified: {modules} modules read back, merged again the same model"

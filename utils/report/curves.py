@@ -81,7 +81,9 @@ def read_curves(folder: Path) -> RunCurves:
     if metrics.empty:
         raise UserError(f"{folder / METRICS} has no line yet: nothing to draw")
     train, valid = split_metrics(metrics)
-    offline = make_curves(newest_validations(read_losses(folder / VALIDATION, "max_samples", "data")))
+    validations = read_losses(folder / VALIDATION, "max_samples", "data")
+    # losses on other rows than those of the last validation do not belong to the same curve
+    offline = make_curves(validations.merge(validations[["max_samples", "data"]].tail(1)))
     return RunCurves(make_label(folder), train, valid, offline, find_best(folder, valid, offline))
 
 
@@ -91,10 +93,7 @@ def read_losses(path: Path, *further: str) -> pd.DataFrame:
     Raises:
         DataError: if it lacks one of these columns, of `dataset` or of `further`, or one of `NUMBERS` is not a number.
     """
-    try:
-        rows: list[dict[str, Any]] = read_csv(path)
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path} is not a CSV file of this program ({e})") from None
+    rows: list[dict[str, Any]] = read_csv(path)
     columns = [*NUMBERS, "dataset", *further]
     missing = [column for column in columns if rows and column not in rows[0]]
     if missing:
@@ -114,16 +113,8 @@ def split_metrics(metrics: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.Dat
     return train, make_curves(metrics[metrics["split"] == "valid"])
 
 
-def newest_validations(rows: pd.DataFrame) -> pd.DataFrame:
-    """The validations over the same rows as the last one: losses on other rows do not belong to the same curve."""
-    if rows.empty:
-        return rows
-    last = rows.iloc[-1]
-    return rows[(rows["max_samples"] == last["max_samples"]) & (rows["data"] == last["data"])]
-
-
 def make_label(folder: Path) -> str:
-    """The folder's name, and what the run continued if its run.yaml says so."""
+    """The folder's name, and what the run continued if its run.yaml names it."""
     name = folder.resolve().name
     try:
         options = yaml.safe_load((folder / RUN).read_text(encoding="utf-8"))["options"]

@@ -22,7 +22,6 @@ from utils.run.csv_log import ALL, METRICS
 
 # Okabe and Ito's (2008), told apart with any colour vision, without yellow, and a grey and a brown; black is for text.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B")
-MAX_DATASETS_BESIDE = 8  # more curves than this in the panel of the training loss hide it
 LINES = ("-", "--", "-.", ":")
 LOSS_LABEL = "loss (nats per token)"
 _MARK = {"markeredgecolor": "white", "linewidth": 1.2, "markersize": 8}
@@ -48,7 +47,7 @@ def draw(runs: Sequence[RunCurves], options: PlotOptions) -> Figure:
     """Draws one or several runs, 15 inches wide (1500 pixels as PNG)."""
     several = len(runs) > 1
     names = sorted({name for run in runs for name in run.datasets}) if options.datasets else []
-    second_panel = bool(names) and (several or len(names) > MAX_DATASETS_BESIDE)
+    second_panel = bool(names) and (several or len(names) > 8)  # more curves would hide the training loss
     with rc_context(STYLE):
         figure = Figure(figsize=(15, 14 if second_panel else 9), dpi=100, layout="constrained")
         panels = figure.subplots(2 if second_panel else 1, 1, sharex=True, squeeze=False)[:, 0]

@@ -60,16 +60,18 @@ def write_card(
         licence: as the Hub names it; None for the base model's.
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    values = {
-        **model_values(model, hf, provenance, model_id, is_adapter),
-        **origin_values(model, licence, is_adapter),
-        **training_values(model.run_dir, provenance),
-    }
+    values = model_values(model, hf, provenance, model_id, is_adapter) | origin_values(model, licence, is_adapter)
+    values["data_fingerprint"] = provenance.get("data")
+    values["hyperparameters"] = table(("Hyper-parameter", "Value"), hyperparameters(provenance))
     if model.run_dir:
         # imported where there are curves: at its first import on a machine matplotlib writes a cache of fonts
         from utils.report.figures import draw_for_card
 
-        if figure := draw_for_card(model.run_dir, provenance.get("step")):
+        step = provenance["step"]
+        values["data"] = data_table(read_csv(model.run_dir / MIXTURE))
+        if evaluation := evaluation_table(model.run_dir, step):
+            values |= {"evaluation": evaluation, "evaluated_step": f"{step:,}"}
+        if figure := draw_for_card(model.run_dir, step):
             values["curves"] = "convergence.png"
             figure.savefig(folder / values["curves"], metadata={"Software": None})
     template = (REPOSITORY / "hf_files" / "README.md").read_text(encoding="utf-8")
@@ -96,15 +98,10 @@ def model_values(
     prompt = "Once upon a time"
     if languages:
         prompt = normalise(PROMPTS[languages[0]], languages[0], open_end=True)
-    if is_adapter:
-        languages = []  # beside an adapter there are no programs that bring text into that form
-    loaded_id = foundation_facts(model.foundation_dir)[0] if is_adapter else model_id
-    return {
-        "kind": "A LoRA adapter of a causal language model" if is_adapter else "A causal language model",
+    values = {
+        "kind": "A causal language model",
         "name": cell(model_id.rpartition("/")[2]),
-        "peft_import": "from peft import PeftModel" if is_adapter else None,
-        "model_id": json.dumps(loaded_id, ensure_ascii=False),
-        "adapter_id": json.dumps(model_id, ensure_ascii=False) if is_adapter else None,
+        "model_id": json.dumps(model_id, ensure_ascii=False),
         "architecture": hf["architectures"][0],
         "parameters": f"{sum(spec.numel() for spec in specs_of(model.state_dict).values()):,}",
         "context": f"{model.config.block_size:,}",
@@ -113,6 +110,13 @@ def model_values(
         "normalised": " and ".join(f"`{language}`" for language in languages),
         "verification": provenance["conversion"]["verification"],
     }
+    if is_adapter:
+        values["kind"] = "A LoRA adapter of a causal language model"
+        values["peft_import"] = "from peft import PeftModel"
+        values["adapter_id"] = values["model_id"]
+        values["model_id"] = json.dumps(foundation_facts(model.foundation_dir)[0], ensure_ascii=False)
+        values["normalised"] = None  # beside an adapter there are no programs that bring text into that form
+    return values
 
 
 def origin_values(model: MergedModel, licence: str | None, is_adapter: bool) -> dict[str, Any]:
@@ -148,19 +152,6 @@ def language_codes(run_dir: Path | None) -> list[str]:
     for row in read_csv(run_dir / MIXTURE) if run_dir else []:
         tokens[row["language"]] += int(row["tokens"])
     return sorted(filter(None, tokens), key=lambda language: (-tokens[language], language))
-
-
-def training_values(run_dir: Path | None, provenance: dict[str, Any]) -> dict[str, Any]:
-    """The tables of the data, the hyper-parameters and the losses."""
-    step = provenance.get("step")
-    evaluation = evaluation_table(run_dir, step) if run_dir and step is not None else None
-    return {
-        "data": data_table(read_csv(run_dir / MIXTURE)) if run_dir else None,
-        "data_fingerprint": provenance.get("data"),
-        "hyperparameters": table(("Hyper-parameter", "Value"), hyperparameters(provenance)),
-        "evaluation": evaluation,
-        "evaluated_step": f"{step:,}" if evaluation else None,
-    }
 
 
 def data_table(rows: Sequence[dict[str, str]]) -> str | None:
