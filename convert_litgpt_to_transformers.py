@@ -18,8 +18,8 @@ if __name__ == "__main__":
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.formats.hf_process import require_transformers
 from lit_gpt.formats.hub import files_to_send, upload
+from lit_gpt.formats.programs import require_transformers
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.export.hf_folder import check_output_dir, keep_the_rest, write_adapter, write_folder
 from utils.export.provenance import write_provenance

@@ -128,12 +128,7 @@ def _gelu(hf: Mapping[str, Any], option: str) -> dict[str, Any]:
 
 
 def _sliding_layers(hf: Mapping[str, Any], slides: Callable[[int], bool]) -> list[int]:
-    """1 for each layer with a sliding window, else 0.
-
-    Args:
-        hf: config.json, of which only newer ones have `layer_types`.
-        slides: whether a layer has one, by its number, in older ones.
-    """
+    """1 for each layer with a sliding window, else 0; `slides` tells it by a layer's number without `layer_types`."""
     layers = range(hf["num_hidden_layers"])
     if types := hf.get("layer_types"):
         return [int(types[layer] == "sliding_attention") for layer in layers]
@@ -168,7 +163,7 @@ def _gpt2(hf: dict[str, Any]) -> Config:
         "num_hidden_layers": hf["n_layer"],
         "num_attention_heads": hf["n_head"],
         "max_position_embeddings": hf["n_positions"],
-        "intermediate_size": hf["n_inner"] or 4 * hf["n_embd"],
+        "intermediate_size": hf.get("n_inner") or 4 * hf["n_embd"],
     }
     return _config(
         {**hf, **sizes},
@@ -196,10 +191,10 @@ def _falcon(hf: dict[str, Any]) -> Config:
     heads = hf["num_attention_heads"]
     groups = 1 if hf["multi_query"] else heads
     if hf["new_decoder_architecture"]:
-        groups = hf["num_kv_heads"] or heads
+        groups = hf.get("num_kv_heads") or heads
     sizes = {
         "num_key_value_heads": groups,
-        "intermediate_size": hf["ffn_hidden_size"] or 4 * hf["hidden_size"],
+        "intermediate_size": hf.get("ffn_hidden_size") or 4 * hf["hidden_size"],
     }
     return _config(
         {**hf, **sizes},
@@ -214,9 +209,8 @@ def _falcon(hf: dict[str, Any]) -> Config:
 
 
 def _falcon_has_two_norms(hf: Mapping[str, Any]) -> bool:
-    """Whether attention and feed-forward, computed side by side, have a norm each; `num_ln_in_parallel_attn` may give
-    the new architecture one for both."""
-    return hf["new_decoder_architecture"] and hf["num_ln_in_parallel_attn"] in (None, 2)
+    """Whether attention and feed-forward, computed side by side, have a norm each."""
+    return hf["new_decoder_architecture"] and hf.get("num_ln_in_parallel_attn") in (None, 2)
 
 
 def _falcon_block(hf: dict[str, Any]) -> dict[str, str]:
@@ -371,31 +365,20 @@ _DEFAULTS = {
 }
 """What most classes assume; a family gives the values in which it differs."""
 
-_LLAMA_DEFAULTS = {**_DEFAULTS, "attention_bias": False, "mlp_bias": False}
-_MISTRAL_DEFAULTS = {
-    **_DEFAULTS,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "sliding_window": 4096,
-}
+_MISTRAL_DEFAULTS = {**_DEFAULTS, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 _GPT2_DEFAULTS = {
     "n_positions": 1024,
-    "n_inner": None,
     "activation_function": "gelu_new",
     "layer_norm_epsilon": 1e-5,
     "tie_word_embeddings": True,
 }
 _FALCON_DEFAULTS = {
     **_DEFAULTS,
-    "num_ln_in_parallel_attn": None,
     "layer_norm_epsilon": 1e-5,
-    "num_kv_heads": None,
-    "alibi": False,
     "new_decoder_architecture": False,
     "multi_query": True,
     "parallel_attn": True,
     "bias": False,
-    "ffn_hidden_size": None,
     "activation": "gelu",
     "tie_word_embeddings": True,
 }
@@ -417,7 +400,6 @@ _QWEN_DEFAULTS = {
 }
 _PHI_DEFAULTS = {**_DEFAULTS, "hidden_act": "gelu_new", "partial_rotary_factor": 0.5}
 _PHI3_DEFAULTS = {**_DEFAULTS, "partial_rotary_factor": 1.0, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-_OLMO2_DEFAULTS = {**_DEFAULTS, "rms_norm_eps": 1e-5}
 _STABLELM_DEFAULTS = {
     **_DEFAULTS,
     "num_key_value_heads": 32,
@@ -453,17 +435,12 @@ _GEMMA3_DEFAULTS = {
 }
 
 ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(_llama, _LLAMA_DEFAULTS),
+    "LlamaForCausalLM": Architecture(_llama, {**_DEFAULTS, "attention_bias": False, "mlp_bias": False}),
     "MistralForCausalLM": Architecture(_mistral, _MISTRAL_DEFAULTS),
     "GPT2LMHeadModel": Architecture(
         _gpt2,
         _GPT2_DEFAULTS,
-        {
-            "transformer.wte": "transformer.wte",
-            "transformer.wpe": "transformer.wpe",
-            "transformer.ln_f": "transformer.ln_f",
-            "lm_head": "lm_head",
-        },
+        {name: name for name in ("transformer.wte", "transformer.wpe", "transformer.ln_f", "lm_head")},
         "transformer.h",
         lambda _: _GPT2_BLOCK,
         transposed=True,
@@ -472,11 +449,7 @@ ARCHITECTURES = {
     "FalconForCausalLM": Architecture(
         _falcon,
         _FALCON_DEFAULTS,
-        {
-            "transformer.wte": "transformer.word_embeddings",
-            "transformer.ln_f": "transformer.ln_f",
-            "lm_head": "lm_head",
-        },
+        {**_OUTER, "transformer.wte": "transformer.word_embeddings", "transformer.ln_f": "transformer.ln_f"},
         "transformer.h",
         _falcon_block,
         interleaved=True,
@@ -502,6 +475,6 @@ ARCHITECTURES = {
         _phi, _PHI_DEFAULTS, {**_OUTER, "transformer.ln_f": "model.final_layernorm"}, block=lambda _: _PHI_BLOCK
     ),
     "Phi3ForCausalLM": Architecture(_phi3, _PHI3_DEFAULTS, block=lambda _: _PHI3_BLOCK),
-    "Olmo2ForCausalLM": Architecture(_olmo2, _OLMO2_DEFAULTS, block=lambda _: _POST_NORMS),
+    "Olmo2ForCausalLM": Architecture(_olmo2, {**_DEFAULTS, "rms_norm_eps": 1e-5}, block=lambda _: _POST_NORMS),
     "StableLmForCausalLM": Architecture(_stablelm, _STABLELM_DEFAULTS),
 }

@@ -27,7 +27,7 @@ _TEXT_PARTS = {
 
 
 def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
-    """The config.json of `checkpoint_dir`, of a supported architecture; of a model with pictures that of its text part.
+    """The config.json of `checkpoint_dir`, of a model that also reads pictures that of its text part.
 
     Raises:
         UserError: if there is none, or its architecture is not supported.
@@ -42,7 +42,6 @@ def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
 
 
 def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
-    """`hf`, or of a model that also reads pictures the configuration of the part that reads and writes text."""
     for name in hf.get("architectures") or []:
         if name in _TEXT_PARTS:
             known = _TEXT_PARTS[name]
@@ -52,11 +51,7 @@ def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
 
 
 def architecture_of(hf: Mapping[str, Any]) -> Architecture:
-    """The entry of `ARCHITECTURES` that a config.json names.
-
-    Raises:
-        UserError: listing the supported ones, if there is no such entry.
-    """
+    """The entry of `ARCHITECTURES` that a config.json names; a UserError lists the supported ones if there is none."""
     names = hf.get("architectures") or []
     for name in names:
         if name in ARCHITECTURES:
@@ -188,15 +183,11 @@ def settle_config(
 
     Args:
         hf: the foundation model's config.json.
-        config: the trained model's.
-        state_dict: the trained weights.
-        dtype: torch's name of their type ('bfloat16').
+        config, state_dict: the trained model's.
+        dtype: torch's name of its weights' type ('bfloat16').
 
     Returns:
-        The new config.json, and each change in words.
-
-    Raises:
-        DataError: if the trained model has other sizes.
+        The new config.json, and each change in words. A DataError if the trained model has other sizes.
     """
     defaults = architecture_of(hf).defaults
     assumed = {**defaults, **hf}

@@ -8,31 +8,27 @@ from typing import Any
 
 from lit_gpt.errors import DataError
 
-SAFETENSORS = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 
-WEIGHT_FILES = (SAFETENSORS_INDEX, SAFETENSORS, PICKLE_INDEX, PICKLE)
+WEIGHT_FILES = (SAFETENSORS_INDEX, "model.safetensors", PICKLE_INDEX, "pytorch_model.bin")
 """What a reader looks for, best first: an index of several files, or one file."""
 
-SAFETENSORS_LAYOUT = (SAFETENSORS, "model-*-of-*.safetensors", SAFETENSORS_INDEX)
+SAFETENSORS_LAYOUT = ("model.safetensors", "model-*-of-*.safetensors", SAFETENSORS_INDEX)
 """Patterns of all files of a model as safetensors."""
 
-PICKLE_LAYOUT = (PICKLE, "pytorch_model-*-of-*.bin", PICKLE_INDEX)
+PICKLE_LAYOUT = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", PICKLE_INDEX)
 """Patterns of all files of a model as `torch.save` wrote it."""
 
 ANY_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Patterns of files with weights, an adapter's too."""
-
-INDEX_ENDINGS = (".safetensors.index.json", ".bin.index.json")
 
 _LAYOUT = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def shard_name(number: int, count: int) -> str:
     """The name of file `number`, from 1, of `count` files; of an only one without numbers."""
-    return SAFETENSORS if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
+    return "model.safetensors" if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def is_of_model(name: str) -> bool:
@@ -41,16 +37,11 @@ def is_of_model(name: str) -> bool:
 
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a file's name matches one of the patterns."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in `path`.
-
-    Raises:
-        DataError: naming the file, if it holds something else.
-    """
+    """Reads the JSON object in `path`; a DataError names the file if it holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:

@@ -10,17 +10,14 @@ import torch
 from litgpt.config import Config
 from torch import Tensor, nn
 
-from lit_gpt.formats.hf_process import run_transformers
+from lit_gpt.formats.programs import run_transformers
 from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.gpt import GPT, LoRAGPT
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
 
-PROCESS = "lit_gpt.formats.hf_logits_process"
-
 TOLERANCE = 1e-5
 """Largest difference of two float32 logits, times the largest logit where that is above 1 (rounding grows with it)."""
 
-PROBE_LENGTHS = (1, 2, 7, 31, 64)
 PROBE_TEXT = (
     "[speaker001:] Bonjour, ça va ?\n[speaker002:] Très bien…  et « toi » ?\n\n"
     "[Łukasz:]\tAm 12. März 1789 gab's 3,50 € – naïve, isn't it? Привет, 你好 🙂\n  x = {'a': [1, 2]}\n"
@@ -42,7 +39,7 @@ class Answer:
 def probe_sequences(vocab_size: int, block_size: int) -> list[list[int]]:
     """Fixed pseudo-random token ids, the first and the last id of the vocabulary among them, of several lengths."""
     generator = np.random.default_rng(1789)
-    lengths = sorted({min(length, block_size) for length in PROBE_LENGTHS})
+    lengths = sorted({min(length, block_size) for length in (1, 2, 7, 31, 64)})
     sequences = [generator.integers(0, vocab_size, length).tolist() for length in lengths]
     sequences[-1][0], sequences[-1][-1] = 0, vocab_size - 1
     return sequences
@@ -56,11 +53,7 @@ def litgpt_logits(
     A layer's weights are taken from `weights` when it is their turn and let go after it: with `LazyTensors` the model
     may be larger than the memory. All sequences go through at once, filled up to the longest, as training's rows do.
 
-    Args:
-        config: the base model's.
-        weights: litgpt's names; with `lora` the adapter's among them, which is held whole.
-        sequences: token ids.
-        lora: computes the base model and its adapter, unmerged.
+    With `lora` it computes the base model, of which `config` is, and its adapter unmerged, which is held whole.
     """
     with torch.device("meta"):
         model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
@@ -103,15 +96,10 @@ def _take_turns(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def ask_transformers(folder: Path, sequences: list[list[int]], text: str | None) -> Answer:
-    """Loads `folder` with transformers in a fresh process.
-
-    Raises:
-        DataError: if it cannot be loaded.
-        OSError: if the memory or the disk does not suffice.
-    """
+    """Loads `folder` with transformers in a fresh process; raises what `run_transformers` does."""
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.npz"
-        run_transformers(PROCESS, folder, {"sequences": sequences, "text": text}, answer)
+        run_transformers("lit_gpt.formats.hf_logits_process", folder, {"sequences": sequences, "text": text}, answer)
         with np.load(answer) as values:
             logits = [values[f"logits{index}"] for index in range(len(sequences))]
             if text is None:

@@ -1,7 +1,7 @@
 """The logits and token ids that transformers computes from a Hugging Face folder.
 
-`python -m lit_gpt.formats.hf_logits_process FOLDER REQUEST.json ANSWER.npz` is started by `hf_logits.py`. It knows of
-the model only what the folder holds, and imports nothing of litgpt.
+`python -m lit_gpt.formats.hf_logits_process FOLDER REQUEST.json ANSWER.npz` is started by `hf_logits.py`, and imports
+nothing of litgpt.
 """
 
 import json
@@ -11,20 +11,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from lit_gpt.formats.hf_loading import FROM_FOLDER, load_model
+FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False}
+"""For `from_pretrained`: without the second a folder with Python files asks on stdin."""
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """Loads the model in float32; ends the process if the weights do not fit config.json."""
+    # its other kinds of attention leave out Gemma 2's soft cap
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager", **FROM_FOLDER
+    )
+    if problems := {kind: names for kind, names in loading.items() if names}:
+        sys.exit(f"the weights do not fit the configuration: {problems}")
+    return model.eval()
 
 
 def answer(folder: Path, request: dict[str, Any], path: Path) -> None:
-    """Writes an .npz file of `logits0`, `logits1`, … and, where a text is given, of its token ids.
-
-    Args:
-        folder: holds the model and its tokenizer.
-        request: `sequences`, lists of token ids, and `text`, a text or None.
-        path: gets `logits` i, float32 [length, vocabulary], for sequence i; `ids`, the text's tokens without special
-            ones; and `starts_with`, its first token with special ones.
-    """
+    """Writes an .npz file of `logits0`, … (float32 [length, vocabulary] of each of `sequences`) and, where there is a
+    `text`, of its token ids: `ids` without special tokens, and `starts_with`, the first one with them."""
     model = load_model(folder)
     values = {}
     with torch.inference_mode():

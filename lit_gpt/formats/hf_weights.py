@@ -109,22 +109,19 @@ def tensors_from_hf(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """litgpt's tensors, one after the other, read from the weight files of `checkpoint_dir`; `dtype` None keeps theirs.
 
-    Raises:
-        UserError: if there are no weight files.
-        DataError: if a file is missing or damaged, or a tensor is missing, left over or of another shape.
+    A UserError says that there are no weight files, a DataError that one is missing, damaged or of another model.
     """
     architecture = architecture_of(hf)
     files = TensorFiles(checkpoint_dir)
     weights = weights_of(config, hf)
     head = f"{architecture.outer['lm_head']}.weight"
-    prefix = architecture.prefix
     stored = {}
     for stored_name in files.names:
         if _PICTURES.match(stored_name):
             continue
         name = _name_of_text(stored_name)
-        if not name.startswith(prefix) and name != head:
-            name = prefix + name
+        if not name.startswith(architecture.prefix) and name != head:
+            name = architecture.prefix + name
         stored[name] = stored_name
     needed = set().union(*(weight.theirs for weight in weights))
     _complain_of_names("missing from the weight files", needed - stored.keys())
@@ -241,29 +238,25 @@ def _read_index(path: Path) -> dict[str, Path]:
 class TensorFiles:
     """The weight files of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
 
-    Raises:
-        UserError: if `checkpoint_dir` has none.
-        DataError: naming the file, if one is missing or damaged.
+    Its methods raise a DataError that names the file if one is missing or damaged.
     """
 
     def __init__(self, checkpoint_dir: Path) -> None:
-        found = next((name for name in WEIGHT_FILES if (checkpoint_dir / name).is_file()), None)
-        if found is None:
+        found = [checkpoint_dir / name for name in WEIGHT_FILES if (checkpoint_dir / name).is_file()]
+        if not found:
             raise UserError(f"{checkpoint_dir} has no weights: none of {', '.join(WEIGHT_FILES)}")
+        path = found[0]
         self._open_files: dict[Path, LazyTensors] = {}
-        path = checkpoint_dir / found
-        is_index = path.suffix == ".json"
-        self._where = _read_index(path) if is_index else dict.fromkeys(self._open(path), path)
+        self._where = _read_index(path) if path.suffix == ".json" else dict.fromkeys(self._open(path), path)
         self.names = set(self._where)
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The type of the first tensor."""
         return self._spec(next(iter(self._where))).dtype
 
     @property
     def parameters(self) -> int:
-        """Values of all tensors; a DataError if a file is damaged."""
+        """Values of all tensors."""
         return sum(self._spec(name).numel() for name in self.names)
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:

@@ -18,14 +18,11 @@ from huggingface_hub.utils import get_session, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.errors import DataError, Interrupted, UserError
-from lit_gpt.formats.hf_files import ANY_WEIGHTS, INDEX_ENDINGS, is_of_model, matches
+from lit_gpt.formats.hf_files import ANY_WEIGHTS, is_of_model, matches
 
 # Hidden files (caches, .git, .env), litgpt's form of the model, other programs' pickles, and leftovers of work.
 NOT_SENT = (".*", "*/.*", "*.pth", "*.ckpt", "model_config.yaml", "*.pyc", "*.tmp", "*.log", "*.out", "*.lock")
 WEIGHTS = (*ANY_WEIGHTS, "*.gguf")
-
-_REFUSED = (401, 403)
-_CHUNK = 2**22
 
 
 @contextmanager
@@ -57,7 +54,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     except unreachable as e:
         raise OSError(f"the Hugging Face Hub cannot be reached ({e}); on a cluster, use a login node") from None
     except errors.HfHubHTTPError as e:
-        if e.response is not None and e.response.status_code in _REFUSED:
+        if e.response is not None and e.response.status_code in (401, 403):
             raise UserError(
                 f"the Hub refuses this for {repo_id}: run hf auth login with a token that may do it"
             ) from None
@@ -90,24 +87,17 @@ def check_repo_id(repo_id: str, what: str) -> list[str]:
 
 def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
     """The hexadecimal digest of `prefix` and the file's content."""
-    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, prefix, usedforsecurity=False)).hexdigest()
 
 
 def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
-    """Whether `path` is the file that the Hub lists: by SHA-256 where that is kept (large files), else as git hashes.
-
-    Args:
-        path: the file here.
-        listed: an entry of `HfApi.model_info(…, files_metadata=True)`.
-        sha256: of the file here, if it is known.
-    """
+    """Whether `path` is the file that the Hub lists: by SHA-256 where that is kept (large files), else by git's."""
+    if not path.is_file():
+        return False
     if listed.lfs:
-        return path.is_file() and (sha256 or file_hash(path)) == listed.lfs.sha256
-    return path.is_file() and file_hash(path, "sha1", b"blob %d\0" % path.stat().st_size) == listed.blob_id
+        return (sha256 or file_hash(path)) == listed.lfs.sha256
+    return file_hash(path, "sha1", b"blob %d\0" % path.stat().st_size) == listed.blob_id
 
 
 def check_downloaded(folder: Path) -> int:
@@ -117,10 +107,7 @@ def check_downloaded(folder: Path) -> int:
     one came from elsewhere and are passed over.
 
     Returns:
-        How many files were compared.
-
-    Raises:
-        DataError: naming the files that have another content now.
+        How many files were compared; a DataError names those that have another content now.
     """
     compared = {}
     for path in sorted(folder.iterdir()):
@@ -140,11 +127,7 @@ def check_downloaded(folder: Path) -> int:
 
 
 def files_to_send(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
-    """The names in `folder` that belong on the Hub, those in folders with `/`: all but `NOT_SENT` and `ignore`.
-
-    Raises:
-        UserError: if there is no such folder, it has no such file, or a name cannot be a repository's.
-    """
+    """The names in `folder` that belong on the Hub, those in folders with `/`: all but `NOT_SENT` and `ignore`."""
     if not folder.is_dir():
         raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}")
     names = []
@@ -178,7 +161,7 @@ def holds_model(folder: Path, names: Sequence[str]) -> bool:
         try:
             if name.endswith(".safetensors"):
                 safe_open(folder / name, framework="np")  # reads where the tensors lie, and compares the file's size
-            elif name.endswith(INDEX_ENDINGS):
+            elif name.endswith((".safetensors.index.json", ".bin.index.json")):
                 index = json.loads((folder / name).read_text(encoding="utf-8"))
                 if absent := sorted(set(index["weight_map"].values()) - set(names)):
                     raise DataError(f"{folder / name} names files that are not there: {', '.join(absent)}")
@@ -204,13 +187,8 @@ def upload(
     2. The commit comes last: nobody sees a part of the upload. It removes weights that an earlier model has left.
     3. The hashes that the Hub then lists are compared with those here.
 
-    Args:
-        folder: where the files are.
-        names: the files, as `files_to_send` gives them.
-        repo_id: ORG/NAME.
-        private: for a repository that does not exist yet.
-        message: the commit's.
-        say: is called with each line about the progress.
+    `names` are those of `files_to_send`; `private` is for a repository that does not exist yet; `say` gets each line
+    about the progress.
 
     Raises:
         UserError, OSError, Interrupted: see `hub_errors`; without a model among the files, if the Hub has none either.

@@ -26,12 +26,8 @@ CONFIG = "model_config.yaml"
 def read_config(path: Path, vocab_size: int | None = None) -> Config:
     """The model config of a YAML file with litgpt's fields, or of the directory that holds `model_config.yaml`.
 
-    Args:
-        path: the file or the directory.
-        vocab_size: the tokenizer's, for a file that leaves the model's open.
-
-    Raises:
-        UserError: if there is no such file, or its fields do not make a model.
+    `vocab_size` is the tokenizer's, for a file that leaves the model's open. A UserError says that there is no such
+    file, or that its fields do not make a model.
     """
     path = path / CONFIG if path.is_dir() else path
     _check_there(path)
@@ -47,14 +43,7 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
 def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> list[str]:
     """Writes `lit_model.pth` and `model_config.yaml` beside a Hugging Face checkpoint; returns lines that say so.
 
-    Args:
-        directory: with config.json and the weights.
-        dtype: of the weights. Default: as in the files.
-
-    Raises:
-        UserError: for an architecture that is not supported.
-        DataError: for damaged weights, or some that do not fit config.json.
-        OSError: if the disk is full.
+    `dtype` None keeps the files'. Raises what `read_hf_config`, `config_from_hf` and `tensors_from_hf` do.
     """
     hf = read_hf_config(directory)
     config = config_from_hf(hf)
@@ -85,9 +74,7 @@ def config_values(config: Config) -> dict[str, Any]:
 def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
     """The state dict of `checkpoint_dir/lit_model.pth`, memory-mapped: processes of a node share the pages.
 
-    Raises:
-        UserError: if it is missing.
-        DataError: if it cannot be read as a state dict.
+    A UserError says that it is missing, a DataError that it cannot be read as a state dict.
     """
     path = checkpoint_dir / WEIGHTS
     _check_there(path)
@@ -96,12 +83,7 @@ def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
 
 
 def lazy_weights(checkpoint_dir: Path) -> LazyTensors:
-    """The state dict of `checkpoint_dir/lit_model.pth`, each tensor read and compared with its CRC when asked for.
-
-    Raises:
-        UserError: if it is missing.
-        DataError: if it cannot be read as a state dict.
-    """
+    """As `read_weights`, but each tensor is read, and compared with its CRC, when it is asked for."""
     path = checkpoint_dir / WEIGHTS
     _check_there(path)
     return open_tensors(path)
@@ -130,16 +112,9 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
 def write_litgpt_directory(
     folder: Path, config: Config, weights: Mapping[str, Tensor], companions: Iterable[Path]
 ) -> Path:
-    """Makes `folder` a litgpt directory; `lit_model.pth` comes last, and is whole or not there.
+    """Makes `folder` a litgpt directory, and returns the path of `lit_model.pth`, which is whole or not there.
 
-    Args:
-        folder: made if it does not exist; other files in it stay.
-        config: written to `model_config.yaml`.
-        weights: litgpt's names.
-        companions: files copied along (the tokenizer's, Hugging Face's config.json).
-
-    Returns:
-        The path of `lit_model.pth`.
+    `companions` are copied along (the tokenizer's files, config.json); other files in the folder stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for companion in companions:

@@ -61,9 +61,7 @@ def write_peft(
     """Writes an adapter for peft into `folder`; returns the number of modules it adapts.
 
     Args:
-        folder: exists.
         adapter: litgpt's tensors, such as `transformer.h.0.attn.qkv.lora_A`.
-        config, settings: of the model that was trained.
         hf: the base model's config.json.
         base: where the base model is to be found; None if that is not known.
     """
@@ -98,10 +96,7 @@ def write_peft(
 def read_peft(folder: Path, config: Config, hf: Mapping[str, Any]) -> tuple[dict[str, Tensor], LoRASettings]:
     """peft's adapter in `folder` as litgpt's tensors in fp32, with their scale in B: so alpha is the rank.
 
-    Args:
-        folder: holds `adapter_config.json` and `adapter_model.safetensors`.
-        config: of the base model.
-        hf: the base model's config.json.
+    `config` and `hf` (config.json) are the base model's.
 
     Raises:
         UserError: for a kind of adapter that is not supported.
@@ -199,12 +194,7 @@ def _split(
 
 
 def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
-    """The pairs of the adapter in `folder`, by module.
-
-    Raises:
-        UserError: if there is no file of weights.
-        DataError: if a tensor is not part of a LoRA adapter, its pair is missing, or its rank is another.
-    """
+    """The pairs of the adapter in `folder`, by module."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: not an adapter of peft (older .bin files: load and save it with peft)")
@@ -212,15 +202,14 @@ def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as e:
         raise DataError(f"{path} cannot be read ({e}); fetch it again") from None
-    modules: list[str] = []
+    pairs = {}
     for name in tensors:
         match = _KEY.fullmatch(name)
         if match is None:
             raise DataError(f"{path}: {name} is no part of a LoRA adapter")
-        if match[1] not in modules:
-            modules.append(match[1])
-    pairs = {}
-    for module in modules:
+        module = match[1]
+        if module in pairs:
+            continue
         a = tensors.get(f"base_model.model.{module}.lora_A.weight")
         b = tensors.get(f"base_model.model.{module}.lora_B.weight")
         if a is None or b is None or b.size(1) != len(a):
@@ -246,11 +235,7 @@ def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) ->
 def _ours(
     weight: Weight, pairs: dict[str, _Pair], config: Config, hf: Mapping[str, Any]
 ) -> dict[tuple[str, str], _Pair]:
-    """Takes out of `pairs` what belongs to a matrix of ours; by layer and kind.
-
-    Raises:
-        DataError: if it has another shape.
-    """
+    """Takes out of `pairs` what belongs to a matrix of ours, by layer and kind; a DataError if the shape differs."""
     found = {}
     for module, rows in _modules(weight, hf):
         inside = [part for part in _parts(weight, config) if rows.start <= part.rows.start < rows.stop]

@@ -1,13 +1,19 @@
-"""Why another program that a command started has failed."""
+"""Other programs: transformers in a fresh process, and why a program that a command started has failed."""
 
 import errno
+import importlib.util
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-from lit_gpt.errors import Interrupted
+from lit_gpt.errors import DataError, Interrupted, UserError
+from lit_gpt.repository import REPOSITORY
 
 _SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 _UNWRITTEN = re.compile(r"iostream error|basic_ios::clear|\d requested and \d+ written")
@@ -16,14 +22,7 @@ _NOISE = re.compile(r"^(\s*$|\s*File \"|Traceback|During handling|The above exce
 
 
 def failure_of_system(name: str, returncode: int, output: str, scratch: Path) -> OSError | Interrupted | None:
-    """The reason why the machine, not the data, ended a program; None if the program had a reason of its own.
-
-    Args:
-        name: the program's.
-        returncode: as subprocess gives it, below 0 for a signal.
-        output: what it printed.
-        scratch: the folder it wrote to.
-    """
+    """The reason why the machine, not the data, ended a program that wrote to the folder `scratch`, else None."""
     if returncode == -signal.SIGKILL:
         return OSError(errno.ENOMEM, f"{name} was killed by signal 9, probably out of memory")
     if returncode in (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
@@ -43,3 +42,37 @@ def reason_of(output: str) -> str:
     exceptions = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)]
     errors = [line for line in lines if "error" in line.lower() or "failed" in line.lower()]
     return (exceptions[-1:] or errors[:1] or lines[-1:])[0]
+
+
+def require_transformers(instead: str = "") -> None:
+    """Raises a UserError if transformers is not installed; `instead` is what else the user can do."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(f"transformers is needed and not installed: pip install transformers==5.3.0{instead}")
+
+
+def run_transformers(module: str, folder: Path, request: dict[str, Any], answer: Path) -> None:
+    """Runs `python -m module FOLDER REQUEST.json ANSWER` in a fresh process, which reads `request` and writes `answer`.
+
+    It knows of a model only what its Hugging Face folder holds.
+
+    Raises:
+        DataError: if transformers cannot load the folder.
+        OSError: if the memory or the disk does not suffice.
+        Interrupted: if the process was stopped.
+    """
+    asked = answer.with_name("request.json")
+    asked.write_text(json.dumps(request), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", module, *(str(path.resolve()) for path in (folder, asked, answer))],
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+    )
+    if done.returncode:
+        if failure := failure_of_system("transformers", done.returncode, done.stderr, answer.parent):
+            raise failure
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise DataError(f"transformers does not load {folder}: {lines[-1]}")

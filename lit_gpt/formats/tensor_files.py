@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from litgpt.utils import incremental_save
@@ -31,9 +31,6 @@ from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 CHUNK_BYTES = 1 << 18
 """Written at once of a tensor that is not contiguous: a copy of this size is held beside it."""
 
-MAPPED_BYTES = 1 << 20
-"""Tensors of this size and more get memory of their own from the system, and give it back."""
-
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 # https://github.com/huggingface/safetensors#format
@@ -45,11 +42,11 @@ def lay_out_memory() -> None:
     # torch asks for huge pages where the system leaves that to programs: reading 2.2 GB takes 1.7 s instead of 3.3
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
-        # glibc gives large tensors back to the system. It would keep those of up to 32 MB in its heap, whose gaps it
-        # does not fill with aligned memory again: a merge of 2.2 GB left 1.6 GB behind.
-        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        # glibc gives tensors of 1 MB and more back to the system. It would keep those of up to 32 MB in its heap, whose
+        # gaps it does not fill with aligned memory again: a merge of 2.2 GB left 1.6 GB behind.
+        set_option(_M_MMAP_THRESHOLD, 1 << 20)
         # It keeps some MB of smaller ones: to get them anew, cleared, a merge's comparison took 19 s instead of 14.
-        set_option(_M_TRIM_THRESHOLD, 16 * MAPPED_BYTES)
+        set_option(_M_TRIM_THRESHOLD, 1 << 24)
 
 
 # ----------------------------------------------------------------------------------------------------------- reading
@@ -58,17 +55,14 @@ def lay_out_memory() -> None:
 def open_tensors(path: Path) -> LazyTensors:
     """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote.
 
-    What is read of the second kind is compared with its CRC-32. Files older than torch 1.6 are not archives; they are
-    read whole, at once.
-
-    Raises:
-        DataError: naming the file, if it is damaged or holds something else.
+    A DataError names the file if it is damaged or holds something else.
     """
     with reading(path):
         if path.suffix == ".safetensors":
             return _open_safetensors(path)
         if zipfile.is_zipfile(path):
             return _open_archive(path)
+        # files older than torch 1.6 are not archives
         tensors = only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
         return LazyTensors(specs_of(tensors), tensors.__getitem__)
 
@@ -98,12 +92,7 @@ def _open_safetensors(path: Path) -> LazyTensors:
 
 
 def _open_archive(path: Path) -> LazyTensors:
-    """The tensors of a zip archive that `torch.save` wrote; each is mapped and compared with its CRC-32 when read.
-
-    Raises:
-        ValueError: if an entry is compressed, or the archive holds something else than a state dict.
-        zipfile.BadZipFile: here if what describes the tensors is damaged, on reading one if its values are.
-    """
+    """The tensors of a zip archive that `torch.save` wrote; each is mapped and compared with its CRC-32 when read."""
     archive = zipfile.ZipFile(path)
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED:
@@ -132,11 +121,7 @@ def _open_archive(path: Path) -> LazyTensors:
 
 
 def only_tensors(loaded: Any) -> dict[str, Tensor]:
-    """The state dict that `torch.load` gave, under the key "model" or itself.
-
-    Raises:
-        ValueError: if it is not a state dict.
-    """
+    """The state dict that `torch.load` gave, under the key "model" or itself; a ValueError if it is something else."""
     if isinstance(loaded, dict):
         loaded = loaded.get("model", loaded)
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
@@ -184,11 +169,7 @@ def _one_ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
 
 
 def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
-    """Writes a state dict as `torch.save` does, a tensor at a time; returns the number of parameters.
-
-    Raises:
-        OSError: if the disk is full.
-    """
+    """Writes a state dict as `torch.save` does, a tensor at a time; returns the number of parameters."""
     parameters, stored = 0, {}
     with DirectFile(path) as file:
         archive = incremental_save(os.devnull)
@@ -207,35 +188,25 @@ def _owns_its_storage(tensor: Tensor) -> bool:
     return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-class _Shard(NamedTuple):
-    path: Path
-    specs: dict[str, Tensor]
-
-
 def write_safetensors(
     folder: Path, specs: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], max_bytes: int
 ) -> None:
     """Writes model.safetensors, or several files of at most `max_bytes` and their index where one would be larger.
 
     Args:
-        folder: exists.
         specs: of `tensors`, in their order; a file's header comes before its content.
         tensors: each is written while the next is made.
         max_bytes: a single tensor that is larger has a file of its own.
-
-    Raises:
-        OSError: if the disk is full.
     """
     groups = _groups(specs, max_bytes)
-    shards = [_Shard(folder / shard_name(number, len(groups)), group) for number, group in enumerate(groups, 1)]
     remaining = _one_ahead(tensors)
-    for shard in shards:
-        _write_shard(shard, remaining)
+    weight_map: dict[str, str] = {}
+    for number, group in enumerate(groups, 1):
+        name = shard_name(number, len(groups))
+        _write_shard(folder / name, group, remaining)
+        weight_map |= dict.fromkeys(group, name)
     assert next(remaining, None) is None, "a tensor that was not announced"
-    if len(shards) > 1:
-        weight_map = {}
-        for shard in shards:
-            weight_map |= dict.fromkeys(shard.specs, shard.path.name)
+    if len(groups) > 1:
         index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
         (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -254,17 +225,17 @@ def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tenso
     return groups
 
 
-def _write_shard(shard: _Shard, tensors: Iterator[tuple[str, Tensor]]) -> None:
+def _write_shard(path: Path, specs: Mapping[str, Tensor], tensors: Iterator[tuple[str, Tensor]]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, spec in shard.specs.items():
+    for name, spec in specs.items():
         kind = _SAFETENSORS_TYPES[spec.dtype]
         header[name] = {"dtype": kind, "shape": list(spec.shape), "data_offsets": [end, end := end + spec.nbytes]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
-    with DirectFile(shard.path) as file:
+    with DirectFile(path) as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for name, spec in shard.specs.items():
+        for name, spec in specs.items():
             found, tensor = next(tensors)
             assert (found, tensor.shape, tensor.dtype) == (name, spec.shape, spec.dtype), f"{found} instead of {name}"
             _write_values(file, tensor)

@@ -31,12 +31,7 @@ _PREFILL = 2048
 class TextModel:
     """A model and its tokenizer.
 
-    Args:
-        config: the model's.
-        weights: its state dict.
-        tokenizer: the model's.
-        precision: of weights and arithmetic; auto: that of `weights`.
-        accelerator: where to compute; auto: on the GPU if there is one.
+    By "auto" weights and arithmetic have the type of `weights`, and it computes on the GPU if there is one.
 
     Raises:
         UserError: if there is no such device.
@@ -66,11 +61,7 @@ class TextModel:
         self._cached: list[int] = []
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with the begin-of-text token where the model was trained with one.
-
-        Raises:
-            UserError: if `text`, as it came from outside, was not UTF-8.
-        """
+        """Token ids of `text`, with the begin-of-text token where the model was trained with one."""
         require_utf8(text)
         begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
         return begin + self.tokenizer.encode(text)
@@ -88,8 +79,6 @@ class TextModel:
         that begins as the last one and its continuation did, in a conversation, is read from there on only.
 
         Args:
-            prompts: token ids.
-            sampling: how the texts go on and end.
             samples: the numbers of the continuations of each prompt; number i has `sampling.seed` + i.
             end_ids: tokens that end a text, beside the tokenizer's.
 
@@ -159,7 +148,9 @@ class TextModel:
         longest = int(lengths.max())
         start = 0
         if rows == 1:  # a conversation: what the cache has of it is not computed again
-            start = min(_common_length(self._cached, prompts[0]), longest - 1)
+            known = min(len(self._cached), longest - 1)
+            while start < known and self._cached[start] == prompts[0][start]:
+                start += 1
         self._cached = prompts[0][:start]
         padded = [ids + [0] * (longest - len(ids)) for ids in prompts]
         ids = torch.tensor(padded, device=self.device)
@@ -186,18 +177,15 @@ class TextModel:
         return logits
 
     def _forward(self, ids: Tensor, positions: Tensor, end: int, last: Tensor) -> Tensor:
-        """The logits after one token of each row; those of a prompt of 4,096 tokens take 2 GiB with a vocabulary of
-        128,000, and are not computed.
+        """fp32 [B, vocabulary], the logits after one token of each row.
 
         Args:
             ids: [B, T] token ids.
             positions: of them, [T] or [B, T].
             end: more than each position.
             last: [B], the number of the token among the T after which the logits are wanted.
-
-        Returns:
-            fp32 [B, vocabulary].
         """
+        # all logits of a prompt of 4,096 tokens would take 2 GiB with a vocabulary of 128,000
         rows = torch.arange(len(ids), device=self.device)
         hook = self.model.lm_head.register_forward_pre_hook(lambda _module, args: args[0][rows, last].unsqueeze(1))
         try:
@@ -225,14 +213,6 @@ class TextModel:
         dtype = self.model.transformer.wte.weight.dtype
         self.model.set_kv_cache(rows, context, device=self.device, dtype=dtype)
         self._room = (rows, context)
-
-
-def _common_length(first: list[int], second: list[int]) -> int:
-    """How many items at their beginning two lists share."""
-    for index, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return index
-    return min(len(first), len(second))
 
 
 class TextStream:
@@ -312,7 +292,6 @@ class _Row:
     limit: int
     """The greatest length."""
     generator: torch.Generator
-    """Its own random numbers."""
     text: Continuation
 
     def push(self, token: int, ends: Collection[int]) -> str:

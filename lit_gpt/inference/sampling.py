@@ -12,10 +12,7 @@ from lit_gpt.inference.sampling_options import Sampling
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     """Applies CTRL's repetition penalty (https://arxiv.org/abs/1909.05858), to negative logits as transformers does.
 
-    Args:
-        logits: [rows, vocabulary].
-        seen: bool [rows, vocabulary], the tokens that came before.
-        penalty: divides the logits of such tokens, or multiplies them where they are negative.
+    `logits` are [rows, vocabulary], `seen` says in the same shape which tokens came before.
     """
     penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(seen, penalised, logits)
@@ -45,13 +42,9 @@ def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: 
     """The next token of each row, drawn by its own generator, so that it does not depend on the other rows.
 
     Args:
-        logits: [rows, vocabulary].
+        logits: [rows, vocabulary]; a DataError if one is not finite.
         seen: bool [rows, vocabulary], the tokens that came before; the chosen ones are added. None without a penalty.
-        sampling: how to choose.
         generators: one per row, on the logits' device.
-
-    Raises:
-        DataError: if a logit is not finite.
     """
     if not logits.isfinite().all():
         raise DataError("the model's logits are not finite: damaged weights, or too large ones for --precision 16-true")

@@ -62,19 +62,10 @@ def find_segments(
     window: int | None,
     softcap: float | None = None,
 ) -> Segments:
-    """Chooses the kernel for a batch, and makes what it needs.
+    """Chooses the kernel for a batch of `count` positions, and makes what it needs.
 
-    Args:
-        bounds: int32 [segments + 1], the first position of each segment, and `count`.
-        count: positions of the batch.
-        longest: at least the length of the longest segment.
-        dtype: the attention's arithmetic.
-        head_size: numbers of a head.
-        window: positions of a sliding window, where the model has one.
-        softcap: of the scores, where the model has one.
-
-    Raises:
-        UserError: if no kernel of a GPU takes such small heads.
+    `bounds` and `longest` are those of `Segments`, `window` and `softcap` the model's if it has any. A UserError says
+    that no kernel of a GPU takes such small heads.
     """
     is_for_flash = bounds.device.type == "cpu" or (not softcap and _varlen_does(bounds.device, dtype, head_size))
     if is_for_flash:

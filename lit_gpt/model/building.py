@@ -39,9 +39,7 @@ def empty_model(
         dtype: of what is trained.
         frozen_dtype: of the base under adapters. Default: `dtype`.
         quantize: keeps the matrices of the base's blocks in this format, and computes in `frozen_dtype`; needs `lora`.
-
-    Raises:
-        UserError: if `quantize` needs a package that is missing.
+            A UserError says that a package is missing.
     """
     assert lora or not quantize, "what is trained is not kept in NF4 or int8"
     with torch.device("meta"):
@@ -62,15 +60,8 @@ def materialise(model: nn.Module, weights: Mapping[str, Tensor] | None, seed: in
     shares its memory. Random numbers come from `seed` alone, tensor by tensor on the host, so that any number of
     processes gets the same values.
 
-    Args:
-        model: on the meta device.
-        weights: the base model's state dict, best memory-mapped (`read_weights`); random ones when None. Adapters are
-            always fresh.
-        seed: of the random numbers.
-        device: where the model is to be.
-
-    Raises:
-        DataError: if `weights` are not those of a model of this config.
+    `weights` are the base model's, best memory-mapped (`read_weights`), or None for random ones; adapters are always
+    fresh. A DataError says that they are not those of a model of this config.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())

@@ -55,17 +55,9 @@ def _tiles(bounds: Tensor, window: int, dtype: torch.dtype) -> Iterator[_Tile]:
 
 
 def _part(tensor: Tensor, start: int, tile: _Tile, groups: int, repeats: int) -> Tensor:
-    """The positions of `tensor` from `start` to the tile's padded end, in the tile's dtype; a view where that can be.
+    """[N, heads, D] → [groups, repeats, L, D]: from `start` to the tile's padded end, in its dtype.
 
-    Args:
-        tensor: [N, heads, D], with all heads of the queries or with one for each group; beyond its end are zeros.
-        start: the first position.
-        tile: for its end and its dtype.
-        groups: heads of keys and values.
-        repeats: heads of queries that share a head of keys and values.
-
-    Returns:
-        [groups, repeats, L, D].
+    It is a view where that can be. `repeats` heads of queries share one of the `groups` heads of keys and values.
     """
     part = tensor[start : tile.padded].to(tile.dtype)
     if missing := tile.padded - start - len(part):
@@ -154,9 +146,7 @@ def segment_attention(
 
 
 @segment_attention.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int, softcap: float
-) -> tuple[Tensor, Tensor]:
+def _(q: Tensor, *_others: Any) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     return out, q.new_empty((q.size(1), q.size(0)), dtype=torch.promote_types(q.dtype, torch.float32))
 
@@ -174,15 +164,9 @@ def _segment_attention_backward(
     window: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `segment_attention`, tile by tile.
+    """The gradients of `segment_attention` for q [N, heads, D], and for k and v [N, groups, D] each, in their dtypes.
 
-    Args:
-        grad: of the output, [N, heads, D].
-        q, k, v, bounds, scale, window, softcap: as in the forward pass.
-        out, sums: what the forward pass returned.
-
-    Returns:
-        Of q [N, heads, D], and of k and v [N, groups, D] each, in their dtypes.
+    `grad` is that of the output, [N, heads, D]; `out` and `sums` are what the forward pass returned.
     """
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -212,18 +196,7 @@ def _segment_attention_backward(
 
 
 @_segment_attention_backward.register_fake
-def _(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    bounds: Tensor,
-    scale: float,
-    window: int,
-    softcap: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(_grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_others: Any) -> tuple[Tensor, Tensor, Tensor]:
     dq, dk, dv = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v))
     return dq, dk, dv
 

@@ -48,9 +48,7 @@ _PEAKS: dict[str, tuple[float, float, float]] = {
 def mean_context(lengths: np.ndarray, window: int | None = None) -> float:
     """Keys that a query attends to on average, itself included: (L + 1) / 2 in a document of L positions.
 
-    Args:
-        lengths: positions of each document, or of each row where documents are not kept apart.
-        window: how many keys a query attends to at most, in layers with a sliding window.
+    `lengths` are those of the rows where documents are not kept apart; `window` is that of sliding layers.
     """
     lengths = np.asarray(lengths, np.float64)
     growing = np.minimum(lengths, window or np.inf)
@@ -69,14 +67,10 @@ def flops_per_token(
     Attention (q·k and p·v) costs 4 · head_size · n_head · context per layer forward, and twice that backward.
 
     Args:
-        config: of the model.
         lora: the adapters trained; None when all weights are.
         context: keys that a query attends to on average, see `mean_context`.
         window_context: the same in layers with a sliding window. Default: the less of `context` and the window, which
             is too much where documents are longer than it.
-
-    Raises:
-        UserError: for a model that cannot be trained here either.
     """
     with torch.device("meta"):
         model = GPT(config) if lora is None else LoRAGPT(lora.extend(config))
@@ -100,11 +94,8 @@ def flops_per_token(
 def _products(module: nn.Module, outgoing: bool, upstream: bool, experts: float = 1.0) -> tuple[float, bool]:
     """FLOPs per position of a module's matrices, and whether anything up to their results is trained.
 
-    Args:
-        module: attention, feed-forward or head.
-        outgoing: count the matrices named `proj`, which multiply what the others made; else the others.
-        upstream: whether anything before them is trained.
-        experts: share of the experts that a token is sent to.
+    `outgoing` counts the matrices named `proj`, which multiply what the others made, else the others. `upstream`:
+    whether anything before them is trained. `experts` is the share of them that a token is sent to.
     """
     flops, trained = 0.0, False
     for name, parameter in module.named_parameters():
@@ -121,11 +112,8 @@ def _products(module: nn.Module, outgoing: bool, upstream: bool, experts: float 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """The most FLOP/s that a device's data sheet promises for dense matrix products; None for one not in the table.
 
-    A V100's or T4's is that of fp16: they have no units for bf16, and a run in bf16 stays far below.
-
-    Args:
-        device_name: as from `torch.cuda.get_device_name`.
-        precision: Lightning's name: `32-true` is fp32 (TF32 where torch is set to it), others are 16-bit.
+    A V100's or T4's is that of fp16: they have no units for bf16, and a run in bf16 stays far below. `precision` is
+    Lightning's name: `32-true` is fp32 (TF32 where torch is set to it), others are 16-bit.
     """
     if re.search(r"\bMIG\b", device_name):
         return None

@@ -117,19 +117,16 @@ class DocumentAttention(nn.Module):
         return self._split(self.exchange(qkv) if self.exchange else qkv)
 
     def _split(self, qkv: Tensor) -> Sequence[Tensor]:
-        """Splits the heads' numbers, of all heads or of an equal share of each kind."""
         config = self.config
         heads = (config.n_head, config.n_query_groups, config.n_query_groups)
         return qkv.split([qkv.size(-1) * count // sum(heads) for count in heads], dim=-1)
 
 
 class CausalSelfAttention(DocumentAttention, litgpt.model.CausalSelfAttention):
-    """litgpt's attention with document masks."""
+    pass
 
 
 class LoRACausalSelfAttention(DocumentAttention, litgpt.lora.CausalSelfAttention):
-    """litgpt's LoRA attention with document masks."""
-
     def _project(self, x: Tensor) -> Sequence[Tensor]:
         """Each adapter adds to its own part: litgpt makes a tensor of all three, of zeros where there is no adapter."""
         layer = self.qkv
@@ -158,9 +155,14 @@ def _keep_products(_context: Any, operation: Any, *_args: Any, **_options: Any) 
 
 
 class DocumentBlock(nn.Module):
-    """litgpt's block, which may compute its activations again."""
+    """litgpt's block with document masks, which may compute its activations again."""
 
+    attention: type[DocumentAttention]
     recompute: Recompute = "none"
+
+    def __init__(self, config: Config, block_idx: int) -> None:
+        super().__init__(config, block_idx)
+        self.attn = self.attention(config, block_idx)
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
         if self.recompute == "none" or not torch.is_grad_enabled():
@@ -171,19 +173,11 @@ class DocumentBlock(nn.Module):
 
 
 class Block(DocumentBlock, litgpt.model.Block):
-    """litgpt's block with document masks."""
-
-    def __init__(self, config: Config, block_idx: int) -> None:
-        super().__init__(config, block_idx)
-        self.attn = CausalSelfAttention(config, block_idx)
+    attention = CausalSelfAttention
 
 
 class LoRABlock(DocumentBlock, litgpt.lora.Block):
-    """litgpt's LoRA block with document masks."""
-
-    def __init__(self, config: litgpt.lora.Config, block_idx: int) -> None:
-        super().__init__(config, block_idx)
-        self.attn = LoRACausalSelfAttention(config, block_idx)
+    attention = LoRACausalSelfAttention
 
 
 class OffsetRMSNorm(RMSNorm):
@@ -198,21 +192,31 @@ class OffsetRMSNorm(RMSNorm):
         return (normed * (1 + self.weight.to(exact.dtype))).to(x.dtype)
 
 
-def _check_supported(config: Config) -> None:
-    if config.latent_attention:
-        raise UserError(f"model '{config.name}' uses latent_attention, which training on packed rows does not support")
-
-
 def has_learned_positions(config: Config) -> bool:
     """Whether the model looks its positions up (`transformer.wpe`), as GPT-2 does: it rotates nothing."""
     return config.rotary_percentage == 0
 
 
 class DocumentGPT(nn.Module):
-    """The forward pass over packed rows, which both models below share."""
+    """What both models below share: the forward pass over packed rows."""
 
+    block: type[DocumentBlock]
     sharing: tuple[int, int] = (0, 1)
     """This process's number among those that share the model, and how many do (lit_gpt/model/tensor_parallel.py)."""
+
+    def __init__(self, config: Config) -> None:
+        if config.latent_attention:
+            raise UserError(
+                f"model '{config.name}' uses latent_attention, which training on packed rows does not support"
+            )
+        super().__init__(config)
+        self.transformer.h = nn.ModuleList(self.block(config, index) for index in range(config.n_layer))
+        if has_learned_positions(config):
+            self.transformer["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        for parent in list(self.modules()):
+            for name, norm in parent.named_children():
+                if isinstance(norm, RMSNorm) and norm.add_unit_offset:
+                    setattr(parent, name, OffsetRMSNorm(norm.weight.numel(), eps=norm.eps))
 
     def forward(
         self,
@@ -288,15 +292,6 @@ class DocumentGPT(nn.Module):
             x = block(x, *tables[table], segments)
         return self.transformer.ln_f(x).squeeze(0)
 
-    def _complete(self) -> None:
-        """Makes what litgpt lacks: learned positions, and Gemma's norms."""
-        if has_learned_positions(self.config):
-            self.transformer["wpe"] = nn.Embedding(self.config.block_size, self.config.n_embd)
-        for parent in list(self.modules()):
-            for name, norm in parent.named_children():
-                if isinstance(norm, RMSNorm) and norm.add_unit_offset:
-                    setattr(parent, name, OffsetRMSNorm(norm.weight.numel(), eps=norm.eps))
-
     @contextmanager
     def _learned_positions(self, positions: Tensor) -> Iterator[None]:
         """Adds them to what litgpt's forward pass, which does not know them, looks up of the tokens."""
@@ -313,19 +308,14 @@ class DocumentGPT(nn.Module):
 class GPT(DocumentGPT, litgpt.model.GPT):
     """The full model."""
 
-    def __init__(self, config: Config) -> None:
-        _check_supported(config)
-        super().__init__(config)
-        self.transformer.h = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
-        self._complete()
+    block = Block
 
 
 class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
     """The model with LoRA adapters; only they are trained."""
 
+    block = LoRABlock
+
     def __init__(self, config: litgpt.lora.Config) -> None:
-        _check_supported(config)
         super().__init__(config)
-        self.transformer.h = nn.ModuleList(LoRABlock(config, index) for index in range(config.n_layer))
-        self._complete()
         litgpt.lora.mark_only_lora_as_trainable(self)

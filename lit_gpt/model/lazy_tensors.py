@@ -12,9 +12,7 @@ from torch import Tensor
 class LazyTensors(Mapping[str, Tensor]):
     """A state dict that reads or computes a tensor anew each time it is asked for it.
 
-    Args:
-        specs: on the meta device, for names, shapes and types.
-        read: the tensor of a name.
+    `specs`, on the meta device, tell names, shapes and types.
     """
 
     def __init__(self, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:

@@ -59,12 +59,8 @@ def merge_adapter(
 ) -> LazyTensors:
     """The base weights with the adapter merged into them, computed in fp32; each matrix when it is asked for.
 
-    Args:
-        base: the base model's state dict.
-        adapter: the adapter's, with keys such as `transformer.h.0.attn.qkv.lora_A`.
-        config: the base model's.
-        settings: the adapter's.
-        dtype: of the merged weights. Default: the base's.
+    `base` and `config` are the base model's. `adapter` has keys such as `transformer.h.0.attn.qkv.lora_A`. `dtype` None
+    keeps the base's.
 
     Raises:
         DataError: if a key of the adapter was not used or is missing, or if no weight changes.
@@ -99,7 +95,6 @@ def merge_adapter(
 
 
 def _adapted_layers(config: Config, settings: LoRASettings) -> dict[str, litgpt.lora.LoRALinear]:
-    """litgpt's layers on the meta device, by the names of the matrices that they adapt."""
     with torch.device("meta"):
         model = LoRAGPT(settings.extend(config))
     return {f"{name}.weight": layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}

@@ -24,11 +24,7 @@ _INT8_MAX = 127
 
 
 def import_bitsandbytes() -> ModuleType:
-    """bitsandbytes, which is an extra.
-
-    Raises:
-        UserError: if it is not installed.
-    """
+    """bitsandbytes, which is an extra; a UserError says that it is not installed."""
     # On some CPUs it warns that it could load a faster product for generation from the Hugging Face hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -39,16 +35,9 @@ def import_bitsandbytes() -> ModuleType:
 
 
 def replace_frozen_layers(model: nn.Module, kind: FrozenFormat) -> None:
-    """Replaces every linear layer of the model's blocks by an empty `QLoRALinear`.
+    """Replaces every linear layer of the model's blocks, frozen and on the meta device, by an empty `QLoRALinear`.
 
     The embedding and the head stay as they are, as do norms and biases.
-
-    Args:
-        model: on the meta device; its linear layers are frozen.
-        kind: the format.
-
-    Raises:
-        UserError: if bitsandbytes is not installed.
     """
     import_bitsandbytes()
     for block in model.transformer.h:

@@ -18,12 +18,7 @@ Message = dict[str, str]
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer's directory.
-
-    Raises:
-        UserError: if the directory has none.
-        DataError: if it is not a template, or the tokenizer cannot encode the names of special tokens.
-    """
+    """The chat template of a tokenizer's directory: a UserError if it has none, a DataError if it cannot be used."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         source = find_template(tokenizer.directory, tokenizer.config)
@@ -46,8 +41,7 @@ class ChatTemplate:
     def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
         """The conversation's text, up to where the assistant's answer begins.
 
-        Raises:
-            UserError: if the template refuses it, as some do a system message.
+        A UserError says that the template refuses it, as some do a system message.
         """
         values = {"messages": messages, "tools": None, "documents": None, **self._special}
         try:

@@ -19,14 +19,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from lit_gpt.errors import DataError
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 
-# Files beside TOKENIZER_FILES that some tokenizers have.
-_OTHER_FILES = ("added_tokens.json", "vocab.json", "merges.txt")
-
-_ADDED = (
-    ModelProto.SentencePiece.UNKNOWN,
-    ModelProto.SentencePiece.CONTROL,
-    ModelProto.SentencePiece.USER_DEFINED,
-)
+_Piece = ModelProto.SentencePiece
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> HFTokenizer | None:
@@ -38,11 +31,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> HFTokenizer | None:
     2. Where SentencePiece normalises, characters of 6 bytes and more that are made of several (half-width ｶﾞ) are not
        put together.
 
-    Returns:
-        None for a kind of SentencePiece model that has no counterpart.
-
-    Raises:
-        DataError: if the tokenizer.model cannot be read.
+    None for a kind of SentencePiece model that has no counterpart. A DataError if the tokenizer.model cannot be read.
     """
     proto = read_sentencepiece(tokenizer.directory / "tokenizer.model")
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
@@ -60,8 +49,8 @@ def tokenizer_json(tokenizer: Tokenizer) -> HFTokenizer | None:
     result.decoder = decoders.Sequence(decoding)
     added = []
     for piece in proto.pieces:
-        if piece.type in _ADDED:
-            is_special = piece.type != ModelProto.SentencePiece.USER_DEFINED
+        if piece.type in (_Piece.UNKNOWN, _Piece.CONTROL, _Piece.USER_DEFINED):
+            is_special = piece.type != _Piece.USER_DEFINED
             added.append(AddedToken(piece.piece, special=is_special, normalized=False))
     result.add_tokens(added)
     if tokenizer.adds_bos:
@@ -70,11 +59,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> HFTokenizer | None:
 
 
 def read_sentencepiece(path: Path) -> ModelProto:
-    """Reads a tokenizer.model.
-
-    Raises:
-        DataError: if it is not a SentencePiece model.
-    """
+    """Reads a tokenizer.model; a DataError if it is not a SentencePiece model."""
     try:
         proto = ModelProto.FromString(path.read_bytes())
     except DecodeError as e:
@@ -103,8 +88,7 @@ def _normalizers(normalizer: NormalizerSpec) -> list[normalizers.Normalizer]:
 def _model(proto: ModelProto) -> models.Model:
     pieces, trainer = proto.pieces, proto.trainer_spec
     types = [piece.type for piece in pieces]
-    is_unknown = ModelProto.SentencePiece.UNKNOWN in types
-    unknown = types.index(ModelProto.SentencePiece.UNKNOWN) if is_unknown else None
+    unknown = types.index(_Piece.UNKNOWN) if _Piece.UNKNOWN in types else None
     if trainer.model_type == TrainerSpec.UNIGRAM:
         scores = [(piece.piece, piece.score) for piece in pieces]
         return models.Unigram(scores, unk_id=unknown, byte_fallback=trainer.byte_fallback)
@@ -118,7 +102,7 @@ def _model(proto: ModelProto) -> models.Model:
     )
 
 
-def _merges(pieces: Sequence[ModelProto.SentencePiece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+def _merges(pieces: Sequence[_Piece], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, in SentencePiece's order: the best-scored piece first.
 
     SentencePiece takes equal scores from left to right, a list of merges cannot; the longest left part first comes out
@@ -139,15 +123,12 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
     tokenizer_config.json names the class that takes tokenizer.json as it is; others build their own from its
     vocabulary, and some of them treat spaces otherwise than training did.
 
-    Args:
-        source: the tokenizer that the model was trained with.
-        folder: an existing directory.
-        sample: text on which a tokenizer.json made here has to agree with `source`.
+    A tokenizer.json made here has to agree with `source` on the text `sample`.
 
     Returns:
         A warning, if there is only a tokenizer.model because no tokenizer.json does the same.
     """
-    for name in (*TOKENIZER_FILES, *_OTHER_FILES):
+    for name in (*TOKENIZER_FILES, "added_tokens.json", "vocab.json", "merges.txt"):
         if name != "generation_config.json" and (source.directory / name).is_file():
             shutil.copyfile(source.directory / name, folder / name)
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"

@@ -32,12 +32,7 @@ _PROBE = "[speaker001:] Héllo, l'été 1789…  ça va ?\n[Łukasz:]\tПрив�
 
 
 class Tokenizer:
-    """The tokenizer of `checkpoint_dir`.
-
-    Raises:
-        UserError: if the directory has no tokenizer files.
-        DataError: if they cannot be read.
-    """
+    """The tokenizer of `checkpoint_dir`; a UserError if it has no tokenizer files, a DataError if they are damaged."""
 
     def __init__(self, checkpoint_dir: Path) -> None:
         self.directory = Path(checkpoint_dir)
@@ -87,21 +82,19 @@ class Tokenizer:
 
     def _adds_bos(self) -> bool:
         """Whether the model was trained with a begin-of-text token: as configured, else as the tokenizer.json does."""
+        if self.bos_id is None:
+            return False
         if "add_bos_token" in self.config:
-            return bool(self.config["add_bos_token"]) and self.bos_id is not None
-        if self._hf is not None:
-            return self.bos_id is not None and self._hf.encode("a").ids[:1] == [self.bos_id]
-        return self.bos_id is not None
+            return bool(self.config["add_bos_token"])
+        return self._hf is None or self._hf.encode("a").ids[:1] == [self.bos_id]
 
     def token_id(self, token: str) -> int | None:
-        """The id of a vocabulary entry, None if there is no such entry."""
         if self._hf is not None:
             return self._hf.token_to_id(token)
         found = self._sentencepiece.piece_to_id(token)
         return None if found == self._sentencepiece.unk_id() and token != "<unk>" else found
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, without begin or end tokens."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -119,7 +112,6 @@ class Tokenizer:
 
     @property
     def library(self) -> str:
-        """The library that does the work."""
         return "tokenizers" if self._hf is not None else "sentencepiece"
 
     @cached_property

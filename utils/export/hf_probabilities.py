@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_gpt.errors import UserError
-from lit_gpt.formats.hf_process import run_transformers
+from lit_gpt.formats.programs import run_transformers
 
 WINDOW = 512
 """Tokens of a window at most, llama-perplexity's default: its second half is predicted, the first is context."""

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lit_gpt.formats.hf_loading import FROM_FOLDER, load_model
+from lit_gpt.formats.hf_logits_process import FROM_FOLDER, load_model
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.hf_probabilities import Reference, choose_windows
 
