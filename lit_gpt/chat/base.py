@@ -80,11 +80,9 @@ def talk(
     """Questions from the keyboard and the model's answers, until a question is empty.
 
     Args:
-        model: answers.
-        options: how.
-        encode: the token ids of a conversation up to where the answer begins.
-        end_ids: tokens that end an answer, beside the tokenizer's.
-        names: shown before a question, and before an answer.
+        encode: gives the token ids of a conversation up to where the answer begins.
+        end_ids: end an answer, beside the tokenizer's.
+        names: are shown before a question, and before an answer.
     """
     messages: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
     answers = 0
@@ -125,8 +123,7 @@ def fit(
 ) -> tuple[list[Message], list[int]]:
     """As much of the newest of a conversation as leaves room for an answer (at most half of the context), and its ids.
 
-    What is dropped are questions with their answers; a system message stays. Nothing is left where the newest question
-    alone is too long.
+    Questions are dropped with their answers, a system message never. Nothing is left if the last question is too long.
     """
     room = block_size - min(max_new_tokens, block_size // 2)
     first = int(messages[0]["role"] == "system")

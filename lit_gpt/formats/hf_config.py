@@ -29,9 +29,7 @@ _TEXT_PARTS = {
 def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
     """The config.json of `checkpoint_dir`, of a model that also reads pictures that of its text part.
 
-    Raises:
-        UserError: if there is none, or its architecture is not supported.
-        DataError: if it cannot be read.
+    A UserError says that there is none, or that its architecture is not supported.
     """
     path = checkpoint_dir / "config.json"
     if not path.is_file():
@@ -63,9 +61,7 @@ def architecture_of(hf: Mapping[str, Any]) -> Architecture:
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """The litgpt configuration of a config.json.
 
-    Raises:
-        UserError: for an architecture, an activation, a position scaling or a quantisation that is not supported.
-        DataError: for a config.json without a size that the model cannot do without.
+    A UserError says what of it is not supported, a DataError which size is missing.
     """
     architecture = architecture_of(hf)
     if hf.get("quantization_config"):
@@ -108,10 +104,8 @@ def config_to_hf(
 ) -> dict[str, Any]:
     """The config.json of a model trained from scratch, as a Llama. `dtype` is torch's name of it ('bfloat16').
 
-    Written in the keys of transformers 4, which 5 and llama.cpp's converter read as well.
-
-    Raises:
-        UserError: naming the options of `config` that Llama's architecture does not have.
+    The keys are those of transformers 4, which 5 and llama.cpp's converter read as well. A UserError names the options
+    of `config` that Llama's architecture does not have.
     """
     problems = [
         f"{name} is {getattr(config, name)!r}, not {value!r}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,10 @@ _COMPUTED = (
     ".attention.masked_bias",
 )
 
-# Of a model that also reads pictures: the tensors that are left out, and how the names of its text part begin.
+# Of a model that also reads pictures: the tensors that are left out, and how the names of its text part begin, in
+# published files and in transformers' own; without this the model is its text part alone.
 _PICTURES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
-_TEXT = re.compile(r"(model\.)?language_model\.")
+_TEXT = re.compile(r"^(model\.)?language_model\.")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def weights_of(config: Config, hf: Mapping[str, Any]) -> list[Weight]:
 def _named_weights(
     names: Mapping[str, str], prefix: str, their_prefix: str, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Weight]:
-    """Weights and biases of the modules `names` that the model has, theirs as yet with all rows under one name."""
+    """Weights and biases of the modules that the model has, theirs as yet with all rows under one name."""
     weights = []
     for left, right in names.items():
         for kind in ("weight", "bias"):
@@ -109,17 +109,17 @@ def tensors_from_hf(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """litgpt's tensors, one after the other, read from the weight files of `checkpoint_dir`; `dtype` None keeps theirs.
 
-    A UserError says that there are no weight files, a DataError that one is missing, damaged or of another model.
+    Raises what `TensorFiles` does, and a DataError for a tensor that is missing, left over or of another shape.
     """
     architecture = architecture_of(hf)
     files = TensorFiles(checkpoint_dir)
     weights = weights_of(config, hf)
     head = f"{architecture.outer['lm_head']}.weight"
     stored = {}
-    for stored_name in files.names:
+    for stored_name in files:
         if _PICTURES.match(stored_name):
             continue
-        name = _name_of_text(stored_name)
+        name = _TEXT.sub(r"\1", stored_name)
         if not name.startswith(architecture.prefix) and name != head:
             name = architecture.prefix + name
         stored[name] = stored_name
@@ -132,12 +132,6 @@ def tensors_from_hf(
         yield from _our_tensors(weight, files, stored, dtype)
 
 
-def _name_of_text(name: str) -> str:
-    """A tensor's name where the model is its text part alone: published files and transformers' have two forms."""
-    match = _TEXT.match(name)
-    return name if match is None else (match[1] or "") + name[match.end() :]
-
-
 def _our_tensors(
     weight: Weight, files: TensorFiles, stored: Mapping[str, str], dtype: torch.dtype | None
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -148,7 +142,7 @@ def _our_tensors(
         parts.append(part.T.contiguous() if weight.transposed else part)
     if not parts:
         rows = sum(shape[0] for shape in weight.ours.values())
-        parts = [torch.zeros((rows, *columns), dtype=files.dtype)]
+        parts = [torch.zeros((rows, *columns), dtype=next(iter(files.specs.values())).dtype)]
     tensor = torch.cat(parts) if len(parts) > 1 else parts[0]
     if weight.runs:
         tensor = by_kind(tensor, weight.runs)
@@ -223,7 +217,7 @@ def _complain_of_names(what: str, names: set[str]) -> None:
 
 
 def _read_index(path: Path) -> dict[str, Path]:
-    """The file of each tensor, of an index that names files beside it."""
+    """The file of each tensor."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError(f"{path} has no weight_map")
@@ -235,10 +229,12 @@ def _read_index(path: Path) -> dict[str, Path]:
     return where
 
 
-class TensorFiles:
-    """The weight files of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
+class TensorFiles(LazyTensors):
+    """The tensors of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
 
-    Its methods raise a DataError that names the file if one is missing or damaged.
+    Raises:
+        UserError: if `checkpoint_dir` has no weights.
+        DataError: naming the file, if one is missing or damaged, also when a tensor is read.
     """
 
     def __init__(self, checkpoint_dir: Path) -> None:
@@ -246,34 +242,22 @@ class TensorFiles:
         if not found:
             raise UserError(f"{checkpoint_dir} has no weights: none of {', '.join(WEIGHT_FILES)}")
         path = found[0]
-        self._open_files: dict[Path, LazyTensors] = {}
-        self._where = _read_index(path) if path.suffix == ".json" else dict.fromkeys(self._open(path), path)
-        self.names = set(self._where)
+        if path.suffix == ".json":
+            self._where = _read_index(path)
+            files = {file: open_tensors(file) for file in set(self._where.values())}
+        else:
+            files = {path: open_tensors(path)}
+            self._where = dict.fromkeys(files[path], path)
+        specs = {}
+        for name, file in self._where.items():
+            if name not in files[file]:
+                raise DataError(f"{file} does not hold {name}, which its index says it does; download it again")
+            specs[name] = files[file].specs[name]
+        super().__init__(specs, lambda name: files[self._where[name]][name])
 
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        return self._spec(next(iter(self._where))).dtype
-
-    @property
-    def parameters(self) -> int:
-        """Values of all tensors."""
-        return sum(self._spec(name).numel() for name in self.names)
-
-    def read(self, name: str, shape: tuple[int, ...] | None = None) -> torch.Tensor:
-        """The tensor `name`; a DataError if its shape is not the one given."""
-        found, path = tuple(self._spec(name).shape), self._where[name]
-        if shape is not None and found != shape:
-            raise DataError(f"{name} in {path} has shape {found}, config.json says {shape}")
-        return self._open(path)[name]
-
-    def _spec(self, name: str) -> torch.Tensor:
-        """Shape and type, on the meta device."""
-        path = self._where[name]
-        if name not in (tensors := self._open(path)):
-            raise DataError(f"{path} does not hold {name}, which its index says it does; download it again")
-        return tensors.specs[name]
-
-    def _open(self, path: Path) -> LazyTensors:
-        if path not in self._open_files:
-            self._open_files[path] = open_tensors(path)
-        return self._open_files[path]
+    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        """The tensor `name`; a DataError if it has another shape."""
+        found = tuple(self.specs[name].shape)
+        if found != shape:
+            raise DataError(f"{name} in {self._where[name]} has shape {found}, config.json says {shape}")
+        return self[name]

@@ -124,7 +124,6 @@ def write_litgpt_directory(
     staged = folder / f".{WEIGHTS}.tmp"
     try:
         write_lit_model(staged, weights.items())
-    except BaseException:
+        return staged.rename(folder / WEIGHTS)
+    finally:
         staged.unlink(missing_ok=True)
-        raise
-    return staged.rename(folder / WEIGHTS)

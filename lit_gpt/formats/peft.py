@@ -68,11 +68,13 @@ def write_peft(
     tensors: dict[str, Tensor] = {}
     patterns: dict[str, dict[str, float]] = {"rank_pattern": {}, "alpha_pattern": {}}
     targets = set()
-    for module, suffix, pair in _theirs(adapter, config, settings, hf):
-        tensors[f"base_model.model.{module}.lora_A.weight"] = pair.a.contiguous()
-        tensors[f"base_model.model.{module}.lora_B.weight"] = pair.b.contiguous()
+    block = re.compile(rf"^{re.escape(architecture_of(hf).layers)}\.\d+\.")
+    for module, a, b in _theirs(adapter, config, settings, hf):
+        tensors[f"base_model.model.{module}.lora_A.weight"] = a.contiguous()
+        tensors[f"base_model.model.{module}.lora_B.weight"] = b.contiguous()
+        suffix = block.sub("", module)
         targets.add(suffix)
-        if (rank := len(pair.a)) != settings.r:
+        if (rank := len(a)) != settings.r:
             patterns["rank_pattern"][suffix] = rank
             patterns["alpha_pattern"][suffix] = settings.alpha * rank // settings.r
     described = {
@@ -119,16 +121,15 @@ def read_peft(folder: Path, config: Config, hf: Mapping[str, Any]) -> tuple[dict
         raise DataError(f"{folder}: {len(pairs)} modules are not in the base model, such as {min(pairs)}")
     rank = max(len(pair.a) for pair in found.values())
     kinds = {kind for _, kind in found}
-    settings = LoRASettings(rank, rank, 0.0, **{name: name in kinds for name in _KINDS})
+    adapted = {name: name in kinds for name in ("query", "key", "value", "projection", "mlp", "head")}
+    settings = LoRASettings(rank, rank, 0.0, **adapted)
     return dict(_filled(found, config, settings)), settings
-
-
-_KINDS = ("query", "key", "value", "projection", "mlp", "head")
 
 
 def _parts(weight: Weight, config: Config) -> list[_Part]:
     """The parts of a matrix; none for biases, norms and embeddings."""
-    parts, start = [], 0
+    parts = []
+    start = 0
     for name, (rows, *columns) in weight.ours.items():
         layer = name.removesuffix(".weight")
         if layer == name or not columns or layer.endswith((".wte", ".wpe")):
@@ -159,10 +160,8 @@ def _modules(weight: Weight, hf: Mapping[str, Any]) -> Iterator[tuple[str, slice
 
 def _theirs(
     adapter: Mapping[str, Tensor], config: Config, settings: LoRASettings, hf: Mapping[str, Any]
-) -> Iterator[tuple[str, str, _Pair]]:
-    """Hugging Face's adapted modules: a module's name, its name within its block, and its matrices."""
-    layers = architecture_of(hf).layers
-    scale = settings.alpha / settings.r
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Hugging Face's adapted modules with their A and B."""
     for weight in weights_of(config, hf):
         pairs = _split(adapter, _parts(weight, config), settings)
         for module, rows in _modules(weight, hf):
@@ -176,7 +175,7 @@ def _theirs(
                 up[part.rows.start - rows.start : part.rows.stop - rows.start, columns] = b
             if weight.runs:
                 up = by_run(up, weight.runs)
-            yield module, re.sub(rf"^{re.escape(layers)}\.\d+\.", "", module), _Pair(down, up, scale)
+            yield module, down, up
 
 
 def _split(

@@ -72,11 +72,7 @@ def main(options: Options) -> None:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file.
-
-    Raises:
-        DataError: if it is not UTF-8 or has none, or if a line of *.jsonl is not an object with a text under "prompt".
-    """
+    """The prompts of a file: its lines, or in *.jsonl the texts under "prompt"; a DataError if there are none."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as e:

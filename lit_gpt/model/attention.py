@@ -85,18 +85,14 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Causal attention within each segment.
+    """Causal attention within each segment: [N, heads, head size].
 
     Args:
         q: [N, heads, head size].
         k, v: [N, groups, head size]; each group serves heads / groups neighbouring heads.
-        segments: of these N positions.
         scale: factor of the scores.
         window: how many keys up to its own position a query sees at most; None for all of its segment's.
         softcap: scores are softcap · tanh(scores / softcap), if given (Gemma 2, https://arxiv.org/abs/2408.00118).
-
-    Returns:
-        [N, heads, head size].
     """
     if segments.blocks is not None:
         blocks = segments.window_blocks if window else segments.blocks

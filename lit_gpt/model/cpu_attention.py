@@ -87,7 +87,7 @@ def _capped_scores(tile: _Tile, q: Tensor, k: Tensor, scale: float, softcap: flo
 
 
 def _capped(tile: _Tile, q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float) -> tuple[Tensor, Tensor]:
-    """torch's kernel knows no soft caps: the same in plain steps."""
+    """In plain steps what torch's kernel does, which knows no soft caps."""
     with torch.autocast("cpu", enabled=False):
         _, scores = _capped_scores(tile, q, k, scale, softcap)
         return scores.softmax(-1) @ v, scores.logsumexp(-1)
@@ -115,13 +115,7 @@ def segment_attention(
 ) -> tuple[Tensor, Tensor]:
     """Attention within each segment, on the CPU.
 
-    Args:
-        q: [N, heads, D].
-        k, v: [N, groups, D].
-        bounds: int32 [segments + 1], the first position of each segment, and N.
-        scale: factor of the scores.
-        window: positions of the sliding window; 0 for none.
-        softcap: of the scores; 0 for none.
+    Arguments as in `attention.attend`, `bounds` as in its `Segments`; no window and no soft cap are 0.
 
     Returns:
         The output [N, heads, D], and the logarithm of each query's sum of exponentiated scores [heads, N].

@@ -47,7 +47,7 @@ class DocumentAttention(nn.Module):
         input_pos: Tensor | None = None,
         input_pos_maxp1: int | None = None,
     ) -> Tensor:
-        """Attention over packed rows, or litgpt's from its cache.
+        """Attention over packed rows, or litgpt's from its cache; it returns the shape of `x`.
 
         Args:
             x: [1, N, n_embd], all rows of a batch one after the other; with a cache litgpt's [B, T, n_embd].
@@ -56,9 +56,6 @@ class DocumentAttention(nn.Module):
                 sees a key; or None for litgpt's causal attention without a cache.
             input_pos: litgpt's positions [T] or [B, T], with a cache.
             input_pos_maxp1: one more than the last of them.
-
-        Returns:
-            The shape of `x`.
         """
         if not isinstance(mask, Segments):
             if mask is not None:
@@ -82,7 +79,7 @@ class DocumentAttention(nn.Module):
         return self.proj(y.flatten(1).unsqueeze(0))
 
     def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[1, heads, N, head size] → the same, the first `rope_n_elem` numbers of each head rotated."""
+        """Rotates the first `rope_n_elem` numbers of each head, [1, heads, N, head size]."""
         count = self.config.rope_n_elem
         rotate = apply_rope_interleave if self.config.rope_interleave else apply_rope
         return torch.cat((rotate(x[..., :count], cos, sin), x[..., count:]), dim=-1)

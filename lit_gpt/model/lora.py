@@ -71,7 +71,11 @@ def merge_adapter(
         if key not in specs:
             raise DataError(f"the base model has no {key}, which the adapter changes: not the model it was trained on")
         for part in _parts(key):
-            _check_shape(adapter, part, getattr(layer, part.rsplit(".", 1)[1]))
+            expected = list(getattr(layer, part.rsplit(".", 1)[1]).shape)
+            if part not in adapter:
+                raise DataError(f"the adapter lacks {part}: it was trained with other --lora_* settings")
+            if list(adapter[part].shape) != expected:
+                raise DataError(f"the adapter's {part} has shape {list(adapter[part].shape)}, expected {expected}")
     if unused := adapter.keys() - {part for key in layers for part in _parts(key)}:
         raise DataError(f"{len(unused)} adapter tensors found no place in the model, such as {min(unused)}")
 
@@ -101,16 +105,8 @@ def _adapted_layers(config: Config, settings: LoRASettings) -> dict[str, litgpt.
 
 
 def _parts(weight: str) -> tuple[str, str]:
-    """The names of A and B of the matrix named `weight`."""
     layer = weight.removesuffix(".weight")
     return f"{layer}.lora_A", f"{layer}.lora_B"
-
-
-def _check_shape(adapter: Mapping[str, Tensor], key: str, expected: Tensor) -> None:
-    if key not in adapter:
-        raise DataError(f"the adapter lacks {key}: it was trained with other --lora_* settings")
-    if adapter[key].shape != expected.shape:
-        raise DataError(f"the adapter's {key} has shape {list(adapter[key].shape)}, expected {list(expected.shape)}")
 
 
 MERGED_AT_ONCE = 1 << 17
@@ -192,10 +188,11 @@ def check_merged(
 def _litgpt_changes(
     layer: litgpt.lora.LoRALinear, weight: Tensor, a: Tensor, b: Tensor
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the matrix, and what litgpt adds to them, which of queries, keys and values it computes at once."""
+    """Rows of the matrix, and what litgpt adds to them."""
     layer.linear.weight = nn.Parameter(weight, requires_grad=False)  # it asks for its device
     layer.lora_A = nn.Parameter(a, requires_grad=False)
     layer.lora_B = nn.Parameter(b, requires_grad=False)
+    # of queries, keys and values litgpt computes all at once
     whole = layer.get_lora_AB() if isinstance(layer, litgpt.lora.LoRAQKVLinear) else None
     step = max(1, MERGED_AT_ONCE // weight.size(1))
     for start in range(0, len(weight), step):

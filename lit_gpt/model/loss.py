@@ -53,7 +53,7 @@ def cross_entropies(
 
 
 def _each_position(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """The sum, and the losses [positions], which carry no gradient."""
+    """The sum, and the losses [positions] without gradient."""
     if getattr(head, "r", None) == 0:
         head = head.linear  # litgpt's LoRA layer without an adapter
     if type(head) is not nn.Linear:
@@ -74,7 +74,6 @@ def _each_position(head: nn.Module, hidden: Tensor, targets: Tensor, softcap: fl
 
 
 def _chunk(vocabulary: int, device: str) -> int:
-    """Positions of a chunk on this kind of device."""
     logits = min(_LOGITS_PER_CHUNK, _LOGITS_PER_CHUNK_ON_CPU) if device == "cpu" else _LOGITS_PER_CHUNK
     return max(1, logits // vocabulary)
 
@@ -107,7 +106,6 @@ class _ChunkedLoss(torch.autograd.Function):
         chunk: int,
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Products are made in `dtype`; `chunk` positions at once."""
         wanted = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
         exact = torch.promote_types(dtype, torch.float32)
         matrix = weight.to(dtype)

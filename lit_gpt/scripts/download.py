@@ -86,7 +86,9 @@ def main(options: Options) -> None:
         print(f"left on the Hub, as programs of others are never loaded: {', '.join(programs)}")
     fetch(info, companions, folder)
     if options.convert:
-        check_supported(folder)
+        from lit_gpt.formats.hf_config import config_from_hf, read_hf_config  # a download alone needs no torch
+
+        config_from_hf(read_hf_config(folder))  # raises for a model that cannot be converted
     fetch(info, weights, folder)
     remove_other_weights(folder, weights)
     print(f"downloaded {len(companions) + len(weights)} files of {options.repo_id} (commit {info.sha}) to {folder}")
@@ -109,12 +111,7 @@ def choose_weights(names: Sequence[str]) -> list[str]:
 
 
 def fetch(info: ModelInfo, names: Sequence[str], folder: Path) -> None:
-    """Downloads files of the commit `info`, though its branch may move on meanwhile, and compares their hashes.
-
-    Raises:
-        UserError, OSError, Interrupted: see `hub_errors`.
-        DataError: if a file is not what the Hub lists; it is removed.
-    """
+    """Downloads files of the commit `info`, though its branch may move on meanwhile, and compares their hashes."""
     with hub_errors(info.id):
         snapshot_download(info.id, revision=info.sha, local_dir=folder, allow_patterns=list(names))
     listed = {file.rfilename: file for file in info.siblings or []}
@@ -131,13 +128,6 @@ def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
         path.unlink()
     if others:
         print(f"removed, being of another revision: {', '.join(path.name for path in others)}")
-
-
-def check_supported(folder: Path) -> None:
-    """Raises a UserError or DataError if the model whose config.json is in `folder` cannot be converted."""
-    from lit_gpt.formats.hf_config import config_from_hf, read_hf_config  # a download alone needs no torch
-
-    config_from_hf(read_hf_config(folder))
 
 
 def convert(folder: Path, dtype: str | None) -> None:

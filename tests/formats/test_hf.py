@@ -67,9 +67,9 @@ def test_same_logits_and_same_bits_back(variant, tmp_path):
     ids = torch.randint(0, VOCABULARY, (3, 64), generator=torch.Generator().manual_seed(1))
     files = TensorFiles(tmp_path)
     back = dict(tensors_to_hf(state_dict, config, hf))
-    assert back.keys() == files.names
+    assert back.keys() == files.keys()
     for name, tensor in back.items():
-        assert tensor.dtype == files.read(name).dtype and torch.equal(tensor, files.read(name)), name
+        assert tensor.dtype == files[name].dtype and torch.equal(tensor, files[name]), name
     assert config.padded_vocab_size == config.vocab_size == VOCABULARY
     theirs = transformers_logits(model, ids)
     assert theirs.abs().max() > 3, "flat logits would compare nothing"
@@ -100,7 +100,7 @@ def test_bin_files_are_read_like_safetensors(tmp_path):
     make_hf(tmp_path)
     hf, config, expected = convert(tmp_path)
     files = TensorFiles(tmp_path)
-    weights = {name: files.read(name).clone() for name in sorted(files.names)}
+    weights = {name: files[name].clone() for name in sorted(files.keys())}
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)  # a buffer that old checkpoints carry
     (tmp_path / "model.safetensors").unlink()
     half = list(weights)[: len(weights) // 2]

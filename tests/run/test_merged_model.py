@@ -114,7 +114,7 @@ def test_checkpoints_of_3_and_of_8_processes_give_the_same_bytes(trained_run: Pa
     trained, hf = load_merged_model(checkpoint), read_hf_config(tmp_path / "8" / "model")
     for name, tensor in tensors_from_hf(tmp_path / "8" / "model", trained.config, hf):
         assert torch.equal(tensor, trained.state_dict[name]), name
-    assert files.names == json.loads(found[8]["model.safetensors.index.json"])["weight_map"].keys()
+    assert files.keys() == json.loads(found[8]["model.safetensors.index.json"])["weight_map"].keys()
 
 
 def test_a_merge_that_computes_something_else_leaves_nothing(

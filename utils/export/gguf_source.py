@@ -59,8 +59,8 @@ def read_model(folder: Path) -> SourceModel:
         folder=folder.resolve(),
         name=folder.resolve().name,
         hf=converter_config(hf),
-        parameters=files.parameters,
-        gguf_type=types.get(str(files.dtype), "f32"),
+        parameters=sum(spec.numel() for spec in files.specs.values()),
+        gguf_type=types.get(str(next(iter(files.specs.values())).dtype), "f32"),
         context=visible_context(hf, config_from_hf(hf)),
         end_token=None if tokenizer.eos_id is None else tokenizer.vocabulary[tokenizer.eos_id],
     )

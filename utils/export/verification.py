@@ -49,13 +49,13 @@ def verify_tensors(stage: Path, model: MergedModel, hf: dict[str, Any]) -> str:
     names = set()
     for name, tensor in tensors_to_hf(model.state_dict, model.config, hf):
         names.add(name)
-        if name not in files.names:
+        if name not in files:
             raise DataError(f"{name} was not written")
         written = files.read(name, tuple(tensor.shape))
         same_bits = torch.equal(written.view(torch.uint8), tensor.contiguous().view(torch.uint8))
         if written.dtype != tensor.dtype or not same_bits:
             raise DataError(f"{name} was not written as it is")
-    if left_over := files.names - names:
+    if left_over := files.keys() - names:
         raise DataError(f"the files hold tensors that were not to be written: {', '.join(sorted(left_over))}")
     return f"verified: {len(names)} tensors read back, equal bit for bit"
 
