@@ -76,7 +76,6 @@ class DirectFile:
         return len(data)
 
     def _write_block(self) -> None:
-        """Hands the first block to the thread, once the other one is written, and swaps them."""
         if self._writing:
             self._writing.result()
         sectors = math.ceil(self._filled / SECTOR_BYTES)

@@ -36,8 +36,6 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """A Hugging Face model class."""
-
     config: Callable[[dict[str, Any]], Config]
     """Makes litgpt's configuration of a config.json completed by `defaults`."""
     defaults: dict[str, Any]

@@ -180,8 +180,7 @@ def settle_config(
         config, state_dict: the trained model's.
         dtype: torch's name of its weights' type ('bfloat16').
 
-    Returns:
-        The new config.json, and each change in words. A DataError if the trained model has other sizes.
+    It returns the new config.json, and each change in words; a DataError says that the trained model has other sizes.
     """
     defaults = architecture_of(hf).defaults
     assumed = {**defaults, **hf}

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,6 @@ PROBE_TEXT = (
     "[speaker001:] Bonjour, ça va ?\n[speaker002:] Très bien…  et « toi » ?\n\n"
     "[Łukasz:]\tAm 12. März 1789 gab's 3,50 € – naïve, isn't it? Привет, 你好 🙂\n  x = {'a': [1, 2]}\n"
 )
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What transformers makes of a folder."""
-
-    logits: list[np.ndarray]
-    """float32 [length, vocabulary] of each sequence."""
-    ids: list[int] | None
-    """Token ids of the text, without special tokens; None if none was given."""
-    starts_with: int | None
-    """The first id of the text with special tokens."""
 
 
 def probe_sequences(vocab_size: int, block_size: int) -> list[list[int]]:
@@ -95,16 +82,23 @@ def _take_turns(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             module.register_forward_hook(lambda module, *_, names=frozen: let_go(module, names))
 
 
-def ask_transformers(folder: Path, sequences: list[list[int]], text: str | None) -> Answer:
-    """Loads `folder` with transformers in a fresh process; raises what `run_transformers` does."""
+def ask_transformers(
+    folder: Path, sequences: list[list[int]], text: str | None
+) -> tuple[list[np.ndarray], list[int] | None, int | None]:
+    """Loads `folder` with transformers in a fresh process; raises what `run_transformers` does.
+
+    Returns:
+        The logits of each sequence, float32 [length, vocabulary]; the token ids of `text` without special tokens, and
+        its first id with them, both None without a text.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.npz"
         run_transformers("lit_gpt.formats.hf_logits_process", folder, {"sequences": sequences, "text": text}, answer)
         with np.load(answer) as values:
             logits = [values[f"logits{index}"] for index in range(len(sequences))]
             if text is None:
-                return Answer(logits, None, None)
-            return Answer(logits, values["ids"].tolist(), int(values["starts_with"]))
+                return logits, None, None
+            return logits, values["ids"].tolist(), int(values["starts_with"])
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float]:

@@ -33,8 +33,7 @@ _COMPUTED = (
     ".attention.masked_bias",
 )
 
-# Of a model that also reads pictures: the tensors that are left out, and how the names of its text part begin, in
-# published files and in transformers' own; without this the model is its text part alone.
+# Of a model that also reads pictures: the tensors that are left out, and how the names of its text part begin.
 _PICTURES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 _TEXT = re.compile(r"^(model\.)?language_model\.")
 
@@ -156,10 +155,8 @@ def tensors_to_hf(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Hugging Face's tensors, one after the other; views of litgpt's where the layout is the same.
 
-    Given tensors on the meta device (`specs_of`) it tells names, shapes and types.
-
-    Raises:
-        DataError: if one of ours is missing, left over, of another shape, or has no place where it matters.
+    Given tensors on the meta device (`specs_of`) it tells names, shapes and types. A DataError says that one of ours is
+    missing, left over, of another shape, or has no place where it matters.
     """
     weights = weights_of(config, hf)
     shapes = {}
@@ -232,9 +229,7 @@ def _read_index(path: Path) -> dict[str, Path]:
 class TensorFiles(LazyTensors):
     """The tensors of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
 
-    Raises:
-        UserError: if `checkpoint_dir` has no weights.
-        DataError: naming the file, if one is missing or damaged, also when a tensor is read.
+    A UserError says that there are none; a DataError names a file that is missing or damaged, also on reading a tensor.
     """
 
     def __init__(self, checkpoint_dir: Path) -> None:

@@ -27,13 +27,7 @@ WEIGHTS = (*ANY_WEIGHTS, "*.gguf")
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns what goes wrong with the Hub into errors that say what to do.
-
-    Raises:
-        UserError: if the repository or revision does not exist, or may not be read or written with this token.
-        Interrupted: if the connection broke off.
-        OSError: if the Hub cannot be reached, or fails.
-    """
+    """Turns what goes wrong with the Hub into a UserError, Interrupted or OSError that says what to do."""
     broken_off = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadTimeout, httpx.WriteTimeout)
     unreachable = (httpx.TransportError, httpx.InvalidURL, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
     try:
@@ -106,8 +100,7 @@ def check_downloaded(folder: Path) -> int:
     The client keeps a note for each file in .cache/huggingface/download: the commit, the hash, the time. Files without
     one came from elsewhere and are passed over.
 
-    Returns:
-        How many files were compared; a DataError names those that have another content now.
+    It returns how many files were compared; a DataError names those that have another content now.
     """
     compared = {}
     for path in sorted(folder.iterdir()):
@@ -148,12 +141,7 @@ def files_to_send(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
 
 
 def holds_model(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a model is among the files to send; none of its weights may be missing or cut off.
-
-    Raises:
-        UserError: for weights without config.json.
-        DataError: for weights that lack a file, or have one that cannot be read.
-    """
+    """Whether a model is among the files to send; an error says that config.json or some of its weights are missing."""
     weights = [name for name in names if matches(name, WEIGHTS)]
     if any(not name.endswith(".gguf") for name in weights) and "config.json" not in names:
         raise UserError(f"{folder} has weights, but no config.json")
@@ -188,11 +176,7 @@ def upload(
     3. The hashes that the Hub then lists are compared with those here.
 
     `names` are those of `files_to_send`; `private` is for a repository that does not exist yet; `say` gets each line
-    about the progress.
-
-    Raises:
-        UserError, OSError, Interrupted: see `hub_errors`; without a model among the files, if the Hub has none either.
-        DataError: if the Hub then lists other hashes.
+    about the progress. Raises what `hub_errors` does, and a DataError if the Hub then lists other hashes.
     """
     with_model = holds_model(folder, names)
     api = HfApi()

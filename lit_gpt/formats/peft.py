@@ -98,11 +98,8 @@ def write_peft(
 def read_peft(folder: Path, config: Config, hf: Mapping[str, Any]) -> tuple[dict[str, Tensor], LoRASettings]:
     """peft's adapter in `folder` as litgpt's tensors in fp32, with their scale in B: so alpha is the rank.
 
-    `config` and `hf` (config.json) are the base model's.
-
-    Raises:
-        UserError: for a kind of adapter that is not supported.
-        DataError: if the files are damaged, contradict each other, or adapt another model.
+    `config` and `hf` (config.json) are the base model's. A UserError says that this kind of adapter is not supported, a
+    DataError that the files are damaged, contradict each other, or adapt another model.
     """
     described = read_json(folder / ADAPTER_CONFIG)
     kind = described.get("peft_type")

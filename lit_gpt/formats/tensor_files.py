@@ -130,11 +130,9 @@ def only_tensors(loaded: Any) -> dict[str, Tensor]:
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[int, zipfile.ZipInfo]:
-    """The archive's entries by the byte of the file where their content begins.
-
-    It begins after a header of 30 bytes, the name and an extra field, whose lengths are the header's last four bytes:
-    https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7.
-    """
+    """The archive's entries by the byte of the file where their content begins."""
+    # after a header of 30 bytes, the name and an extra field, whose lengths are the header's last four bytes:
+    # https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7
     found = {}
     with path.open("rb") as file:
         for info in archive.infolist():
@@ -177,15 +175,13 @@ def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
         for name, tensor in _one_ahead(tensors):
             parameters += tensor.numel()
             # a storage is written whole, and two tensors that shared one would also do so when trained
-            stored[name] = archive.store_early(tensor if _owns_its_storage(tensor) else tensor.clone())
+            if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
+                tensor = tensor.clone()
+            stored[name] = archive.store_early(tensor)
             del tensor
         archive.save(stored)
         archive.zipfile.write_end_of_file()
     return parameters
-
-
-def _owns_its_storage(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 def write_safetensors(
@@ -243,7 +239,6 @@ def _write_shard(path: Path, specs: Mapping[str, Tensor], tensors: Iterator[tupl
 
 
 def _write_values(file: DirectFile, tensor: Tensor) -> None:
-    """Writes a tensor's values in order; one that is not contiguous is copied by rows, CHUNK_BYTES together."""
     parts = [tensor]
     if not tensor.is_contiguous() and tensor.dim() >= 2:
         parts = tensor.split(max(1, CHUNK_BYTES * len(tensor) // tensor.nbytes))

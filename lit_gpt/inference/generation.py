@@ -31,11 +31,8 @@ _PREFILL = 2048
 class TextModel:
     """A model and its tokenizer.
 
-    By "auto" weights and arithmetic have the type of `weights`, and it computes on the GPU if there is one.
-
-    Raises:
-        UserError: if there is no such device.
-        DataError: if config and weights do not belong together.
+    By "auto" weights and arithmetic have the type of `weights`, and it computes on the GPU if there is one. A UserError
+    says that there is no such device, a DataError that config and weights do not belong together.
     """
 
     def __init__(
@@ -85,9 +82,7 @@ class TextModel:
         Yields:
             Pieces of the texts as they come, each with its row: prompt by prompt, sample by sample.
 
-        Raises:
-            UserError: if a prompt is empty or leaves no room in the context.
-            DataError: if the tokenizer is of another model.
+        Raises what `check` does.
         """
         self.check(prompts)
         ends = self.tokenizer.end_ids | set(end_ids)
@@ -122,7 +117,7 @@ class TextModel:
             logits = self._decode(tokens, [row.length - 1 for row in rows])
 
     def check(self, prompts: Sequence[list[int]]) -> None:
-        """Raises what `stream` does for prompts that cannot be continued; of several it says which one."""
+        """Raises a UserError or DataError for prompts that cannot be continued; of several it says which one."""
         for number, ids in enumerate(prompts, 1):
             which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
             if not ids:
@@ -234,7 +229,6 @@ class TextStream:
         return text
 
     def rest(self) -> str:
-        """What was held back and never became complete."""
         text = self._unshown()
         self._shown = len(self._ids)
         return text
@@ -258,7 +252,6 @@ class Continuation:
         return self._decided(self._stream.push(token))
 
     def finish(self) -> str:
-        """What was held back, when no token follows."""
         text = self._decided(self._stream.rest())
         if not self.ended:
             self.ended, text = True, text + self._held

@@ -120,9 +120,8 @@ def _varlen_attention() -> Callable[..., Tensor] | None:
 
 
 def _varlen_does(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
-    if dtype not in (torch.bfloat16, torch.float16) or head_size > _FLASH_HEAD_SIZE or head_size % 8:
-        return False
-    if _varlen_attention() is None:
+    fits = dtype in (torch.bfloat16, torch.float16) and head_size <= _FLASH_HEAD_SIZE and head_size % 8 == 0
+    if not fits or _varlen_attention() is None:
         return False
     return device.type == "meta" or torch.cuda.get_device_capability(device) >= (8, 0)
 

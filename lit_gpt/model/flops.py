@@ -46,10 +46,7 @@ _PEAKS: dict[str, tuple[float, float, float]] = {
 
 
 def mean_context(lengths: np.ndarray, window: int | None = None) -> float:
-    """Keys that a query attends to on average, itself included: (L + 1) / 2 in a document of L positions.
-
-    `lengths` are those of the rows where documents are not kept apart; `window` is that of sliding layers.
-    """
+    """Keys that a query attends to on average, itself included: (L + 1) / 2 in a document, or a whole row, of L."""
     lengths = np.asarray(lengths, np.float64)
     growing = np.minimum(lengths, window or np.inf)
     return float((growing * (growing + 1) / 2 + (lengths - growing) * growing).sum() / lengths.sum())

@@ -92,8 +92,7 @@ class DocumentAttention(nn.Module):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> KVCache:
-        """A cache of all positions; in layers with a sliding window litgpt's holds the window only, and refuses longer
-        prompts."""
+        """A cache of all positions; litgpt's holds a sliding window only, and refuses longer prompts."""
         shape = (batch_size, self.config.n_query_groups, max_seq_length, self.config.head_size)
         return KVCache(shape, shape, device=device, dtype=dtype)
 
@@ -195,7 +194,7 @@ def has_learned_positions(config: Config) -> bool:
 
 
 class DocumentGPT(nn.Module):
-    """What both models below share: the forward pass over packed rows."""
+    """What both models below share."""
 
     block: type[DocumentBlock]
     sharing: tuple[int, int] = (0, 1)

@@ -60,10 +60,7 @@ def merge_adapter(
     """The base weights with the adapter merged into them, computed in fp32; each matrix when it is asked for.
 
     `base` and `config` are the base model's. `adapter` has keys such as `transformer.h.0.attn.qkv.lora_A`. `dtype` None
-    keeps the base's.
-
-    Raises:
-        DataError: if a key of the adapter was not used or is missing, or if no weight changes.
+    keeps the base's. A DataError says that a key of the adapter was not used or is missing, or that no weight changes.
     """
     layers = _adapted_layers(config, settings)
     specs = specs_of(base)
@@ -161,8 +158,7 @@ def check_merged(
 ) -> None:
     """Compares `merged` with the base weights, and each adapted matrix with what litgpt's layer makes of the adapter.
 
-    Raises:
-        DataError: naming a tensor that differs by more than the rounding of its type.
+    A DataError names a tensor that differs by more than the rounding of its type.
     """
     layers = _adapted_layers(config, settings)
     adapted = list(layers)

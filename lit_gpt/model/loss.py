@@ -35,16 +35,13 @@ class Losses(NamedTuple):
 def cross_entropies(
     head: nn.Module, hidden: Tensor, targets: Tensor, softcap: float | None = None, first: int = 0
 ) -> Losses:
-    """Cross-entropy summed over the positions that have a target.
+    """Cross-entropy in fp32 (float64 for float64 states), summed over the positions that have a target.
 
     Args:
         head: from hidden states to logits, an `nn.Linear` or an adapted one.
         hidden: [B, T, C]; or [positions, C], some of them, from number `first` on: only they count then.
         targets: [B, T] int64, `IGNORE` where there is nothing to predict.
         softcap: logits are softcap · tanh(logits / softcap), if given.
-
-    Returns:
-        fp32 (float64 for float64 states).
     """
     hidden = hidden.flatten(0, -2)
     end = first + len(hidden)

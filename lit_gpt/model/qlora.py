@@ -20,7 +20,6 @@ from lit_gpt.errors import UserError
 
 FrozenFormat = Literal["bnb.nf4", "bnb.int8"]
 _BLOCK = 64
-_INT8_MAX = 127
 
 
 def import_bitsandbytes() -> ModuleType:
@@ -82,7 +81,7 @@ class QLoRALinear(nn.Module):
         shape = (self.out_features, self.in_features)
         if self.kind == "bnb.int8":
             out = torch.empty(shape, dtype=self.dtype, device=self.weight.device)
-            return torch.mul(self.weight, scale.unsqueeze(1) / _INT8_MAX, out=out)
+            return torch.mul(self.weight, scale.unsqueeze(1) / 127, out=out)
         functional = import_bitsandbytes().functional
         # As one row: of rows whose length is a multiple of 16 and not of 64, bitsandbytes 0.50.2 mixes up the scales on
         # CPUs with AVX-512.
