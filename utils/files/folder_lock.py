@@ -90,9 +90,8 @@ class FolderLock:
             (folder / LOCK).mkdir(exist_ok=True)
             newest = _newest(folder)
             if newest and _is_alive(folder, newest):
-                raise UserError(
-                    f"{folder} is being written by {_owner_text(folder, newest)}; give another folder, or wait"
-                )
+                owner = _owner_text(folder, newest)
+                raise UserError(f"{folder} is being written by {owner}; give another folder, or wait")
             owner = Owner.this_process()
             try:
                 with _path(folder, newest + 1).open("x", encoding="utf-8") as file:

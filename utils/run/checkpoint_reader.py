@@ -49,11 +49,7 @@ def newest_valid_checkpoint(run_dir: Path) -> tuple[Path | None, list[str]]:
 
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: Optimizer) -> TrainingProgress:
-    """Loads a checkpoint into a model and its optimiser, on any number of processes.
-
-    Raises:
-        DataError: if its tensors are not the model's.
-    """
+    """Loads a checkpoint into a model and its optimiser; a `DataError` if its tensors are not the model's."""
     optimizer_state = get_optimizer_state_dict(model, optimizer)
     tensors = {"model": trained_tensors(model), "optimizer": optimizer_state["state"]}
     reader = CheckpointReader(checkpoint)

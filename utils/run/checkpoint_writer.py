@@ -68,7 +68,8 @@ class CheckpointWriter:
 
     def failed(self) -> bool:
         """Whether this process knows that the checkpoint under way has failed, or that the folder is another's."""
-        return self._save_failed() or (self._lock is not None and self._lock.lost)
+        has_failed = self._is_done() and self._pending.exception() is not None
+        return has_failed or (self._lock is not None and self._lock.lost)
 
     def raise_failure(self) -> None:
         """Raises on every process what made one of them say `failed`, see `wait`."""
@@ -77,11 +78,12 @@ class CheckpointWriter:
 
     def poll(self) -> Saved | None:
         """The checkpoint under way, once, when it is complete."""
-        is_done = self._pending is not None and self._pending.done()
-        return self.wait() if is_done and not self._save_failed() else None
+        if self._is_done() and self._pending.exception() is None:
+            return self.wait()
+        return None
 
-    def _save_failed(self) -> bool:
-        return self._pending is not None and self._pending.done() and self._pending.exception() is not None
+    def _is_done(self) -> bool:
+        return self._pending is not None and self._pending.done()
 
     def wait(self) -> Saved | None:
         """Waits for the checkpoint under way and returns it; None if there is none.

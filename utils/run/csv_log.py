@@ -32,11 +32,8 @@ VALIDATION_COLUMNS = ("checkpoint", *PROGRESS_COLUMNS, *LOSS_COLUMNS, "max_sampl
 class CsvLog:
     """An append-only CSV file whose lines are on their way to the disk as soon as they are written.
 
-    A file that an older version wrote gets today's `columns`, in their order: values stay, new columns are empty.
-
-    Raises:
-        DataError: if the file has other columns, see `check_columns`, or damaged lines, see `read_csv`.
-        OSError: if it cannot be written; what was in it stays.
+    A file that an older version wrote gets today's `columns`, in their order: values stay, new columns are empty. It
+    raises what `check_columns` and `read_csv` raise; an `OSError` leaves the old file.
     """
 
     def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
@@ -62,11 +59,7 @@ class CsvLog:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The complete lines of a CSV file; none where there is no file.
-
-    Raises:
-        DataError: if another line has more or fewer fields than the header.
-    """
+    """The complete lines of a CSV file, none without a file; a `DataError` if one has other fields than the header."""
     content = path.read_bytes() if path.is_file() else b""
     # A process is writing a last line without its end, or was killed in it.
     text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
@@ -89,8 +82,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def check_columns(path: Path, columns: Sequence[str]) -> list[str]:
     """The columns of a CSV file's header; none where there is no file, or no complete line in it.
 
-    Raises:
-        DataError: if one of them is not among `columns`, or comes twice.
+    A `DataError` if one of them is not among `columns`, or comes twice.
     """
     if not path.is_file():
         return []

@@ -17,8 +17,7 @@ from utils.run.merged_model import MergedModel
 def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
     """Compares `merged` weights with base model and adapter, matrix by matrix and by logits; says what was found.
 
-    Raises:
-        DataError: if the merged weights are something else, or most of the adapter's effect is lost.
+    A `DataError` if the merged weights are something else, or most of the adapter's effect is lost.
     """
     assert trained.base is not None and trained.adapter is not None and trained.lora is not None
     config = trained.config

@@ -57,14 +57,9 @@ class MergedModel:
 
 
 def find_input(path: Path) -> Path:
-    """Finds what `path` means: a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth`.
-
-    Raises:
-        UserError: if it is none of these.
-    """
-    if path.is_file() and path.suffix == ".pth":
-        return path
-    if (path / STATE).is_file() or (path / SUMS).is_file():
+    """Finds what `path` means: a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth`."""
+    is_weights = path.is_file() and path.suffix == ".pth"
+    if is_weights or (path / STATE).is_file() or (path / SUMS).is_file():
         return path
     if (path / RUN).is_file():
         checkpoints = list_checkpoints(path)
@@ -104,18 +99,19 @@ def load_merged_model(
     foundation = None
     if record.identity.base:
         foundation = checkpoint_dir or Path(record.options["checkpoint_dir"])
-    provenance, run_dir = _provenance(record, source), source.resolve().parents[1]
-    tensors = read_model_tensors(source)
-    trained = MergedModel(
-        read_config(source / CONFIG), tensors, source, foundation, provenance=provenance, run_dir=run_dir
-    )
+    config, tensors = read_config(source / CONFIG), read_model_tensors(source)
+    run_dir = source.resolve().parents[1]
+    provenance = _provenance(record, source, run_dir)
+    trained = MergedModel(config, tensors, source, foundation, provenance=provenance, run_dir=run_dir)
     if not record.identity.lora:
         return replace(trained, state_dict=in_dtype(tensors, dtype))
     adapter = dict(tensors)
     if zero := [name for name, tensor in adapter.items() if not tensor.any()]:
         raise DataError(f"the adapter in {source} changes nothing: {min(zero)} is zero; it is untrained")
     base = _foundation_weights(record, foundation, source)
-    return _merge(trained, base, adapter, LoRASettings(**record.identity.lora), dtype)
+    lora = LoRASettings(**record.identity.lora)
+    merged = merge_adapter(base, adapter, config, lora, dtype)
+    return replace(trained, state_dict=merged, lora=lora, base=base, adapter=adapter)
 
 
 def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> MergedModel:
@@ -123,18 +119,8 @@ def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | N
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
     config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
     adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir))
-    return _merge(MergedModel(config, base, checkpoint_dir, checkpoint_dir), base, adapter, lora, dtype)
-
-
-def _merge(
-    trained: MergedModel,
-    base: Mapping[str, Tensor],
-    adapter: Mapping[str, Tensor],
-    lora: LoRASettings,
-    dtype: torch.dtype | None,
-) -> MergedModel:
-    merged = merge_adapter(base, adapter, trained.config, lora, dtype)
-    return replace(trained, state_dict=merged, base=base, adapter=adapter, lora=lora)
+    merged = merge_adapter(base, adapter, config, lora, dtype)
+    return MergedModel(config, merged, checkpoint_dir, checkpoint_dir, lora, base=base, adapter=adapter)
 
 
 def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:
@@ -148,9 +134,8 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
     return lazy_weights(foundation)
 
 
-def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
+def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     progress = TrainingProgress.load(checkpoint)
-    run_dir = checkpoint.resolve().parents[1]
     losses = {}
     for row in read_csv(run_dir / METRICS):
         if row["split"] == "valid" and int(row["step"]) == progress.step:
@@ -167,10 +152,7 @@ def _provenance(record: RunRecord, checkpoint: Path) -> dict[str, Any]:
 
 
 def load_text_model(options: ModelOptions) -> TextModel:
-    """The model and tokenizer that generating and chatting use: a litgpt directory's, with an adapter merged into it.
-
-    It raises what `load_merged_model` raises.
-    """
+    """The model and tokenizer that generating and chatting use: a litgpt directory's, with an adapter merged into it."""
     if options.lora_path is not None:
         trained = load_merged_model(options.lora_path, options.checkpoint_dir)
         if trained.lora is None:

@@ -69,12 +69,7 @@ class RunRecord:
 
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
-        """Reads the run.yaml of a run folder or of a checkpoint.
-
-        Raises:
-            UserError: if there is none.
-            DataError: if it is damaged.
-        """
+        """Reads a run folder's or a checkpoint's run.yaml; a `UserError` if there is none, a `DataError` if damaged."""
         path = folder / RUN
         if not path.is_file():
             raise UserError(f"{path} is missing: not a run's folder or checkpoint")
