@@ -57,7 +57,7 @@ class MergedModel:
 
 
 def find_input(path: Path) -> Path:
-    """Finds what `path` means: a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth`."""
+    """Finds a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth` by a user's path."""
     is_weights = path.is_file() and path.suffix == ".pth"
     if is_weights or (path / STATE).is_file() or (path / SUMS).is_file():
         return path
@@ -152,7 +152,7 @@ def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str,
 
 
 def load_text_model(options: ModelOptions) -> TextModel:
-    """The model and tokenizer that generating and chatting use: a litgpt directory's, with an adapter merged into it."""
+    """The model and tokenizer for generating and chatting: a litgpt directory's, with an adapter merged into it."""
     if options.lora_path is not None:
         trained = load_merged_model(options.lora_path, options.checkpoint_dir)
         if trained.lora is None:
