@@ -37,8 +37,7 @@ from utils.train.dry_run import dry_run_report
 from utils.train.history import StepHistory
 from utils.train.metrics import progress_columns
 from utils.train.plan import TrainingPlan, make_plan
-from utils.train.set_up import Training, locked_run_folder, set_up
-from utils.train.start import record_mixture
+from utils.train.set_up import Training, locked_run_folder, record_mixture, set_up
 from utils.train.step import StepResult, optimiser_step
 from utils.train.validation import validate
 
@@ -322,7 +321,7 @@ def save_now(training: Training, progress: TrainingProgress) -> None:
     finish_saving(training)  # of the one before
     training.watchdog.mark(f"copying the checkpoint of step {progress.step}")
     if training.metrics:
-        training.metrics.sync()
+        training.metrics.file.sync()
     training.writer.save(training.model.module, training.optimizer.optimizer, progress)
     if not training.options.async_checkpoints:
         finish_saving(training)

@@ -22,8 +22,7 @@ from utils.train.dry_run import advice, needs_text
 from utils.train.estimate import GIB, Estimate, estimate
 from utils.train.optimizer import MasterAdamW, make_optimizer
 from utils.train.step_trace import trace_step
-from utils.train.tensor_count import count_tensors
-from utils.train.workload import Workload
+from utils.train.workload import Workload, count_tensors
 
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=97, padded_vocab_size=97)
 NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "bias": True, "parallel_residual": True}

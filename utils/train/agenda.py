@@ -10,11 +10,11 @@ class Due(NamedTuple):
     """What is to be done after a step; the same on every process."""
 
     log: bool
-    """Read the losses of the steps since the last look and write them down; also before anything below is done."""
+    """Read and write the losses of the steps since the last look; also before anything below is done."""
     log_datasets: bool
     """Write down the losses by dataset: with a validation, a checkpoint, and at the end."""
     validate: bool
-    """Validate; the last step is validated in any case, before its checkpoint."""
+    """Also at the last step in any case, before its checkpoint."""
     save: bool
     """Make a scheduled checkpoint, which --max_checkpoints counts."""
     interrupted: bool
@@ -26,16 +26,9 @@ class Due(NamedTuple):
 class Agenda:
     """When to log, validate and save. Process 0 decides, by its clock or by the step, and all others follow.
 
-    Args:
-        unit: what the intervals of validation and saving count, seconds or steps.
-        eval_interval: between two validations; None for no validation.
-        save_interval: between two checkpoints.
-        log_interval: steps between two looks at the losses; they are due after `LOG_SECONDS` in any case.
-        max_steps: the run's last step; None where it has no end.
-        max_checkpoints: the checkpoint after which the run ends; None where their number is no limit.
+    `unit` is that of the intervals of validation (None for no validation) and saving. `log_interval` counts steps.
+    The run ends with step `max_steps` or with checkpoint number `max_checkpoints`, if these are given.
     """
-
-    LOG_SECONDS = 10.0
 
     def __init__(
         self,
@@ -55,18 +48,14 @@ class Agenda:
         self._logged = self._validated = self._saved = time.monotonic()
 
     def due(self, step: int, interrupted: bool, failed: bool, checkpoints: int = 0) -> Due:
-        """What is due after step number `step`, counting from 1.
+        """What is due after step number `step`, counting from 1, with `checkpoints` scheduled ones so far.
 
-        Args:
-            step: steps that are now complete.
-            interrupted: whether this process has heard a signal; what one has heard holds for all.
-            failed: whether this process knows of a failed checkpoint; it holds for all too.
-            checkpoints: scheduled ones so far.
+        A signal (`interrupted`) or a failed checkpoint that one process knows of holds for all.
         """
         own = [False] * 3
         if rank() == 0:
             own = [
-                step % self._log_interval == 0 or time.monotonic() - self._logged >= self.LOG_SECONDS,
+                step % self._log_interval == 0 or time.monotonic() - self._logged >= 10,  # seconds
                 self._is_over(self._eval_interval, step, self._validated),
                 self._is_over(self._save_interval, step, self._saved),
             ]

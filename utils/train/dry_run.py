@@ -11,25 +11,22 @@ import torch
 from lit_gpt.model.flops import mean_context
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.tensor_parallel import sharing_problems
-from utils.train.estimate import GIB, RESERVE, Estimate, estimate, memory_of, usable_bytes
-from utils.train.meter import device_peak
+from utils.train.estimate import GIB, RESERVE, Estimate, estimate
+from utils.train.metrics import device_peak
 from utils.train.options import PretrainOptions
 from utils.train.plan import TrainingPlan
 from utils.train.workload import Workload
 
-DEFAULT_PEAK = 312e12
-"""Operations per second to reckon with where there is no GPU and none is stated: an A100's, in bf16."""
-
+# the adapters that are proposed where all weights do not fit: those of --use_lora without other options
 SMALL_LORA = LoRASettings(
     r=8, alpha=16, dropout=0.05, query=True, key=False, value=True, projection=False, mlp=False, head=False
 )
-"""The adapters that are proposed where all weights do not fit: those of --use_lora without other options."""
 
 
 def dry_run_report(options: PretrainOptions, plan: TrainingPlan) -> str:
     """What the run would need, and what to change where it would not fit."""
     needs = estimate(make_workload(options, plan))
-    peak = device_peak(options.peak_tflops, options.precision) or DEFAULT_PEAK
+    peak = device_peak(options.peak_tflops, options.precision) or 312e12  # an A100's, in bf16
     memory = options.gpu_memory
     if memory is None and torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory / GIB
@@ -47,7 +44,6 @@ def dry_run_report(options: PretrainOptions, plan: TrainingPlan) -> str:
 
 
 def make_workload(options: PretrainOptions, plan: TrainingPlan) -> Workload:
-    """What decides the needs of a planned run."""
     manifest, entries = plan.manifest, plan.mixture.entries
     devices, nodes = plan.processes
     documents = sum(entry.documents for entry in entries) if options.mask_documents else 1
@@ -76,12 +72,7 @@ def make_workload(options: PretrainOptions, plan: TrainingPlan) -> Workload:
 def needs_text(needs: Estimate, gpu_memory: float | None, peak_flops: float, mfu: float, checkpoints: int) -> str:
     """What the run needs, for a person.
 
-    Args:
-        needs: of the run.
-        gpu_memory: GiB of a GPU, None where it is not known.
-        peak_flops: of a GPU, per second.
-        mfu: the share of them that is reached.
-        checkpoints: how many the run will keep.
+    A GPU has `gpu_memory` GiB (None where it is not known) and reaches the share `mfu` of `peak_flops` per second.
     """
     work = needs.workload
     kind = f"LoRA trains {needs.trained:,}" if work.lora else "all are trained"
@@ -141,9 +132,9 @@ def _fitting(groups: Iterable[list[tuple[str, Workload]]], gpu_memory: float) ->
     found = []
     for group in groups:
         for options, workload in group:
-            memory = memory_of(workload)
-            if memory <= usable_bytes(gpu_memory):
-                found.append(f"{options}: {memory / GIB:.1f} GiB")
+            needs = estimate(workload)
+            if needs.fits(gpu_memory):
+                found.append(f"{options}: {needs.memory / GIB:.1f} GiB")
                 break
     return found
 

@@ -5,19 +5,19 @@
 3. `estimate` turns both into the bytes of the whole model, on as many processes as there are, at the moments at which a
    step can need most.
 
-What is not in it: the accelerator's context, communication buffers and fragmentation, for which `RESERVE` is left; and
-what torch.compile saves, which keeps at most as much.
+The accelerator's context, communication buffers and fragmentation are not counted: `RESERVE` is left for them.
+Neither is what torch.compile saves, which keeps at most as much.
 """
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from lit_gpt.model.flops import flops_per_token
 from utils.train import step_trace
 from utils.train.step_trace import StepTrace
-from utils.train.tensor_count import TensorCount, count_tensors
-from utils.train.workload import Workload
+from utils.train.workload import TensorCount, Workload, count_tensors
 
 RESERVE = 0.1
 """The share of a GPU's memory that is left to the context (0.5 GiB), NCCL and what the allocator cannot use again."""
@@ -39,12 +39,16 @@ class Estimate:
     point; `update`, by the optimiser."""
     checkpoint: int
     """Bytes on the disk, over all processes."""
-    flops_per_position: float
 
     @property
     def memory(self) -> int:
         """The most that a process has in memory at once."""
-        return _highest(self.moments)
+        return max(sum(parts.values()) for parts in self.moments.values())
+
+    @cached_property
+    def flops_per_position(self) -> float:
+        work = self.workload
+        return flops_per_token(work.config, work.lora, work.context, work.window_context)
 
     @property
     def positions_per_step(self) -> int:
@@ -60,27 +64,12 @@ class Estimate:
 
     def fits(self, gpu_memory: float) -> bool:
         """Whether a GPU of that many GiB holds a process's part."""
-        return self.memory <= usable_bytes(gpu_memory)
+        return self.memory <= gpu_memory * (1 - RESERVE) * GIB
 
     def hours(self, peak_flops: float, mfu: float) -> float:
         """Hours of all of the run's steps, at the share `mfu` of a GPU's `peak_flops` per second."""
         flops = self.workload.steps * self.positions_per_step * self.flops_per_position
         return flops / (self.workload.processes * peak_flops * mfu * 3600)
-
-
-def _highest(moments: dict[str, dict[str, int]]) -> int:
-    """The most bytes of all moments, their parts added up."""
-    return max(sum(parts.values()) for parts in moments.values())
-
-
-def usable_bytes(gpu_memory: float) -> float:
-    """Bytes for tensors, of a GPU of that many GiB."""
-    return gpu_memory * (1 - RESERVE) * GIB
-
-
-def memory_of(workload: Workload) -> int:
-    """The most bytes that a process of the run has in memory at once."""
-    return _highest(_moments(workload, count_tensors(workload)))
 
 
 def estimate(workload: Workload) -> Estimate:
@@ -92,7 +81,6 @@ def estimate(workload: Workload) -> Estimate:
         trained=tensors.trained,
         moments=_moments(workload, tensors),
         checkpoint=tensors.trained_bytes + _optimiser_bytes(workload, tensors),
-        flops_per_position=flops_per_token(workload.config, workload.lora, workload.context, workload.window_context),
     )
 
 

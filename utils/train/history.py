@@ -19,9 +19,8 @@ class StepRecord(NamedTuple):
     loss: float
     """Mean cross-entropy per target."""
     targets: int
-    """Targets of the step."""
     grad_norm: float
-    """Norm of the gradient before clipping."""
+    """Before clipping."""
     skipped: bool
     """The gradient was not finite, and the weights were left as they are."""
 
@@ -34,11 +33,7 @@ class Loss(NamedTuple):
 
 
 class StepHistory:
-    """Results of steps that nobody has read yet.
-
-    Args:
-        datasets: how many the mixture has.
-    """
+    """Results of steps that nobody has read yet, of a mixture of so many `datasets`."""
 
     def __init__(self, datasets: int) -> None:
         self._results: list[tuple[StepResult, StepData, dict[str, Any]]] = []

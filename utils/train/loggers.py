@@ -19,34 +19,22 @@ from utils.files.atomic import write_atomically
 
 LoggerName = Literal["none", "tensorboard", "wandb"]
 
-_SECONDS_BETWEEN = 1.0
-"""Training scalars are passed on at most this often: a curve needs no more, and W&B's server slows faster writers."""
-
-_PROBE_SECONDS = 10
-_FINISH_SECONDS = 30
-"""W&B gets this long to send its last lines; an interrupted run may have a minute left in all."""
+_FINISH_SECONDS = 30  # for W&B's last lines; an interrupted run may have a minute left in all
 
 
 class ScalarLogger(ABC):
-    """Passes scalars on to a program that plots them.
+    """Passes scalars on to a program that plots them."""
 
-    Lightning's loggers are not used. TensorBoard's is the same writer of torch's, and expands `$` in the run folder's
-    name; W&B's imports the Trainer, and a failing client would end the training.
-    """
+    # Lightning's loggers are not used: TensorBoard's expands `$` in the run folder's name; W&B's imports the Trainer,
+    # and a failing client would end the training.
 
     def __init__(self) -> None:
         self._last = -1e9
 
     def log(self, step: int, scalars: Mapping[str, float], always: bool = False) -> None:
-        """Passes the scalars of a step on (`train/loss` → value), unless the last ones came less than a second ago.
-
-        Args:
-            step: steps made so far.
-            scalars: values by name; a slash makes a group.
-            always: pass them on in any case, as a validation's.
-        """
+        """Passes the scalars of a step on (`train/loss` → value), `always` or if the last ones are a second old."""
         now = time.monotonic()
-        if always or now - self._last >= _SECONDS_BETWEEN:
+        if always or now - self._last >= 1:  # a curve needs no more, and W&B's server slows faster writers
             self._last = now
             self._send(step, scalars)
 
@@ -59,7 +47,7 @@ class ScalarLogger(ABC):
 
 
 def check_logger(name: LoggerName) -> None:
-    """Raises a UserError if the package that `--logger name` needs is not installed; to be called at the start."""
+    """Raises a UserError if the package that `--logger name` needs is not installed."""
     if name == "none":
         return
     package = importlib.util.find_spec(name)
@@ -70,19 +58,13 @@ def check_logger(name: LoggerName) -> None:
 def open_logger(
     name: LoggerName, out_dir: Path, last_step: int, config: Mapping[str, Any], say: Callable[[str], None]
 ) -> ScalarLogger | None:
-    """The logger of a run; for one process only.
+    """The logger of a run; for one process only. `config` holds the run's options, `say` takes a line for its log.
 
-    Args:
-        name: as `--logger` has it; None is returned for `none`.
-        out_dir: the run folder.
-        last_step: scalars of later steps are hidden: the checkpoint's that the run continues from; -1 for a new run.
-        config: the run's options as plain values, without secrets.
-        say: takes a line for the run's log.
+    Scalars of the steps after `last_step` are hidden: the checkpoint's that the run continues from; -1 for a new run.
 
     Raises:
         UserError: if W&B's server answers, but nobody is logged in.
     """
-    check_logger(name)
     if name == "tensorboard":
         return TensorBoardLogger(out_dir, last_step)
     return WandbLogger(out_dir, config, say) if name == "wandb" else None
@@ -92,10 +74,10 @@ class TensorBoardLogger(ScalarLogger):
     """Event files in OUT_DIR/tensorboard: `tensorboard --logdir OUT_DIR`, or the folder of several runs."""
 
     def __init__(self, out_dir: Path, last_step: int) -> None:
-        """Opens a new file that hides the steps after `last_step` in the older ones: they are made again."""
         from torch.utils.tensorboard import SummaryWriter  # an optional package
 
         super().__init__()
+        # later steps in older files are hidden: they are made again
         self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=last_step + 1, flush_secs=30)
 
     def _send(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -109,14 +91,13 @@ class TensorBoardLogger(ScalarLogger):
 class WandbLogger(ScalarLogger):
     """A run in Weights & Biases, which later starts in the same folder continue (OUT_DIR/wandb/run_id).
 
-    Who logs in, to which project, entity and server, and whether at all is W&B's own business (`wandb login`,
-    WANDB_PROJECT, WANDB_ENTITY, WANDB_BASE_URL, WANDB_MODE). Where its server cannot be reached, the run is kept in
-    OUT_DIR/wandb for `wandb sync`; later failures are logged once, and the training continues. Steps that the server
-    has are not sent again; each offline start is a folder of its own with all steps that it made.
+    W&B's own settings decide who logs in, to which project, entity and server (`wandb login`, WANDB_PROJECT,
+    WANDB_ENTITY, WANDB_BASE_URL, WANDB_MODE). Where its server cannot be reached, the run is kept in OUT_DIR/wandb for
+    `wandb sync`; later failures are logged once, and the training continues. Steps that the server has are not sent
+    again; each offline start is a folder of its own.
     """
 
     def __init__(self, out_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
-        """Raises a UserError if W&B's server answers, but nobody is logged in."""
         import wandb  # an optional package
 
         super().__init__()
@@ -186,7 +167,7 @@ class WandbLogger(ScalarLogger):
 
 
 def _end_service() -> None:
-    """Ends W&B's process beside this one. The interpreter would wait for it at its end, for hours if need be."""
+    """Ends W&B's process beside this one, for which the interpreter would wait at its end, for hours if need be."""
     import wandb  # an optional package
 
     for process in Path("/proc").glob("[0-9]*"):
@@ -202,7 +183,7 @@ def _end_service() -> None:
 def _answers(url: str) -> bool:
     """Whether a server answers at all, through a proxy if the environment names one."""
     try:
-        urllib.request.urlopen(url, timeout=_PROBE_SECONDS).close()
+        urllib.request.urlopen(url, timeout=10).close()
     except urllib.error.HTTPError:
         return True
     except (OSError, ValueError):

@@ -1,28 +1,26 @@
-"""What is measured of a training, as lines of metrics.csv and as curves of --logger.
+"""What is measured of a training: how fast it runs and what it takes, as lines of metrics.csv and curves of --logger.
 
-A new column is named here. meter.py measures what is read at each look at the losses; a `StepRecord` is what each step
-gives.
+A new column is named in `METER_COLUMNS` and measured in `Meter.read`.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+from lit_gpt.model.flops import peak_flops
+from utils.data.batches import StepData
 from utils.run.csv_log import LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog
 from utils.run.progress import TrainingProgress
 from utils.train.history import Loss, StepRecord
 from utils.train.loggers import ScalarLogger
+from utils.train.profiler import PHASES, StepTimer
 
-METER_COLUMNS = (
-    "tokens_per_second",
-    "mfu",
-    "memory_gib",
-    "data_seconds",
-    "forward_seconds",
-    "backward_seconds",
-    "communication_seconds",
-    "optimiser_seconds",
-)
-"""What meter.py measures; seconds are those of one step."""
+# phases in seconds per step
+METER_COLUMNS = ("tokens_per_second", "mfu", "memory_gib", *(f"{phase}_seconds" for phase in PHASES))
 
 METRIC_COLUMNS = (*PROGRESS_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", *METER_COLUMNS)
 """The columns of metrics.csv.
@@ -31,8 +29,80 @@ It has a line per step, without a dataset; now and then a line per dataset that 
 and a line per dataset of each validation."""
 
 
+class Meter:
+    """Target tokens per second over all processes, the MFU, memory, and the seconds of a step's phases.
+
+    The MFU is target tokens per second × operations per token / (devices × peak): the part of what the devices can do
+    at most that the model itself needs, see lit_gpt/model/flops.py.
+
+    Args:
+        device: this process's.
+        devices: how many the run has.
+        peak: operations per second of one device at most; None where unknown, and there is no MFU.
+        flops_per_token: training operations per token, by the lengths of the documents.
+    """
+
+    def __init__(
+        self, device: torch.device, devices: int, peak: float | None, flops_per_token: Callable[[np.ndarray], float]
+    ) -> None:
+        self.timer = StepTimer(device)
+        self._device, self._devices, self._peak = device, devices, peak
+        self._flops_per_token = flops_per_token
+        self._flops: float | None = None
+        self._steps = self._targets = 0
+        self._seconds = 0.0
+
+    def add(self, data: StepData, seconds: float) -> None:
+        """Counts a step that took the host `seconds`."""
+        if self._flops is None and self._peak:
+            self._flops = self._flops_per_token(_lengths(data))  # of one step: documents vary little between them
+        self._steps += 1
+        self._targets += data.targets
+        self._seconds += seconds
+
+    def read(self, waited: float) -> dict[str, Any]:
+        """The `METER_COLUMNS` of the steps since the last call, for whose end the host `waited` seconds more."""
+        speed = self._targets / (self._seconds + waited)
+        columns: dict[str, Any] = {"tokens_per_second": f"{speed:.0f}", "memory_gib": f"{self._memory() / 2**30:.3f}"}
+        if self._flops is not None and self._peak:
+            columns["mfu"] = f"{speed * self._flops / (self._devices * self._peak):.4f}"
+        for phase, seconds in self.timer.totals().items():
+            columns[f"{phase}_seconds"] = f"{seconds / self._steps:.4f}"
+        self._steps = self._targets = 0
+        self._seconds = 0.0
+        return columns
+
+    def _memory(self) -> int:
+        """The most bytes so far: allocated on a GPU, resident elsewhere."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        # not getrusage's, which a process inherits from the one that started it
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        return 1024 * int(found[1]) if found else 0
+
+
+def device_peak(peak_tflops: float | None, precision: str) -> float | None:
+    """Operations per second of one device: --peak_tflops, else by the GPU's data sheet; None if neither says."""
+    if peak_tflops:
+        return peak_tflops * 1e12
+    if torch.cuda.is_available():
+        return peak_flops(torch.cuda.get_device_name(), precision)
+    return None
+
+
+def _lengths(data: StepData) -> np.ndarray:
+    """Positions of each of a step's documents."""
+    lengths = []
+    for batch in data.batches:
+        if batch.segments is None:
+            rows, positions = batch.input_ids.shape
+            lengths.append(np.full(rows, positions))
+        else:
+            lengths.append(np.diff(batch.segments))
+    return np.concatenate(lengths)
+
+
 def progress_columns(progress: TrainingProgress) -> dict[str, Any]:
-    """The columns of a line that say how far the run was."""
     return {
         "step": progress.step,
         "samples": progress.samples,
@@ -43,15 +113,10 @@ def progress_columns(progress: TrainingProgress) -> dict[str, Any]:
 
 
 class Metrics:
-    """Writes what is measured; for one process only.
-
-    Args:
-        file: metrics.csv.
-        curves: where --logger sends curves.
-    """
+    """Writes what is measured to `file` (metrics.csv) and to the `curves` of --logger; for one process only."""
 
     def __init__(self, file: CsvLog, curves: ScalarLogger | None) -> None:
-        self._file = file
+        self.file = file
         self._curves = curves
 
     def write_steps(self, records: Sequence[StepRecord], columns: Mapping[str, Any]) -> None:
@@ -61,7 +126,7 @@ class Metrics:
             found = {"loss": record.loss, "targets": record.targets, "grad_norm": record.grad_norm}
             rows.append(record.columns | {"split": "train"} | found)
         rows[-1] |= columns
-        self._file.write(rows)
+        self.file.write(rows)
         if self._curves:
             names = ("loss", "learning_rate", "grad_norm", *columns)
             self._curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
@@ -69,16 +134,12 @@ class Metrics:
     def write_losses(self, progress: TrainingProgress, split: str, losses: Mapping[str, Loss]) -> None:
         """Writes a line with the loss of each dataset."""
         where = progress_columns(progress) | {"split": split}
-        self._file.write(
+        self.file.write(
             where | {"dataset": name, "loss": loss.mean, "targets": loss.targets} for name, loss in losses.items()
         )
         if self._curves:
             scalars = {f"{split}/{name}": loss.mean for name, loss in losses.items()}
             self._curves.log(progress.step, scalars, always=True)
-
-    def sync(self) -> None:
-        """Waits until metrics.csv is on the disk."""
-        self._file.sync()
 
     def close(self) -> None:
         """Waits until the curves are written."""

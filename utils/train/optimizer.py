@@ -13,9 +13,8 @@ from torch.optim.adamw import adamw
 class MasterAdamW(Optimizer):
     """AdamW that keeps an fp32 copy of each weight and its moments in fp32, for weights in bf16.
 
-    A bf16 weight has eight bits: an update below 0.2 % of it is rounded away, and late in a training most are. The
-    copy takes what the weight cannot; the weight is the copy, rounded. This costs 12 bytes per trained parameter
-    instead of the 4 of moments in bf16. Gradients of micro-batches are added up in fp32 too.
+    A bf16 weight has eight bits: an update below 0.2 % of it is rounded away, and late in a training most are. So the
+    copy is updated, and the weight is the copy, rounded. A trained parameter takes 12 bytes instead of 4.
     """
 
     def __init__(self, params: Iterable[Any], betas: tuple[float, float], lr: float = 1e-3, eps: float = 1e-8) -> None:
@@ -24,7 +23,7 @@ class MasterAdamW(Optimizer):
     def add_up_in_fp32(self) -> None:
         """From now on gradients of several micro-batches are added up in fp32.
 
-        It is not done at once: to read a checkpoint torch first makes gradients of the weights' own type.
+        Not before a checkpoint is read, for which torch makes gradients of the weights' own type.
         """
         for group in self.param_groups:
             for weight in group["params"]:
@@ -32,11 +31,8 @@ class MasterAdamW(Optimizer):
                     weight.grad_dtype = torch.float32
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        """Updates the copies and rounds the weights from them.
-
-        `closure` is what torch.distributed.checkpoint gives every optimiser: None.
-        """
+    def step(self, closure: None = None) -> None:  # torch.distributed.checkpoint gives every optimiser None
+        """Updates the copies and rounds the weights from them."""
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             states = [self._state_of(weight) for weight in weights]
@@ -83,14 +79,7 @@ class MasterAdamW(Optimizer):
 def make_optimizer(
     model: nn.Module, weight_decay: float, betas: tuple[float, float], master_weights: bool = False
 ) -> Optimizer:
-    """AdamW over what is trained, fused; matrices decay, vectors (norms, biases) do not.
-
-    Args:
-        model: its parameters that require a gradient are trained.
-        weight_decay: of the matrices.
-        betas: decay of the first and the second moment.
-        master_weights: keep fp32 copies of the weights, see `MasterAdamW`.
-    """
+    """AdamW over what is trained, fused; matrices decay, vectors (norms, biases) do not."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},

@@ -18,11 +18,7 @@ def place_model(
 ) -> nn.Module:
     """Puts a model of `empty_model` on the run's devices, sharded where there are several, and sets it up.
 
-    Args:
-        fabric: launched.
-        model: on the meta device.
-        weights, seed: see `lit_gpt.model.building.materialise`.
-        precision: that of `launch`.
+    `weights` and `seed` are those of `lit_gpt.model.building.materialise`, `precision` that of `launch`.
     """
     if fabric.world_size > 1:
         shard_model(model, fabric.strategy.device_mesh, precision)

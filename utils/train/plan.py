@@ -29,13 +29,10 @@ class TrainingPlan:
     """What a run will do; the same on every process."""
 
     manifest: Manifest
-    """The prepared data."""
     mixture: Mixture
-    """The datasets to train on, with their shares."""
     validation: list[DatasetSplit]
     """The test rows to validate on; empty when there is no validation."""
     config: Config
-    """The model's."""
     lora: LoRASettings | None
     """None when all weights are trained."""
     weights: dict[str, Tensor] | None
@@ -43,7 +40,6 @@ class TrainingPlan:
     processes: tuple[int, int]
     """Processes per node, and nodes."""
     schedule: Schedule
-    """The learning rates, and how many steps there are."""
     identity: RunIdentity
     """What a resumed run must share with its beginning."""
 
@@ -54,11 +50,7 @@ class TrainingPlan:
 
 
 def make_plan(options: PretrainOptions) -> TrainingPlan:
-    """Reads and checks the data, the model and the run folder; the same on every process.
-
-    Raises:
-        UserError, DataError: for whatever would make the training fail or go wrong later.
-    """
+    """Reads and checks the data, the model and the run folder; raises for whatever would go wrong later."""
     check_logger(options.logger)
     if options.quantize and not options.dry_run:
         import_bitsandbytes()
@@ -99,18 +91,8 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
 
 
 def lora_settings(options: PretrainOptions) -> LoRASettings:
-    """The adapters that the options ask for."""
-    return LoRASettings(
-        r=options.lora_r,
-        alpha=options.lora_alpha,
-        dropout=options.lora_dropout,
-        query=options.lora_query,
-        key=options.lora_key,
-        value=options.lora_value,
-        projection=options.lora_projection,
-        mlp=options.lora_mlp,
-        head=options.lora_head,
-    )
+    names = [field.name for field in dataclasses.fields(LoRASettings)]
+    return LoRASettings(**{name: getattr(options, f"lora_{name}") for name in names})
 
 
 def check_data_fits(manifest: Manifest, tokenizer: Tokenizer, config: Config, options: PretrainOptions) -> None:
@@ -132,12 +114,7 @@ def check_data_fits(manifest: Manifest, tokenizer: Tokenizer, config: Config, op
 
 
 def check_batch(options: PretrainOptions, processes: tuple[int, int]) -> int:
-    """Samples per optimiser step, over all processes.
-
-    Raises:
-        UserError: if micro-batches do not divide the batch, or --out_dir holds a run that was begun with another number
-            of samples per step.
-    """
+    """Samples per optimiser step, over all processes; raises if micro-batches or a begun run want another number."""
     batch, micro = options.batch_size, options.micro_batch_size
     if batch % micro:
         divisors = [size for size in range(1, micro) if batch % size == 0]
@@ -183,11 +160,6 @@ def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
 
 
 def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: int) -> Schedule:
-    """The run's steps and their learning rates.
-
-    Raises:
-        UserError: if warm-up and decay are longer than the run.
-    """
     steps = options.max_steps or max(1, round(options.num_epochs * mixture.rows / samples_per_step))
     decay_steps = 0
     if options.lr_schedule == "wsd":
@@ -197,19 +169,12 @@ def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: 
                 f"--lr_schedule wsd: --warmup_steps {options.warmup_steps} and --decay_steps {decay_steps} "
                 f"are more than the run's {steps} steps"
             )
-    return Schedule(
-        options.lr_schedule,
-        options.learning_rate,
-        options.min_learning_rate,
-        options.warmup_steps,
-        steps,
-        decay_steps,
-    )
+    peak, minimum = options.learning_rate, options.min_learning_rate
+    return Schedule(options.lr_schedule, peak, minimum, options.warmup_steps, steps, decay_steps)
 
 
 def choose_validation(options: PretrainOptions, manifest: Manifest) -> list[DatasetSplit]:
     """The test rows to validate on; none when validation is off, or not asked for and there are none."""
-
     if options.enable_validation is False:
         return []
     try:

@@ -14,15 +14,9 @@ from utils.files.atomic import write_atomically
 
 PHASES = ("data", "forward", "backward", "communication", "optimiser")
 
-_TABLE_ROWS = 50
-
 
 def parse_profile_steps(text: str) -> tuple[int, int]:
-    """`A-B` → (A, B), the first and the last step to record, counted from 1 as in metrics.csv; `A` alone is `A-A`.
-
-    Raises:
-        UserError: if it is not of this form, or B is before A.
-    """
+    """`A-B` → (A, B), the first and the last step to record, counted from 1 as in metrics.csv; `A` alone is `A-A`."""
     match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text)
     first, last = 0, 0
     if match:
@@ -47,11 +41,7 @@ class StepProfiler:
         self._begun = self._current = 0
 
     def step(self, number: int) -> None:
-        """To be called before each step, with the number (from 1) that it will have.
-
-        Raises:
-            OSError: if the profile cannot be written.
-        """
+        """To be called before each step, with the number (from 1) that it will have."""
         if self._steps is None:
             return
         first, last = self._steps
@@ -97,19 +87,18 @@ class StepProfiler:
         finally:
             staged.unlink(missing_ok=True)
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        write_atomically(self._folder / f"{name}.txt", recorder.key_averages().table(by, row_limit=_TABLE_ROWS) + "\n")
+        write_atomically(self._folder / f"{name}.txt", recorder.key_averages().table(by, row_limit=50) + "\n")
 
 
 class StepTimer:
     """How long the phases of training steps take, without ever making the device wait.
 
-    On a GPU the times are the device's own, between events put into its queue at a phase's beginning and end: a wait
-    of the host that the device does not feel is not counted. Elsewhere they are the host's.
+    On a GPU the times are the device's own, between events put into its queue at a phase's beginning and end. Elsewhere
+    they are the host's. Phases must not overlap.
 
-    Phases must not overlap; time outside of them is not counted. "communication" is what can be seen from outside: the
-    reduction of the gradient norm and the processes' agreement on what to do next, each with the wait for the slowest
-    process. FSDP's gathering of weights and scattering of gradients overlaps with computing and is part of "forward"
-    and "backward"; only the profiler tells them apart.
+    "communication" is the reduction of the gradient norm and the processes' agreement on what to do next, each with the
+    wait for the slowest process. FSDP's gathering and scattering overlaps with computing and is part of "forward" and
+    "backward"; only the profiler tells them apart.
     """
 
     def __init__(self, device: torch.device) -> None:

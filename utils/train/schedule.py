@@ -12,13 +12,12 @@ from typing import Literal
 class Schedule:
     """Linear warm-up over `warmup_steps` to `peak`, then down to `minimum` at `max_steps`.
 
-    `cosine`: half a period of a cosine from the warm-up's end to `max_steps`.
-    `linear`: a straight line over the same steps.
+    `cosine`: half a period of a cosine.
+    `linear`: a straight line.
     `constant`: `peak` to the end.
-    `wsd`: warm-up, stable, decay. `peak` until the last `decay_steps` steps, then a straight line. As the stable phase
-    does not depend on `max_steps`, a run may be prolonged as long as it lasts. From MiniCPM
-    (https://arxiv.org/abs/2404.06395); the straight line and its usual length, a fifth of the steps, are those of
-    Hägele et al. 2024 (https://arxiv.org/abs/2405.18392).
+    `wsd`: warm-up, stable, decay: `peak` until the last `decay_steps`, then a straight line. A run may be prolonged as
+    long as the stable phase lasts, which does not depend on `max_steps`. From https://arxiv.org/abs/2404.06395; the
+    straight line and its usual length, a fifth of the steps, from https://arxiv.org/abs/2405.18392.
     """
 
     kind: Literal["cosine", "linear", "constant", "wsd"]
@@ -27,7 +26,6 @@ class Schedule:
     warmup_steps: int
     max_steps: int
     decay_steps: int = 0
-    """Steps of the decay of `wsd`."""
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of step number `step`, counting from 0."""

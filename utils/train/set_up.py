@@ -1,14 +1,17 @@
-"""Everything the training loop works with: the run folder taken, the model built, the run's files opened."""
+"""The set-up of a training: the run folder taken, the model built, the run's start recorded, its files opened."""
 
 import dataclasses
+import os
+import platform
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from lightning.fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
@@ -22,22 +25,23 @@ from utils import cli
 from utils.cluster.collectives import on_rank_zero
 from utils.cluster.stop_request import StopRequest
 from utils.cluster.watchdog import Watchdog
+from utils.data.mixture import MIXTURE, mixture_table, table_csv, table_text
+from utils.files.atomic import write_atomically
 from utils.files.folder_lock import FolderLock
 from utils.run.checkpoint_reader import load_checkpoint, newest_valid_checkpoint
 from utils.run.checkpoint_writer import CheckpointWriter
-from utils.run.csv_log import CsvLog
+from utils.run.csv_log import METRICS, CsvLog, drop_metrics_after
 from utils.run.log import LOG, RunLog
 from utils.run.progress import TrainingProgress
-from utils.run.record import RUN
-from utils.train.loggers import ScalarLogger, open_logger
-from utils.train.meter import Meter, device_peak
-from utils.train.metrics import Metrics
+from utils.run.record import RUN, RunRecord, software_versions, source_commit
+from utils.train.loggers import open_logger
+from utils.train.metrics import METRIC_COLUMNS, Meter, Metrics, device_peak
 from utils.train.optimizer import make_optimizer
 from utils.train.options import PretrainOptions
 from utils.train.placement import place_model
 from utils.train.plan import TrainingPlan, check_out_dir
 from utils.train.profiler import StepProfiler, parse_profile_steps
-from utils.train.start import record_start
+from utils.train.workload import elements, trained_of
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,9 @@ class Training:
 
 @contextmanager
 def locked_run_folder(out_dir: Path) -> Iterator[FolderLock | None]:
-    """Makes the run folder and takes it for this run, against any other; the lock is process 0's.
+    """Makes the run folder and takes it for this run; if another run is writing there, every process raises.
 
-    Raises:
-        UserError: on every process, if another run is writing there.
+    The lock is process 0's.
     """
     taken: list[FolderLock] = []
 
@@ -95,16 +98,9 @@ def set_up(
     watchdog: Watchdog,
     warnings: list[str],
 ) -> tuple[Training, TrainingProgress]:
-    """Builds the model on every process, loads the checkpoint to go on from and opens the run's files.
+    """Builds the model on every process, loads the checkpoint to continue from and opens the run's files.
 
-    Args:
-        fabric: launched.
-        options: of the command.
-        plan: made from them.
-        lock: the run folder's, on process 0.
-        stop: whether a signal has come.
-        watchdog: ends a run that hangs.
-        warnings: lines for the run's log.
+    `lock` is the run folder's, on process 0; `warnings` are lines for the run's log.
     """
     model, optimizer = build(fabric, options, plan)
     on_rank_zero(lambda: check_out_dir(options, plan.identity))  # again: now nobody else can begin a run there
@@ -114,25 +110,31 @@ def set_up(
     if checkpoint:
         progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer)
         progress = dataclasses.replace(progress, skipped_in_a_row=0)  # a restart is meant to be another try
-    opened: list[CsvLog] = []
-    record = partial(record_start, options, plan, fabric.world_size, progress, checkpoint, warnings, log)
-    on_rank_zero(lambda: opened.append(record()))  # its errors are known on every process
+    last_step = progress.step if checkpoint else -1
+    opened: list[Metrics] = []
+
+    def open_metrics() -> None:
+        drop_metrics_after(options.out_dir, METRIC_COLUMNS, last_step, keep_validation=not progress.validation_pending)
+        file = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
+        record_start(options, plan, fabric.world_size, progress, checkpoint, warnings, log)
+        curves = open_logger(options.logger, options.out_dir, last_step, cli.public_values(options), log.line)
+        opened.append(Metrics(file, curves))
+
+    on_rank_zero(open_metrics)  # its errors are known on every process
     profiled = None
     if fabric.is_global_zero and options.profile_steps:
         profiled = parse_profile_steps(options.profile_steps)
-    writer = make_writer(options, lock)
-    curves = open_curves(options, progress.step if checkpoint else -1, log)
     training = Training(
         options=options,
         plan=plan,
         fabric=fabric,
         model=model,
         optimizer=optimizer,
-        writer=writer,
+        writer=make_writer(options, lock),
         stop=stop,
         watchdog=watchdog,
         log=log,
-        metrics=Metrics(opened[0], curves) if opened else None,
+        metrics=opened[0] if opened else None,
         meter=make_meter(options, plan, fabric),
         profiler=StepProfiler(profiled, options.out_dir),
     )
@@ -140,7 +142,6 @@ def set_up(
 
 
 def build(fabric: Fabric, options: PretrainOptions, plan: TrainingPlan) -> tuple[nn.Module, Optimizer]:
-    """The model on the run's devices and its optimiser."""
     # of gradients that processes share torch cannot tell whether they hold a NaN
     torch.autograd.set_detect_anomaly(options.debug, check_nan=options.tensor_parallel == 1)
     dtype = torch.bfloat16 if options.precision == "bf16-true" else torch.float32
@@ -154,22 +155,18 @@ def build(fabric: Fabric, options: PretrainOptions, plan: TrainingPlan) -> tuple
 
 
 def prepare_blocks(model: nn.Module, options: PretrainOptions) -> None:
-    """Sets what the blocks compute again, and compiles them; the names of their parameters stay."""
+    """Sets what the blocks compute again, and compiles them."""
     if options.compile:
         # A block has variants: training or not, with a window or not, the first batch's number of documents or any.
         torch._dynamo.config.recompile_limit = 32
     for block in model.transformer.h:
         block.recompute = options.activation_checkpointing
         if options.compile:
-            block.forward = torch.compile(block.forward)
+            block.forward = torch.compile(block.forward)  # not the block: the names of its parameters stay
 
 
 def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
-    """The newest valid checkpoint; None for a new run.
-
-    Raises:
-        DataError: on every process, if there are checkpoints and none verifies.
-    """
+    """The newest valid checkpoint; None for a new run. Every process raises if there are some and none verifies."""
     checkpoint, problems = newest_valid_checkpoint(out_dir)
     for problem in problems:
         log.line(f"checkpoint passed over: {problem}")
@@ -186,20 +183,97 @@ def make_writer(options: PretrainOptions, lock: FolderLock | None) -> Checkpoint
     return CheckpointWriter(options.out_dir, companions, lock)
 
 
-def open_curves(options: PretrainOptions, last_step: int, log: RunLog) -> ScalarLogger | None:
-    """Where --logger sends curves, on process 0; if it cannot be opened, every process knows."""
-    opened: list[ScalarLogger | None] = []
-    values = cli.public_values(options)
-    on_rank_zero(lambda: opened.append(open_logger(options.logger, options.out_dir, last_step, values, log.line)))
-    return opened[0] if opened else None
-
-
 def make_meter(options: PretrainOptions, plan: TrainingPlan, fabric: Fabric) -> Meter:
-    """The meter of the run's speed, which knows what the model costs per token."""
-
     def flops(lengths: np.ndarray) -> float:
         windowed = mean_context(lengths, plan.config.sliding_window_size)
         return flops_per_token(plan.config, plan.lora, mean_context(lengths), windowed)
 
     peak = device_peak(options.peak_tflops, options.precision)
     return Meter(fabric.device, fabric.world_size, peak, flops)
+
+
+def record_start(
+    options: PretrainOptions,
+    plan: TrainingPlan,
+    world_size: int,
+    progress: TrainingProgress,
+    checkpoint: Path | None,
+    warnings: list[str],
+    log: RunLog,
+) -> None:
+    """Writes down that the run begins, or continues from `checkpoint`. For process 0 only."""
+    for change in save_record(options, plan, world_size, progress):
+        log.line(f"changed since the last start: {change}")
+    for line in [training_summary(options, plan, world_size), *warnings]:
+        log.line(line)
+    record_mixture(options, plan, log)
+    if checkpoint:
+        log.line(f"going on from {checkpoint}")
+
+
+def save_record(options: PretrainOptions, plan: TrainingPlan, world_size: int, progress: TrainingProgress) -> list[str]:
+    """Writes run.yaml and model_config.yaml; returns which options changed since the start before."""
+    before = RunRecord.load(options.out_dir) if (options.out_dir / RUN).is_file() else None
+    now = cli.public_values(options)
+    options_before = before.options if before else now
+    changed = {key: value for key, value in options_before.items() if now.get(key) != value}
+    record = RunRecord(
+        identity=plan.identity,
+        options=now,
+        schedule={
+            "steps": plan.schedule.max_steps,
+            "samples_per_step": plan.samples_per_step,
+            "epochs": plan.schedule.max_steps * plan.samples_per_step / plan.mixture.rows,
+            "window": plan.manifest.window,
+        },
+        versions=software_versions(),
+        commit=source_commit(),
+        history=before.history if before else [],
+        normalised=normalised_datasets(plan),
+    )
+    start = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "host": platform.node(),
+        "processes": world_size,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
+        "from_step": progress.step,
+        "commit": record.commit,
+        "changed_from": changed,
+    }
+    record.history.append(start)
+    record.save(options.out_dir)
+    write_atomically(options.out_dir / CONFIG, yaml.safe_dump(plan.identity.model, sort_keys=False))
+    return [f"--{key} {value} → {now.get(key)}" for key, value in changed.items()]
+
+
+def normalised_datasets(plan: TrainingPlan) -> dict[str, str]:
+    """The mixture's datasets whose conversations were normalised, each with its language."""
+    languages = plan.manifest.made_by.get("normalised", {})
+    names = [entry.dataset for entry in plan.mixture.entries]
+    return {name: languages[name] for name in names if name in languages}
+
+
+def training_summary(options: PretrainOptions, plan: TrainingPlan, world_size: int) -> str:
+    """One line for the log: what is trained, on what, for how long."""
+    model = empty_model(plan.config, plan.lora, torch.float32)  # not the real one, whose parts may be quantised
+    total, trained = elements(model.parameters()), elements(trained_of(model.parameters()))
+    kind = "full"
+    if plan.lora:
+        kind = f"LoRA ({options.quantize} base)" if options.quantize else "LoRA"
+    return (
+        f"{kind} training of {trained:,} of {total:,} parameters, {options.precision}, on {world_size} process(es): "
+        f"{plan.schedule.max_steps:,} steps of {plan.samples_per_step} samples from {len(plan.mixture.entries)} "
+        f"dataset(s), {plan.mixture.rows:,} rows an epoch; validation on {len(plan.validation)} dataset(s)"
+    )
+
+
+def record_mixture(
+    options: PretrainOptions, plan: TrainingPlan, log: RunLog, counts: tuple[int, ...] | None = None
+) -> None:
+    """Logs the mixture's table and writes it to mixture.csv: as planned, or with the samples made per dataset."""
+    table = mixture_table(plan.mixture, plan.schedule.max_steps * plan.samples_per_step, counts)
+    write_atomically(options.out_dir / MIXTURE, table_csv(table))
+    log.line(f"mixture, {'samples made' if counts else 'planned'}:\n{table_text(table)}")
+    if plan.mixture.left_out and not counts:
+        log.line(f"left out by {options.mixture}: {', '.join(plan.mixture.left_out)}")

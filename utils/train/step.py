@@ -17,14 +17,14 @@ from utils.train.profiler import StepTimer
 
 
 class StepResult(NamedTuple):
-    """What an optimiser step gave. Everything is on the device: reading it there waits for the step's end."""
+    """What an optimiser step gave, on the device: reading it waits for the step's end."""
 
     loss: Tensor
-    """float64 scalar: the sum of this process's part of the step's cross-entropies."""
+    """float64 scalar: the sum of this process's cross-entropies."""
     dataset_losses: Tensor
     """float64 [datasets]: the same by dataset."""
     grad_norm: Tensor
-    """fp32 scalar: the gradient's norm over all processes, before clipping."""
+    """fp32 scalar: over all processes, before clipping."""
 
 
 def optimiser_step(
@@ -40,19 +40,11 @@ def optimiser_step(
 
     The gradient is that of the summed loss divided by the number of targets of the whole step, over accumulation and
     processes. If it is not finite, the optimiser leaves the weights and its state as they are: that is decided on the
-    device, and so on every process alike.
-
-    Args:
-        fabric: launched.
-        model: as `fabric.setup` returns it.
-        optimizer: as `fabric.setup_optimizers` returns it, or torch's own.
-        data: the micro-batches of this process.
-        grad_clip: largest norm of the gradient; 0 for no clipping.
-        seeds: one per micro-batch. They decide dropout, so that a resumed step drops what the first one dropped.
-        timer: counts the seconds of the step's phases.
+    device, and so on every process alike. `grad_clip` is the gradient's largest norm, 0 for no clipping. `seeds`, one
+    per micro-batch, decide dropout: a resumed step drops what the first one dropped.
     """
     assert data.targets > 0, "a step without targets"
-    fused: Any = getattr(optimizer, "optimizer", optimizer)
+    fused: Any = getattr(optimizer, "optimizer", optimizer)  # Fabric's wrapper has torch's own inside
     if isinstance(fused, MasterAdamW):
         fused.add_up_in_fp32()
     parts = data_parallel_part(fabric)[1]

@@ -24,8 +24,7 @@ from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.building import empty_model
 from lit_gpt.model.qlora import QLoRALinear
 from utils.train.optimizer import MasterAdamW, make_optimizer
-from utils.train.tensor_count import bytes_of, elements, frozen_linears, trained_of
-from utils.train.workload import Workload
+from utils.train.workload import Workload, bytes_of, elements, frozen_linears, trained_of
 
 TRACED_BLOCKS = 2
 """The first block may keep less than the others: with LoRA its input needs no gradient."""
@@ -38,16 +37,14 @@ class StepTrace:
     kept: int
     """What a block leaves alive in the forward pass: activations, and with autocast bf16 copies of its weights."""
     held: int
-    """The part of `kept` that lives until the block's backward pass: where activations are to be computed again,
+    """The part of `kept` that lives until the block's backward pass. Where activations are to be computed again,
     autocast's copies go when the forward pass is over."""
     before_loss: int
     """When all blocks are through."""
     gradients: int
-    """Of all that is trained."""
     block_gradients: int
-    """Of one block."""
     update: float
-    """The most of the optimiser's temporary tensors, per trained element: the one that has any makes copies of all."""
+    """The most of the optimiser's temporary tensors, per trained element."""
     heights: dict[str, int]
     """The most of each phase: `forward`, `loss` (forward and backward pass), `block` (the last one's backward pass) and
     `end` (the first one's and the embedding's)."""

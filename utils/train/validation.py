@@ -29,16 +29,8 @@ def validate(
 ) -> dict[str, Loss] | None:
     """The loss on each dataset and over all datasets (`ALL`), weighted by their targets; None if it was cut short.
 
-    Args:
-        fabric: launched.
-        model: as `fabric.setup` returns it.
-        data_dir: folder of shards.
-        entries: the datasets' validation splits.
-        window: tokens of a row.
-        micro_batch_size: rows per forward pass.
-        max_rows: take each dataset's first rows, so many; None for all.
-        mask_documents: a token attends to its own document only.
-        cut_short: every process asks it before each batch; it must say the same on all.
+    `micro_batch_size` is rows per forward pass. Of each dataset the first `max_rows` are taken (None: all).
+    Every process asks `cut_short` before each batch, which must answer the same on all.
     """
     entries = list(entries)
     model.eval()

@@ -1,11 +1,17 @@
-"""What decides how much memory, time and disk a run needs."""
+"""What decides how much memory, time and disk a run needs: its settings, and the tensors of the whole model.
 
+The model is built on the meta device, where it takes no memory.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from litgpt.config import Config
+from torch import Tensor, nn
 
+from lit_gpt.model.building import empty_model
 from lit_gpt.model.gpt import Recompute
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import FrozenFormat
@@ -13,7 +19,7 @@ from lit_gpt.model.qlora import FrozenFormat
 
 @dataclass(frozen=True)
 class Workload:
-    """What decides a run's needs."""
+    """The settings of a run that decide its needs."""
 
     config: Config = field(hash=False)
     lora: LoRASettings | None
@@ -67,3 +73,79 @@ class Workload:
     def has_masters(self) -> bool:
         """Whether the optimiser keeps fp32 copies of what is trained."""
         return self.master_weights and self.precision == "bf16-true"
+
+
+@dataclass(frozen=True)
+class TensorCount:
+    """Elements of a model's tensors, or bytes where a field says so."""
+
+    parameters: int
+    trained: int
+    sharded: int
+    """Bytes of the weights as they are stored, of which each process has its part."""
+    trained_bytes: int
+    quantised: int
+    """Bytes of the weights in QLoRA's base format, which every process has whole."""
+    tables: int
+    """Bytes of the rotary tables, which every process has whole."""
+    block: int
+    """The largest block, which is gathered for its computation."""
+    block_trained: int
+    root: int
+    """Outside of the blocks: embedding, last norm, head."""
+    root_trained: int
+
+
+def count_tensors(workload: Workload) -> TensorCount:
+    model = empty_model(workload.config, workload.lora, *workload.dtypes)
+    everything = list(model.parameters())
+    parameters, trained = elements(everything), elements(trained_of(everything))
+    quantised = 0
+    if workload.base_format:
+        for owner, name, linear in list(frozen_linears(model)):
+            quantised += _quantised_bytes(linear, workload.base_format)
+            setattr(owner, name, nn.Identity())
+    everything = list(model.parameters())
+    blocks = [list(block.parameters()) for block in model.transformer.h]
+    block = max(blocks, key=elements)
+    root = list({*everything}.difference(*blocks))
+    return TensorCount(
+        parameters=parameters,
+        trained=trained,
+        sharded=bytes_of(everything),
+        trained_bytes=bytes_of(trained_of(everything)),
+        quantised=quantised,
+        tables=bytes_of(model.buffers()),
+        block=elements(block),
+        block_trained=elements(trained_of(block)),
+        root=elements(root),
+        root_trained=elements(trained_of(root)),
+    )
+
+
+def frozen_linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """The matrices that QLoRA keeps in its base format, with the module that has each and its name there."""
+    for block in model.transformer.h:
+        for owner in block.modules():
+            for name, child in owner.named_children():
+                if isinstance(child, nn.Linear):
+                    yield owner, name, child
+
+
+def _quantised_bytes(linear: nn.Linear, kind: str) -> int:
+    """Bytes of a matrix in one of lit_gpt/model/qlora.py's formats, with its scales."""
+    if kind == "bnb.nf4":
+        return linear.weight.numel() // 2 + -(-linear.weight.numel() // 64) * 4
+    return linear.weight.numel() + linear.out_features * 4
+
+
+def trained_of(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
+def elements(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
