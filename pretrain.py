@@ -19,7 +19,7 @@ import math
 import time
 from contextlib import closing
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lit_gpt.errors import DataError, Interrupted, UserError
 from lit_gpt.formats.hf_config import config_to_hf, read_hf_config
@@ -74,11 +74,10 @@ def gguf_warnings(options: PretrainOptions, plan: TrainingPlan) -> list[str]:
 
 
 class Ending(NamedTuple):
-    """Why a training is over."""
+    """Why a training is over. A failure is an error, and makes no last checkpoint."""
 
     reason: str
     is_failure: bool = False
-    """It ends with an error and without a last checkpoint."""
 
 
 def finished(progress: TrainingProgress, options: PretrainOptions, max_steps: int) -> Ending | None:
@@ -109,16 +108,18 @@ def fit(training: Training, progress: TrainingProgress) -> None:
     agenda, history = make_agenda(training), StepHistory(len(training.plan.mixture.entries))
     ending = finished(progress, options, max_steps)  # a finished run that is started again makes no step
     while ending is None:
-        begin_step(training, progress)
+        training.watchdog.mark(f"reading the samples of step {progress.step + 1}")
+        training.profiler.step(progress.step + 1)
         began = time.monotonic()
         with phase("data"):
             step_data = next(batches)
 
         result = train_step(training, progress, step_data, data)
         with phase("communication"):
-            due = what_is_due(training, progress, agenda)
+            due = agenda.due(progress.step + 1, training.stop.received, training.writer.failed(), progress.checkpoints)
         progress = advance(training, progress, due, step_data, time.monotonic() - began)
-        history.add(result, step_data, step_columns(training, progress))
+        learning_rate = {"learning_rate": training.optimizer.param_groups[0]["lr"]}
+        history.add(result, step_data, progress_columns(progress) | learning_rate)
 
         if due.log:
             progress = log_steps(training, progress, history)
@@ -142,31 +143,23 @@ def fit(training: Training, progress: TrainingProgress) -> None:
 
 
 def open_data(training: Training) -> TrainingData:
-    """The samples of each step, in the run's order."""
     options, plan = training.options, training.plan
-    return TrainingData(
-        options.data_dir,
-        plan.mixture,
-        options.seed,
-        plan.samples_per_step,
-        plan.manifest.window,
-        options.mask_documents,
-    )
+    rows, window = plan.samples_per_step, plan.manifest.window
+    return TrainingData(options.data_dir, plan.mixture, options.seed, rows, window, options.mask_documents)
 
 
 def make_agenda(training: Training) -> Agenda:
-    """The intervals of the run, which begin now."""
     options, plan = training.options, training.plan
     eval_interval = options.eval_interval if plan.validation else None
     # on a GPU a look at the losses waits for the device
     log_interval = options.log_interval or (10 if training.fabric.device.type == "cuda" else 1)
     return Agenda(
-        options.interval_unit,
-        eval_interval,
-        options.save_interval,
-        log_interval,
-        plan.schedule.max_steps,
-        options.max_checkpoints,
+        unit=options.interval_unit,
+        eval_interval=eval_interval,
+        save_interval=options.save_interval,
+        log_interval=log_interval,
+        max_steps=plan.schedule.max_steps,
+        max_checkpoints=options.max_checkpoints,
     )
 
 
@@ -182,12 +175,6 @@ def catch_up(training: Training, progress: TrainingProgress) -> TrainingProgress
     return progress
 
 
-def begin_step(training: Training, progress: TrainingProgress) -> None:
-    """Tells the watchdog and the profiler that a step begins."""
-    training.watchdog.mark(f"reading the samples of step {progress.step + 1}")
-    training.profiler.step(progress.step + 1)
-
-
 def train_step(training: Training, progress: TrainingProgress, step_data: StepData, data: TrainingData) -> StepResult:
     """Makes one optimiser step at its learning rate."""
     options, optimizer = training.options, training.optimizer
@@ -200,12 +187,6 @@ def train_step(training: Training, progress: TrainingProgress, step_data: StepDa
     seeds = [options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in first_samples]
     timer = training.meter.timer
     return optimiser_step(training.fabric, training.model, optimizer, step_data, options.grad_clip, seeds, timer)
-
-
-def what_is_due(training: Training, progress: TrainingProgress, agenda: Agenda) -> Due:
-    """What is to be done after the step that was just made; the processes agree on it."""
-    step = progress.step + 1
-    return agenda.due(step, training.stop.received, training.writer.failed(), progress.checkpoints)
 
 
 def advance(
@@ -230,11 +211,6 @@ def spend(training: Training, progress: TrainingProgress, seconds: float) -> Tra
         seconds=progress.seconds + seconds,
         device_seconds=progress.device_seconds + seconds * training.fabric.world_size,
     )
-
-
-def step_columns(training: Training, progress: TrainingProgress) -> dict[str, Any]:
-    """What is known of a step at once, before its loss is read."""
-    return progress_columns(progress) | {"learning_rate": training.optimizer.param_groups[0]["lr"]}
 
 
 def log_steps(training: Training, progress: TrainingProgress, history: StepHistory) -> TrainingProgress:
@@ -329,7 +305,6 @@ def save_now(training: Training, progress: TrainingProgress) -> None:
 
 
 def finish_saving(training: Training) -> None:
-    """Waits for the checkpoint that is being written, if one is."""
     training.watchdog.mark("writing a checkpoint")
     log_saved(training, training.writer.wait())
 
@@ -346,11 +321,7 @@ def stop_after_signal(training: Training, progress: TrainingProgress) -> None:
 
 
 def finish(training: Training, progress: TrainingProgress, data: TrainingData, ending: Ending) -> None:
-    """Waits for the last checkpoint and says why the training is over.
-
-    Raises:
-        UserError: on every process, if it ends because it failed.
-    """
+    """Waits for the last checkpoint and says why the training is over; raises if it failed."""
     finish_saving(training)
     if ending.is_failure:
         error = UserError(ending.reason)

@@ -1,6 +1,7 @@
 """What is to be done after a step: the one place where that is decided, for all processes alike."""
 
 import time
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from utils.cluster.collectives import rank, sum_over_processes
@@ -23,6 +24,7 @@ class Due(NamedTuple):
     """The checkpoint under way cannot be written, or the run folder is another program's: end."""
 
 
+@dataclass
 class Agenda:
     """When to log, validate and save. Process 0 decides, by its clock or by the step, and all others follow.
 
@@ -30,21 +32,14 @@ class Agenda:
     The run ends with step `max_steps` or with checkpoint number `max_checkpoints`, if these are given.
     """
 
-    def __init__(
-        self,
-        unit: Literal["time", "steps"],
-        eval_interval: int | None,
-        save_interval: int,
-        log_interval: int = 1,
-        max_steps: int | None = None,
-        max_checkpoints: int | None = None,
-    ) -> None:
-        self._unit = unit
-        self._eval_interval = eval_interval
-        self._save_interval = save_interval
-        self._log_interval = log_interval
-        self._max_steps = max_steps
-        self._max_checkpoints = max_checkpoints
+    unit: Literal["time", "steps"]
+    eval_interval: int | None
+    save_interval: int
+    log_interval: int = 1
+    max_steps: int | None = None
+    max_checkpoints: int | None = None
+
+    def __post_init__(self) -> None:
         self._logged = self._validated = self._saved = time.monotonic()
 
     def due(self, step: int, interrupted: bool, failed: bool, checkpoints: int = 0) -> Due:
@@ -55,19 +50,19 @@ class Agenda:
         own = [False] * 3
         if rank() == 0:
             own = [
-                step % self._log_interval == 0 or time.monotonic() - self._logged >= 10,  # seconds
-                self._is_over(self._eval_interval, step, self._validated),
-                self._is_over(self._save_interval, step, self._saved),
+                step % self.log_interval == 0 or time.monotonic() - self._logged >= 10,  # seconds
+                self._is_over(self.eval_interval, step, self._validated),
+                self._is_over(self.save_interval, step, self._saved),
             ]
         sums = sum_over_processes([float(flag) for flag in (*own, interrupted, failed)])
         log, validate, save, interrupted, failed = (found > 0 for found in sums)
-        is_last_checkpoint = save and checkpoints + 1 == self._max_checkpoints
-        is_last = is_last_checkpoint or (self._max_steps is not None and step >= self._max_steps)
+        is_last_checkpoint = save and checkpoints + 1 == self.max_checkpoints
+        is_last = is_last_checkpoint or (self.max_steps is not None and step >= self.max_steps)
         anything = validate or save or is_last or interrupted
         return Due(
             log=log or anything or failed,
             log_datasets=anything,
-            validate=validate or (is_last and self._eval_interval is not None),
+            validate=validate or (is_last and self.eval_interval is not None),
             save=save,
             interrupted=interrupted,
             failed=failed,
@@ -86,6 +81,6 @@ class Agenda:
     def _is_over(self, interval: int | None, step: int, since: float) -> bool:
         if interval is None:
             return False
-        if self._unit == "steps":
+        if self.unit == "steps":
             return step % interval == 0
         return time.monotonic() - since >= interval

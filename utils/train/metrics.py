@@ -5,6 +5,7 @@ A new column is named in `METER_COLUMNS` and measured in `Meter.read`.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,12 @@ def progress_columns(progress: TrainingProgress) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
 class Metrics:
     """Writes what is measured to `file` (metrics.csv) and to the `curves` of --logger; for one process only."""
 
-    def __init__(self, file: CsvLog, curves: ScalarLogger | None) -> None:
-        self.file = file
-        self._curves = curves
+    file: CsvLog
+    curves: ScalarLogger | None
 
     def write_steps(self, records: Sequence[StepRecord], columns: Mapping[str, Any]) -> None:
         """Writes a line per step, the last one with the `columns` that were measured since the last look."""
@@ -127,9 +128,9 @@ class Metrics:
             rows.append(record.columns | {"split": "train"} | found)
         rows[-1] |= columns
         self.file.write(rows)
-        if self._curves:
+        if self.curves:
             names = ("loss", "learning_rate", "grad_norm", *columns)
-            self._curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
+            self.curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
 
     def write_losses(self, progress: TrainingProgress, split: str, losses: Mapping[str, Loss]) -> None:
         """Writes a line with the loss of each dataset."""
@@ -137,11 +138,11 @@ class Metrics:
         self.file.write(
             where | {"dataset": name, "loss": loss.mean, "targets": loss.targets} for name, loss in losses.items()
         )
-        if self._curves:
+        if self.curves:
             scalars = {f"{split}/{name}": loss.mean for name, loss in losses.items()}
-            self._curves.log(progress.step, scalars, always=True)
+            self.curves.log(progress.step, scalars, always=True)
 
     def close(self) -> None:
         """Waits until the curves are written."""
-        if self._curves:
-            self._curves.close()
+        if self.curves:
+            self.curves.close()

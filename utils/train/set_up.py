@@ -116,7 +116,13 @@ def set_up(
     def open_metrics() -> None:
         drop_metrics_after(options.out_dir, METRIC_COLUMNS, last_step, keep_validation=not progress.validation_pending)
         file = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
-        record_start(options, plan, fabric.world_size, progress, checkpoint, warnings, log)
+        for change in save_record(options, plan, fabric.world_size, progress):
+            log.line(f"changed since the last start: {change}")
+        for line in [training_summary(options, plan, fabric.world_size), *warnings]:
+            log.line(line)
+        record_mixture(options, plan, log)
+        if checkpoint:
+            log.line(f"going on from {checkpoint}")
         curves = open_logger(options.logger, options.out_dir, last_step, cli.public_values(options), log.line)
         opened.append(Metrics(file, curves))
 
@@ -190,25 +196,6 @@ def make_meter(options: PretrainOptions, plan: TrainingPlan, fabric: Fabric) -> 
 
     peak = device_peak(options.peak_tflops, options.precision)
     return Meter(fabric.device, fabric.world_size, peak, flops)
-
-
-def record_start(
-    options: PretrainOptions,
-    plan: TrainingPlan,
-    world_size: int,
-    progress: TrainingProgress,
-    checkpoint: Path | None,
-    warnings: list[str],
-    log: RunLog,
-) -> None:
-    """Writes down that the run begins, or continues from `checkpoint`. For process 0 only."""
-    for change in save_record(options, plan, world_size, progress):
-        log.line(f"changed since the last start: {change}")
-    for line in [training_summary(options, plan, world_size), *warnings]:
-        log.line(line)
-    record_mixture(options, plan, log)
-    if checkpoint:
-        log.line(f"going on from {checkpoint}")
 
 
 def save_record(options: PretrainOptions, plan: TrainingPlan, world_size: int, progress: TrainingProgress) -> list[str]:

@@ -7,7 +7,6 @@ so nothing here is a formula about an architecture: what a block keeps is what i
 import copy
 import weakref
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -88,10 +87,10 @@ class _LiveBytes(TorchDispatchMode):
 
 @cache
 def trace_step(workload: Workload) -> StepTrace:
-    """Traces one step of this process with a model of two blocks.
+    """Traces one step of a process with a model of two blocks.
 
-    On one process with several micro-batches it is the second of them, over the gradients of the first. On several
-    processes FSDP2 brings weights in their arithmetic's type and takes gradients away: `estimate` adds that.
+    On one process with several micro-batches it is the second of them, over the gradients of the first. What FSDP2
+    gathers and takes away on several processes is not in it.
     """
     model = empty_model(_traced_config(workload), workload.lora, *_traced_dtypes(workload))
     with FakeTensorMode():
@@ -105,7 +104,8 @@ def trace_step(workload: Workload) -> StepTrace:
             marks = _mark_phases(model, live)
             for _ in range(2 if workload.processes == 1 and workload.micro_batches > 1 else 1):
                 live.begin("forward")
-                with _arithmetic(workload):
+                # what Fabric's precision puts around the forward pass
+                with torch.autocast("cpu", torch.bfloat16, enabled=workload.precision == "bf16-mixed"):
                     loss = model(ids, segments=bounds, targets=ids).sum
                     dropped = live.now
                 dropped -= live.now
@@ -138,11 +138,6 @@ def _traced_dtypes(workload: Workload) -> tuple[torch.dtype, torch.dtype]:
     if workload.precision == "bf16-true" or (workload.processes > 1 and workload.precision == "bf16-mixed"):
         return torch.bfloat16, torch.bfloat16
     return workload.dtypes
-
-
-def _arithmetic(workload: Workload) -> AbstractContextManager[None]:
-    """What Fabric's precision puts around the forward pass."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=workload.precision == "bf16-mixed")
 
 
 def _fill(model: nn.Module, workload: Workload) -> None:
