@@ -34,11 +34,10 @@ from utils.run.csv_log import ALL
 from utils.run.progress import TrainingProgress
 from utils.train.agenda import Agenda, Due
 from utils.train.dry_run import dry_run_report
-from utils.train.history import StepHistory
 from utils.train.metrics import progress_columns
 from utils.train.plan import TrainingPlan, make_plan
 from utils.train.set_up import Training, locked_run_folder, record_mixture, set_up
-from utils.train.step import StepResult, optimiser_step
+from utils.train.step import StepHistory, StepResult, optimiser_step
 from utils.train.validation import validate
 
 
@@ -315,7 +314,7 @@ def log_saved(training: Training, saved: Saved | None) -> None:
 
 
 def stop_after_signal(training: Training, progress: TrainingProgress) -> None:
-    """Waits for the last checkpoint and ends the program; the same command goes on from there."""
+    """Waits for the last checkpoint and ends the program; the same command continues from there."""
     finish_saving(training)
     raise Interrupted(f"stopped by a signal after step {progress.step}, all of it saved; run the same command again")
 

@@ -30,8 +30,8 @@ from utils.run.csv_log import ALL, PROGRESS_COLUMNS, VALIDATION, VALIDATION_COLU
 from utils.run.merged_model import load_merged_model
 from utils.run.progress import TrainingProgress
 from utils.run.record import RunRecord
-from utils.train.history import Loss
 from utils.train.placement import place_model
+from utils.train.step import Loss
 from utils.train.validation import validate
 
 
@@ -46,7 +46,6 @@ class OfflineValidation:
     entries: list[DatasetSplit]
     precision: str
     run_precision: str
-    """That of the training."""
 
     @property
     def settings(self) -> dict[str, str]:
@@ -70,12 +69,7 @@ def main(options: ValidateOptions) -> None:
 
 
 def validate_run(task: OfflineValidation) -> None:
-    """Measures each of the run's checkpoints.
-
-    Raises:
-        UserError: if there is none.
-        DataError: if a shard or, once the others are measured, a checkpoint is damaged.
-    """
+    """Measures each of the run's checkpoints; raises for the damaged ones once the others are measured."""
     options = task.options
     if options.verify_data:
         verify_data(task.data_dir, task.entries)

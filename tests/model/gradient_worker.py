@@ -21,10 +21,9 @@ from tests.conftest import TINY_MODEL, random_rows
 from utils.cluster.launch import data_parallel_part, launch
 from utils.cluster.ranks import end_process
 from utils.data.batches import StepData, collate
-from utils.train.history import StepHistory
 from utils.train.placement import shard_model
 from utils.train.profiler import StepTimer
-from utils.train.step import optimiser_step
+from utils.train.step import StepHistory, optimiser_step
 
 WINDOW, VOCABULARY, SAMPLES = 33, 98, 12
 CONFIG = Config(**yaml.safe_load(TINY_MODEL), vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY)

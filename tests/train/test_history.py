@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from utils.data.batches import StepData
-from utils.train.history import StepHistory
-from utils.train.step import StepResult
+from utils.train.step import StepHistory, StepResult
 
 
 def test_a_skipped_step_leaves_the_others_dataset_losses_alone() -> None:

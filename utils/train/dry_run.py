@@ -96,7 +96,6 @@ def needs_text(needs: Estimate, gpu_memory: float | None, peak_flops: float, mfu
 
 
 def _memory_table(needs: Estimate, gpu_memory: float | None) -> list[str]:
-    """The parts at each moment, and whether the highest sum fits."""
     moments = needs.moments
     lines = [f"{'GiB per process, at the':24}" + "".join(f"{moment:>10}" for moment in moments)]
     for part in next(iter(moments.values())):
@@ -177,7 +176,6 @@ def _more_gpus(base: Workload) -> list[tuple[str, Workload]]:
 
 
 def _more_sharing(base: Workload) -> list[tuple[str, Workload]]:
-    """Larger groups of processes that share each matrix."""
     positions = base.micro_batch_size * base.block_size
     changes = []
     for size in (2, 4, 8):

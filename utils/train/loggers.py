@@ -1,4 +1,4 @@
-"""Curves while the run goes on, in TensorBoard or Weights & Biases. metrics.csv holds all of it in any case."""
+"""Curves of a run under way, in TensorBoard or Weights & Biases. metrics.csv holds all of it in any case."""
 
 import importlib.util
 import os

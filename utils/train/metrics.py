@@ -16,9 +16,9 @@ from lit_gpt.model.flops import peak_flops
 from utils.data.batches import StepData
 from utils.run.csv_log import LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog
 from utils.run.progress import TrainingProgress
-from utils.train.history import Loss, StepRecord
 from utils.train.loggers import ScalarLogger
 from utils.train.profiler import PHASES, StepTimer
+from utils.train.step import Loss, StepRecord
 
 # phases in seconds per step
 METER_COLUMNS = ("tokens_per_second", "mfu", "memory_gib", *(f"{phase}_seconds" for phase in PHASES))
@@ -35,12 +35,8 @@ class Meter:
 
     The MFU is target tokens per second × operations per token / (devices × peak): the part of what the devices can do
     at most that the model itself needs, see lit_gpt/model/flops.py.
-
-    Args:
-        device: this process's.
-        devices: how many the run has.
-        peak: operations per second of one device at most; None where unknown, and there is no MFU.
-        flops_per_token: training operations per token, by the lengths of the documents.
+    A device makes at most `peak` operations per second; None where that is unknown: there is then no MFU.
+    `flops_per_token` tells the training operations per token by the lengths of the documents.
     """
 
     def __init__(

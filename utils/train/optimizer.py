@@ -14,7 +14,7 @@ class MasterAdamW(Optimizer):
     """AdamW that keeps an fp32 copy of each weight and its moments in fp32, for weights in bf16.
 
     A bf16 weight has eight bits: an update below 0.2 % of it is rounded away, and late in a training most are. So the
-    copy is updated, and the weight is the copy, rounded. A trained parameter takes 12 bytes instead of 4.
+    copy is updated and rounded to the weight. It costs 12 bytes per trained parameter; moments in bf16 alone cost 4.
     """
 
     def __init__(self, params: Iterable[Any], betas: tuple[float, float], lr: float = 1e-3, eps: float = 1e-8) -> None:

@@ -9,31 +9,8 @@ from typing import Literal
 
 from lit_gpt.errors import raise_problems
 
-_POSITIVE = (
-    "batch_size",
-    "micro_batch_size",
-    "num_epochs",
-    "save_interval",
-    "eval_interval",
-    "learning_rate",
-    "devices",
-    "num_nodes",
-    "max_steps",
-    "max_checkpoints",
-    "eval_samples",
-    "early_stopping",
-    "lora_r",
-    "max_nonfinite_steps",
-    "lora_alpha",
-    "hang_timeout",
-    "log_interval",
-    "peak_tflops",
-    "gpu_memory",
-    "mfu",
-    "tensor_parallel",
-    "decay_steps",
-)
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
+_BELOW_ONE = ("beta1", "beta2", "lora_dropout")
 
 
 @dataclass(frozen=True)
@@ -168,7 +145,7 @@ class PretrainOptions:
         return self.master_weights and self.precision == "bf16-true"
 
     def as_small_try(self) -> PretrainOptions:
-        """The same command over 10 steps, in a run folder of its own: a real run must not go on from it."""
+        """The same command over 10 steps, in a run folder of its own: a real run must not continue from it."""
         return dataclasses.replace(
             self,
             out_dir=self.out_dir.with_name(self.out_dir.name + "-small"),
@@ -184,8 +161,9 @@ class PretrainOptions:
     def __post_init__(self) -> None:
         values = vars(self)
         problems = []
-        for name in _POSITIVE:
-            if values[name] is not None and values[name] <= 0:
+        for name, value in values.items():
+            is_number = type(value) in (int, float)
+            if is_number and value <= 0 and name not in (*_NOT_NEGATIVE, *_BELOW_ONE):
                 problems.append(f"--{name} must be above 0")
         for name in _NOT_NEGATIVE:
             if values[name] < 0:
@@ -196,7 +174,7 @@ class PretrainOptions:
             problems.append("--min_learning_rate must not be above --learning_rate")
         if self.decay_steps and self.lr_schedule != "wsd":
             problems.append("--decay_steps needs --lr_schedule wsd")
-        for name in ("beta1", "beta2", "lora_dropout"):
+        for name in _BELOW_ONE:
             if not 0 <= values[name] < 1:
                 problems.append(f"--{name} must be at least 0 and below 1")
         adapted = ("query", "key", "value", "projection", "mlp", "head")

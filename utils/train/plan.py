@@ -45,7 +45,6 @@ class TrainingPlan:
 
     @property
     def samples_per_step(self) -> int:
-        """Samples per optimiser step, over all processes."""
         return self.identity.samples_per_step
 
 

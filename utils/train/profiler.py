@@ -34,7 +34,7 @@ class StepProfiler:
     """
 
     def __init__(self, steps: tuple[int, int] | None, out_dir: Path) -> None:
-        """Does nothing without `steps` (first and last): when not asked to, and on every process but one."""
+        """Does nothing without `steps` (first and last)."""
         self._steps = steps
         self._folder = out_dir / "profile"
         self._profile: profile | None = None

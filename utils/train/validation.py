@@ -12,7 +12,7 @@ from utils.cluster.launch import data_parallel_part
 from utils.data.batches import validation_batches
 from utils.data.manifest import DatasetSplit
 from utils.run.csv_log import ALL
-from utils.train.history import Loss
+from utils.train.step import Loss
 
 
 @torch.no_grad()

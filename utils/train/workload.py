@@ -71,7 +71,6 @@ class Workload:
 
     @property
     def has_masters(self) -> bool:
-        """Whether the optimiser keeps fp32 copies of what is trained."""
         return self.master_weights and self.precision == "bf16-true"
 
 
