@@ -28,8 +28,7 @@ class ScalarLogger(ABC):
     # Lightning's loggers are not used: TensorBoard's expands `$` in the run folder's name; W&B's imports the Trainer,
     # and a failing client would end the training.
 
-    def __init__(self) -> None:
-        self._last = -1e9
+    _last = -1e9  # when scalars were passed on, in seconds
 
     def log(self, step: int, scalars: Mapping[str, float], always: bool = False) -> None:
         """Passes the scalars of a step on (`train/loss` → value), `always` or if the last ones are a second old."""
@@ -76,7 +75,6 @@ class TensorBoardLogger(ScalarLogger):
     def __init__(self, out_dir: Path, last_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # an optional package
 
-        super().__init__()
         # later steps in older files are hidden: they are made again
         self._writer = SummaryWriter(str(out_dir / "tensorboard"), purge_step=last_step + 1, flush_secs=30)
 
@@ -100,7 +98,6 @@ class WandbLogger(ScalarLogger):
     def __init__(self, out_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
         import wandb  # an optional package
 
-        super().__init__()
         self._say = say
         folder = out_dir / "wandb"
         folder.mkdir(exist_ok=True)

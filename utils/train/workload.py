@@ -48,7 +48,6 @@ class Workload:
     window_context: float
     """The same in layers with a sliding window."""
     steps: int
-    """Optimiser steps of the run."""
 
     @property
     def data_parallel(self) -> int:
