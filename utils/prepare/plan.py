@@ -31,7 +31,7 @@ from utils.prepare.work_pool import WorkPool
 SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
 SAMPLE_SOURCES = 16  # from how many sources it comes
 BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
-PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}  # text that a compressed file is taken to hold, in its own size
+PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}  # estimated text in a compressed file, as a multiple of its size
 
 Duplicates = Mapping[tuple[int, int], dict[int, str]]
 """Number of a split's file and of a block in it → number of a document there → the document that it repeats."""
