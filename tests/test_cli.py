@@ -128,6 +128,26 @@ def test_an_unknown_key_of_a_configuration_names_the_nearest(capsys, tmp_path):
     assert_refused(capsys, [*NEEDED, "--config", str(path)], "unknown option max_batch", "the nearest is max_batches")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("max-batches: 1\n", ("unknown option max-batches in --config", "the nearest is max_batches")),
+        ("zzz: 1\n", ("unknown option zzz in --config; see --help",)),
+    ],
+)
+def test_a_key_with_hyphens_or_like_no_other(capsys, tmp_path, content, words):
+    path = tmp_path / "options.yaml"
+    path.write_text(content)
+    assert_refused(capsys, [*NEEDED, "--config", str(path)], *words)
+
+
+def test_an_unknown_option_names_the_nearest(capsys):
+    assert_refused(
+        capsys, [*NEEDED, "--max-batches", "1"], "unknown option --max-batches, the nearest is --max_batches"
+    )
+    assert_refused(capsys, [*NEEDED, "--zzz=1"], "unknown option --zzz=1; see --help")
+
+
 def test_what_stands_after_the_configuration_wins(tmp_path):
     path = tmp_path / "options.yaml"
     path.write_text("max_batches: 4\nbatch_size: 5\ndata_dir: there\n")

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar, get_type_hints
 
 from docstring_parser import parse_from_object
@@ -42,13 +43,24 @@ OptionsT = TypeVar("OptionsT")
 def parse_or_exit(options_class: type[OptionsT], argv: Sequence[str] | None = None) -> OptionsT:
     """Parses `argv` (default: `sys.argv[1:]`) into `options_class`; --help and mistakes in it end the process here.
 
-    A command calls it above its imports of heavy packages: both are answered at once.
+    A command calls it above its imports of heavy packages: both are answered at once. Ctrl-C and a failing file system
+    during these imports end the process as they do during the work.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        sys.excepthook = _end_imports
     try:
         return parse(options_class, argv)
     except (UserError, OSError) as e:
         sys.exit(_report(e, _wants_traceback(argv)))
+
+
+def _end_imports(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ends the process for what no `run` has caught: with one line if it is nobody's bug."""
+    if not isinstance(error, (OSError, KeyboardInterrupt)):
+        sys.__excepthook__(kind, error, trace)
+        return
+    end_process(_report(error, with_traceback=_wants_traceback(sys.argv[1:])))
 
 
 def run(main: Callable[[OptionsT], None], options: OptionsT) -> int:
@@ -188,12 +200,10 @@ def _readable(message: str, options_class: type) -> str:
         return "--config: an option of several texts needs a list of them"
     if "Unrecognized arguments:" in message:
         unknown = message.split("Unrecognized arguments:")[1].split()[0]
-        return f"unknown option {unknown}; see --help"
+        return f"unknown option {unknown}{_nearest(unknown, options_class)}; see --help"
     annotations = {field.name: str(field.type) for field in fields(options_class)}
-    if match := re.search(r"Key '([\w.]+)' is not expected", message):
-        nearest = difflib.get_close_matches(match[1], annotations, n=1, cutoff=0.0)
-        advice = f", the nearest is {nearest[0]}" if nearest else ""
-        return f"unknown option {match[1]} in --config{advice}; see --help"
+    if match := re.search(r"Key '([^']+)' is not expected", message):
+        return f"unknown option {match[1]} in --config{_nearest(match[1], options_class)}; see --help"
     if match := re.search(r'Key "([\w.]+)" is required', message):
         if match[1] in POSITIONAL:
             return f"no {POSITIONAL[match[1]]['metavar'].lower()} is given; see --help"
@@ -201,6 +211,15 @@ def _readable(message: str, options_class: type) -> str:
     if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
         return _wrong_value(match[1], match[2], annotations.get(match[1], ""))
     return message
+
+
+def _nearest(unknown: str, options_class: type) -> str:
+    """Names the option that an unknown one resembles, if there is one."""
+    names = [field.name for field in fields(options_class)]
+    word = unknown.partition("=")[0].lstrip("-").replace("-", "_")
+    nearest = difflib.get_close_matches(word, names, n=1)
+    dashes = "--" if unknown.startswith("--") else ""
+    return f", the nearest is {dashes}{nearest[0]}" if nearest else ""
 
 
 def _wrong_value(name: str, reason: str, annotation: str) -> str:

@@ -65,9 +65,9 @@ def test_a_training_that_failed_waits_for_its_checkpoint_before_it_says_so() -> 
     assert writer.waited and caught.value.on_every_process
 
 
-def test_a_signal_during_the_imports_does_not_kill(tmp_path: Path) -> None:
-    """Slurm's SIGUSR1 may come while torch is being imported; the process then ends by itself."""
-    arguments = ["--data_dir", tmp_path, "--checkpoint_dir", tmp_path, "--out_dir", tmp_path / "run"]
+def signalled_during_imports(folder: Path, number: signal.Signals) -> tuple[int, str]:
+    """The exit code and stderr of a pretrain.py that gets a signal while torch is being imported."""
+    arguments = ["--data_dir", folder, "--checkpoint_dir", folder, "--out_dir", folder / "run"]
     started = subprocess.Popen(
         [sys.executable, ROOT / "pretrain.py", *map(str, arguments)], stderr=subprocess.PIPE, text=True
     )
@@ -76,6 +76,17 @@ def test_a_signal_during_the_imports_does_not_kill(tmp_path: Path) -> None:
     while "libtorch" not in maps.read_text():  # torch is being imported
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(started.pid, signal.SIGUSR1)
+    os.kill(started.pid, number)
     _, stderr = started.communicate(timeout=300)
-    assert started.returncode == 2 and "manifest.json is missing" in stderr
+    return started.returncode, stderr
+
+
+def test_a_signal_during_the_imports_does_not_kill(tmp_path: Path) -> None:
+    """Slurm's SIGUSR1 may come while torch is being imported; the process then ends by itself."""
+    code, stderr = signalled_during_imports(tmp_path, signal.SIGUSR1)
+    assert code == 2 and "manifest.json is missing" in stderr
+
+
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
+    code, stderr = signalled_during_imports(tmp_path, signal.SIGINT)
+    assert (code, stderr) == (75, "error: interrupted from the keyboard\n")
