@@ -81,8 +81,11 @@ def check_repo_id(repo_id: str, what: str) -> list[str]:
 
 def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
     """The hexadecimal digest of `prefix` and the file's content."""
+    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, prefix, usedforsecurity=False)).hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
