@@ -4,7 +4,7 @@
 `litgpt/__init__.py` imports them again through `litgpt.api`; Fabric imports torch._dynamo for one `isinstance`. No
 training uses these, and each of its processes would pay twice what torch itself costs: 2,000 more files.
 
-`install` puts one finder in front of `sys.meta_path`. The packages keep their names, files and specs, but
+The packages keep their names, files and specs, but
 
 - a package of `BARE` runs its `__init__.py` when somebody asks for a name that is neither a submodule nor listed there:
   `lightning.Trainer` and `litgpt.LLM` are what they always were, only later;
@@ -20,8 +20,8 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -40,50 +40,36 @@ _open_now: set[ModuleType] = set()
 
 
 def install() -> None:
-    """Puts the finder in front, once a process."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Puts the finder in front of Python's own."""
+    sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds what the other finders find, with another way of running it."""
+    """Finds what Python's own finder does, with another way of running it."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name not in BARE and name not in SUBSTITUTES:
             return None
-        spec = self._found_by_others(name, path, target)
+        spec = PathFinder.find_spec(name, path, target)
         if spec is None or spec.loader is None:  # not installed, or a folder that only has the name
             return spec
-        spec.loader = _BareLoader(spec.loader) if name in BARE else _SubstitutingLoader(spec.loader)
+        loader = spec.loader
+
+        def exec_module(module: ModuleType) -> None:
+            del loader.exec_module  # from here on the loader is as Python made it
+            if name in SUBSTITUTES:
+                _substitute_imports(module)
+            if not isinstance(module, _BarePackage):
+                loader.exec_module(module)
+            elif name == "litgpt":
+                _quieten_torch()
+
+        loader.exec_module = exec_module
+        if name in BARE:
+            loader.create_module = lambda spec: _BarePackage(spec.name)
         return spec
-
-    def _found_by_others(self, name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
-        for finder in sys.meta_path:
-            if finder is self:
-                continue
-            spec = finder.find_spec(name, path, target)
-            if spec is not None:
-                return spec
-        return None
-
-
-class _BareLoader:
-    """Makes a package that has its path and its spec, and runs its `__init__.py` when it is asked for more."""
-
-    def __init__(self, real: Any) -> None:
-        self.real = real
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _BarePackage(spec.name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        _restore_loader(module, self.real)
-        if not isinstance(module, _BarePackage):  # `importlib.reload` of one that was opened
-            self.real.exec_module(module)
-        elif module.__name__ == "litgpt":
-            _quieten_torch()
 
 
 class _BarePackage(ModuleType):
@@ -111,7 +97,7 @@ class _BarePackage(ModuleType):
 
 
 def _open(package: _BarePackage, name: str) -> Any:
-    """Runs the package's `__init__.py`, once; from then on it is a module like any other. Yields what was asked for."""
+    """Runs the package's `__init__.py`, once; from then on it is a module like any other."""
     with _opening:
         if package in _open_now:  # by this thread: its `__init__.py` is where the name is missing
             raise AttributeError(f"partially initialized module {package.__name__!r} has no attribute {name!r}")
@@ -125,37 +111,21 @@ def _open(package: _BarePackage, name: str) -> Any:
     return getattr(package, name)
 
 
-class _SubstitutingLoader:
-    """Runs a module whose import statements yield what `SUBSTITUTES` says."""
+def _substitute_imports(module: ModuleType) -> None:
+    """Makes the module's `from … import …` statements yield what `SUBSTITUTES` says."""
+    substitutes = SUBSTITUTES[module.__name__]
 
-    def __init__(self, real: Any) -> None:
-        self.real = real
+    def import_statement(name: str, *others: Any) -> Any:
+        if name not in substitutes or not others[2]:  # the names after `import`, if there are any
+            return builtins.__import__(name, *others)
+        found = dict(substitutes[name])
+        for each in others[2]:
+            if each not in found:
+                found[each] = getattr(importlib.import_module(name), each)
+        return SimpleNamespace(**found)
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.real.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        _restore_loader(module, self.real)
-        substitutes = SUBSTITUTES[module.__name__]
-
-        def import_statement(
-            name: str,
-            globals: Mapping[str, Any] | None = None,
-            locals: Mapping[str, Any] | None = None,
-            fromlist: Sequence[str] | None = (),
-            level: int = 0,
-        ) -> Any:
-            if name not in substitutes or not fromlist:
-                return builtins.__import__(name, globals, locals, fromlist, level)
-            found = dict(substitutes[name])
-            for each in fromlist:
-                if each not in found:
-                    found[each] = getattr(importlib.import_module(name), each)
-            return SimpleNamespace(**found)
-
-        # Python looks import statements up here; other modules, and other threads, keep theirs.
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": import_statement}
-        self.real.exec_module(module)
+    # Python looks import statements up here; other modules, and other threads, keep theirs.
+    module.__dict__["__builtins__"] = {**vars(builtins), "__import__": import_statement}
 
 
 class _Deferred(type):
@@ -184,8 +154,7 @@ def _compare_version(
 ) -> bool:
     """Does what lightning_utilities' function does, and reads torchmetrics' version without importing it."""
     # whoever only asks for --help does not pay for these
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed_version
+    from importlib import metadata
 
     from lightning_utilities.core.imports import compare_version
     from packaging.version import Version
@@ -193,8 +162,8 @@ def _compare_version(
     if package != "torchmetrics":
         return compare_version(package, compare, version, use_base_version)
     try:
-        return compare(Version(installed_version(package)), Version(version))
-    except PackageNotFoundError:
+        return compare(Version(metadata.version(package)), Version(version))
+    except metadata.PackageNotFoundError:
         return False
 
 
@@ -218,10 +187,3 @@ def _quieten_torch() -> None:
         logging.getLogger(f"torch.distributed.fsdp.{part}").disabled = True
     compiler = logging.getLogger("torch._dynamo.variables.torch")
     compiler.addFilter(lambda record: not re.match("Profiler function .* will be ignored", record.getMessage()))
-
-
-def _restore_loader(module: ModuleType, loader: Any) -> None:
-    """Gives a module its own loader back, for those who ask it for source and data files."""
-    module.__loader__ = loader
-    if module.__spec__ is not None:
-        module.__spec__.loader = loader
