@@ -115,11 +115,11 @@ def _substitute_imports(module: ModuleType) -> None:
     """Makes the module's `from … import …` statements yield what `SUBSTITUTES` says."""
     substitutes = SUBSTITUTES[module.__name__]
 
-    def import_statement(name: str, *others: Any) -> Any:
-        if name not in substitutes or not others[2]:  # the names after `import`, if there are any
-            return builtins.__import__(name, *others)
+    def import_statement(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+        if name not in substitutes or not fromlist:
+            return builtins.__import__(name, globals, locals, fromlist, level)
         found = dict(substitutes[name])
-        for each in others[2]:
+        for each in fromlist:
             if each not in found:
                 found[each] = getattr(importlib.import_module(name), each)
         return SimpleNamespace(**found)
