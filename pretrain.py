@@ -60,7 +60,7 @@ def main(options: PretrainOptions, stop: StopRequest) -> None:
 
 
 def gguf_warnings(options: PretrainOptions, plan: TrainingPlan) -> list[str]:
-    """A line if the trained model could not be exported to GGUF; its tokenizer cannot be changed any more then."""
+    """Warns if the trained model could not be exported to GGUF: now, as its tokenizer cannot be changed afterwards."""
     try:
         if options.model_config is None and (options.checkpoint_dir / "config.json").is_file():
             hf = read_hf_config(options.checkpoint_dir)
@@ -80,7 +80,7 @@ class Ending(NamedTuple):
 
 
 def finished(progress: TrainingProgress, options: PretrainOptions, max_steps: int) -> Ending | None:
-    """Whether the training is over, by its counters and options alone, so that a restart agrees; None if it is not."""
+    """Why the training is over, None while it is not. Counters and options alone decide, so that a restart agrees."""
     skipped, step = progress.skipped_in_a_row, progress.step
     if skipped >= options.max_nonfinite_steps:
         reason = (
@@ -183,7 +183,7 @@ def train_step(training: Training, progress: TrainingProgress, step_data: StepDa
     samples = data.samples(progress.step, *data_parallel_part(training.fabric))
     first_samples = samples[:: options.micro_batch_size]
     # any two samples of any two seeds below 2^20 get different generators
-    seeds = [options.seed * (1 << 43) + sample & (1 << 63) - 1 for sample in first_samples]
+    seeds = [(options.seed * (1 << 43) + sample) & ((1 << 63) - 1) for sample in first_samples]
     timer = training.meter.timer
     return optimiser_step(training.fabric, training.model, optimizer, step_data, options.grad_clip, seeds, timer)
 
@@ -213,7 +213,7 @@ def spend(training: Training, progress: TrainingProgress, seconds: float) -> Tra
 
 
 def log_steps(training: Training, progress: TrainingProgress, history: StepHistory) -> TrainingProgress:
-    """Waits for the steps since the last look and writes down how they went; a step that was skipped by its samples."""
+    """Waits for the steps since the last look and writes down how they went, with the samples of a skipped one."""
     began = time.monotonic()
     records = history.read()
     waited = time.monotonic() - began
@@ -293,7 +293,7 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
 def save_now(training: Training, progress: TrainingProgress) -> None:
     """Begins a checkpoint, and with --async_checkpoints false ends it too."""
     began = time.monotonic()
-    finish_saving(training)  # of the one before
+    finish_saving(training)  # the previous checkpoint
     training.watchdog.mark(f"copying the checkpoint of step {progress.step}")
     if training.metrics:
         training.metrics.file.sync()

@@ -78,7 +78,7 @@ class Run(NamedTuple):
     tokens: int
     peak: int
     start_seconds: float = 0.0
-    """Of `alone`: until the tokenizers are loaded, not in `seconds`."""
+    """In `alone`: until the tokenizers are loaded, not in `seconds`."""
 
 
 def main() -> None:

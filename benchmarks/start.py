@@ -74,7 +74,7 @@ class Start(NamedTuple):
     """What one start took."""
 
     seconds: float
-    """Of processor time, in user and system mode, with the processes that it started."""
+    """Processor time, in user and system mode, with the processes that it started."""
     modules: int
 
 

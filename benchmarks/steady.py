@@ -30,7 +30,7 @@ WARM_UP_SECONDS = 10.0
 
 
 class Tenths(NamedTuple):
-    """Of a run without its warm-up: tokens per second in its first and its last tenth, and its seconds."""
+    """A run without its warm-up: tokens per second in its first and its last tenth, and its seconds."""
 
     first: float
     last: float

@@ -91,7 +91,7 @@ class Facts(NamedTuple):
     targets: float
     """As in `Rows`."""
     flops: float
-    """Of forward and backward pass, per position."""
+    """Per position, forward and backward pass together."""
     peak: int
     """Bytes."""
     recompilations: int
@@ -351,7 +351,7 @@ def make_lora(arguments: argparse.Namespace) -> LoRASettings | None:
 
 
 def weight_dtype(arguments: argparse.Namespace) -> torch.dtype:
-    """Of the weights, and with LoRA of the base, which needs no more than bf16 as it is not trained."""
+    """The type of the weights, and with LoRA of the base, which needs no more than bf16 as it is not trained."""
     import torch
 
     in_bf16 = arguments.precision == "bf16-true" or (arguments.lora and arguments.precision == "bf16-mixed")

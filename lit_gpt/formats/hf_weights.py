@@ -33,7 +33,7 @@ _COMPUTED = (
     ".attention.masked_bias",
 )
 
-# Of a model that also reads pictures: the tensors that are left out, and how the names of its text part begin.
+# In a model that also reads pictures: the tensors that are left out, and how the names of its text part begin.
 _PICTURES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
 _TEXT = re.compile(r"^(model\.)?language_model\.")
 

@@ -1,3 +1,3 @@
 """A model that answers: the cache of keys and values, sampling, and the stream of text.
 
-It must not know where the model came from: run folders and adapters are merged before."""
+It must not know where the model came from: adapters are merged, and run folders resolved, before."""

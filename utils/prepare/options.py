@@ -52,7 +52,7 @@ class PrepareOptions:
     """Variants per training conversation of a dialogue dataset, at most. Default: the metadata file's, else 8 for
     spontaneous speech and 1 for the rest."""
     seed: int = 1337
-    """Of the choice of variants."""
+    """Decides which variants are made, and which rows --inspect shows."""
     min_characters: int = 0
     """Leave out documents that are shorter."""
     max_characters: int | None = None

@@ -32,7 +32,7 @@ class RunIdentity:
     """How the base's matrices are kept (QLoRA, `bnb.nf4`); None: as they are. Older versions did not write it."""
     data: str
     """Fingerprint of the manifest's entries that are trained on."""
-    mixture: dict[str, float]
+    mixture: dict[str, int]
     """Weight of each dataset."""
     samples_per_step: int
     """Samples of an optimiser step, over all processes."""
