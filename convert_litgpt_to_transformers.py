@@ -1,9 +1,7 @@
-"""Training's result → a Hugging Face folder, compared with ours before it gets its name.
+"""Converts a training's result into a Hugging Face folder with a model card, an endpoint handler and its provenance.
 
-1. The trained weights, LoRA merged in, get Hugging Face's names and go into safetensors, sharded.
-2. config.json, the tokenizer, a model card, an endpoint handler and the training's provenance come beside them.
-3. A fresh process loads the folder with transformers; its logits and token ids must be ours (`--verify`).
-4. Only then is the folder renamed to --output_dir, and uploaded if --repo_id is given.
+A fresh process loads the folder with transformers, and its logits and token ids must be ours (`--verify`). Only then
+is the folder renamed to --output_dir, and uploaded if --repo_id is given.
 """
 
 import sys

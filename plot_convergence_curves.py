@@ -1,10 +1,6 @@
 #!/usr/bin/env python
 """Draws how one or several runs converged: training and validation losses, each dataset's, and the best checkpoint.
-
-1. `read_curves` reads a run's metrics.csv and validation.csv; a run that still trains can be drawn at any time.
-2. `draw` makes the figure: losses above; the datasets' curves in the same panel, or in a second one if they are many.
-3. `save` writes it, `summary` says the same in numbers.
-"""
+A run that still trains can be drawn at any time."""
 
 import sys
 from collections.abc import Sequence
@@ -32,7 +28,6 @@ def main(options: PlotOptions) -> None:
 
 
 def summary(runs: Sequence[RunCurves]) -> str:
-    """A table with a line per run."""
     lines = [HEADER, *map(summary_line, runs)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = []
@@ -43,7 +38,6 @@ def summary(runs: Sequence[RunCurves]) -> str:
 
 
 def summary_line(run: RunCurves) -> tuple[str, ...]:
-    """The cells of a run under `HEADER`."""
     curves = [curve for curve in (run.train, *run.valid.values(), *run.offline.values()) if len(curve)]
     steps = max((curve["batches"].iloc[-1] for curve in curves), default=0)
     tokens = max((curve["tokens"].iloc[-1] for curve in curves), default=0)

@@ -1,4 +1,4 @@
-"""A folder with a model → a repository of the Hugging Face Hub; an interrupted upload goes on where it stopped."""
+"""Uploads a folder with a model to the Hugging Face Hub; an interrupted upload continues where it stopped."""
 
 import sys
 from functools import partial

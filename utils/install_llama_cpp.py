@@ -1,9 +1,7 @@
 """Fetches llama.cpp at its pinned version, builds the programs that GGUF export needs, and puts them into one folder.
 
-1. The source: from its git host, or from the Python registry, where the source archive of llama-cpp-python carries the
-   whole tree; that archive's SHA-256 is checked before anything in it runs.
-2. CMake: the machine's, else the one on PyPI, for this build only. A C++ compiler has to be there.
-3. Four programs, linked statically, the converter and its gguf-py; the rest is removed, and the folder renamed last.
+The source comes from its git host, or from the Python registry, where llama-cpp-python's archive carries the tree.
+The programs are linked statically. A C++ compiler has to be there; CMake is installed for the build if it is missing.
 """
 
 import json
@@ -27,8 +25,7 @@ from utils.export.llama_cpp import COMMIT, FOLDER, GIT_URL, PACKAGE, PACKAGE_SHA
 STAMP = "installed.json"
 CMAKE = "cmake==4.1.2"
 KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
-# Added to the build of ggml alone, which does the arithmetic. llama.cpp's own layers are compiled at -O1, which takes
-# 0.5 to 0.8 of the time of -O3.
+# Added to ggml alone, which does the arithmetic; the rest is compiled at -O1, which takes 0.5 to 0.8 of -O3's time.
 OPTIMISED = 'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n'
 LOGGED_SOURCE = """\
 #include "log.h"
@@ -159,7 +156,6 @@ def fetch_from_pypi(stage: Path) -> Path:
 
 
 def build(source: Path, stage: Path) -> None:
-    """Configures and compiles `PROGRAMS` in `stage`/build."""
     cmake, environment = find_cmake(stage)
     for name, content in (("ggml", OPTIMISED), ("llama.cpp", ADDED)):
         (stage / f"{name}.cmake").write_text(content.replace("{stage}", str(stage)))

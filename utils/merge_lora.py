@@ -1,7 +1,5 @@
-"""Merges a LoRA checkpoint, or an adapter of peft, into its foundation model: a litgpt directory comes out.
-
-The weights pass through one by one. They are written beside --save_path, read again and compared, and renamed last.
-"""
+"""Merges a LoRA checkpoint, or an adapter of peft, into its foundation model and writes a litgpt directory.
+The weights pass through one by one. They are written beside --save_path, read again and compared, and renamed last."""
 
 import sys
 from pathlib import Path

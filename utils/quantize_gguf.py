@@ -1,11 +1,9 @@
 """A Hugging Face folder → GGUF files for llama.cpp and Ollama, in several types, each measured against the original.
 
-1. What llama.cpp could not read is found before anything is written: architecture, tokenizer, damaged weights.
-2. llama.cpp's converter writes one file in the model's own type, and llama-quantize makes every other from it.
-3. transformers, in a fresh process, computes what the model makes of a text, in float32. The token ids of the text have
-   to be equal.
-4. Each file's perplexity over the same tokens, its most probable tokens and its greedy continuation are compared with
-   the model's. If one file is outside its bound, none is published.
+1. llama.cpp's converter writes one file in the model's own type, and llama-quantize makes every other from it.
+2. transformers, in a fresh process, computes in float32 what the model makes of a text.
+3. Token ids, perplexity, most probable tokens and greedy continuation are compared. If one file is outside its bound,
+   none is published.
 """
 
 import errno

@@ -1,8 +1,6 @@
-"""The GGUF files of a folder and their table, quantization.csv.
+"""Makes the GGUF files of a folder, measures them against the model, and keeps the results in quantization.csv.
 
-Each is made from the file in the model's own type and measured against the model: its perplexity over the same tokens,
-its most probable tokens and its greedy continuation. A line of the table holds what was measured, and says which files
-of an earlier result may stay.
+The table also says which files of an earlier result may stay.
 """
 
 import math
@@ -24,11 +22,7 @@ TABLE = "quantization.csv"
 def make_gguf(
     llama: LlamaCpp, model: SourceModel, gguf_type: str, source: Path, reference: Reference, folder: Path
 ) -> dict[str, Any]:
-    """Makes, measures and checks one file in `folder`; returns its line of the table.
-
-    Args:
-        source: the file in the model's own type, with `probabilities` and `prompt` beside it (see `make_source`).
-    """
+    """Makes one file in `folder` from that of `make_source`, measures and checks it; returns its line of the table."""
     file = folder / f"{model.name}-{gguf_type}.gguf"
     bits_per_weight, fallback_tensors = llama.quantize(source, file, gguf_type.upper())
     probabilities = source.with_name("probabilities")
@@ -65,8 +59,7 @@ def check(row: dict[str, Any], reference: Reference) -> None:
     """Raises a DataError if a file is further from the model than its type explains."""
     bound = GGUF_TYPES[row["method"]].bound
     change = math.log(row["perplexity"] / row["perplexity_hf"])
-    # written so that a NaN does not count as agreement
-    if not (abs(change) <= bound and row["divergence"] <= bound):
+    if not (abs(change) <= bound and row["divergence"] <= bound):  # a NaN does not count as agreement
         figures = f"perplexity {row['perplexity']:.4f}, the model's {row['perplexity_hf']:.4f}"
         figures += f", divergence {row['divergence']:.4f} nats"
         raise DataError(f"{row['file']} is another model: {figures}; {bound:.1%} is allowed for {row['method']}")
@@ -101,10 +94,8 @@ def read_table(folder: Path) -> list[dict[str, Any]]:
 
 
 def keep_earlier(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Carries over into `stage` what stays of `folder`, prints what does not, and returns the table's lines that stay.
-
-    A line stays if its file is there, is not made anew in `rows`, and was measured against the same model.
-    """
+    """Carries over into `stage` what stays of `folder`, prints what does not, and returns the table's lines that stay:
+    those whose file is there, is not made anew in `rows`, and was measured against the same model."""
     made = {row["method"] for row in rows}
     kept = []
     gone = {TABLE}
@@ -122,7 +113,6 @@ def keep_earlier(folder: Path, stage: Path, rows: list[dict[str, Any]]) -> list[
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the table with the columns of its last line."""
     columns = list(rows[-1])
     # as objects: a column of texts and numbers keeps each as it is
     pd.DataFrame(rows, columns=columns, dtype=object).to_csv(path, index=False, na_rep="nan", lineterminator="\n")

@@ -1,7 +1,6 @@
 """The first GGUF file of a model, in its own type, and what the model itself computes, to compare other files with.
 
-1. `read_model` finds what llama.cpp could not read before anything is written: architecture, tokenizer, weights.
-2. `make_source` shows the converter a folder without code, and compares the token ids of a text.
+`read_model` finds what llama.cpp could not read before anything is written: architecture, tokenizer, weights.
 """
 
 import json
@@ -19,18 +18,15 @@ from utils.export.hf_probabilities import Reference, ask
 from utils.export.llama_cpp import LlamaCpp
 from utils.export.llama_cpp_support import converter_config, unsupported_features, visible_context
 
-VIEWED = (
+VIEWED = (  # files that the converter is shown as they are
     *(*ANY_WEIGHTS, SAFETENSORS_INDEX, PICKLE_INDEX),
     *("tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("chat_template.jinja", "chat_template.json", "generation_config.json", "README.md"),
 )
-"""Files that the converter is shown as they are."""
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """The model to be exported."""
-
     folder: Path
     name: str
     hf: dict[str, Any]  # config.json, in the keys that llama.cpp's converter reads
@@ -41,12 +37,8 @@ class SourceModel:
 
 
 def read_model(folder: Path) -> SourceModel:
-    """Reads and checks the model in `folder`.
-
-    Raises:
-        UserError: if it is not a Hugging Face folder, or llama.cpp could not read its architecture or tokenizer.
-        DataError: if its files are damaged or incomplete.
-    """
+    """Reads and checks the model in `folder`. Raises a UserError if it is not a Hugging Face folder or llama.cpp could
+    not read its architecture or tokenizer, a DataError if its files are damaged or incomplete."""
     hf = read_hf_config(folder)
     tokenizer = Tokenizer(folder)
     if found := unsupported_features(hf, tokenizer):
@@ -69,10 +61,8 @@ def read_model(folder: Path) -> SourceModel:
 def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, scratch: Path) -> tuple[Path, Reference]:
     """Makes the GGUF file in the model's own type, and asks transformers what the model makes of the text.
 
-    Beside the file, `scratch` gets `probabilities` and `prompt`, which `make_gguf` reads.
-
-    Raises:
-        DataError: if llama.cpp's token ids are not those that the model was trained with.
+    Writes the files `probabilities` and `prompt`, which `make_gguf` reads, into `scratch` too. Raises a DataError if
+    llama.cpp's token ids are not those that the model was trained with.
     """
     print(f"converting {model.folder} to {model.gguf_type}", flush=True)
     source = scratch / "source.gguf"

@@ -23,12 +23,11 @@ from utils.export.verification import verify_adapter, verify_logits, verify_tens
 from utils.files.staged_folder import carry_over, check_replaceable
 from utils.run.merged_model import MergedModel
 
-COMPANIONS = {
+COMPANIONS = {  # the files that an endpoint runs: the name in the folder, and ours
     "handler.py": "hf_files/handler.py",
     "requirements.txt": "hf_files/requirements.txt",
     "dialogue_text.py": "utils/prepare/dialogue.py",
 }
-"""The files that an endpoint runs: the name in the folder, and ours."""
 
 
 def check_output_dir(folder: Path) -> None:
@@ -42,14 +41,8 @@ def check_output_dir(folder: Path) -> None:
 
 
 def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: str) -> tuple[dict[str, Any], str]:
-    """Fills `stage` with the merged model and compares it with `model`.
-
-    Args:
-        verify: how, by "logits", "tensors" or not ("none").
-
-    Returns:
-        What is in config.json, and what the comparison found.
-    """
+    """Fills `stage` with the merged model and compares it by `verify`, "logits", "tensors" or "none"; returns what is
+    in config.json, and what the comparison found."""
     tokenizer = Tokenizer(model.tokenizer_dir)
     hf = make_config(model, model.state_dict, tokenizer)
     write_json(stage / "config.json", hf)
@@ -69,11 +62,7 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
 
 
 def write_adapter(stage: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
-    """Fills `stage` with the adapter for peft and compares it with `model`.
-
-    Returns:
-        What would be in the config.json of its base, and what the comparison found.
-    """
+    """Fills `stage` with the adapter for peft; returns its base's config.json and what the comparison found."""
     hf = make_config(model, model.base, Tokenizer(model.tokenizer_dir))
     name, _ = foundation_facts(model.foundation_dir)
     modules = write_peft(stage, model.adapter, model.config, model.lora, hf, name)

@@ -1,7 +1,6 @@
 """What a Hugging Face folder makes of a text, by transformers in a fresh process, to compare llama.cpp with.
 
-Its token ids; the log-probabilities of every token over windows of the text, in the file format that llama-perplexity
-reads; how it continues a beginning, always by its most probable token. hf_probabilities_process.py is that process.
+hf_probabilities_process.py is that process. It writes log-probabilities in the file format of llama-perplexity.
 """
 
 import json
@@ -12,14 +11,11 @@ from pathlib import Path
 from lit_gpt.errors import UserError
 from lit_gpt.formats.programs import run_transformers
 
-WINDOW = 512
-"""Tokens of a window at most, llama-perplexity's default: its second half is predicted, the first is context."""
+WINDOW = 512  # tokens at most, llama-perplexity's default: the second half is predicted, the first is context
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What transformers makes of the text."""
-
     ids: list[int]  # of the whole text, with begin and end tokens as the folder's tokenizer adds them
     window: int  # tokens of a window
     perplexity: float  # over the second halves of the windows, each after the first half; in float32
@@ -32,11 +28,6 @@ class Reference:
 
 def ask(folder: Path, text: str, context: int, windows: int, target: Path) -> Reference:
     """Loads `folder` in a fresh process, in float32, and writes its log-probabilities to `target`.
-
-    Args:
-        context: tokens that the model can see.
-        windows: how many windows, spread evenly over the text; fewer where it is short.
-        target: file to write, in llama-perplexity's format.
 
     Raises:
         UserError: for a text that is too short, or after which the model says nothing.

@@ -1,7 +1,5 @@
-"""Token ids, log-probabilities and a greedy continuation that transformers computes from a Hugging Face folder.
-
-`python -m utils.export.hf_probabilities_process FOLDER REQUEST.json ANSWER.json` is started by hf_probabilities.py.
-"""
+"""Computes token ids, log-probabilities and a greedy continuation by transformers. hf_probabilities.py starts it as
+`python -m utils.export.hf_probabilities_process FOLDER REQUEST.json ANSWER.json`."""
 
 import json
 import math
@@ -21,10 +19,7 @@ from utils.export.hf_probabilities import Reference, choose_windows
 
 
 def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a `Reference`, or `too_short`, how many tokens a text has that is too short to measure on.
-
-    `request` is what `hf_probabilities.ask` was given.
-    """
+    """The fields of a `Reference`, or `too_short`, how many tokens a text has that is too short to measure on."""
     tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
     ids = tokenizer.encode(request["text"])
     begin = ids[: len(ids) - len(tokenizer.encode(request["text"], add_special_tokens=False))]
@@ -48,10 +43,8 @@ def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[float, int]:
-    """Writes the log-probabilities of `rows`, int64 [windows, length], to `target`, in llama-perplexity's format.
-
-    Returns the summed loss of the predicted tokens in nats, and how many they are.
-    """
+    """Writes the log-probabilities of `rows`, int64 [windows, length], to `target`, in llama-perplexity's format;
+    returns the summed loss of the predicted tokens in nats, and how many they are."""
     loss, predicted = 0.0, 0
     first = rows.shape[1] // 2  # position that predicts, as in llama-perplexity
     with target.open("wb") as file:
@@ -68,10 +61,8 @@ def measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[f
 
 
 def write_log_probabilities(file: BinaryIO, logits: np.ndarray) -> None:
-    """Appends rows of llama-perplexity's file: per row scale and smallest log-probability as float32, then uint16.
-
-    Source of the format: llama.cpp's tools/perplexity, `--kl-divergence-base`. `logits` is float32 [rows, vocabulary].
-    """
+    """Appends `logits`, float32 [rows, vocabulary]: per row scale and smallest log-probability as float32, then uint16.
+    Source of the format: llama.cpp's tools/perplexity, `--kl-divergence-base`."""
     rows, vocabulary = logits.shape
     largest = logits.max(axis=1, keepdims=True)
     smallest = np.maximum(logits.min(axis=1, keepdims=True), largest - 16)
@@ -88,11 +79,8 @@ def write_log_probabilities(file: BinaryIO, logits: np.ndarray) -> None:
 def continue_text(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, beginning: list[int], end_ids: set[int], context: int
 ) -> tuple[str, str, list[int], int]:
-    """Continues `beginning`, token ids, by the most probable token until an end token or the context's end.
-
-    Returns:
-        `prompt`, `continuation`, `ends` and `decided` of a `Reference`; at most 24 tokens.
-    """
+    """Continues `beginning` by the most probable token, at most 24 times, until an end token or the context's end;
+    returns `prompt`, `continuation`, `ends` and `decided` of a `Reference`."""
     prompt = decode(tokenizer, beginning).rstrip("\ufffd").rstrip()  # llama.cpp removes the end of the last line
     ids = tokenizer.encode(prompt)
     before = len(decode(tokenizer, ids))

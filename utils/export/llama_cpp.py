@@ -1,7 +1,5 @@
-"""llama.cpp at one pinned version: where its converter and programs are, and what each is asked.
-
-`utils/install_llama_cpp.py` puts them into one folder; a checkout that somebody built by CMake serves as well.
-"""
+"""llama.cpp at one pinned version: where its converter and programs are, and what each is asked. The folder is one
+that `utils/install_llama_cpp.py` made, or a checkout that somebody built by CMake."""
 
 from __future__ import annotations
 
@@ -23,15 +21,14 @@ COMMIT = "0c1e57098"  # that `PACKAGE` carries under vendor/, as llama-cpp-pytho
 PACKAGE = "llama-cpp-python==0.3.36"
 PACKAGE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"  # of its source archive on PyPI
 
-FOLDER = REPOSITORY / ".llama.cpp"
-"""Where it is installed and looked for, unless another folder is given."""
+FOLDER = REPOSITORY / ".llama.cpp"  # where it is installed and looked for, unless another folder is given
 CONVERTER = "convert_hf_to_gguf.py"
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
 
 
 @dataclass(frozen=True)
 class LlamaCpp:
-    """An installed llama.cpp. What its programs refuse is a DataError, too little disk, quota or memory an OSError."""
+    """An installed llama.cpp. What its programs refuse is a DataError; too little disk, quota or memory an OSError."""
 
     folder: Path
     programs: Path
@@ -60,12 +57,8 @@ class LlamaCpp:
         self._run(command, file.parent)
 
     def quantize(self, source: Path, target: Path, gguf_type: str) -> tuple[float, int]:
-        """Writes `source` as `target` in another type, as llama-quantize names it.
-
-        Returns:
-            Bits per weight, and how many matrices got another type than asked for: a block is 256 weights of a row in
-            the k-methods, 32 in others, and their rows do not divide by that.
-        """
+        """Writes `source` as `target` in another type, as llama-quantize names it; returns bits per weight, and how
+        many matrices got another type, as their rows do not divide into blocks of 256 (k-methods) or 32 weights."""
         done = self._run([self.programs / "llama-quantize", source, target, gguf_type, _threads()], target.parent)
         bits = re.search(r"quant size\s*=.*\(([\d.]+) BPW\)", done)
         fallback = re.search(r"(\d+) of \d+ tensor\(s\) required fallback", done)
@@ -80,11 +73,8 @@ class LlamaCpp:
     def compare(self, file: Path, reference: Path, context: int) -> tuple[float, float, float]:
         """Compares the model in `file` with `reference`, log-probabilities over windows of `context` tokens.
 
-        Source of the formulas: llama.cpp's tools/perplexity, `--kl-divergence`.
-
-        Returns:
-            The perplexity of the model in `file`; the mean Kullback-Leibler divergence from the reference's
-            probabilities, in nats per token; the share of positions whose most probable token is the reference's.
+        Returns its perplexity, its mean Kullback-Leibler divergence from the reference in nats per token, and the share
+        of positions whose most probable token is the same. Formulas: llama.cpp's tools/perplexity, `--kl-divergence`.
         """
         command = [self.programs / "llama-perplexity", "-m", file, "--kl-divergence-base", reference, "--kl-divergence"]
         command += ["-c", str(context), "-b", str(context), "-ub", str(min(context, 512)), "-t", _threads()]
@@ -104,12 +94,8 @@ class LlamaCpp:
         return self._run(command, file.parent, last="\n\n", errors=subprocess.PIPE)
 
     def _run(self, command: list[str | Path], scratch: Path, last: str = "", errors: int = subprocess.STDOUT) -> str:
-        """Runs a program and returns what it prints: on both streams, or on stdout only if `errors` is a pipe.
-
-        Args:
-            scratch: where it writes.
-            last: what its output holds when it is whole.
-        """
+        """Runs a program that writes to `scratch` and returns what it prints: on both streams, or on stdout only if
+        `errors` is a pipe. `last` is what the output holds when it is whole."""
         # the converter's own gguf-py comes before an installed gguf; it loads tokenizers from the folder alone
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.folder / "gguf-py")}
         # as llama.cpp builds them, some programs end before the thread that prints has printed all: ask them again

@@ -1,8 +1,7 @@
-"""What llama.cpp supports of a model, known without llama.cpp: its architecture, and its tokenizer.
+"""What llama.cpp supports of a model's architecture and tokenizer, known without llama.cpp.
 
-A vocabulary does not say by which rules a text is split before the merges. So the converter recognises a byte-level BPE
-by a hash of the ids it gives for one text, and refuses every other: `pre_tokenizers.json` holds the hashes of the
-pinned version. It takes every SentencePiece model, but llama.cpp then treats text as Llama's own tokenizer does.
+The converter recognises the rules of a byte-level BPE by a hash of its ids for one text; `pre_tokenizers.json` holds
+those of the pinned version. It takes every SentencePiece model, but llama.cpp then treats text as Llama's does.
 """
 
 import json
@@ -22,9 +21,7 @@ PRE_TOKENIZERS = Path(__file__).with_name("pre_tokenizers.json")
 
 
 class Support(NamedTuple):
-    """What the pinned converter knows of an architecture."""
-
-    sentencepiece: bool  # whether it reads a tokenizer.model
+    sentencepiece: bool  # whether the pinned converter reads a tokenizer.model
     byte_level: bool  # whether it reads a byte-level BPE in tokenizer.json
     rope_base: bool = True  # whether it writes the base of rotated positions; if not, that has to be 10000
     rope_scaling: bool = True  # whether it writes their scaling
@@ -51,12 +48,8 @@ SUPPORTED = {
 
 
 def unsupported_features(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """What llama.cpp does not support of a model with this config.json and tokenizer; empty if it supports all.
-
-    Raises:
-        UserError: if the model itself is not supported.
-        DataError: for an incomplete config.json.
-    """
+    """What llama.cpp does not support of a model with this config.json and tokenizer.
+    Raises a UserError if this program does not support the model, a DataError for an incomplete config.json."""
     name = next(iter(hf.get("architectures") or []), "(none)")
     support = SUPPORTED.get(name)
     if support is None:
@@ -114,10 +107,8 @@ def unsupported_in_sentencepiece(path: Path, architecture: str) -> list[str]:
 
 
 def pre_tokenizer(tokenizer: Tokenizer) -> str | None:
-    """The name that llama.cpp has for the rules of a byte-level BPE; None if the pinned version does not know them.
-
-    Source: `get_vocab_base_pre` in llama.cpp's conversion/base.py; the hash is of the ids with begin and end tokens.
-    """
+    """The name that the pinned llama.cpp has for the rules of a byte-level BPE; None if it does not know them.
+    Source: `get_vocab_base_pre` in llama.cpp's conversion/base.py; the hash is of the ids with begin and end tokens."""
     known = json.loads(PRE_TOKENIZERS.read_text(encoding="utf-8"))
     begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
     ids = begin + tokenizer.encode(known["text"])

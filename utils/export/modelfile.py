@@ -1,7 +1,5 @@
 """The Modelfile with which Ollama runs a GGUF file as the model was trained: its context, stop tokens and template.
-
-Source of the format: https://docs.ollama.com/modelfile; templates are Go's text/template.
-"""
+Source of the format: https://docs.ollama.com/modelfile; templates are Go's text/template."""
 
 from collections import Counter
 from pathlib import Path
@@ -19,15 +17,13 @@ DIALOGUE = (
 
 
 class Form(NamedTuple):
-    """How a model is to be spoken to."""
-
     description: str
     template: str | None  # None: Ollama takes the one in the GGUF file
     stops: tuple[str, ...]
 
 
 COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
-CHATS = (
+CHATS = (  # a chat template that holds the first stop of one of these is of that form
     Form(
         "chat, in ChatML",
         "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
@@ -40,7 +36,6 @@ CHATS = (
         ("<|start_header_id|>", "<|eot_id|>"),
     ),
 )
-"""Forms of chats. A chat template that holds the first stop of one is of that form."""
 
 
 def form_of(folder: Path) -> Form:
@@ -83,7 +78,6 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str:
-    """The text of the Modelfile beside the GGUF file of the name `gguf`."""
     stops = [*form.stops]
     if end_token:
         stops.append(end_token)

@@ -1,7 +1,5 @@
 """Options of the commands that bring a trained model to other programs, and the GGUF types that they can name.
-
-Nothing heavy is imported here, so that `--help` answers at once.
-"""
+Nothing heavy is imported here, so that `--help` answers at once."""
 
 import re
 from dataclasses import dataclass
@@ -14,8 +12,6 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GI
 
 
 class GgufType(NamedTuple):
-    """A type of weights, as llama-quantize names it."""
-
     bits: float  # per weight, about
     bound: float  # of the change of log perplexity, either way, and of the mean Kullback-Leibler divergence, in nats
 

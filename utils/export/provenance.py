@@ -11,15 +11,11 @@ import yaml
 
 from utils.run.merged_model import MergedModel
 
-PROVENANCE = "training_provenance.json"
-"""The file in a Hugging Face folder that says how the model was trained; hf_files/handler.py reads it too."""
+PROVENANCE = "training_provenance.json"  # says how the model was trained; hf_files/handler.py reads it too
 
 
 def write_provenance(folder: Path, model: MergedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
-    """Writes the record of training and conversion, copies the foundation's licences, and returns the record.
-
-    `hf` is the folder's config.json, and `verified` what its comparison with `model` found.
-    """
+    """Writes the record of training and conversion, copies the foundation's licences, and returns the record."""
     if model.foundation_dir is not None:
         # most licences ask that they and the notices are passed on
         for path in [*model.foundation_dir.glob("LICENSE*"), *model.foundation_dir.glob("NOTICE*")]:

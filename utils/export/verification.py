@@ -1,7 +1,5 @@
 """Reads a Hugging Face folder or an adapter back and compares it with the trained model.
-
-Each function returns what it found, in words, and raises a DataError if the two differ.
-"""
+Each function returns what it found, in words, and raises a DataError if the two differ."""
 
 from pathlib import Path
 from typing import Any

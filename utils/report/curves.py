@@ -1,8 +1,5 @@
-"""Curves of a run: its losses over steps, samples, tokens and hours, and its best checkpoint.
-
-A curve is a table of pandas: a line per point in the order of training, a column for each of `AXES`, `loss` in nats per
-target, and `targets`, the number of tokens that the loss is the mean of.
-"""
+"""Curves of a run and its best checkpoint. A curve is a table of pandas: a line per point in the order of training, a
+column for each of `AXES`, `loss` in nats per target, and `targets`, how many tokens the loss is the mean of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +17,6 @@ from utils.run.record import RUN
 
 
 class Axis(NamedTuple):
-    """What losses can be drawn over."""
-
     column: str  # of metrics.csv and validation.csv
     unit: int  # how many of the column's units make one of the axis
     label: str
@@ -38,8 +33,6 @@ NUMBERS = (*PROGRESS_COLUMNS, "loss", "targets")
 
 
 class Best(NamedTuple):
-    """The best checkpoint."""
-
     checkpoint: Path
     reached: dict[str, float]  # where on each axis it was saved
     loss: float  # in the validation over all datasets
@@ -51,8 +44,6 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True)
 class RunCurves:
-    """The curves of one run folder."""
-
     label: str
     train: pd.DataFrame
     valid: dict[str, pd.DataFrame]  # validations while training, by dataset; `ALL` is that of all together
@@ -67,12 +58,8 @@ class RunCurves:
 
 
 def read_curves(folder: Path) -> RunCurves:
-    """Reads the curves of a run folder, also while the run writes to it.
-
-    Raises:
-        UserError: if it is not a run's folder, or its metrics have no complete line yet.
-        DataError: if its CSV files lack columns or hold no numbers.
-    """
+    """Reads the curves of a run folder, also while the run writes to it. Raises a UserError if it is not a run's folder
+    or its metrics have no complete line yet, a DataError if its CSV files lack columns or hold no numbers."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
     if not (folder / METRICS).is_file():
@@ -89,10 +76,7 @@ def read_curves(folder: Path) -> RunCurves:
 
 def read_losses(path: Path, *further: str) -> pd.DataFrame:
     """Reads the complete lines of a CSV file; `NUMBERS` become float64, NaN where the file has nothing.
-
-    Raises:
-        DataError: if it lacks one of these columns, of `dataset` or of `further`, or one of `NUMBERS` is not a number.
-    """
+    Raises a DataError for a missing column of `NUMBERS`, `dataset` or `further`, or text in one of `NUMBERS`."""
     rows: list[dict[str, Any]] = read_csv(path)
     columns = [*NUMBERS, "dataset", *further]
     missing = [column for column in columns if rows and column not in rows[0]]
@@ -108,7 +92,6 @@ def read_losses(path: Path, *further: str) -> pd.DataFrame:
 
 
 def split_metrics(metrics: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """The curve of the training loss, and those of the validations by dataset."""
     train = make_curve(metrics[(metrics["split"] == "train") & (metrics["dataset"] == "")])
     return train, make_curves(metrics[metrics["split"] == "valid"])
 

@@ -1,7 +1,4 @@
-"""Figures of convergence: of one or several runs for plot_convergence_curves.py, and a small one for a model card.
-
-`draw` and `draw_for_card` make a figure of matplotlib, `save` writes it. Curves are those of curves.py.
-"""
+"""Figures of convergence: of one or several runs for plot_convergence_curves.py, and a small one for a model card."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,7 +136,6 @@ def draw_legend(panel: Axes, runs: Sequence[RunCurves]) -> None:
 
 
 def name_best(panel: Axes, run: RunCurves, axis: str) -> None:
-    """Writes step and loss below the mark of the best checkpoint."""
     if run.best:
         below = {"xytext": (0, -16), "textcoords": "offset points", "ha": "center", "va": "top", "zorder": 7}
         box = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "lightgray", "alpha": 0.9}
@@ -236,7 +232,6 @@ def conversion(x: Sequence[float], y: Sequence[float]) -> tuple[Callable[..., An
 
 
 def format_counts(axis: XAxis, unit: str) -> None:
-    """Ticks such as 500k, 2M and 1.5B for counts; hours stay as they are."""
     if "hours" not in unit:
         axis.set_major_formatter(lambda value, _: short_count(value))
 

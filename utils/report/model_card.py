@@ -1,7 +1,6 @@
 """The card of a published model, filled from its run: base, data, hyper-parameters, curves, losses, use, licence.
 
-`write_card` puts README.md and convergence.png into a Hugging Face folder, or into that of an adapter for peft. The
-template is hf_files/README.md; a line of it whose value is not known is left out, and so is a section without a line.
+The template is hf_files/README.md; a line whose value is not known is left out, and so is a section without a line.
 """
 
 import json
@@ -26,7 +25,7 @@ from utils.run.merged_model import MergedModel
 
 # Beginnings of conversations, by the language in which the data was normalised.
 PROMPTS = {"fr": "[speaker001:] Bonjour, vous m'entendez ?\n[speaker002:]", "en": "[speaker001:] Hello!\n[speaker002:]"}
-HYPERPARAMETERS = (
+HYPERPARAMETERS = (  # a name, and fields of run.yaml and of the checkpoint's counters as they are written
     ("Optimiser steps", "{step:,} of {steps:,} planned"),
     ("Tokens predicted", "{tokens:,}"),
     ("Samples per step", "{samples_per_step:,} of {window:,} tokens"),
@@ -40,7 +39,6 @@ HYPERPARAMETERS = (
     ("Seed", "{seed}"),
     ("Software", "torch {torch}, litgpt {litgpt}"),
 )
-"""The lines of the table: a name, and fields of run.yaml and of the checkpoint's counters as they are written."""
 
 
 def write_card(
@@ -51,13 +49,9 @@ def write_card(
     model_id: str,
     licence: str | None,
 ) -> None:
-    """Writes the card of the model in `folder` and, where its run can be read, its curves.
+    """Writes README.md and, where the run of the model can be read, convergence.png.
 
-    Args:
-        hf: its config.json.
-        provenance: what is published of `model.provenance`, and of the conversion.
-        model_id: how transformers is told to find it, most often ORG/NAME.
-        licence: as the Hub names it; None for the base model's.
+    `model_id` is how transformers finds the model, most often ORG/NAME; a `licence` of None means the base model's.
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     values = model_values(model, hf, provenance, model_id, is_adapter) | origin_values(model, licence, is_adapter)
@@ -192,10 +186,8 @@ def hyperparameters(provenance: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def evaluation_table(run_dir: Path, step: int) -> str | None:
-    """The validation losses of `step` per dataset, beside those before the training where they were measured.
-
-    They are those of metrics.csv; where it has none at this step, the newest of validation.csv.
-    """
+    """The validation losses of `step` per dataset, beside those before the training where they were measured: those of
+    metrics.csv, or where it has none at this step, the newest of validation.csv."""
     metrics = read_validations(run_dir / METRICS)
     rows = metrics[metrics["split"] == "valid"]
     if not (rows["step"] == step).any():
