@@ -2,16 +2,12 @@
 
 `lightning/__init__.py` imports the Trainer, the Trainer torchmetrics, and torchmetrics transformers;
 `litgpt/__init__.py` imports them again through `litgpt.api`; Fabric imports torch._dynamo for one `isinstance`. No
-training uses these, and each of its processes would pay twice what torch itself costs: 2,000 more files.
+training uses these 2,000 files, which cost each of its processes twice what torch itself does. So
 
-The packages keep their names, files and specs, but
+- a package of `BARE` runs its `__init__.py` when somebody asks for a name that is neither a submodule nor listed there;
+- a module of `SUBSTITUTES` gets, for the names listed there, stand-ins that import the real ones when they are called.
 
-- a package of `BARE` runs its `__init__.py` when somebody asks for a name that is neither a submodule nor listed there:
-  `lightning.Trainer` and `litgpt.LLM` are what they always were, only later;
-- a module of `SUBSTITUTES` gets, for the names listed there, classes that import the real ones when they are called,
-  or, to learn whether torchmetrics is installed and how old it is, a function that does not import it.
-
-A package that was imported before, or that is not installed, is left alone.
+The packages keep their names, files and specs. One that was imported before, or is not installed, is left alone.
 """
 
 import builtins
@@ -40,7 +36,6 @@ _open_now: set[ModuleType] = set()
 
 
 def install() -> None:
-    """Puts the finder in front of Python's own."""
     sys.meta_path.insert(0, _Finder())
 
 
@@ -81,7 +76,6 @@ class _BarePackage(ModuleType):
         super().__setattr__(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        """Called for names that the package does not have yet."""
         package = self.__name__
         if name.startswith("__") and name not in BARE[package]:  # asked of any module by inspect, copy or pickle
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
@@ -129,10 +123,7 @@ def _substitute_imports(module: ModuleType) -> None:
 
 
 class _Deferred(type):
-    """The type of classes and functions that are imported when they are called.
-
-    An object can be an instance of the real class only after somebody has imported that.
-    """
+    """The type of classes and functions imported when called; before that, nothing is an instance of them."""
 
     def __call__(cls, *arguments: Any, **named: Any) -> Any:
         real = getattr(importlib.import_module(cls.__module__), cls.__name__)
@@ -144,7 +135,6 @@ class _Deferred(type):
 
 
 def _deferred(path: str) -> dict[str, _Deferred]:
-    """The deferred class for a class or function, by its name."""
     module, _, name = path.rpartition(".")
     return {name: _Deferred(name, (), {"__module__": module})}
 

@@ -1,8 +1,4 @@
-"""A conversation with a litgpt directory's model, or with an adapter on it.
-
-It has the form of the text that the model was trained on: `[speaker001:] …` turns, or what its chat template makes of
-them.
-"""
+"""A conversation with a model or an adapter on it, in `[speaker001:] …` turns or by its chat template."""
 
 import sys
 from collections.abc import Callable
@@ -77,12 +73,9 @@ def talk(
     end_ids: list[int],
     names: tuple[str, str],
 ) -> None:
-    """Questions from the keyboard and the model's answers, until a question is empty.
+    """Reads questions and prints the model's answers, until a question is empty.
 
-    Args:
-        encode: gives the token ids of a conversation up to where the answer begins.
-        end_ids: end an answer, beside the tokenizer's.
-        names: are shown before a question, and before an answer.
+    `encode` gives the ids of a conversation up to the answer; `names` are shown before a question and an answer.
     """
     messages: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
     answers = 0

@@ -15,21 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-BLOCK_BYTES = 1 << 23
-"""Size of a block. Two are held: one is filled while the other is written."""
-
-SECTOR_BYTES = max(4096, mmap.PAGESIZE)
-"""Unit of direct writing: a multiple of every disk's sectors, and whole pages, as Lustre asks for."""
-
+BLOCK_BYTES = 1 << 23  # two blocks are held: one is filled while the other is written
+SECTOR_BYTES = max(4096, mmap.PAGESIZE)  # a multiple of every disk's sectors, and whole pages, as Lustre asks for
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class DirectFile:
-    """A new file, written from its beginning to its end; it is on the disk when its `with` block ends.
-
-    Raises:
-        OSError: from any method, also for data that an earlier call took.
-    """
+    """A new file, on the disk when its `with` block ends; any method raises OSErrors, also of earlier calls' data."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,15 +1,14 @@
 """The model families: how each one's config.json reads as a litgpt `Config`, and what its tensors are called.
 
-A family is one entry of `ARCHITECTURES`. The model itself tells which tensors there are, and their shapes
-(`hf_weights.py`). An entry only names the modules, litgpt's on the left and Hugging Face's on the right. Either side
-may be several modules, whose rows follow each other: `"mlp.fc_1 mlp.fc_2": "mlp.gate_up_proj"`.
+The model itself tells which tensors there are, and their shapes (`hf_weights.py`). A family's entry of `ARCHITECTURES`
+only names the modules, litgpt's on the left and Hugging Face's on the right. Either side may be several modules, whose
+rows follow each other: `"mlp.fc_1 mlp.fc_2": "mlp.gate_up_proj"`.
 
-litgpt's fields have two meanings that their names do not tell: a model with `rotary_percentage` 0 has learned positions
-(`transformer.wpe`, `lit_gpt/model/gpt.py`), and one with "Gemma" in its `name` adds 1 to the weights of its norms.
+Two of litgpt's fields mean more than their names say: a model with `rotary_percentage` 0 has learned positions
+(`transformer.wpe`), and one with "Gemma" in its `name` adds 1 to the weights of its norms.
 
-The classes' defaults are those of transformers, which a test compares. They are written down here because a training
-reads config.json without importing transformers, and because a config.json without a size is an error that names it,
-where transformers would assume the size of another model.
+The classes' defaults are those of transformers, which a test compares. They are written down because a training reads
+config.json without importing transformers, which would assume another model's size where it has none.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,22 +35,14 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class Architecture:
-    config: Callable[[dict[str, Any]], Config]
-    """Makes litgpt's configuration of a config.json completed by `defaults`."""
-    defaults: dict[str, Any]
-    """The values that the class assumes where config.json has none."""
-    outer: dict[str, str] = field(default_factory=lambda: _OUTER)
-    """The modules outside the blocks."""
-    layers: str = "model.layers"
-    """The module that holds Hugging Face's blocks."""
-    block: Callable[[dict[str, Any]], dict[str, str]] = lambda _: _BLOCK
-    """The modules of a block, for a completed config.json; modules that the model lacks are passed over."""
-    transposed: bool = False
-    """The matrices of its blocks are [inputs, outputs]."""
-    interleaved: bool = False
-    """Its matrix of queries, keys and values has them group by group."""
-    prefix: str = ""
-    """Older files leave this out of all names but the output layer's."""
+    config: Callable[[dict[str, Any]], Config]  # from a config.json completed by `defaults`
+    defaults: dict[str, Any]  # what the class assumes where config.json has none
+    outer: dict[str, str] = field(default_factory=lambda: _OUTER)  # the modules outside the blocks
+    layers: str = "model.layers"  # the module that holds Hugging Face's blocks
+    block: Callable[[dict[str, Any]], dict[str, str]] = lambda _: _BLOCK  # modules the model lacks are passed over
+    transposed: bool = False  # the matrices of its blocks are [inputs, outputs]
+    interleaved: bool = False  # its matrix of queries, keys and values has them group by group
+    prefix: str = ""  # older files leave this out of all names but the output layer's
 
 
 # --------------------------------------------------------------------------------------------- what many have in common

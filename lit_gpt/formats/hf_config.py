@@ -11,11 +11,9 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.families import ARCHITECTURES, Architecture
 from lit_gpt.formats.hf_files import read_json
 
-BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}
-"""The options of some classes that say whether the matrices of these modules have biases."""
+BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}  # some classes' options, and whose matrices they give biases
 
-# Models that also read pictures: the class of the part that reads and writes text, and the values that config.json
-# leaves to that class. The other parts' tensors are left out (`hf_weights.py`).
+# Models that also read pictures: the class of the text part, and the values that config.json leaves to that class.
 _TEXT_PARTS = {
     "Gemma3ForConditionalGeneration": {
         "architectures": ["Gemma3ForCausalLM"],
@@ -27,10 +25,7 @@ _TEXT_PARTS = {
 
 
 def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
-    """The config.json of `checkpoint_dir`, of a model that also reads pictures that of its text part.
-
-    A UserError says that there is none, or that its architecture is not supported.
-    """
+    """The config.json of a model or of its text part; a UserError if it is missing or not supported."""
     path = checkpoint_dir / "config.json"
     if not path.is_file():
         raise UserError(f"{path} is missing: not a Hugging Face checkpoint (lit_gpt/scripts/download.py fetches one)")
@@ -59,10 +54,7 @@ def architecture_of(hf: Mapping[str, Any]) -> Architecture:
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
-    """The litgpt configuration of a config.json.
-
-    A UserError says what of it is not supported, a DataError which size is missing.
-    """
+    """litgpt's configuration; a UserError says what is not supported, a DataError which size config.json lacks."""
     architecture = architecture_of(hf)
     if hf.get("quantization_config"):
         raise UserError("the checkpoint is quantised; continual pretraining starts from the unquantised model")
@@ -102,10 +94,9 @@ _LLAMA_FIXED: dict[str, Any] = {
 def config_to_hf(
     config: Config, bos_id: int | None, eos_id: int | None, dtype: str, tied: bool = False
 ) -> dict[str, Any]:
-    """The config.json of a model trained from scratch, as a Llama. `dtype` is torch's name of it ('bfloat16').
+    """The config.json of a model trained from scratch, as a Llama; a UserError names options that Llama does not have.
 
-    The keys are those of transformers 4, which 5 and llama.cpp's converter read as well. A UserError names the options
-    of `config` that Llama's architecture does not have.
+    Its keys are those of transformers 4, which 5 and llama.cpp's converter read too. `dtype` is torch's ('bfloat16').
     """
     problems = [
         f"{name} is {getattr(config, name)!r}, not {value!r}"
@@ -170,17 +161,11 @@ _SAME_IN_BOTH = (
 def settle_config(
     hf: Mapping[str, Any], config: Config, state_dict: Mapping[str, torch.Tensor], dtype: str
 ) -> tuple[dict[str, Any], list[str]]:
-    """Makes a foundation model's config.json true of the trained weights.
+    """Makes a foundation model's config.json true of the trained weights; returns it, and each change in words.
 
     Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
-    where Hugging Face's architecture had none (its one `bias` covers attention and MLP).
-
-    Args:
-        hf: the foundation model's config.json.
-        config, state_dict: the trained model's.
-        dtype: torch's name of its weights' type ('bfloat16').
-
-    It returns the new config.json, and each change in words; a DataError says that the trained model has other sizes.
+    where Hugging Face's architecture had none (its one `bias` covers attention and MLP). `dtype` is torch's name
+    ('bfloat16'). A DataError says that the trained model has other sizes.
     """
     defaults = architecture_of(hf).defaults
     assumed = {**defaults, **hf}

@@ -10,18 +10,12 @@ from lit_gpt.errors import DataError
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+WEIGHT_FILES = (SAFETENSORS_INDEX, "model.safetensors", PICKLE_INDEX, "pytorch_model.bin")  # a reader's, best first
 
-WEIGHT_FILES = (SAFETENSORS_INDEX, "model.safetensors", PICKLE_INDEX, "pytorch_model.bin")
-"""What a reader looks for, best first: an index of several files, or one file."""
-
+# Patterns of all files of a model, as safetensors and as `torch.save` wrote it.
 SAFETENSORS_LAYOUT = ("model.safetensors", "model-*-of-*.safetensors", SAFETENSORS_INDEX)
-"""Patterns of all files of a model as safetensors."""
-
 PICKLE_LAYOUT = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", PICKLE_INDEX)
-"""Patterns of all files of a model as `torch.save` wrote it."""
-
-ANY_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Patterns of files with weights, an adapter's too."""
+ANY_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # an adapter's too
 
 _LAYOUT = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 

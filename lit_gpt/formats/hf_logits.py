@@ -14,8 +14,7 @@ from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.gpt import GPT, LoRAGPT
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
 
-TOLERANCE = 1e-5
-"""Largest difference of two float32 logits, times the largest logit where that is above 1 (rounding grows with it)."""
+TOLERANCE = 1e-5  # largest difference of two float32 logits, times the largest logit where that is above 1
 
 PROBE_TEXT = (
     "[speaker001:] Bonjour, ça va ?\n[speaker002:] Très bien…  et « toi » ?\n\n"
@@ -37,10 +36,9 @@ def litgpt_logits(
 ) -> list[np.ndarray]:
     """float32 [length, vocabulary] of each sequence, computed by our model from the weights cast to float32.
 
-    A layer's weights are taken from `weights` when it is their turn and let go after it: with `LazyTensors` the model
-    may be larger than the memory. All sequences go through at once, filled up to the longest, as training's rows do.
-
-    With `lora` it computes the base model, of which `config` is, and its adapter unmerged, which is held whole.
+    A layer's weights are held only while it computes: with `LazyTensors` the model may be larger than the memory. All
+    sequences go through at once, filled up to the longest, as training's rows do. With `lora` it computes the base
+    model, of which `config` is, and its adapter unmerged, which is held whole.
     """
     with torch.device("meta"):
         model = LoRAGPT(lora.extend(config)) if lora else GPT(config)
@@ -87,9 +85,8 @@ def ask_transformers(
 ) -> tuple[list[np.ndarray], list[int] | None, int | None]:
     """Loads `folder` with transformers in a fresh process; raises what `run_transformers` does.
 
-    Returns:
-        The logits of each sequence, float32 [length, vocabulary]; the token ids of `text` without special tokens, and
-        its first id with them, both None without a text.
+    It returns each sequence's logits, float32 [length, vocabulary]; the token ids of `text` without special tokens, and
+    its first id with them, both None without a text.
     """
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.npz"
@@ -102,10 +99,7 @@ def ask_transformers(
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float]:
-    """The largest absolute difference of two lists of logits, and that difference relative to the largest logit.
-
-    Relative means divided by max(1, largest logit): `TOLERANCE` is for this second number. NaN where either has NaN.
-    """
+    """The largest difference of two lists of logits, and the same divided by max(1, largest logit), for `TOLERANCE`."""
     pairs = list(zip(ours, theirs, strict=True))
     if any(a.shape != b.shape for a, b in pairs):
         return float("inf"), float("inf")

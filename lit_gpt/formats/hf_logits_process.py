@@ -1,7 +1,6 @@
-"""The logits and token ids that transformers computes from a Hugging Face folder.
+"""The logits and token ids that transformers computes from a Hugging Face folder, without litgpt.
 
-`python -m lit_gpt.formats.hf_logits_process FOLDER REQUEST.json ANSWER.npz` is started by `hf_logits.py`, and imports
-nothing of litgpt.
+`hf_logits.py` starts `python -m lit_gpt.formats.hf_logits_process FOLDER REQUEST.json ANSWER.npz`.
 """
 
 import json
@@ -13,8 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False}
-"""For `from_pretrained`: without the second a folder with Python files asks on stdin."""
+FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False}  # else a folder with Python files asks on stdin
 
 
 def load_model(folder: Path) -> PreTrainedModel:

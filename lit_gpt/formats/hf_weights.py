@@ -42,14 +42,10 @@ _TEXT = re.compile(r"^(model\.)?language_model\.")
 class Weight:
     """The same numbers in both formats: tensors of litgpt and of Hugging Face, one under the other."""
 
-    ours: dict[str, tuple[int, ...]]
-    """Names and shapes."""
-    theirs: dict[str, int]
-    """Names and rows. Empty: Hugging Face has none, it counts as zeros."""
-    transposed: bool = False
-    """Theirs are [columns, rows]."""
-    runs: tuple[int, ...] = ()
-    """Rows of queries, keys and values in a group, where theirs has the groups one after the other."""
+    ours: dict[str, tuple[int, ...]]  # names and shapes
+    theirs: dict[str, int]  # names and rows; empty: Hugging Face has none, it counts as zeros
+    transposed: bool = False  # theirs are [columns, rows]
+    runs: tuple[int, ...] = ()  # rows of queries, keys and values in a group, where theirs has group after group
 
 
 def weights_of(config: Config, hf: Mapping[str, Any]) -> list[Weight]:
@@ -155,8 +151,7 @@ def tensors_to_hf(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Hugging Face's tensors, one after the other; views of litgpt's where the layout is the same.
 
-    Given tensors on the meta device (`specs_of`) it tells names, shapes and types. A DataError says that one of ours is
-    missing, left over, of another shape, or has no place where it matters.
+    Also on the meta device (`specs_of`). A DataError names one of ours that is missing, left over or misshapen.
     """
     weights = weights_of(config, hf)
     shapes = {}
@@ -214,7 +209,6 @@ def _complain_of_names(what: str, names: set[str]) -> None:
 
 
 def _read_index(path: Path) -> dict[str, Path]:
-    """The file of each tensor."""
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise DataError(f"{path} has no weight_map")

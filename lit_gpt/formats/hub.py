@@ -1,7 +1,6 @@
 """The Hugging Face Hub: its failures as one line each, which files are sent, their upload, and their hashes.
 
-The Hub's client alone reads the token, of `hf auth login` or HF_TOKEN. This program takes none on a command line, and
-neither prints nor writes one.
+Only the Hub's client reads the token (`hf auth login` or HF_TOKEN); this program takes, prints and writes none.
 """
 
 import hashlib
@@ -98,12 +97,9 @@ def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
 
 
 def check_downloaded(folder: Path) -> int:
-    """Compares the weight files in `folder` with the SHA-256 that the Hub's client noted when it fetched them.
+    """Compares the weight files in `folder` with the SHA-256 that the Hub's client noted; returns how many it compared.
 
-    The client keeps a note for each file in .cache/huggingface/download: the commit, the hash, the time. Files without
-    one came from elsewhere and are passed over.
-
-    It returns how many files were compared; a DataError names those that have another content now.
+    The notes are in .cache/huggingface/download. Files without one are skipped. A DataError names those that differ.
     """
     compared = {}
     for path in sorted(folder.iterdir()):
@@ -173,13 +169,11 @@ def upload(
 ) -> str:
     """Sends files to a repository, which is made if there is none, in one commit; returns the commit's address.
 
-    1. The large files go first, one after the other. The Hub keeps those it has whole, so that after an interruption
-       the same call sends only what is missing.
+    1. The large files go first, one by one. The Hub keeps whole ones: the same call again sends only what is missing.
     2. The commit comes last: nobody sees a part of the upload. It removes weights that an earlier model has left.
-    3. The hashes that the Hub then lists are compared with those here.
+    3. The hashes that the Hub then lists are compared with those here: a DataError if they differ.
 
-    `names` are those of `files_to_send`; `private` is for a repository that does not exist yet; `say` gets each line
-    about the progress. Raises what `hub_errors` does, and a DataError if the Hub then lists other hashes.
+    `names` are those of `files_to_send`; `say` gets each line about the progress. Raises what `hub_errors` does, too.
     """
     with_model = holds_model(folder, names)
     api = HfApi()
@@ -220,7 +214,6 @@ def _check_card(path: Path, endpoint: str) -> None:
 
 
 def _listed(api: HfApi, repo_id: str) -> list[str]:
-    """The names of a repository's files; none if it does not exist."""
     try:
         return [file.rfilename for file in api.model_info(repo_id).siblings or []]
     except errors.RepositoryNotFoundError:

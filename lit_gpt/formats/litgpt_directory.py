@@ -24,10 +24,9 @@ CONFIG = "model_config.yaml"
 
 
 def read_config(path: Path, vocab_size: int | None = None) -> Config:
-    """The model config of a YAML file with litgpt's fields, or of the directory that holds `model_config.yaml`.
+    """The model config of a YAML file with litgpt's fields, or of a litgpt directory; a UserError if there is none.
 
-    `vocab_size` is the tokenizer's, for a file that leaves the model's open. A UserError says that there is no such
-    file, or that its fields do not make a model.
+    `vocab_size` is the tokenizer's, for a file that leaves the model's open.
     """
     path = path / CONFIG if path.is_dir() else path
     _check_there(path)
@@ -72,10 +71,7 @@ def config_values(config: Config) -> dict[str, Any]:
 
 
 def read_weights(checkpoint_dir: Path) -> dict[str, Tensor]:
-    """The state dict of `checkpoint_dir/lit_model.pth`, memory-mapped: processes of a node share the pages.
-
-    A UserError says that it is missing, a DataError that it cannot be read as a state dict.
-    """
+    """Maps `lit_model.pth`: a node's processes share it. A UserError if it is missing, a DataError if damaged."""
     path = checkpoint_dir / WEIGHTS
     _check_there(path)
     with reading(path):
@@ -112,10 +108,7 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
 def write_litgpt_directory(
     folder: Path, config: Config, weights: Mapping[str, Tensor], companions: Iterable[Path]
 ) -> Path:
-    """Makes `folder` a litgpt directory, and returns the path of `lit_model.pth`, which is whole or not there.
-
-    `companions` are copied along (the tokenizer's files, config.json); other files in the folder stay.
-    """
+    """Makes `folder` a litgpt directory with `companions`; returns `lit_model.pth`, which is whole or not there."""
     folder.mkdir(parents=True, exist_ok=True)
     for companion in companions:
         if companion.parent.resolve() != folder.resolve():

@@ -35,10 +35,8 @@ _REFUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token
 class _Part(NamedTuple):
     """Rows of a matrix of ours (several of them one under the other) that have an A and a B of their own."""
 
-    name: str
-    """Our layer's."""
-    kind: str
-    """`query`, `key`, `value`, `projection`, `mlp` or `head`: the option that adapts it."""
+    name: str  # our layer's
+    kind: str  # the option that adapts it: `query`, `key`, `value`, `projection`, `mlp` or `head`
     rows: slice
 
 
@@ -60,10 +58,7 @@ def write_peft(
 ) -> int:
     """Writes an adapter for peft into `folder`; returns the number of modules it adapts.
 
-    Args:
-        adapter: litgpt's tensors, such as `transformer.h.0.attn.qkv.lora_A`.
-        hf: the base model's config.json.
-        base: where the base model is to be found; None if that is not known.
+    `hf` is the base model's config.json, and `base` says where that model is to be found, or None.
     """
     tensors: dict[str, Tensor] = {}
     patterns: dict[str, dict[str, float]] = {"rank_pattern": {}, "alpha_pattern": {}}
@@ -98,8 +93,7 @@ def write_peft(
 def read_peft(folder: Path, config: Config, hf: Mapping[str, Any]) -> tuple[dict[str, Tensor], LoRASettings]:
     """peft's adapter in `folder` as litgpt's tensors in fp32, with their scale in B: so alpha is the rank.
 
-    `config` and `hf` (config.json) are the base model's. A UserError says that this kind of adapter is not supported, a
-    DataError that the files are damaged, contradict each other, or adapt another model.
+    A UserError says that it is not a plain LoRA adapter, a DataError that it is damaged or adapts another model.
     """
     described = read_json(folder / ADAPTER_CONFIG)
     kind = described.get("peft_type")
@@ -178,7 +172,6 @@ def _theirs(
 def _split(
     adapter: Mapping[str, Tensor], parts: list[_Part], settings: LoRASettings
 ) -> list[tuple[_Part, Tensor, Tensor]]:
-    """A and B of each part that is adapted."""
     adapted = [part for part in parts if f"{part.name}.lora_A" in adapter and getattr(settings, part.kind)]
     pairs = []
     for name in dict.fromkeys(part.name for part in adapted):
@@ -190,7 +183,6 @@ def _split(
 
 
 def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
-    """The pairs of the adapter in `folder`, by module."""
     path = folder / ADAPTER_WEIGHTS
     if not path.is_file():
         raise UserError(f"{path} is missing: not an adapter of peft (older .bin files: load and save it with peft)")

@@ -53,8 +53,7 @@ def require_transformers(instead: str = "") -> None:
 def run_transformers(module: str, folder: Path, request: dict[str, Any], answer: Path) -> None:
     """Runs `python -m module FOLDER REQUEST.json ANSWER` in a fresh process, which reads `request` and writes `answer`.
 
-    It knows of a model only what its Hugging Face folder holds. A DataError says that transformers cannot load that;
-    also raised is what `failure_of_system` returns.
+    A DataError says that transformers cannot load the folder; also raised is what `failure_of_system` returns.
     """
     asked = answer.with_name("request.json")
     asked.write_text(json.dumps(request), encoding="utf-8")

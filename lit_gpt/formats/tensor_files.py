@@ -1,7 +1,4 @@
-"""Weights in files, a few tensors in memory at a time: litgpt's `lit_model.pth`, and Hugging Face's two formats.
-
-What is read are `LazyTensors`, so that a model larger than the memory can be converted or merged.
-"""
+"""Weights in files, a few tensors in memory at a time: litgpt's `lit_model.pth`, and Hugging Face's two formats."""
 
 import ctypes
 import errno
@@ -28,8 +25,7 @@ from lit_gpt.formats.direct_file import DirectFile
 from lit_gpt.formats.hf_files import SAFETENSORS_INDEX, shard_name
 from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 
-CHUNK_BYTES = 1 << 18
-"""Written at once of a tensor that is not contiguous: a copy of this size is held beside it."""
+CHUNK_BYTES = 1 << 18  # written at once of a tensor that is not contiguous: so much is held twice
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -53,10 +49,7 @@ def lay_out_memory() -> None:
 
 
 def open_tensors(path: Path) -> LazyTensors:
-    """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote.
-
-    A DataError names the file if it is damaged or holds something else.
-    """
+    """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote; a DataError if it is damaged."""
     with reading(path):
         if path.suffix == ".safetensors":
             return _open_safetensors(path)
@@ -189,10 +182,7 @@ def write_safetensors(
 ) -> None:
     """Writes model.safetensors, or several files of at most `max_bytes` and their index where one would be larger.
 
-    Args:
-        specs: of `tensors`, in their order; a file's header comes before its content.
-        tensors: each is written while the next is made.
-        max_bytes: a single tensor that is larger has a file of its own.
+    `specs` are those of `tensors`, in their order: a header comes first. A larger tensor has a file of its own.
     """
     groups = _groups(specs, max_bytes)
     remaining = _one_ahead(tensors)

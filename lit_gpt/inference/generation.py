@@ -24,15 +24,13 @@ Precision = Literal["auto", "32-true", "16-true", "bf16-true"]
 Accelerator = Literal["auto", "cpu", "cuda"]
 
 _DTYPES = {"32-true": torch.float32, "16-true": torch.float16, "bf16-true": torch.bfloat16}
-_PREFILL = 2048
-"""Tokens of the prompts in one pass, which bounds its activations."""
+_PREFILL = 2048  # tokens of the prompts in one pass, which bounds its activations
 
 
 class TextModel:
-    """A model and its tokenizer.
+    """A model and its tokenizer; by "auto" in the type of `weights`, and on the GPU if there is one.
 
-    By "auto" weights and arithmetic have the type of `weights`, and it computes on the GPU if there is one. A UserError
-    says that there is no such device, a DataError that config and weights do not belong together.
+    A UserError says that there is no such device, a DataError that config and weights do not belong together.
     """
 
     def __init__(
@@ -70,19 +68,11 @@ class TextModel:
         samples: range = range(1),
         end_ids: Collection[int] = (),
     ) -> Iterator[tuple[int, str]]:
-        """Continues all `prompts` at once.
+        """Continues all `prompts` at once; yields pieces of text as they come, each with its row: prompt by prompt.
 
-        Each text has random numbers of its own, and its logits are those of the prompt alone, up to rounding. A prompt
-        that begins as the last one and its continuation did, in a conversation, is read from there on only.
-
-        Args:
-            samples: the numbers of the continuations of each prompt; number i has `sampling.seed` + i.
-            end_ids: tokens that end a text, beside the tokenizer's.
-
-        Yields:
-            Pieces of the texts as they come, each with its row: prompt by prompt, sample by sample.
-
-        Raises what `check` does.
+        Each text has random numbers of its own (sample i has `sampling.seed` + i), and its logits are those of the
+        prompt alone, up to rounding. A prompt that begins as the last one and its continuation did, in a conversation,
+        is read from there on only. `end_ids` end a text, beside the tokenizer's. Raises what `check` does.
         """
         self.check(prompts)
         ends = self.tokenizer.end_ids | set(end_ids)
@@ -172,13 +162,9 @@ class TextModel:
         return logits
 
     def _forward(self, ids: Tensor, positions: Tensor, end: int, last: Tensor) -> Tensor:
-        """fp32 [B, vocabulary], the logits after one token of each row.
+        """fp32 [B, vocabulary], the logits after one token of each row, number `last` [B] among its T.
 
-        Args:
-            ids: [B, T] token ids.
-            positions: of them, [T] or [B, T].
-            end: more than each position.
-            last: [B], the number of the token among the T after which the logits are wanted.
+        `ids` are [B, T], their `positions` [T] or [B, T], all below `end`.
         """
         # all logits of a prompt of 4,096 tokens would take 2 GiB with a vocabulary of 128,000
         rows = torch.arange(len(ids), device=self.device)
@@ -190,7 +176,6 @@ class TextModel:
             hook.remove()
 
     def _select(self, rows: list[int]) -> None:
-        """Makes the cache that of these of its rows, in this order."""
         for block in self.model.transformer.h:
             for kept in block.attn.kv_cache.buffers():
                 kept[: len(rows)] = kept[rows]
@@ -220,7 +205,6 @@ class TextStream:
         self._start, self._shown = 0, len(prompt)
 
     def push(self, token: int) -> str:
-        """The text that `token` completes, if any."""
         self._ids.append(token)
         text = self._unshown()
         if text.endswith("\ufffd"):  # what the bytes of half a character decode to
@@ -278,12 +262,9 @@ def _begun(text: str, stop: str) -> int:
 class _Row:
     """One continuation among those that are computed together."""
 
-    number: int
-    """Prompt by prompt, sample by sample."""
-    length: int
-    """Tokens so far, the prompt's too."""
-    limit: int
-    """The greatest length."""
+    number: int  # prompt by prompt, sample by sample
+    length: int  # tokens so far, the prompt's too
+    limit: int  # the greatest length
     generator: torch.Generator
     text: Continuation
 

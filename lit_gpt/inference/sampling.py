@@ -10,10 +10,7 @@ from lit_gpt.inference.sampling_options import Sampling
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Applies CTRL's repetition penalty (https://arxiv.org/abs/1909.05858), to negative logits as transformers does.
-
-    `logits` are [rows, vocabulary], `seen` says in the same shape which tokens came before.
-    """
+    """CTRL's penalty on the tokens `seen` (https://arxiv.org/abs/1909.05858); negative logits as in transformers."""
     penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
     return torch.where(seen, penalised, logits)
 
@@ -41,10 +38,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 def choose(logits: Tensor, seen: Tensor | None, sampling: Sampling, generators: Sequence[torch.Generator]) -> list[int]:
     """The next token of each row, drawn by its own generator, so that it does not depend on the other rows.
 
-    Args:
-        logits: [rows, vocabulary]; a DataError if one is not finite.
-        seen: bool [rows, vocabulary], the tokens that came before; the chosen ones are added. None without a penalty.
-        generators: one per row, on the logits' device.
+    `logits` and `seen` are [rows, vocabulary]; the chosen tokens are added to `seen`, which is None without a penalty.
+    A DataError says that a logit is not finite.
     """
     if not logits.isfinite().all():
         raise DataError("the model's logits are not finite: damaged weights, or too large ones for --precision 16-true")

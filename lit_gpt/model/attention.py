@@ -1,11 +1,10 @@
 """Attention within documents, without a [T, T] mask.
 
-The rows of a batch are one sequence of N = B·T positions, and `bounds` says where its segments begin. A query attends
-to the keys of its own segment up to itself; in layers with a sliding window to the last `window` of them.
-
-A GPU uses torch's variable-length flash attention, or FlexAttention where that cannot (fp32, GPUs before Ampere, older
-torch, soft caps). The CPU uses torch's flash kernel, one segment after the other, which is less work than one causal
-pass over whole rows. Keys and values of grouped queries are never repeated.
+The rows of a batch are one sequence of N = B·T positions, in segments. A query attends to the keys of its own segment
+up to itself; in layers with a sliding window to the last `window` of them. A GPU uses torch's variable-length flash
+attention, or FlexAttention where that cannot (fp32, GPUs before Ampere, older torch, soft caps). The CPU uses torch's
+flash kernel segment by segment, which is less work than a causal pass over whole rows. Keys and values of grouped
+queries are never repeated.
 """
 
 import inspect
@@ -19,23 +18,17 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.model.cpu_attention import segment_attention
 
-_FLASH_HEAD_SIZE = 256
-"""The largest that flash attention does; it wants a multiple of 8."""
-_FLEX_HEAD_SIZE = 16
-"""The smallest that FlexAttention does."""
+_FLASH_HEAD_SIZE = 256  # the largest that flash attention does; it wants a multiple of 8
+_FLEX_HEAD_SIZE = 16  # the smallest that FlexAttention does
 
 
 class Segments(NamedTuple):
     """Where the documents of a batch lie: made once per batch, used by every layer."""
 
-    bounds: Tensor
-    """int32 [segments + 1]: the first position of each segment, and N."""
-    longest: int
-    """At least the length of the longest segment."""
-    blocks: Any = None
-    """FlexAttention's block mask; None where another kernel is used."""
-    window_blocks: Any = None
-    """The same for layers with a sliding window."""
+    bounds: Tensor  # int32 [segments + 1]: the first position of each segment, and N
+    longest: int  # at least the length of the longest segment
+    blocks: Any = None  # FlexAttention's block mask; None where another kernel is used
+    window_blocks: Any = None  # the same for layers with a sliding window
 
 
 def whole_rows(rows: int, positions: int, device: torch.device | str = "cpu") -> Tensor:
@@ -62,11 +55,7 @@ def find_segments(
     window: int | None,
     softcap: float | None = None,
 ) -> Segments:
-    """Chooses the kernel for a batch of `count` positions, and makes what it needs.
-
-    `bounds` and `longest` are those of `Segments`, `window` and `softcap` the model's if it has any. A UserError says
-    that no kernel of a GPU takes such small heads.
-    """
+    """Chooses the kernel for `count` positions, and makes what it needs; a UserError if heads are too small."""
     is_for_flash = bounds.device.type == "cpu" or (not softcap and _varlen_does(bounds.device, dtype, head_size))
     if is_for_flash:
         return Segments(bounds, longest)
@@ -85,14 +74,10 @@ def attend(
     window: int | None = None,
     softcap: float | None = None,
 ) -> Tensor:
-    """Causal attention within each segment: [N, heads, head size].
+    """Causal attention within each segment: q [N, heads, head size], k and v [N, groups, head size] → the shape of q.
 
-    Args:
-        q: [N, heads, head size].
-        k, v: [N, groups, head size]; each group serves heads / groups neighbouring heads.
-        scale: factor of the scores.
-        window: how many keys up to its own position a query sees at most; None for all of its segment's.
-        softcap: scores are softcap · tanh(scores / softcap), if given (Gemma 2, https://arxiv.org/abs/2408.00118).
+    Each group serves heads / groups neighbouring heads. A query sees at most `window` keys up to its own position. With
+    a `softcap` scores are softcap · tanh(scores / softcap) (Gemma 2, https://arxiv.org/abs/2408.00118).
     """
     if segments.blocks is not None:
         blocks = segments.window_blocks if window else segments.blocks

@@ -31,15 +31,10 @@ def empty_model(
     frozen_dtype: torch.dtype | None = None,
     quantize: FrozenFormat | None = None,
 ) -> nn.Module:
-    """A model on the meta device, which takes no memory, as it is to be sharded and then filled by `materialise`.
+    """A model on the meta device, which takes no memory, to be sharded and then filled by `materialise`.
 
-    Args:
-        config: the base model's.
-        lora: adapters; they alone are trained.
-        dtype: of what is trained.
-        frozen_dtype: of the base under adapters. Default: `dtype`.
-        quantize: keeps the matrices of the base's blocks in this format, and computes in `frozen_dtype`; needs `lora`.
-            A UserError says that a package is missing.
+    What is trained has `dtype`: everything, or with `lora` the adapters alone, on a base in `frozen_dtype` (default:
+    `dtype`). `quantize` keeps the matrices of the base's blocks in that format; a UserError if a package is missing.
     """
     assert lora or not quantize, "what is trained is not kept in NF4 or int8"
     with torch.device("meta"):
@@ -55,13 +50,13 @@ def empty_model(
 def materialise(model: nn.Module, weights: Mapping[str, Tensor] | None, seed: int, device: torch.device) -> None:
     """Fills a model of `empty_model`, also one whose parameters FSDP2 has sharded, in place on `device`.
 
-    A process reads, converts and keeps only its own part of a sharded parameter. QLoRA's matrices are whole on every
-    process, and are made one at a time. An unsharded parameter whose tensor in `weights` has the right dtype and device
-    shares its memory. Random numbers come from `seed` alone, tensor by tensor on the host, so that any number of
+    A process reads, converts and keeps only its own part of a sharded parameter; QLoRA's matrices are whole on every
+    process, and are made one at a time. An unsharded parameter shares the memory of a tensor in `weights` that has its
+    dtype and device. Random numbers come from `seed` alone, tensor by tensor on the host, so that any number of
     processes gets the same values.
 
-    `weights` are the base model's, best memory-mapped (`read_weights`), or None for random ones; adapters are always
-    fresh. A DataError says that they are not those of a model of this config.
+    `weights` are the base model's, best memory-mapped, or None for random ones; adapters are always fresh. A DataError
+    says that they are not those of a model of this config.
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = dict(model.named_parameters())
@@ -86,7 +81,6 @@ def refresh_rotary_tables(model: nn.Module, device: torch.device) -> None:
 
 
 def _own_part(value: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
-    """What this process holds of `value`, in the dtype and the sharding of `parameter`."""
     if not hasattr(parameter, "placements"):  # not a DTensor
         return value.to(device, parameter.dtype)
     # 519 modules and 0.7 s, for sharded models alone

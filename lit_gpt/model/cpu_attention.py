@@ -9,29 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SHORT = 512
-"""Keys up to which a tile in 16 bits is computed in fp32: the CPU's kernel for 16 bits is slower up to some 1,000 keys
-(by 30 % at 170)."""
+_SHORT = 512  # keys up to which 16-bit tiles are computed in fp32: faster up to some 1,000 (by 30 % at 170)
+# 16-bit tiles are rounded up to a multiple of this: torch compiles and keeps products for every shape. 100 passes over
+# random documents took 1.6 GB, and their compilation half of the time.
 _HALF_STEP = 64
-"""Tiles in 16 bits are rounded up to a multiple of this: torch compiles products for every shape that it meets, and
-keeps them all. 100 passes over random documents took 1.6 GB, and their compilation half of the time."""
 
 
 class _Tile(NamedTuple):
     """A run of queries of one segment, and the keys that they see."""
 
-    start: int
-    """First query."""
-    end: int
-    """Behind the last query, and behind the last key."""
-    padded: int
-    """Positions from `end` to here are padding: they are computed, and no query before `end` sees them."""
-    keys: int
-    """First key."""
-    is_causal: bool
-    """Each query sees all keys up to its own position; else those of the sliding window alone."""
+    start: int  # first query
+    end: int  # behind the last query, and behind the last key
+    padded: int  # positions from `end` to here are computed, but no query before `end` sees them
+    keys: int  # first key
+    is_causal: bool  # each query sees all keys up to its own position; else those of the sliding window alone
     dtype: torch.dtype
-    """Arithmetic of the tile."""
 
 
 def _tiles(bounds: Tensor, window: int, dtype: torch.dtype) -> Iterator[_Tile]:
@@ -55,10 +47,7 @@ def _tiles(bounds: Tensor, window: int, dtype: torch.dtype) -> Iterator[_Tile]:
 
 
 def _part(tensor: Tensor, start: int, tile: _Tile, groups: int, repeats: int) -> Tensor:
-    """[N, heads, D] → [groups, repeats, L, D]: from `start` to the tile's padded end, in its dtype.
-
-    It is a view where that can be. `repeats` heads of queries share one of the `groups` heads of keys and values.
-    """
+    """[N, heads, D] → [groups, repeats, L, D], a view if possible: `start` to the tile's padded end, in its dtype."""
     part = tensor[start : tile.padded].to(tile.dtype)
     if missing := tile.padded - start - len(part):
         part = F.pad(part, (0, 0, 0, 0, 0, missing))
@@ -113,12 +102,9 @@ def _tile_dtype(q: Tensor, softcap: float) -> torch.dtype:
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, scale: float, window: int, softcap: float
 ) -> tuple[Tensor, Tensor]:
-    """Attention within each segment, on the CPU.
+    """Computes `attention.attend` on the CPU; no window and no soft cap are 0.
 
-    Arguments as in `attention.attend`, `bounds` as in its `Segments`; no window and no soft cap are 0.
-
-    Returns:
-        The output [N, heads, D], and the logarithm of each query's sum of exponentiated scores [heads, N].
+    It also returns the logarithm of each query's sum of exponentiated scores, [heads, N].
     """
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -158,10 +144,7 @@ def _segment_attention_backward(
     window: int,
     softcap: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `segment_attention` for q [N, heads, D], and for k and v [N, groups, D] each, in their dtypes.
-
-    `grad` is that of the output, [N, heads, D]; `out` and `sums` are what the forward pass returned.
-    """
+    """The gradients of q, k and v, from the output's and from what the forward pass returned, `out` and `sums`."""
     groups, repeats = k.size(1), q.size(1) // k.size(1)
     dq = torch.empty_like(q, memory_format=torch.contiguous_format)
     dk = torch.zeros_like(k, memory_format=torch.contiguous_format)

@@ -16,11 +16,9 @@ from lit_gpt.model.gpt import GPT, LoRAGPT
 from lit_gpt.model.lora import LoRASettings
 
 # Peak TFLOP/s without sparsity: (16-bit with fp32 sums, TF32, fp32), from the vendors' data sheets, whose figures "with
-# sparsity" are halved here. NVIDIA: the data sheets of V100, A100, H100, H200, GH200, L4, L40, L40S, A10, A40 and T4,
-# the GA102 and Ada architecture white papers for RTX cards. AMD: the data sheets of MI200, MI300X and MI300A, matrix
-# units; torch sees each of the two dies of an MI250X as a device. Lightning's own table (2.6.6) doubles the H100 NVL
-# and the H200, does not know the latter by its name, and has no AMD. A MIG slice and Leonardo's A100 with 64 GB have
-# other peaks.
+# sparsity" are halved here, for RTX cards from the GA102 and Ada white papers. AMD: matrix units; torch sees each die
+# of an MI250X as a device. Lightning's table (2.6.6) doubles the H100 NVL and the H200, and has no AMD. A MIG slice and
+# Leonardo's A100 with 64 GB have other peaks.
 _PEAKS: dict[str, tuple[float, float, float]] = {
     r"V100S": (130, 16.4, 16.4),
     r"V100.*PCIe": (112, 14.0, 14.0),
@@ -57,17 +55,14 @@ def flops_per_token(
 ) -> float:
     """Floating-point operations of forward and backward pass per position.
 
-    A matrix costs 2 per weight and product, of which there are up to three: forward; backward for its input, if
-    anything before it is trained; backward for itself, if it is trained. So a weight costs 6 in full training; with
-    LoRA a frozen weight costs 4, one before the first adapter 2, and one of an adapter 6. The embedding is looked up,
-    not multiplied. The output head counts with all its padded rows, and only the experts that a token is sent to count.
-    Attention (q·k and p·v) costs 4 · head_size · n_head · context per layer forward, and twice that backward.
+    A weight costs 2 per product: forward; backward for its input, if anything before it is trained; backward for
+    itself, if it is trained. So it costs 6 in full training; with LoRA a frozen weight costs 4, one before the first
+    adapter 2, and one of an adapter 6. The embedding is looked up, not multiplied. The output head counts with all its
+    padded rows, and only the experts that a token is sent to count. Attention (q·k and p·v) costs 4 · head_size ·
+    n_head · context per layer forward, and twice that backward.
 
-    Args:
-        lora: the adapters trained; None when all weights are.
-        context: keys that a query attends to on average, see `mean_context`.
-        window_context: the same in layers with a sliding window. Default: the less of `context` and the window, which
-            is too much where documents are longer than it.
+    `context` is the `mean_context`, `window_context` the same in layers with a sliding window (default: the less of
+    `context` and the window, which is too much where documents are longer than it).
     """
     with torch.device("meta"):
         model = GPT(config) if lora is None else LoRAGPT(lora.extend(config))
@@ -91,8 +86,7 @@ def flops_per_token(
 def _products(module: nn.Module, outgoing: bool, upstream: bool, experts: float = 1.0) -> tuple[float, bool]:
     """FLOPs per position of a module's matrices, and whether anything up to their results is trained.
 
-    `outgoing` counts the matrices named `proj`, which multiply what the others made, else the others. `upstream`:
-    whether anything before them is trained. `experts` is the share of them that a token is sent to.
+    `outgoing`: those named `proj`, which multiply what the others made, else the others. `experts`: their share in use.
     """
     flops, trained = 0.0, False
     for name, parameter in module.named_parameters():
@@ -109,8 +103,7 @@ def _products(module: nn.Module, outgoing: bool, upstream: bool, experts: float 
 def peak_flops(device_name: str, precision: str) -> float | None:
     """The most FLOP/s that a device's data sheet promises for dense matrix products; None for one not in the table.
 
-    A V100's or T4's is that of fp16: they have no units for bf16, and a run in bf16 stays far below. `precision` is
-    Lightning's name: `32-true` is fp32 (TF32 where torch is set to it), others are 16-bit.
+    `precision` is Lightning's name. A V100's or T4's 16 bits are fp16: they have no units for bf16.
     """
     if re.search(r"\bMIG\b", device_name):
         return None

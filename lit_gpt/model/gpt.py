@@ -35,8 +35,7 @@ Recompute = Literal["none", "selective", "full"]
 class DocumentAttention(nn.Module):
     """litgpt's attention over packed rows when `mask` is `Segments`; with a cache litgpt's but for three faults."""
 
-    exchange: HeadExchange | None = None
-    """Where other processes have some of the heads: brings this process's their queries, keys and values."""
+    exchange: HeadExchange | None = None  # where others have some heads: brings this process's their q, k, v
 
     def forward(
         self,
@@ -47,15 +46,11 @@ class DocumentAttention(nn.Module):
         input_pos: Tensor | None = None,
         input_pos_maxp1: int | None = None,
     ) -> Tensor:
-        """Attention over packed rows, or litgpt's from its cache; it returns the shape of `x`.
+        """x [1, N, n_embd], all rows of a batch in turn, or with a cache litgpt's [B, T, n_embd] → the same shape.
 
-        Args:
-            x: [1, N, n_embd], all rows of a batch one after the other; with a cache litgpt's [B, T, n_embd].
-            cos, sin: [1, N, rope_n_elem], the rotations of the positions.
-            mask: the `Segments` of the N positions; or litgpt's mask [B, 1, T, cached positions], true where a query
-                sees a key; or None for litgpt's causal attention without a cache.
-            input_pos: litgpt's positions [T] or [B, T], with a cache.
-            input_pos_maxp1: one more than the last of them.
+        `cos` and `sin` are [1, N, rope_n_elem]. `mask` is the `Segments` of the N positions; or with a cache litgpt's,
+        [B, 1, T, cached positions], true where a query sees a key; or None for litgpt's causal attention without a
+        cache. `input_pos` are litgpt's positions [T] or [B, T], all below `input_pos_maxp1`.
         """
         if not isinstance(mask, Segments):
             if mask is not None:
@@ -177,10 +172,7 @@ class LoRABlock(DocumentBlock, litgpt.lora.Block):
 
 
 class OffsetRMSNorm(RMSNorm):
-    """Gemma's norm, which multiplies by 1 + weight.
-
-    litgpt adds in the weights' type: in bf16 that loses what of a weight is below 0.004, and its training with it.
-    """
+    """Gemma's norm, by 1 + weight: litgpt's sum in bf16 loses what is below 0.004, and its training with it."""
 
     def forward(self, x: Tensor) -> Tensor:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -194,11 +186,8 @@ def has_learned_positions(config: Config) -> bool:
 
 
 class DocumentGPT(nn.Module):
-    """What both models below share."""
-
     block: type[DocumentBlock]
-    sharing: tuple[int, int] = (0, 1)
-    """This process's number among those that share the model, and how many do (lit_gpt/model/tensor_parallel.py)."""
+    sharing: tuple[int, int] = (0, 1)  # this process's number among those that share the model, and how many do
 
     def __init__(self, config: Config) -> None:
         if config.latent_attention:
@@ -223,17 +212,12 @@ class DocumentGPT(nn.Module):
         segments: Tensor | None = None,
         targets: Tensor | None = None,
     ) -> Tensor | list[Tensor] | Losses:
-        """As litgpt's, or over packed rows when `segments` or `targets` is given.
+        """[B, T] token ids → logits [B, T, vocabulary], as litgpt's or, with `segments` or `targets`, over packed rows.
 
-        Args:
-            idx: [B, T] token ids.
-            segments: int32 [segments + 1], where the documents begin, counted through all B·T positions, and B·T; each
-                row's first position is one of them. None for one document a row.
-            targets: [B, T] int64, the next tokens.
-
-        Returns:
-            Logits [B, T, vocabulary], or with `targets` the `Losses`: where processes share the model those of this
-            process's positions, of which the sum over the processes is the batch's.
+        `segments`, int32 [segments + 1], are where the documents begin, counted through all B·T positions, and B·T;
+        each row's first position is one of them. None is one document a row. With `targets`, the next tokens [B, T]
+        int64, it returns `Losses`; where processes share the model those of this process's positions, whose sum over
+        the processes is the batch's.
         """
         if input_pos is not None or (segments is None and targets is None):
             positions = torch.arange(idx.size(1), device=idx.device) if input_pos is None else input_pos
@@ -302,14 +286,10 @@ class DocumentGPT(nn.Module):
 
 
 class GPT(DocumentGPT, litgpt.model.GPT):
-    """The full model."""
-
     block = Block
 
 
 class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
-    """The model with LoRA adapters; only they are trained."""
-
     block = LoRABlock
 
     def __init__(self, config: litgpt.lora.Config) -> None:

@@ -10,10 +10,7 @@ from torch import Tensor
 
 
 class LazyTensors(Mapping[str, Tensor]):
-    """A state dict that reads or computes a tensor anew each time it is asked for it.
-
-    `specs`, on the meta device, tell names, shapes and types.
-    """
+    """A state dict that reads or computes a tensor each time it is asked for it; `specs` are on the meta device."""
 
     def __init__(self, specs: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
         self.specs = specs

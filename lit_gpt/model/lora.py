@@ -22,10 +22,8 @@ from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 class LoRASettings:
     """An adapter's shape, and which matrices have one."""
 
-    r: int
-    """Rank."""
-    alpha: int
-    """The adapter's product is multiplied by alpha / r."""
+    r: int  # rank
+    alpha: int  # the adapter's product is multiplied by alpha / r
     dropout: float
     query: bool
     key: bool
@@ -41,7 +39,6 @@ class LoRASettings:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a state dict's key belongs to an adapter."""
     return "lora_" in name.rsplit(".", 1)[-1]
 
 
@@ -59,8 +56,7 @@ def merge_adapter(
 ) -> LazyTensors:
     """The base weights with the adapter merged into them, computed in fp32; each matrix when it is asked for.
 
-    `base` and `config` are the base model's. `adapter` has keys such as `transformer.h.0.attn.qkv.lora_A`. `dtype` None
-    keeps the base's. A DataError says that a key of the adapter was not used or is missing, or that no weight changes.
+    `dtype` None keeps the base's. A DataError: an adapter's key is unused or missing, or no weight changes.
     """
     layers = _adapted_layers(config, settings)
     specs = specs_of(base)
@@ -106,8 +102,7 @@ def _parts(weight: str) -> tuple[str, str]:
     return f"{layer}.lora_A", f"{layer}.lora_B"
 
 
-MERGED_AT_ONCE = 1 << 17
-"""Values of a matrix, of which there is an fp32 copy: 512 KB stay in the cache, which is 3 times as fast as 16 MB."""
+MERGED_AT_ONCE = 1 << 17  # values, of which there is an fp32 copy: 512 KB stay in the cache, 3 times as fast as 16 MB
 
 
 @contextmanager
@@ -156,10 +151,7 @@ def check_merged(
     config: Config,
     settings: LoRASettings,
 ) -> None:
-    """Compares `merged` with the base weights, and each adapted matrix with what litgpt's layer makes of the adapter.
-
-    A DataError names a tensor that differs by more than the rounding of its type.
-    """
+    """Raises a DataError if a tensor differs by more than rounding from the base's, or from litgpt's merging of it."""
     layers = _adapted_layers(config, settings)
     adapted = list(layers)
 

@@ -1,10 +1,9 @@
 """Cross-entropy from hidden states, without the logits of a whole batch.
 
 The head's product, the softmax and both gradients are made chunk by chunk in the forward pass; the backward pass only
-scales them. So the logits exist once, for some positions, and no product is made twice.
-
-torch 2.13 has this as `linear_cross_entropy`, but in bf16 that sums the loss in bf16 (1.4 % wrong over 1,024 positions)
-and knows neither soft caps nor autocast. The sum here is fp32 whatever the logits' type.
+scales them. So the logits exist once, for some positions, and no product is made twice. torch 2.13 has this as
+`linear_cross_entropy`, but in bf16 that sums the loss in bf16 (1.4 % wrong over 1,024 positions) and knows neither soft
+caps nor autocast. The sum here is fp32 whatever the logits' type.
 """
 
 from typing import Any, NamedTuple
@@ -16,8 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_gpt.model.tensor_parallel import gathered
 
-IGNORE = -100
-"""The target of a position that predicts nothing."""
+IGNORE = -100  # the target of a position that predicts nothing
 
 # Logits of a chunk: 2^25 are 1,024 positions at a vocabulary of 32,000, 128 MB in fp32. On the CPU 16 MB, which malloc
 # keeps for the next chunk: of more than 32 MB each chunk's pages are new, which took 17 % of a step.
@@ -37,11 +35,8 @@ def cross_entropies(
 ) -> Losses:
     """Cross-entropy in fp32 (float64 for float64 states), summed over the positions that have a target.
 
-    Args:
-        head: from hidden states to logits, an `nn.Linear` or an adapted one.
-        hidden: [B, T, C]; or [positions, C], some of them, from number `first` on: only they count then.
-        targets: [B, T] int64, `IGNORE` where there is nothing to predict.
-        softcap: logits are softcap · tanh(logits / softcap), if given.
+    `hidden` is [B, T, C]; or [positions, C], those from number `first` on: only they count then. `targets` are [B, T]
+    int64, `IGNORE` where there is nothing to predict. With a `softcap` logits are softcap · tanh(logits / softcap).
     """
     hidden = hidden.flatten(0, -2)
     end = first + len(hidden)

@@ -34,10 +34,7 @@ def import_bitsandbytes() -> ModuleType:
 
 
 def replace_frozen_layers(model: nn.Module, kind: FrozenFormat) -> None:
-    """Replaces every linear layer of the model's blocks, frozen and on the meta device, by an empty `QLoRALinear`.
-
-    The embedding and the head stay as they are, as do norms and biases.
-    """
+    """Replaces every linear layer of the blocks, on the meta device, by an empty `QLoRALinear`; not the head."""
     import_bitsandbytes()
     for block in model.transformer.h:
         for module in list(block.modules()):
@@ -47,10 +44,7 @@ def replace_frozen_layers(model: nn.Module, kind: FrozenFormat) -> None:
 
 
 class QLoRALinear(nn.Module):
-    """A frozen linear layer [out, in] whose weight is kept in NF4 or int8; gradients flow through it to its input.
-
-    The weight is in buffers that no state dict has: it is not trained, not sharded and not saved.
-    """
+    """A frozen linear layer [out, in] in NF4 or int8, in buffers that are not trained, not sharded and not saved."""
 
     def __init__(self, linear: nn.Linear, kind: FrozenFormat) -> None:
         super().__init__()
@@ -94,7 +88,6 @@ class QLoRALinear(nn.Module):
 
 
 def qlora_layers(model: nn.Module) -> Iterator[tuple[str, QLoRALinear]]:
-    """The layers of a model whose weights are kept in NF4 or int8, by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QLoRALinear))
 
 

@@ -41,8 +41,8 @@ def sharing_problems(config: Config, processes: int, positions: int) -> list[str
 class HeadExchange:
     """From a process's rows of the outputs of `qkv` to the queries, keys and values of its heads.
 
-    Each process's rows are consecutive; what it sends to one process is up to three runs of them (queries, keys,
-    values), and what it receives, in the order of the senders, is in the order of the whole matrix.
+    A process sends another up to three runs of its consecutive rows (queries, keys, values); what it receives, in the
+    order of the senders, is in the order of the whole matrix.
     """
 
     def __init__(self, config: Config, mesh: DeviceMesh) -> None:
@@ -73,10 +73,7 @@ def _runs(numbers: list[int]) -> list[slice]:
 
 
 def share_model(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Shares out a model of `lit_gpt.model.building.empty_model` over the processes of `mesh`, in place.
-
-    Its parameters become DTensors of `mesh` with the same names and shapes as before.
-    """
+    """Makes the parameters of an `empty_model` DTensors of `mesh`, in place, with the same names and shapes."""
     # 519 modules and 0.7 s, where processes share a model alone
     from torch.distributed.tensor import Replicate, Shard, parallel
 

@@ -1,7 +1,6 @@
 """A conversation as the text that a model was trained on, by the Jinja template among its tokenizer's files.
 
-transformers renders it (https://huggingface.co/docs/transformers/chat_templating), in Jinja's sandbox: templates come
-from outside, and change nothing.
+transformers renders it in Jinja's sandbox (https://huggingface.co/docs/transformers/chat_templating).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,8 +12,7 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
 from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, Tokenizer, require_utf8
 
-Message = dict[str, str]
-"""`role` (system, user or assistant) and `content`."""
+Message = dict[str, str]  # `role` (system, user or assistant) and `content`
 
 
 class ChatTemplate:
@@ -39,10 +37,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
 
     def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
-        """The conversation's text, up to where the assistant's answer begins.
-
-        A UserError says that the template refuses it, as some do a system message.
-        """
+        """The conversation's text, up to the assistant's answer; a UserError if the template refuses it."""
         values = {"messages": messages, "tools": None, "documents": None, **self._special}
         try:
             return self._template.render(**values, add_generation_prompt=add_generation_prompt)
@@ -57,10 +52,7 @@ class ChatTemplate:
 
     @cached_property
     def end_of_turn(self) -> int | None:
-        """The id of the special token that follows an answer; None if the template puts none there.
-
-        Not every model that ends its turns by `<|im_end|>` says so in generation_config.json.
-        """
+        """The special token after an answer, or None: generation_config.json does not always name `<|im_end|>`."""
         answer = "An answer."
         text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], False)
         rest = text.rpartition(answer)[2].lstrip()

@@ -1,9 +1,8 @@
 """SentencePiece's tokenizer.model → Hugging Face's tokenizer.json.
 
-transformers' own converters take spaces and normalisation from the class that tokenizer_config.json names, not from the
-tokenizer.model: of ten texts LlamaTokenizer gave other ids for 3 to 9, depending on how the model was trained
-(transformers 5.3, `KINDS` in tests/export/test_convert_litgpt_to_transformers.py). The tokenizer.json made here says
-all that the tokenizer.model does, and every version reads it.
+transformers' own converters take spaces and normalisation from the class that tokenizer_config.json names: of ten texts
+LlamaTokenizer gave other ids for 3 to 9, depending on how the model was trained (transformers 5.3, `KINDS` in
+tests/export/test_convert_litgpt_to_transformers.py). The tokenizer.json made here says all that tokenizer.model does.
 """
 
 import json
@@ -23,13 +22,10 @@ _Piece = ModelProto.SentencePiece
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> HFTokenizer | None:
-    """The `tokenizers.Tokenizer` that does what `tokenizer`, read from a tokenizer.model, does.
-
-    It begins a text with BOS, when asked to add special tokens, where `tokenizer.adds_bos`. Two differences remain:
+    """The `tokenizers.Tokenizer` that does what `tokenizer`, read from a tokenizer.model, does. Two differences remain:
 
     1. By Hugging Face's convention a control token's name in the text (`</s>`) becomes that token.
-    2. Where SentencePiece normalises, characters of 6 bytes and more that are made of several (half-width ｶﾞ) are not
-       put together.
+    2. Where SentencePiece normalises, characters of 6 bytes and more, made of several (half-width ｶﾞ), stay apart.
 
     None for a kind of SentencePiece model that has no counterpart. A DataError if the tokenizer.model cannot be read.
     """
@@ -120,13 +116,7 @@ def _merges(pieces: Sequence[_Piece], vocabulary: dict[str, int]) -> list[tuple[
 def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None:
     """Writes into `folder` the tokenizer files with which transformers gives the ids that `source` gives.
 
-    tokenizer_config.json names the class that takes tokenizer.json as it is; others build their own from its
-    vocabulary, and some of them treat spaces otherwise than training did.
-
-    A tokenizer.json made here has to agree with `source` on the text `sample`.
-
-    Returns:
-        A warning, if there is only a tokenizer.model because no tokenizer.json does the same.
+    A tokenizer.json made here has to agree with `source` on the text `sample`. Returns a warning if none does.
     """
     for name in (*TOKENIZER_FILES, "added_tokens.json", "vocab.json", "merges.txt"):
         if name != "generation_config.json" and (source.directory / name).is_file():
@@ -146,6 +136,7 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
     if config_path.is_file():
         config = json.loads(config_path.read_text(encoding="utf-8"))
     config.pop("auto_map", None)  # code of the foundation model's repository
+    # takes tokenizer.json as it is; other classes build their own from its vocabulary, some with other spaces
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": source.adds_bos}
     for kind, index in (("bos", source.bos_id), ("eos", source.eos_id)):
         if index is not None:

@@ -59,7 +59,6 @@ class Tokenizer:
         self.adds_bos = self._adds_bos()
 
     def _special_id(self, kind: str) -> int | None:
-        """The id of the token that begins ("bos") or ends ("eos") a text, if there is one."""
         token = self.config.get(f"{kind}_token")
         if isinstance(token, dict):
             token = token["content"]
