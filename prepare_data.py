@@ -1,15 +1,13 @@
 """A raw corpus and a tokenizer in, shards and their manifest out.
 
-1. The corpus' files are found (`utils/prepare/sources.py`). Each process chooses, by a sample of the text, the fastest
-   library that tokenises as the tokenizer does (`encoding.py`).
+1. The corpus' files are found (`utils/prepare/sources.py`), and by a sample of the text the fastest library that
+   tokenises as the tokenizer does (`encoding.py`).
 2. Asked to, duplicates are found, over all datasets (`duplicates.py`).
-3. Each dataset's split is cut into blocks of a few MB; processes turn them into rows (`block_rows.py`), which are
-   written into the split's shards as they come (`splits.py`). Then `parts/<dataset>-<split>.json` says what the shards
-   hold and what they were made from: a second call keeps every split whose part still fits.
+3. Processes turn each split's blocks into rows (`block_rows.py`), which go into its shards as they come (`splits.py`).
+   `parts/<dataset>-<split>.json` says what they were made from: a second call keeps every split whose part still fits.
 4. The manifest is written last (`data_folder.py`): its presence means the folder is complete.
 
-The tasks of a Slurm step (`srun -n 8 python prepare_data.py …`) share the splits; what is written is the same whatever
-their number.
+The tasks of a Slurm step (`srun -n 8 python prepare_data.py …`) share the splits; their number changes nothing written.
 """
 
 import sys

@@ -2,8 +2,7 @@
 
 1. `Mixture` (utils/data/mixture.py) settles which datasets a run reads, and with which integer weights.
 2. `SampleOrder` (utils/data/sample_order.py) says which (dataset, row) sample number i is.
-3. `TrainingData.step` reads the rows of one optimiser step that belong to one process; a thread reads ahead. Each
-   process counts the step's targets on all processes by itself: nobody waits for that number.
+3. `TrainingData.step` reads one process's rows of an optimiser step, and counts the targets on all without waiting.
 4. `collate` turns rows into the tensors of a micro-batch.
 
 Nothing here has a position to save: step s of a run is samples [s·G, (s+1)·G) for any number of processes.
@@ -31,9 +30,7 @@ from utils.data.shards import Row, RowReader, verify_shards
 class Batch(NamedTuple):
     input_ids: Tensor  # [B, T] int64
     targets: Tensor  # [B, T] int64; `IGNORE` where there is nothing to predict
-    segments: Tensor | None
-    """int32 [segments + 1]: where each document begins, counted through all rows, and B·T; None where documents are not
-    kept apart."""
+    segments: Tensor | None  # int32 [segments + 1]: where documents begin, through all rows, and B·T; None if not apart
 
     @property
     def target_count(self) -> int:
@@ -49,8 +46,6 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class StepData(NamedTuple):
-    """What one process trains on in one optimiser step."""
-
     batches: list[Batch]
     datasets: list[Tensor]  # for each micro-batch int64 [B]: the number of each row's dataset in the mixture
     targets: int  # target tokens of the step on all processes together
@@ -58,10 +53,7 @@ class StepData(NamedTuple):
 
 
 def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
-    """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target.
-
-    A segment's leading `segment_overlaps` tokens are not targets. Padding is a segment of its own.
-    """
+    """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target."""
     positions = window - 1
     tokens = np.zeros((len(rows), window), np.int64)
     is_target = np.zeros((len(rows), window), bool)
@@ -69,6 +61,7 @@ def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True
     for index, row in enumerate(rows):
         lengths = np.zeros(0, np.int32) if row is None else row.segment_lengths
         edges = np.append(0, np.cumsum(lengths))
+        # padding is a segment of its own
         bounds.append(edges[edges < positions] + index * positions)
         if row is None:
             continue
@@ -91,8 +84,6 @@ def verify_data(data_dir: Path, entries: Sequence[DatasetSplit]) -> None:
 
 
 class TrainingData:
-    """The rows of a run's training samples; `samples_per_step` is G, over all processes."""
-
     def __init__(
         self, data_dir: Path, mixture: Mixture, seed: int, samples_per_step: int, window: int, mask_documents: bool
     ) -> None:
@@ -103,7 +94,6 @@ class TrainingData:
         self._mask_documents = mask_documents
 
     def samples(self, step: int, rank: int, world_size: int) -> range:
-        """The sample numbers of `step` that process `rank` of `world_size` trains on."""
         share, rest = divmod(self._samples_per_step, world_size)
         assert rest == 0
         first = step * self._samples_per_step + rank * share
@@ -129,7 +119,7 @@ class TrainingData:
         )
 
     def steps(self, first: int, rank: int, world_size: int, micro_batch_size: int) -> Iterator[StepData]:
-        """`step(first)`, `step(first + 1)`, … without end; the next one is read while the caller works."""
+        """`step(first)`, `step(first + 1)`, …; the next one is read while the caller works."""
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
             step = first
             ahead = pool.submit(self.step, step, rank, world_size, micro_batch_size)

@@ -31,7 +31,6 @@ def inspect(data_dir: Path, show: int, seed: int) -> None:
 
 
 def table(manifest: Manifest) -> str:
-    """The datasets as aligned text, with what was left out of each."""
     texts = aligned([_COLUMNS, *(_cells(entry, manifest.window) for entry in manifest.splits)], left=3)
     for index, entry in enumerate(manifest.splits, start=1):
         if entry.skipped:

@@ -28,10 +28,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """One dataset's train or test part, with counts that must add up.
-
-    `targets == tokens - documents` and `rows * window == tokens + overlap + padding`.
-    """
+    """A part of a dataset: targets == tokens - documents and rows * window == tokens + overlap + padding."""
 
     dataset: str
     split: str
@@ -61,8 +58,6 @@ class DatasetSplit:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a data folder holds and how it was made. Mixture weights belong to the run, not here."""
-
     tokenizer: str  # fingerprint of the tokenizer (`Tokenizer.fingerprint`)
     vocab_size: int
     bos: bool

@@ -10,10 +10,8 @@ YAML file of up to four sections:
 
 1. A dataset's weight is its rows (or tokens), times the penalty of its own name and that of its group's.
 2. `languages` splits the samples into one part per language; without it there is one part, the whole.
-3. A share is always one of all samples; a group's is divided among its datasets by weight. It comes off the part of
-   the dataset's language.
-4. What is left of a part goes to its datasets without a share, by weight. Where the shares take the whole part, nothing
-   is left and these datasets are left out: shares that sum to 1 mean "only these".
+3. A share is one of all samples, and comes off the part of the dataset's language; a group's is divided by weight.
+4. What is left of a part goes to its datasets without a share, by weight. Shares that sum to 1 mean "only these".
 
 Numbers are read as exact decimals, or fractions such as 1/3. What contradicts itself is an error, never scaled to fit.
 Weights belong to the run, not to the data: another mixture needs no new preparation.
@@ -123,7 +121,6 @@ def _parts(entries: Sequence[DatasetSplit], languages: dict[str, Fraction]) -> d
 
 
 def _members(entries: Sequence[DatasetSplit], name: str) -> list[str]:
-    """The datasets that a dataset's or a group's name stands for."""
     members = [entry.dataset for entry in entries if name in (entry.dataset, entry.group)]
     if not members:
         known = sorted({entry.dataset for entry in entries} | {entry.group for entry in entries})

@@ -1,12 +1,12 @@
 """Sample order: sample number i of a run → (dataset, row), with nothing to remember between two samples.
 
 1. Datasets have integer weights w_d, cumulated W_d, in all W. Of the first n samples, C_d(n) = floor(n·W_d / W) belong
-   to the datasets up to d. So each dataset's count is within one of n·w_d / W, at any n, by one division.
+   to the datasets up to d: each dataset's count is within one of n·w_d / W, at any n.
 2. That alone would give the datasets in a fixed rhythm. So the stream is cut into cycles of L samples, a multiple of W
    (C_d is exact at their borders), and these into blocks of B = max(1024, ceil(W / w_min)) samples, the last one up to
    twice as long. Counts hold at block borders; inside a block a keyed permutation maps each sample to a slot, and the
    slots are laid out dataset after dataset.
-3. A sample's slot gives its dataset and its ordinal in it: of the dataset's `rows`, ordinal // rows whole passes lie
+3. A sample's slot gives its dataset and its ordinal in it: of the dataset's `rows`, ordinal // rows whole passes come
    before it, and a permutation keyed by that pass maps ordinal % rows to the row. So each row comes once per pass, in
    a new order each pass.
 4. Where the weights are proportional to the rows (always so with one dataset), L is the number of all rows: no block
@@ -37,11 +37,9 @@ _BLOCKS, _ROWS = 1, 2  # what a key is for
 
 
 class Location(NamedTuple):
-    """Where a sample lies: the index of its dataset, its row there, and how many whole passes of it came before."""
-
     dataset: int
     row: int
-    epoch: int
+    epoch: int  # whole passes of the dataset before
 
 
 @dataclass(frozen=True)
@@ -51,10 +49,8 @@ class SampleOrder:
     seed: int
     rows: tuple[int, ...]
     weights: tuple[int, ...]
-    block_size: int = field(init=False, repr=False, compare=False)
-    """Samples per block, but for the last one of each cycle, which has up to twice as many."""
-    cycle: int = field(init=False, repr=False, compare=False)
-    """Samples after which the shares are exact and the blocks start anew; one epoch where weights are natural."""
+    block_size: int = field(init=False, repr=False, compare=False)  # the last block of a cycle has up to twice as many
+    cycle: int = field(init=False, repr=False, compare=False)  # samples; one epoch where weights are natural
     _cumulative: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -148,7 +144,7 @@ def _permute(position: int, size: int, key: int) -> int:
     """Where the permutation of range(`size`) that `key` names takes `position`.
 
     The network permutes a·b ≥ `size` values, a = ceil(sqrt(size)), b = ceil(size / a); a result beyond `size` is fed
-    back until one is within. Fewer than a values lie beyond, so that takes 1 + 1/sqrt(size) turns on average.
+    back until one is within. Fewer than a values are beyond, so that takes 1 + 1/sqrt(size) turns on average.
     """
     a = isqrt(size - 1) + 1
     b = -(-size // a)

@@ -5,9 +5,8 @@ A data folder holds, for each dataset and split, `<dataset>-<split>-00000-of-000
 
 - `tokens` [rows, window], in the smallest unsigned type that fits the vocabulary; zeros where a row is padded;
 - `segment_lengths` int32 [segments], the tokens of each piece of a document, row after row;
-- `segment_overlaps` int32 [segments], how many of a piece's first tokens are not targets: 1 (the document's
-  first token, or the one token a continuation shares with the piece before it) or more (left context that fills what
-  would otherwise be padding);
+- `segment_overlaps` int32 [segments], how many of a piece's first tokens are not targets: 1 (the document's first, or
+  the one that a continuation shares with the piece before it) or more (left context in place of padding);
 - `row_segments` int64 [rows + 1], where each row's segments begin in the two arrays above.
 
 In a row, pieces follow each other from position 0; what they leave free at the end is padding.
@@ -54,8 +53,8 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
 class ShardWriter:
     """Writes one split's shards while their rows come: row i goes into shard i mod their number.
 
-    Each file is written once, from begin to end, under another name, and read once, for its checksum; all get their
-    names together. It is used as a context: what is not published is removed.
+    Files are written once, under another name, and all named together; a context, whose end removes what is
+    unpublished.
     """
 
     def __init__(self, data_dir: Path, names: list[str], window: int, dtype: np.dtype) -> None:
@@ -134,13 +133,11 @@ class ShardWriter:
             return Shard(path.name, rows, size, file_sha256(staged_path(path)))
 
 
-_HEADER_BYTES = 1024
 # The header comes first in a safetensors file and is known last; it may end with spaces:
-# https://huggingface.co/docs/safetensors/index#format
+_HEADER_BYTES = 1024  # https://huggingface.co/docs/safetensors/index#format
 
 
 def _tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int) -> dict[str, Any]:
-    """What a safetensors header says of an array that begins `begin` bytes after the header."""
     kind = {"u": "U", "i": "I"}[dtype.kind] + str(8 * dtype.itemsize)
     size = int(np.prod(shape)) * dtype.itemsize
     return {"dtype": kind, "shape": list(shape), "data_offsets": [begin, begin + size]}
@@ -160,10 +157,7 @@ def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit], part: int = 0, parts: int = 1) -> None:
-    """Compares every shard of `entries` with the manifest; of several processes, each takes every `parts`-th.
-
-    Raises a DataError that names the first file that is missing or has another size or SHA-256.
-    """
+    """Compares the shards, of several processes each every `parts`-th; a DataError names the first that differs."""
     files = [ListedFile(shard.file, shard.sha256, shard.bytes) for entry in entries for shard in entry.shards]
     problem = find_difference(data_dir, files, "the manifest", part, parts)
     if problem:
@@ -179,12 +173,10 @@ class RowReader:
         self._open: dict[int, Any] = {}
 
     def read(self, row: int) -> Row:
-        """The row numbered `row`, counting through all shards in order."""
         tokens, local, segments, index = self._find(row)
         return Row(tokens[local], index["segment_lengths"][segments], index["segment_overlaps"][segments])
 
     def count_targets(self, row: int) -> int:
-        """How many tokens of the row are prediction targets; reads none of them."""
         _, _, segments, index = self._find(row)
         return int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
 

@@ -1,10 +1,9 @@
 """A block of a corpus file in, rows out: what one process does by itself while data are prepared.
 
-1. The block is parsed into documents; what is too short, too long or a duplicate is left out and named.
-2. Conversations of a dialogue corpus are normalised, and their variants put beside them (`utils/prepare/dialogue.py`).
-3. They are tokenised (`utils/prepare/encoding.py`) and packed into rows (`utils/prepare/packing.py`).
-4. The emptiest rows are given back as pieces; the one process that sees all blocks packs these together
-   (`Remainder`), so that small blocks cost no padding.
+The block is parsed into documents; what is too short, too long or a duplicate is left out and named. Conversations are
+normalised, and their variants put beside them (`dialogue.py`). The documents are tokenised (`encoding.py`) and packed
+(`packing.py`). The emptiest rows are given back as pieces; the one process that sees all blocks packs these together
+(`Remainder`), so that small blocks cost no padding.
 """
 
 from collections.abc import Callable
@@ -44,10 +43,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """How the conversations of a dialogue corpus are treated: by their language, with up to `level` variants each."""
-
     language: str
-    level: int
+    level: int  # variants per conversation, at most
 
 
 class Work(NamedTuple):
@@ -73,8 +70,6 @@ class Pieces(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows as a shard holds them (`data/shards.py`)."""
-
     tokens: np.ndarray  # [rows, window]
     lengths: np.ndarray  # [segments] int32
     overlaps: np.ndarray  # [segments] int32: how many of a segment's first tokens are not targets
@@ -95,20 +90,13 @@ class BlockRows(NamedTuple):
 
 
 class BlockWorker:
-    """Turns blocks into rows; for one process, which keeps the tokenizer."""
-
     def __init__(self, recipe: Recipe, library: Library) -> None:
         self.recipe = recipe
         self._library = library
         self._encoder = Encoder(recipe.checkpoint_dir, recipe.bos, recipe.eos, recipe.window, library)
 
     def __call__(self, work: Work) -> BlockRows:
-        """Packs the documents of one block into rows of `recipe.window` tokens.
-
-        Raises:
-            DataError: if gigatoken turns out to give other tokens than the tokenizer.
-            OSError: if the block's file cannot be read.
-        """
+        """Packs a block's documents into rows; a DataError if gigatoken gives other tokens than the tokenizer."""
         found, bad = parse(work.block, self.recipe.text_field)
         documents, removed = sift(found, work.duplicates, self.recipe)
         count = len(documents)
@@ -163,7 +151,6 @@ def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) 
 
 
 def length_problem(document: Document, recipe: Recipe) -> str:
-    """Why the document is left out for its length; empty if it is not."""
     if not recipe.min_characters and recipe.max_characters is None:
         return ""
     characters = len(document.text.decode())
@@ -205,7 +192,6 @@ def part_rows(
 
 
 def _select(packed: Packing, chosen: np.ndarray) -> Packing:
-    """The rows that are `chosen`, bool [rows]."""
     counts = np.diff(packed.row_pieces)
     pieces = np.repeat(chosen, counts)
     row_pieces = np.concatenate([[0], np.cumsum(counts[chosen])])
@@ -224,8 +210,6 @@ def _pieces(packed: Packing, tokens: np.ndarray, firsts: np.ndarray) -> Pieces:
 
 
 class Remainder:
-    """The pieces that blocks give back, until there are enough of them for rows."""
-
     def __init__(self, recipe: Recipe, emit: Callable[[Rows], None]) -> None:
         self._recipe, self._emit = recipe, emit
         self._parts: list[Pieces] = []

@@ -1,11 +1,9 @@
 """The files of a corpus cut into blocks of a few MB, which processes then turn into documents by themselves.
 
-`read_blocks` cuts a file at a document's end where there is one near. A block says where it is in its file, so that
-another process reads it, or holds the text where the file is compressed. Where blocks end depends on the file and the
-block size alone.
-
-A text longer than two blocks is cut between two words, wherever that is; its second block repeats the two words before
-the cut (`TextBlock.context`), by which the tokens of the parts come out as those of the whole (`encoding.py`).
+A block says where it is in its file, or holds the text where the file is compressed. It ends with a document where one
+ends near. A text longer than two blocks is cut between two words; its second block repeats the two words before the cut
+(`TextBlock.context`), by which the tokens of the parts come out as those of the whole (`encoding.py`). Where blocks end
+depends on the file and the block size alone.
 """
 
 import gzip
@@ -25,9 +23,8 @@ READ = 1 << 20
 BOM = b"\xef\xbb\xbf"
 _ASCII_SPACES = rb"[\t\x0b\x0c\x1c-\x1f ]*"
 _OTHER_SPACE = rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
-# of one simple set at a time: a choice that is repeated takes 100 bytes of memory per repetition
+# a line's white space as UTF-8; one simple set at a time, since a repeated choice takes 100 bytes per repetition
 SPACES = _ASCII_SPACES + rb"(?:(?:" + _OTHER_SPACE + rb")" + _ASCII_SPACES + rb")*"
-"""A line's white space, as a regular expression of UTF-8 bytes."""
 _GAP = re.compile(rb"(?:\n|\r(?!\n))" + SPACES + rb"(?:\r\n?|\n)")
 _WORD_GAP = re.compile(r"(?<=\S)(?:\r\n|[ \r\n])(?=\S)")
 _WITHIN_WORD = re.compile(r"\S(?=\S)")
@@ -42,8 +39,7 @@ class TextBlock(NamedTuple):
     begin: int
     end: int
     ends: bool  # whether its last document ends with it
-    payload: bytes | list[Any] | None
-    """The text from `context` to `end`, or the Parquet file's values; None where the file is to be read."""
+    payload: bytes | list[Any] | None  # the text from `context` on, or Parquet values; None if the file is to be read
 
     @property
     def continues(self) -> bool:
@@ -51,17 +47,13 @@ class TextBlock(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes of text."""
         if self.file.format == PARQUET:
             return sum(map(_size, self.payload or []))
         return self.end - self.begin
 
 
 def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
-    """The blocks of a file, of at most `size` bytes of text where documents are shorter.
-
-    Raises a DataError if the file is not what its name says, or is truncated.
-    """
+    """Blocks of at most `size` bytes where documents are shorter; a DataError if the file is cut short or damaged."""
     if file.format == PARQUET:
         yield from _parquet_blocks(file, size, text_field)
         return
@@ -157,8 +149,7 @@ def _texts(stream: IO[bytes], buffer: bytes, size: int, file_format: str, keep: 
 def _skip_to_last(mark: bytes, stream: IO[bytes], ahead: int, size: int) -> int:
     """Moves a file behind the last `mark` of the `size` bytes that begin `ahead` bytes back, without reading them all.
 
-    Returns how many of these bytes it skipped: 0, and the file stays where it is, if fewer than `size` follow or the
-    mark is not in the last 64 KB of them.
+    Returns how many of these it skipped; 0 and no move if fewer than `size` follow or the last 64 KB have no mark.
     """
     here, seen = stream.tell(), min(_SEEN, size)
     begin = here - ahead + size - seen
@@ -182,11 +173,9 @@ def _last_gap(buffer: bytes, start: int, end: int) -> int:
 def cut_between_words(buffer: bytes, start: int, target: int) -> tuple[int, int]:
     """The last position after `start`, up to `target`, where a word ends, and the bytes of the two words before it.
 
-    Two, because what a tokenizer makes of a text's first word is not what it makes of it elsewhere. Where a line ends
-    is better, if a letter is there: some tokenizers (Llama 3's) put a full stop and the line's end into one token.
-
-    Where there is no such position in the last 64 KB the text is cut between two characters, and there are no such
-    words; white space is then kept only if somewhere two characters follow each other.
+    Two, because a tokenizer treats a text's first word differently. The end of a line is better, after a letter: some
+    tokenizers (Llama 3's) put a full stop and the line's end into one token. Without such a position in the last 64 KB
+    the text is cut between two characters, not at white space if it can be, and there are no such words.
     """
     target -= next((back for back in range(4) if buffer[target - back] & 0xC0 != 0x80), 0)
     begin = max(0, target - _SEEN)
@@ -208,14 +197,12 @@ def cut_between_words(buffer: bytes, start: int, target: int) -> tuple[int, int]
 
 
 def _size(value: Any) -> int:
-    """Bytes of a text, 0 for anything else."""
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogateescape"))
     return len(value) if isinstance(value, bytes) else 0
 
 
 def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
-    """Reads on until `buffer` has `size` bytes, or the stream ends."""
     parts = [buffer]
     missing = size - len(buffer)
     while missing > 0 and (more := stream.read(min(missing, 16 * READ))):
@@ -226,10 +213,7 @@ def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
 
 @contextmanager
 def unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked where its name ends in .gz or .zst.
-
-    Raises a DataError if it is truncated or not a file of that kind.
-    """
+    """The bytes of a file, unpacked where it is .gz or .zst; a DataError if it is truncated or not of that kind."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as stream:

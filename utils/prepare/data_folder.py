@@ -18,10 +18,9 @@ from utils.prepare.sources import Source
 from utils.prepare.splits import PREPARATION_VERSION
 
 _SPLIT = r"\.?[^/]+-(train|test)"
-OWN_FILE = re.compile(
+OWN_FILE = re.compile(  # files of splits, relative to the data folder
     rf"({_SPLIT}-\d{{5}}-of-\d{{5}}\.safetensors|{PARTS}/{_SPLIT}\.json|{REPORTS}/{_SPLIT}\.jsonl)(\.tmp)?"
 )
-"""Files of splits, relative to the data folder."""
 
 
 def require_folder(options: PrepareOptions) -> Path:
@@ -83,7 +82,6 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the tokenizer's files beside the shards, to read rows as text."""
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
         if not (source / name).is_file():

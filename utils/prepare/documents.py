@@ -1,7 +1,4 @@
-"""The documents of a block: UTF-8, `\\n` line ends, no white space at the ends.
-
-What is not such a document is an error, or is left out and named: `parse` gives both.
-"""
+"""The documents of a block: UTF-8, `\\n` line ends, no white space at the ends; and what in it is not a document."""
 
 import json
 import re
@@ -17,17 +14,13 @@ _BLANK = re.compile(SPACES)
 
 
 class Bad(NamedTuple):
-    """What is not a document: bytes that are not UTF-8, a NUL character, broken JSON, a missing field."""
-
-    reason: str
+    reason: str  # not_utf8, nul, broken_json, no_field or line_too_long
     at: int  # the byte or row of the file
     problem: str
 
 
 class Document(NamedTuple):
-    """A document's UTF-8 text, or a part of a long one."""
-
-    text: bytes
+    text: bytes  # UTF-8, of a whole document or a part of a long one
     at: int  # the byte or row of the file where it begins
     context: int = 0  # how many of its first bytes repeat the part before
     ends: bool = True  # whether the document ends with it
@@ -95,7 +88,6 @@ def _conversations_by_line(content: bytes, offset: int) -> Iterator[Document | B
 
 
 def _from_bytes(content: bytes, offset: int) -> Iterator[Document | Bad]:
-    """`content`, which begins at byte `offset`, as one document; nothing where it is white space."""
     if bad := _problem(content):
         yield bad._replace(at=offset + bad.at)
     elif text := _strip(_with_line_feeds(content)):
@@ -103,7 +95,6 @@ def _from_bytes(content: bytes, offset: int) -> Iterator[Document | Bad]:
 
 
 def _problem(content: bytes) -> Bad | None:
-    """Why `content` is not a text, and where."""
     nul, broken = content.find(0), _first_broken(content)
     if nul >= 0 and (broken < 0 or nul < broken):
         return Bad("nul", nul, "a NUL character")
@@ -134,7 +125,6 @@ def _from_json(line: bytes, at: int, text_field: str) -> Document | Bad:
 
 
 def _from_value(value: Any, at: int, text_field: str) -> Document | Bad:
-    """A field's value as a document; that of an empty text has no tokens."""
     if isinstance(value, str):
         try:
             value = value.encode()

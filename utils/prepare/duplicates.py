@@ -1,12 +1,10 @@
 """Which documents of a corpus repeat another one: signatures of each split, then one decision over all.
 
-1. `sign_sources`: a split's blocks are signed in parallel (`signatures.py`), and the signatures appended to files
-   in `parts/<dataset>-<split>.signatures/`, so that memory does not grow with the corpus and a killed call does not
-   start anew.
-2. `decide`: test splits come first, so that of a text in both, the one for validation stays and training never sees it;
-   then datasets by name, documents in their order. The first of equal ones stays.
-
-A document that is longer than a block, and therefore in parts, is not compared.
+`sign_sources` signs a split's blocks in parallel and appends the signatures to files in
+`parts/<dataset>-<split>.signatures/`: memory does not grow with the corpus, and a killed call does not start anew.
+`decide` takes test splits first, so that a text in both stays in validation and training never sees it; then datasets
+by name, documents in their order. The first of equal ones stays. A document longer than a block, and therefore in
+parts, is not compared.
 """
 
 import hashlib
@@ -33,8 +31,7 @@ from utils.prepare.tasks import gather
 from utils.prepare.work_pool import WorkPool
 
 PARTS = "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
-Signed = tuple[Signatures, np.ndarray]
-"""The signatures of a block's documents, and [documents, 2] int64: their numbers in the block, and byte or row."""
+Signed = tuple[Signatures, np.ndarray]  # of a block's documents, and [documents, 2] int64: number, and byte or row
 _LOCATION = 4  # numbers that say where a document is: file, block, document in the block, byte or row
 
 
@@ -73,7 +70,6 @@ def signature_key(source: Source, plan: PreparePlan) -> str:
 
 
 def sign(worker: BlockWorker, work: Work, near: bool) -> Signed:
-    """Signatures of a block's whole documents of the right length; of near-duplicates too if `near`."""
     documents, _ = parse(work.block, worker.recipe.text_field)
     texts, locations = [], []
     for number, document in enumerate(documents):
@@ -88,7 +84,6 @@ def signatures_folder(parts: Path, source: Source) -> Path:
 
 
 def are_written(parts: Path, source: Source, key: str) -> bool:
-    """Whether an earlier call wrote the signatures of just these files with just these settings."""
     folder = signatures_folder(parts, source)
     if not (folder / "locations").is_file() or not (folder / "done.json").is_file():
         return False  # an earlier version had no `locations`
@@ -161,6 +156,5 @@ def _joined_sketches(parts: Path, folders: list[Path], documents: int) -> np.nda
 
 
 def digest(duplicates: Duplicates) -> str:
-    """SHA-256 of what is left out of a split."""
     content = [[key, sorted(documents.items())] for key, documents in sorted(duplicates.items())]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()

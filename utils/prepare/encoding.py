@@ -1,13 +1,12 @@
 """Documents to tokens: exactly those of the checkpoint's tokenizer, by the fastest library that gives them.
 
-`gigatoken` is several times as fast as the tokenizers and sentencepiece libraries, but does not do every tokenizer, and
-not all of each. So it is used only where it gave the same tokens for a sample of the run's own text (`choose_library`),
-it never sees a document that holds a special token's name it treats otherwise, and each block of text begins with a
-few documents on which it is compared again; if it is wrong there, the program stops and says so.
+`gigatoken` is several times as fast as tokenizers and sentencepiece, but does not do every tokenizer, nor all of each.
+So it is used only where it gave the same tokens for a sample of the run's own text (`choose_library`), never sees a
+document with the name of a special token that it treats otherwise, and is compared again on the first documents of each
+block: if it is wrong there, the program stops.
 
-A part that continues a document (`Document.context`) begins with the two words before the cut. The
-tokens of these alone must be the first tokens of the part; what follows them are then the tokens that the whole
-document has there, and the last of them is the one token that two parts share.
+A part that continues a document begins with the two words before the cut (`Document.context`). Where their tokens are
+the first of the part, what follows are the whole document's tokens there; the last of them is the one both parts share.
 """
 
 import ctypes
@@ -37,8 +36,7 @@ COUNTED_BYTES = 1 << 18  # text whose words are counted at once: it and the arra
 class Encoded(NamedTuple):
     tokens: np.ndarray  # [tokens], in the smallest unsigned type that holds the vocabulary
     lengths: np.ndarray  # [documents] int64, of those that gave a token
-    turns: np.ndarray
-    """[boundaries] int64, ascending: where a line begins within a document that is longer than `window`."""
+    turns: np.ndarray  # [boundaries] int64, ascending: where a line begins within a document longer than `window`
     shared: int  # how many documents' first tokens repeat the last one of an earlier part of their document
     turn_count: int  # lines of the text that begin with a speaker's tag
     words: int  # what white space separates in the text
@@ -47,10 +45,8 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Library:
-    """Which library makes the tokens, why, and which texts it must not be given."""
-
     name: str
-    reason: str
+    reason: str  # why this one
     avoid: tuple[bytes, ...] = ()  # names of special tokens; a document that holds one is left to the slower library
 
 
@@ -113,13 +109,11 @@ class Encoder:
         self._line_ends, self._line_starts = self._tokenizer.line_ends, self._tokenizer.line_starts
 
     def __call__(self, documents: list[Document]) -> Encoded:
-        """The tokens of the documents of one block, in their order.
+        """The tokens of a block's documents, in their order; a DataError if gigatoken gives others for the first of
+        them.
 
         A part of a document begins with the last token of the part before it, where that can be told from the text, and
         has no begin-of-text token then; only its last part has an end-of-text token.
-
-        Raises:
-            DataError: if gigatoken gives other tokens than the tokenizer for the first of the documents.
         """
         texts = [document.text for document in documents]
         if self._fast is not None:
@@ -157,7 +151,6 @@ class Encoder:
         )
 
     def _encode(self, texts: list[bytes]) -> list[np.ndarray]:
-        """The ids of each text, uint32 or int64."""
         if self._fast is None:
             return self._encode_slowly(texts)
         encode = self._fast.encode
@@ -267,7 +260,6 @@ def resident_bytes() -> int:
 
 
 def give_back_memory() -> None:
-    """Returns freed memory to the system, where malloc can."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
 
@@ -297,7 +289,6 @@ def count_words_and_turns(texts: list[bytes]) -> tuple[int, int]:
 
 
 def _count_words(letters: np.ndarray) -> int:
-    """Counts the words of text that ends with a space."""
     is_space = letters <= 0x20
     for code in ("\u00a0", "\u202f"):
         first, *others = code.encode()

@@ -30,15 +30,12 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """One dataset, or one split of it."""
-
     language: str = ""  # in lower case; empty where the file does not say
     dialogue: bool = True
     spontaneous: bool = False
     augmentation_level: int | None = None  # as the file says; None where it does not
 
     def level(self, split: str) -> int:
-        """Variants per conversation of a split: none for validation, or of plain text."""
         if split == TEST or not self.dialogue:
             return 0
         if self.augmentation_level is not None:
@@ -47,15 +44,11 @@ class DatasetFacts:
 
 
 def facts_of(facts: Mapping[str, DatasetFacts], dataset: str, split: str) -> DatasetFacts | None:
-    """What the file says of a dataset's split, or else of the dataset; None if it has neither."""
     return facts.get(f"{dataset}/{split.upper()}", facts.get(dataset))
 
 
 def read_metadata(path: Path) -> dict[str, DatasetFacts]:
-    """The facts in a metadata file by the name they have there.
-
-    Raises a UserError for all that is wrong in it at once, each with its line or its dataset.
-    """
+    """The facts in a metadata file by the name they have there; a UserError names all that is wrong in it at once."""
     reader = {".csv": _csv_entries, ".json": _json_entries}.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path}: metadata is a .csv or .json file")
@@ -117,7 +110,6 @@ def _json_entries(text: str, problems: list[str]) -> Iterator[tuple[str, dict[st
 
 
 def _repeated(names: list[str]) -> list[tuple[str, int]]:
-    """The names that are there more than once, and how often."""
     return [(name, times) for name, times in Counter(filter(None, names)).items() if times > 1]
 
 
@@ -130,7 +122,6 @@ def _name(fields: dict[str, Any], problems: list[str]) -> str:
 
 
 def _read_facts(fields: dict[str, Any], problems: list[str]) -> DatasetFacts:
-    """The facts in a dataset's fields; a missing or empty field has its default."""
     given = {name: str(value).strip() for name, value in fields.items() if value is not None}
     values: dict[str, Any] = {}
     if language := given.get("language", "").lower():

@@ -20,8 +20,7 @@ MOST = {
     "multiple_of": 256,  # all of a split's shards are open at once, two files each, and a process may open 1,024
     "max_characters": 2**20,  # a document of over 4 MB is read in parts, and a character has at most four bytes
 }
-MAIN_MEMORY, WORKER_MEMORY = 300, 300
-"""MB that the program takes at most, and each process that tokenises."""
+MAIN_MEMORY, WORKER_MEMORY = 300, 300  # MB that the program takes at most, and each process that tokenises
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
 """Documents of any length into rows of one length: no document that fits a row is cut, and next to nothing is padded.
 
-1. Documents no longer than the window make rows, largest first. What a row still lacks (its hole) is completed exactly
-   where one document or a pair has just that length, else by the largest document that fits. Documents of one length
-   are interchangeable, so a row is planned as a multiset of lengths, once for all rows that come out alike.
-2. Longer documents must be cut anyway: turn by turn they are poured into the holes, then into new rows. All of them
-   advance at once: each hole takes the piece that fills it best, and a new row leaves room for one more piece unless
-   its first fills it nearly.
-3. A hole that is left is filled with left context: the piece of a continued document in that row starts earlier, its
-   repeated tokens being no targets. What no continued piece can fill is padding.
+1. Documents no longer than the window make rows, largest first. What a row lacks (its hole) is completed exactly where
+   one document or a pair has that length, else by the largest document that fits. Documents of one length are
+   interchangeable, so a row is planned as a multiset of lengths, once for all rows that come out alike.
+2. Longer documents are cut at turns, and inside a turn only if it is longer than a window. They are poured into the
+   holes, then into new rows, all at once: each hole takes the piece that fills it best, and a new row leaves room for
+   one more piece unless its first fills it nearly.
+3. What then remains of a hole is filled with left context: a continued piece in that row starts earlier, and its
+   repeated tokens are not targets. Without such a piece it is padding.
 
-A turn is only cut if it is longer than a window. Every token but each document's first is a target exactly once.
-
-Measured on 2 million tokens of plays, at windows of 513 to 8,193 tokens: at most 0.03 % padding (0.15 % where no
-document is longer than the window, the least possible) and 0.5 % repeated tokens. For 16 million tokens `pack` takes
-0.03 to 0.08 s on one core, and `fill` 1.3 to 1.9 ns per token.
+Every token but each document's first is a target exactly once. Measured on 2 million tokens of plays, at windows of 513
+to 8,193 tokens: at most 0.03 % padding (0.15 % where no document is longer than the window, the least possible) and 0.5
+% repeated tokens. For 16 million tokens `pack` takes 0.03 to 0.08 s on one core, `fill` 1.3 to 1.9 ns each.
 """
 
 from typing import NamedTuple
@@ -33,8 +31,7 @@ class Packing(NamedTuple):
     document: np.ndarray
     start: np.ndarray
     end: np.ndarray
-    overlap: np.ndarray
-    """First tokens that are not targets: 1 at a document's beginning, else those that repeat the piece before."""
+    overlap: np.ndarray  # first tokens that are not targets: 1 as a document begins, else those of the piece before
     row_pieces: np.ndarray  # [rows + 1]: where the pieces of each row begin
 
 
@@ -56,12 +53,9 @@ class _Picks(NamedTuple):
 
 
 def pack(lengths: np.ndarray, turns: np.ndarray, window: int) -> Packing:
-    """Rows of at most `window` tokens that hold every document.
+    """Rows of at most `window` tokens that hold every document, of `lengths` int [documents], at least 1.
 
-    Args:
-        lengths: int [documents], at least 1.
-        turns: int [boundaries], ascending: the first token of each turn but a document's first, counted through all
-            documents.
+    `turns` int [boundaries], ascending: first tokens of turns, but not of documents, counted through all documents.
     """
     lengths = lengths.astype(np.int64)
     row, document = _pack_whole(lengths, window)
@@ -203,10 +197,7 @@ def _complete(present: int, mirrored: int, count: list[int], hole: int, window: 
 def _pour(
     lengths: np.ndarray, turns: np.ndarray, window: int, holes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pours the documents longer than `window` into the rows that have `holes` [rows] and into new ones.
-
-    Returns row, document, start, end [pieces]: start and end counted from the document's first token.
-    """
+    """Pours long documents into rows with `holes` [rows] and new ones: row, document, start and end in it [pieces]."""
     cuts = _find_cuts(lengths, turns, window)
     sections = _make_sections(lengths, cuts, window)
     cuts = _drop_stubs(cuts, sections.end, window)
@@ -313,14 +304,12 @@ def _fill_holes(
 def _add_large(
     picks: _Picks, hole: np.ndarray, sections: _Sections, smallest: np.ndarray, cuts: np.ndarray, window: int
 ) -> _Picks:
-    """`picks`, and for other holes that are large enough pieces that fill them or leave room for one more.
-
-    The largest holes go to the sections whose `smallest` pieces [sections] are the largest: these fit nowhere else.
-    """
+    """`picks`, and for other holes that are large enough pieces that fill them or leave room for one more."""
     shortest = _shortest(window)
     row, free = hole >= _large(window), np.ones(len(sections.start), dtype=np.bool_)
     row[picks.row] = free[picks.section] = False
     row, section = np.flatnonzero(row), np.flatnonzero(free)
+    # the largest holes go to the sections whose smallest pieces are the largest: these fit nowhere else
     row = row[np.argsort(-hole[row], kind="stable")][: len(section)]
     section = section[np.argsort(-smallest[section], kind="stable")][: len(row)]
     start, end, room = sections.start[section], sections.end[section], hole[row]
@@ -336,7 +325,6 @@ def _add_large(
 
 
 def _advance(sections: _Sections, picks: _Picks) -> _Sections:
-    """The sections without the pieces that were picked, and without those of which nothing remains."""
     start, begun = sections.start.copy(), sections.begun.copy()
     start[picks.section] = picks.end - 1
     begun[picks.section] = True
@@ -373,6 +361,5 @@ def _ranges(starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
 
 
 def _merge(*ascending: np.ndarray) -> np.ndarray:
-    """The numbers of several ascending arrays, ascending, each once."""
     numbers = np.sort(np.concatenate(ascending), kind="stable")  # merges such arrays in linear time
     return numbers[np.append(True, numbers[1:] > numbers[:-1])]

@@ -1,8 +1,8 @@
 """What is to be prepared and how, found once, by one task: datasets, recipe of the rows, treatment of dialogue.
 
-`make_plan` reads the small files that the options name and a sample of the text; everything wrong in them is an error
-here, before any work. How the work is divided is decided here too: `share_out` among the tasks, `works_of` into blocks,
-`make_pool` among processes.
+`make_plan` reads the small files that the options name and a sample of the text, so that everything wrong in them is an
+error before any work. `share_out`, `works_of` and `make_pool` divide the work among tasks, into blocks, among
+processes.
 """
 
 import json
@@ -33,14 +33,11 @@ SAMPLE_SOURCES = 16  # from how many sources it comes
 BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
 PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}  # estimated text in a compressed file, as a multiple of its size
 
-Duplicates = Mapping[tuple[int, int], dict[int, str]]
-"""Number of a split's file and of a block in it → number of a document there → the document that it repeats."""
+Duplicates = Mapping[tuple[int, int], dict[int, str]]  # (file, block) → document in it → which one it repeats
 
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """What is to be prepared and how; the same on all tasks."""
-
     options: PrepareOptions
     sources: list[Source]
     sizes: list[int]  # bytes of each source's files
@@ -110,7 +107,6 @@ def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
 
 
 def read_context(checkpoint_dir: Path) -> int:
-    """The positions of the model in `checkpoint_dir`."""
     keys = {"model_config.yaml": ("block_size",), "config.json": ("max_position_embeddings", "n_positions")}
     for name, names in keys.items():
         path = checkpoint_dir / name
@@ -154,7 +150,6 @@ def dialogue_of(source: Source, all_facts: Mapping[str, DatasetFacts], options: 
 
 
 def language_of(source: Source, all_facts: Mapping[str, DatasetFacts]) -> str:
-    """The language that the metadata says, else the one in the dataset's name; may be empty."""
     facts = facts_of(all_facts, source.dataset, source.split)
     if facts is not None and facts.language:
         return facts.language
@@ -162,7 +157,6 @@ def language_of(source: Source, all_facts: Mapping[str, DatasetFacts]) -> str:
 
 
 def warn_of_unknown(facts: Mapping[str, DatasetFacts], sources: list[Source]) -> None:
-    """Says which datasets the metadata names that the corpus does not have."""
     known = {source.dataset for source in sources}
     known |= {f"{source.dataset}/{source.split.upper()}" for source in sources}
     unknown = sorted(facts.keys() - known)
@@ -207,9 +201,8 @@ def read_documents(source: Source, options: PrepareOptions) -> Iterator[bytes]:
 
 
 def share_out(sources: list[Source], sizes: list[int], tasks: int) -> list[list[Source]]:
-    """Each task's sources: the largest first, each to the task that has the fewest bytes so far.
-
-    No task then has more than 4/3 of what the best division gives the busiest one (Graham 1969).
+    """Gives the largest source first, to the task with the fewest bytes: at most 4/3 of the best division (Graham
+    1969).
     """
     loads = [0] * tasks
     task_of = {}

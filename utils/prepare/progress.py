@@ -26,7 +26,6 @@ class ProgressLine:
             self._bar = tqdm(desc=verb, total=self._size, file=sys.stdout, dynamic_ncols=True, **settings)
 
     def advance(self, size: int, tokens: int = 0) -> None:
-        """Counts `size` more bytes of text as done."""
         self._done += size
         self._tokens += tokens
         now = time.monotonic()
@@ -39,7 +38,6 @@ class ProgressLine:
             say(self._state(now - self._start))
 
     def line(self, text: str) -> None:
-        """Prints a line; on a terminal above the bar."""
         if self._bar is None:
             say(text)
         else:

@@ -28,7 +28,6 @@ class RemovalLog(AbstractContextManager["RemovalLog"]):
             self._resources.close()
 
     def add(self, reason: str, file: CorpusFile, at: int, detail: str, text: str = "") -> None:
-        """One document: why it is left out, where it begins, what there is to say, and how its text begins."""
         self.counts[reason] += 1
         line = {"reason": reason, "file": file.name, file.unit: at, "detail": detail, "text": text}
         with naming(self._path):

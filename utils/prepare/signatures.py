@@ -1,7 +1,5 @@
-"""Texts to signatures, and which texts repeat an earlier one by these: exactly, or nearly.
-
-1. `sign_texts` turns each text into a few hundred bytes, in many processes.
-2. `find_repeats` decides from these arrays alone, in one process. The first document of a group stays.
+"""Texts to signatures (`sign_texts`, in many processes), and which texts repeat an earlier one by these
+(`find_repeats`).
 
 Near-duplicates are found by MinHash and banding (Broder, "On the resemblance and containment of documents", 1997;
 Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3). The similarity of two texts is the Jaccard
@@ -17,16 +15,13 @@ import numpy as np
 
 from lit_gpt.errors import UserError
 
-PERMUTATIONS = 128
-"""Slots of a sketch: the estimated Jaccard index has a standard deviation of 0.035 at 0.8, 0.044 at most (at 0.5)."""
+PERMUTATIONS = 128  # slots of a sketch: the estimated index has a standard deviation of 0.035 at 0.8, 0.044 at 0.5
 SEED = 42
 SHINGLE = 5  # words per shingle, the customary choice for finding copies among natural texts
 LONGEST_WORD = 64  # bytes; whatever is longer (base64, DNA, a table without blanks) counts character by character
 PIECE = 1 << 18  # bytes hashed at a time, so that the arrays stay in the cache: longer texts are cut, shorter joined
 MIN_FOUND = 0.9  # least share of the pairs whose similarity is exactly the threshold that banding brings to be compared
-MAX_COMPARED = 32
-"""Documents of a bucket that a later one is compared with. Texts filled into one template may all meet in one bucket
-without being duplicates; to compare each with all would take quadratic time."""
+MAX_COMPARED = 32  # of a bucket: texts of one template may all meet in one, and comparing all takes quadratic time
 ROWS_AT_ONCE = 1 << 14
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)  # odd 64-bit numbers that spread a word's and a shingle's bits
 
@@ -34,22 +29,18 @@ MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)  # odd 64-bit numbers tha
 class Signatures(NamedTuple):
     """What `find_repeats` needs to know of n texts: 16 bytes each, and 512 more for near-duplicates."""
 
-    exact: np.ndarray
-    """[n, 2] uint64: a 128-bit digest, equal for texts that differ at most in white space at their ends."""
-    sketches: np.ndarray | None
-    """[n, `PERMUTATIONS`] uint32: the share of equal slots estimates the Jaccard index of two texts."""
+    exact: np.ndarray  # [n, 2] uint64: a 128-bit digest, equal for texts that differ only in white space at the ends
+    sketches: np.ndarray | None  # [n, `PERMUTATIONS`] uint32: the share of equal slots estimates the Jaccard index
 
 
 def sign_texts(texts: list[str], near: bool) -> Signatures:
-    """Digests and, if `near`, MinHash sketches of `texts`; each depends on its own text only, on any machine.
+    """Digests (BLAKE2b of the stripped UTF-8) and, if `near`, MinHash sketches of `texts`, the same on any machine.
 
-    The digest is BLAKE2b of the UTF-8 text without white space at both ends. The sketch is of the set of the text's
-    shingles. White space and punctuation separate words; ASCII capitals count as small letters. In scripts from U+0800
-    on, many of which put no blanks between words (Chinese, Japanese, Thai), and in words of more than `LONGEST_WORD`
-    bytes, every character is a word. A text of fewer than `SHINGLE` words is one shingle; texts without a word are
-    equal. A text is cut every `PIECE` bytes, which changes some 10 in 40,000 shingles.
-
-    Raises a UserError if `near` and rensa is not installed.
+    White space and punctuation separate words; ASCII capitals count as small letters. In scripts from U+0800 on, many
+    of which put no blanks between words (Chinese, Japanese, Thai), and in words of more than `LONGEST_WORD` bytes,
+    every character is a word. A text of fewer than `SHINGLE` words is one shingle; texts without a word are equal. A
+    text is cut every `PIECE` bytes, which changes some 10 in 40,000 shingles. Raises a UserError if `near` and rensa is
+    not installed.
     """
     encoded = [text.strip().encode("utf-8", "surrogatepass") for text in texts]
     digests = [hashlib.blake2b(text, digest_size=16).digest() for text in encoded]
@@ -133,7 +124,6 @@ def _blank_punctuation(text: np.ndarray) -> None:
 
 
 def _word_bounds(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where words begin and end in `text` [bytes], which begins and ends with a blank."""
     inside = text != 0x20
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
     starts, ends = edges[::2], edges[1::2]
@@ -166,7 +156,6 @@ def _word_hashes(text: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.
 
 
 def _spread(hashes: np.ndarray) -> None:
-    """Mixes the bits of each of `hashes` in place, one to one."""
     hashes *= np.uint64(MULTIPLIERS[0])
     hashes ^= hashes >> np.uint64(32)
 
@@ -174,17 +163,15 @@ def _spread(hashes: np.ndarray) -> None:
 def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: float) -> np.ndarray:
     """For each of n documents the index of the earlier one that it duplicates, -1 if it is to stay: [n] int64.
 
-    `exact` and `sketches` are `sign_texts` of all documents, in order. Equal digests are duplicates. Among documents
-    that differ, a later one is a near-duplicate of the first earlier one *that stays* whose estimated Jaccard index
-    with it is at least `threshold` (over 0, at most 1). So nothing is left out because of a document that is itself
-    left out: where A is like B and B like C but A not like C, B is left out and C stays.
+    `exact` and `sketches` (which may be a memory map) are `sign_texts` of all documents, in order. Documents with equal
+    digests are duplicates. Another one is a near-duplicate of the first earlier one *that stays* whose estimated
+    Jaccard index with it is at least `threshold` (over 0, at most 1). So where A is like B and B like C but A not like
+    C, C stays.
 
-    At a threshold of 0.8 a comparison takes a pair for duplicates with a probability of 6e-7 if its true index is 0.6,
-    of 0.005 at 0.7, 0.5 at 0.8 and 0.9996 at 0.9. Banding brings at least 90 % of the pairs at the threshold to be
-    compared, over 99 % of those 0.1 above. Time is linear but for sorting, whatever the texts.
-
-    Memory per document, measured with a million: 55 bytes; for near-duplicates 190 at a threshold of 0.8 (16 bands) and
-    450 at 0.5 (42 bands). `sketches` may be a memory map.
+    At a threshold of 0.8 a pair counts as duplicates with a probability of 6e-7 if its true index is 0.6, of 0.005 at
+    0.7, 0.5 at 0.8 and 0.9996 at 0.9. Banding compares at least 90 % of the pairs at the threshold, over 99 % of those
+    0.1 above. Time is linear but for sorting. Memory per document is 55 bytes; for near-duplicates 190 at a threshold
+    of 0.8 (16 bands) and 450 at 0.5 (42 bands).
     """
     assert 0 < threshold <= 1, threshold
     result = _find_equal(exact)
@@ -247,10 +234,8 @@ def _banding(permutations: int, threshold: float) -> tuple[int, int]:
 
 
 def _fill_buckets(sketches: np.ndarray, documents: np.ndarray, bands: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `documents` [m] agree in a whole band of `rows` slots.
-
-    Returns the bucket of each document in each band, [m, bands], -1 where it is alone; and how many documents each
-    bucket may have to remember for later ones, uint8 [buckets], at most `MAX_COMPARED`.
+    """Each document's bucket in each band of `rows` slots, [m, bands], -1 where it is alone; and how many documents
+    each bucket may have to remember for later ones, uint8 [buckets], at most `MAX_COMPARED`.
     """
     multipliers = np.random.default_rng(SEED).integers(0, 1 << 63, rows, dtype=np.uint64) * 2 + 1
     dtype = np.int32 if len(sketches) * bands < 1 << 31 else np.int64

@@ -1,7 +1,6 @@
-"""The datasets of a raw corpus, and which files make a split of each.
+"""The datasets of a raw corpus, and which files make a split of each; only the names of the files are looked at.
 
-A corpus is a folder tree, one file, or a `.list` file that names files. `find_sources` goes by the names of the files
-alone; what they hold is read in `blocks.py` and `documents.py`.
+A corpus is a folder tree, one file, or a `.list` file that names files.
 """
 
 import os
@@ -20,8 +19,7 @@ from utils.files.checksums import file_sha256
 CONVERSATIONS, PLAIN, LINES, PARQUET = "conversations", "plain", "lines", "parquet"  # the formats of corpus files
 SPLIT_OF_FILE = {"full.txt": TRAIN, "train.txt": TRAIN, "test.txt": TEST}
 LINES_FILE = re.compile(r".+\.jsonl(\.gz|\.zst)?")
-TEST_FILE = re.compile(r"(test|valid|validation|val|dev|eval)([-_.].*)?", flags=re.IGNORECASE)
-"""Names of the JSON lines and Parquet files that are not for training."""
+TEST_FILE = re.compile(r"(test|valid|validation|val|dev|eval)([-_.].*)?", flags=re.IGNORECASE)  # .jsonl, .parquet
 
 
 @dataclass(frozen=True)
@@ -32,14 +30,11 @@ class CorpusFile:
 
     @property
     def unit(self) -> str:
-        """What the number of a position in this file counts."""
         return "row" if self.format == PARQUET else "byte"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One split of a dataset."""
-
     dataset: str
     split: str
     files: tuple[CorpusFile, ...]
@@ -65,9 +60,7 @@ def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]
 
 
 class _Folder(NamedTuple):
-    """A folder that may be a dataset: what it is called in the corpus ("." for the corpus itself), and its files."""
-
-    relative: str
+    relative: str  # its path in the corpus; "." for the corpus itself
     path: Path
     names: set[str]
 
@@ -75,11 +68,8 @@ class _Folder(NamedTuple):
 def find_sources(source_path: Path, log: Callable[[str], None] = print) -> list[Source]:
     """The splits of the datasets in a folder tree, of the files that a list names, or of one file, by dataset name.
 
-    In a tree without conversations (full.txt, train.txt, test.txt) each other `*.txt` file is one document.
-
-    Raises:
-        UserError: if `source_path` does not exist.
-        DataError: if there is no dataset, or one cannot be told from another.
+    In a tree without conversations (full.txt, train.txt, test.txt) each other `*.txt` file is one document. Raises a
+    UserError if `source_path` does not exist, a DataError if there is no dataset or one cannot be told from another.
     """
     if source_path.is_dir():
         folders = [_Folder(path.relative_to(source_path).as_posix(), path, names) for path, names in _walk(source_path)]
@@ -146,10 +136,7 @@ def _kind_of(name: str, conversational: bool) -> tuple[str, str] | None:
 
 
 def _listed(path: Path) -> list[_Folder]:
-    """The folders of the files that `path`, a `.list` file, names by line; or that of `path` with this file alone.
-
-    A dataset is named by its folder as the list has it, or by the folder's own name where that is outside.
-    """
+    """The folders of the files that `path`, a `.list` file, names by line; or that of `path` with this file alone."""
     if path.suffix != ".list":
         if _kind_of(path.name, False) is None:
             raise UserError(f"--source_path: {path} is none of *.txt, *.jsonl(.gz/.zst), *.parquet and *.list")
@@ -164,6 +151,7 @@ def _listed(path: Path) -> list[_Folder]:
             raise UserError(f"{path}: {notes[0]} is no conversation, and beside conversations *.txt files are not read")
     found = []
     for folder, names in names_of.items():
+        # a dataset is named by its folder as the list has it, or by the folder's own name where that is outside
         is_outside = folder.is_absolute() or ".." in folder.parts
         directory = path.parent / folder
         found.append(_Folder(_own_name(directory) if is_outside else folder.as_posix(), directory, names))

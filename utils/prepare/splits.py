@@ -1,7 +1,7 @@
-"""From the blocks of a dataset's split to its shards, and to its part: what the shards hold and what they are made of.
+"""From the blocks of a dataset's split to its shards, and to its part, which says what they hold and were made from.
 
-`prepare_splits` keeps every split whose part still fits, and makes the others: processes turn the blocks into rows, and
-this process writes the rows into the shards in the order of the blocks, whatever the number of processes.
+`prepare_splits` keeps every split whose part still fits. For the others, processes turn blocks into rows, and this one
+writes them in the order of the blocks, whatever the number of processes.
 """
 
 import hashlib
@@ -130,10 +130,9 @@ def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict
 def make_split(
     job: SplitJob,
     results: Iterator[tuple[Work, BlockRows]],
-    facts: Future[list[dict[str, Any]]],
+    facts: Future[list[dict[str, Any]]],  # what `file_facts` returns
     progress: ProgressLine,
 ) -> DatasetSplit:
-    """Writes the rows of one split as they come; says what it holds. `facts` is what `file_facts` returns."""
     source, recipe = job.source, job.plan.recipe
     count = shard_count(source, job.plan.options.multiple_of)
     names = [shard_name(source.dataset, source.split, index, count) for index in range(count)]

@@ -19,11 +19,10 @@ WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAYON_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
-    # malloc keeps what a block took for the next one: the system's clearing of new pages is 10 % of the time
+    # malloc, which reads these as it starts, keeps memory for the next block: clearing new pages is 10 % of the time
     "MALLOC_MMAP_THRESHOLD_": KEPT,
     "MALLOC_TRIM_THRESHOLD_": KEPT,
 }
-"""Environment of the worker processes; malloc(3) reads its part when a process starts."""
 _worker: Any = None  # what `make_worker` made, in a worker process
 
 
@@ -47,10 +46,7 @@ def _do(action: Callable[[Any, Any], Any], item: Any) -> Any:
 
 
 class WorkPool(AbstractContextManager["WorkPool"]):
-    """Workers in `num_workers` processes; a single one is in this process itself.
-
-    A worker is made when there is work. `make_worker`, the actions, the items and the results must pickle.
-    """
+    """Runs actions in `num_workers` processes, or in this one if that is 1. What goes in and out must pickle."""
 
     def __init__(self, make_worker: Callable[[], Any], num_workers: int) -> None:
         self._num_workers = num_workers
@@ -70,8 +66,7 @@ class WorkPool(AbstractContextManager["WorkPool"]):
     def map(self, action: Callable[[Any, Any], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
         """Each item and `action(worker, item)`, in order; for None, None. At most two items per process are under way.
 
-        Raises:
-            OSError: if a worker process was killed, which the system does when memory runs out.
+        Raises an OSError if a worker process was killed, which the system does when memory runs out.
         """
         if self._pool is None:
             for item in items:
