@@ -37,23 +37,23 @@ FLOORS = (
 """From the bottom to the top: a room imports rooms of lower floors, and neither its neighbours nor what is above."""
 
 LINES = {
-    "lit_gpt": 300,
-    "lit_gpt/model": 1900,
-    "lit_gpt/tokenizer": 650,
-    "lit_gpt/formats": 2600,
-    "lit_gpt/inference": 550,
-    "utils/files": 550,
-    "utils/cluster": 900,
-    "utils": 400,
-    "utils/data": 1200,
-    "utils/prepare": 3900,
-    "utils/run": 1200,
-    "utils/train": 2900,
-    "utils/export": 1300,
-    "utils/report": 750,
-    "commands": 2600,
+    "lit_gpt": 234,
+    "lit_gpt/model": 1510,
+    "lit_gpt/tokenizer": 407,
+    "lit_gpt/formats": 2143,
+    "lit_gpt/inference": 384,
+    "utils/files": 447,
+    "utils/cluster": 615,
+    "utils": 254,
+    "utils/data": 969,
+    "utils/prepare": 3388,
+    "utils/run": 971,
+    "utils/train": 2348,
+    "utils/export": 1141,
+    "utils/report": 659,
+    "commands": 1507,
 }
-"""The most lines a room may have, docstrings and blank lines included. Who needs more says why in the commit."""
+"""The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 
 LONG_FILES = ("lit_gpt/formats/families.py",)
 """Files of over 400 lines; the opening of the room says why."""
