@@ -2,7 +2,8 @@
 
 1. `Mixture` (utils/data/mixture.py) settles which datasets a run reads, and with which integer weights.
 2. `SampleOrder` (utils/data/sample_order.py) says which (dataset, row) sample number i is.
-3. `TrainingData.step` reads one process's rows of an optimiser step, and counts the targets on all without waiting.
+3. `TrainingData.step` reads one process's rows of an optimiser step. Each process counts the step's targets on all by
+   itself: nobody waits for that number.
 4. `collate` turns rows into the tensors of a micro-batch.
 
 Nothing here has a position to save: step s of a run is samples [s·G, (s+1)·G) for any number of processes.
@@ -89,7 +90,7 @@ class TrainingData:
     ) -> None:
         self.order = SampleOrder(seed, tuple(entry.rows for entry in mixture.entries), mixture.weights)
         self._readers = [RowReader(data_dir, entry) for entry in mixture.entries]
-        self._samples_per_step = samples_per_step
+        self._samples_per_step = samples_per_step  # over all processes
         self._window = window
         self._mask_documents = mask_documents
 

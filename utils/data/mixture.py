@@ -11,7 +11,7 @@ YAML file of up to four sections:
 1. A dataset's weight is its rows (or tokens), times the penalty of its own name and that of its group's.
 2. `languages` splits the samples into one part per language; without it there is one part, the whole.
 3. A share is one of all samples, and comes off the part of the dataset's language; a group's is divided by weight.
-4. What is left of a part goes to its datasets without a share, by weight. Shares that sum to 1 mean "only these".
+4. What is left of a part goes to its datasets without a share, by weight. Shares that sum to 1 leave them out.
 
 Numbers are read as exact decimals, or fractions such as 1/3. What contradicts itself is an error, never scaled to fit.
 Weights belong to the run, not to the data: another mixture needs no new preparation.

@@ -53,8 +53,7 @@ def shard_name(dataset: str, split: str, index: int, count: int) -> str:
 class ShardWriter:
     """Writes one split's shards while their rows come: row i goes into shard i mod their number.
 
-    Files are written once, under another name, and all named together; a context, whose end removes what is
-    unpublished.
+    Each file is written once, under another name; all are named together. The context's end removes what is not.
     """
 
     def __init__(self, data_dir: Path, names: list[str], window: int, dtype: np.dtype) -> None:

@@ -53,7 +53,7 @@ class TextBlock(NamedTuple):
 
 
 def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
-    """Blocks of at most `size` bytes where documents are shorter; a DataError if the file is cut short or damaged."""
+    """Blocks of at most `size` bytes where documents are shorter; a DataError if the file is truncated or misnamed."""
     if file.format == PARQUET:
         yield from _parquet_blocks(file, size, text_field)
         return

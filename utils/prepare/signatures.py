@@ -38,9 +38,8 @@ def sign_texts(texts: list[str], near: bool) -> Signatures:
 
     White space and punctuation separate words; ASCII capitals count as small letters. In scripts from U+0800 on, many
     of which put no blanks between words (Chinese, Japanese, Thai), and in words of more than `LONGEST_WORD` bytes,
-    every character is a word. A text of fewer than `SHINGLE` words is one shingle; texts without a word are equal. A
-    text is cut every `PIECE` bytes, which changes some 10 in 40,000 shingles. Raises a UserError if `near` and rensa is
-    not installed.
+    every character is a word. A text of fewer than `SHINGLE` words is one shingle; texts without a word are equal.
+    Texts are cut every `PIECE` bytes, which changes some 10 in 40,000 shingles. A UserError if `near` needs rensa.
     """
     encoded = [text.strip().encode("utf-8", "surrogatepass") for text in texts]
     digests = [hashlib.blake2b(text, digest_size=16).digest() for text in encoded]
@@ -124,7 +123,7 @@ def _blank_punctuation(text: np.ndarray) -> None:
 
 
 def _word_bounds(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    inside = text != 0x20
+    inside = text != 0x20  # `text` begins and ends with a blank
     edges = np.flatnonzero(inside[1:] != inside[:-1]) + 1
     starts, ends = edges[::2], edges[1::2]
     begins = text >= 0xE0  # the first byte of a character from U+0800 on
@@ -163,10 +162,9 @@ def _spread(hashes: np.ndarray) -> None:
 def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: float) -> np.ndarray:
     """For each of n documents the index of the earlier one that it duplicates, -1 if it is to stay: [n] int64.
 
-    `exact` and `sketches` (which may be a memory map) are `sign_texts` of all documents, in order. Documents with equal
-    digests are duplicates. Another one is a near-duplicate of the first earlier one *that stays* whose estimated
-    Jaccard index with it is at least `threshold` (over 0, at most 1). So where A is like B and B like C but A not like
-    C, C stays.
+    `exact` and `sketches` (may be a memory map) are `sign_texts` of all documents, in order. Equal digests are
+    duplicates. Another document is a near-duplicate of the first earlier one *that stays* whose estimated Jaccard index
+    with it is at least `threshold` (over 0, at most 1). So where A is like B and B like C but A not like C, C stays.
 
     At a threshold of 0.8 a pair counts as duplicates with a probability of 6e-7 if its true index is 0.6, of 0.005 at
     0.7, 0.5 at 0.8 and 0.9996 at 0.9. Banding compares at least 90 % of the pairs at the threshold, over 99 % of those
