@@ -20,11 +20,12 @@ if __name__ == "__main__":
 
 from utils.cluster.slurm import join_tasks
 from utils.data.inspection import inspect
+from utils.files.folder_lock import locked
 from utils.prepare.data_folder import publish, require_folder
 from utils.prepare.duplicates import find_duplicates
 from utils.prepare.plan import make_plan, make_pool, share_out
 from utils.prepare.splits import prepare_splits
-from utils.prepare.tasks import gather, locked
+from utils.prepare.tasks import gather, on_first_task
 
 
 def main(options: PrepareOptions) -> None:
@@ -33,8 +34,8 @@ def main(options: PrepareOptions) -> None:
         return
     data_dir = require_folder(options)
     tasks = join_tasks(data_dir)
-    plan = gather(lambda: make_plan(options) if tasks.rank == 0 else None, tasks)[0]
-    with locked(data_dir, tasks) as lock:
+    plan = on_first_task(lambda: make_plan(options), tasks)
+    with locked(data_dir, lambda take: on_first_task(take, tasks), leave=False) as lock:
         own = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]
         with make_pool(own, plan) as pool:
             duplicates = find_duplicates(own, plan, tasks, pool)

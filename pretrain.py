@@ -24,11 +24,12 @@ from typing import NamedTuple
 from lit_gpt.errors import DataError, Interrupted, UserError
 from lit_gpt.formats.hf_config import config_to_hf, read_hf_config
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from utils.cluster.collectives import any_process
+from utils.cluster.collectives import any_process, on_rank_zero
 from utils.cluster.launch import data_parallel_part, launch
 from utils.cluster.watchdog import Watchdog
 from utils.data.batches import StepData, TrainingData, verify_data
 from utils.export.llama_cpp_support import unsupported_features
+from utils.files.folder_lock import locked
 from utils.run.checkpoint_writer import Saved
 from utils.run.csv_log import ALL
 from utils.run.progress import TrainingProgress
@@ -36,7 +37,7 @@ from utils.train.agenda import Agenda, Due
 from utils.train.dry_run import dry_run_report
 from utils.train.metrics import progress_columns
 from utils.train.plan import TrainingPlan, make_plan
-from utils.train.set_up import Training, locked_run_folder, record_mixture, set_up
+from utils.train.set_up import Training, record_mixture, set_up
 from utils.train.step import StepHistory, StepResult, optimiser_step
 from utils.train.validation import validate
 
@@ -45,15 +46,15 @@ def main(options: PretrainOptions, stop: StopRequest) -> None:
     if options.try_small:
         options = options.as_small_try()
     plan = make_plan(options)
-    warnings = gguf_warnings(options, plan)
     if options.dry_run:
-        print("\n".join([dry_run_report(options, plan), *warnings]))
+        print("\n".join([dry_run_report(options, plan), *gguf_warnings(options, plan)]))
         return
     fabric = launch(*plan.processes, options.precision, options.tensor_parallel)
     with Watchdog(options.hang_timeout) as watchdog:
         if options.verify_data:
             verify_data(options.data_dir, [*plan.mixture.entries, *plan.validation])
-        with locked_run_folder(options.out_dir) as lock:
+        with locked(options.out_dir, on_rank_zero) as lock:
+            warnings = gguf_warnings(options, plan) if fabric.is_global_zero else []  # the log is process 0's
             training, progress = set_up(fabric, options, plan, lock, stop, watchdog, warnings)
             with closing(training):
                 fit(training, progress)

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(ValidateOptions)  # --help and mistakes are answered before the imports below
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ class OfflineValidation:
     precision: str
     run_precision: str
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, str]:
         """The columns that say under which settings a loss was measured: only equal ones may be compared."""
         samples = (self.options.max_batches or 0) * self.options.batch_size

@@ -145,7 +145,7 @@ def checkpoint_tensors(checkpoint: Path) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole.pth")
         dcp_to_torch_save(checkpoint, whole)
-        return tensor_hashes(torch.load(whole, map_location="cpu", weights_only=False))
+        return tensor_hashes(torch.load(whole, map_location="cpu", weights_only=True))
 
 
 def tensor_hashes(value: Any, name: str = "") -> dict[str, str]:

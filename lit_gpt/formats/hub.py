@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, errors
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.errors import DataError, Interrupted, UserError
@@ -63,19 +63,6 @@ def hub_errors(repo_id: str) -> Iterator[None]:
             with hub_errors(repo_id):
                 raise e.__cause__ from None
         raise OSError(f"the Hub failed on {repo_id}: {e}") from None
-
-
-def check_repo_id(repo_id: str, what: str) -> list[str]:
-    """The problems with `repo_id`, which the user knows as `what`; none if it can be a repository's name."""
-    parts = repo_id.split("/")
-    plain = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9_.-]+", part) for part in parts)
-    try:
-        validate_repo_id(repo_id)
-    except errors.HFValidationError:
-        plain = False
-    if plain:
-        return []
-    return [f"{what} must be ORG/NAME of letters, digits, '-', '_' and '.', not {repo_id!r}"]
 
 
 def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:

@@ -18,8 +18,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
 from lit_gpt.errors import DataError, UserError, raise_problems
-from lit_gpt.formats.hf_files import PICKLE_LAYOUT, SAFETENSORS_LAYOUT, is_of_model, matches
-from lit_gpt.formats.hub import check_repo_id, hub_errors, is_same
+from lit_gpt.formats.repo_id import check_repo_id
 from utils import cli
 
 # The card says which licence the weights have. Weights in other layouts (original/, consolidated.*) are left there.
@@ -72,6 +71,9 @@ if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the slow imports below
 
 from huggingface_hub import HfApi, ModelInfo, snapshot_download
+
+from lit_gpt.formats.hf_files import PICKLE_LAYOUT, SAFETENSORS_LAYOUT, is_of_model, matches
+from lit_gpt.formats.hub import hub_errors, is_same
 
 
 def main(options: Options) -> None:

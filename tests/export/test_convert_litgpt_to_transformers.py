@@ -23,7 +23,7 @@ from lit_gpt.formats.tensor_files import write_lit_model, write_safetensors
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer, tokenizer_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import run_command
-from tests.formats.hf_models import VOCABULARY, make_litgpt, make_tokenizer
+from tests.formats.hf_models import SCRATCH_MODEL, VOCABULARY, make_litgpt, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub
 from utils.export import hf_folder
 from utils.export.options import ConvertOptions, parse_size
@@ -32,21 +32,7 @@ from utils.run.merged_model import MergedModel, load_merged_model
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 
-SCRATCH = {
-    "n_layer": 2,
-    "n_embd": 32,
-    "n_head": 4,
-    "n_query_groups": 2,
-    "block_size": 96,
-    "vocab_size": VOCABULARY,
-    "padded_vocab_size": VOCABULARY,
-    "norm_class_name": "RMSNorm",
-    "parallel_residual": False,
-    "bias": False,
-    "mlp_class_name": "LLaMAMLP",
-    "intermediate_size": 40,
-    "rotary_percentage": 1.0,
-}
+SCRATCH = {**SCRATCH_MODEL, "vocab_size": VOCABULARY, "padded_vocab_size": VOCABULARY}
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,21 @@ TEXT = [
 
 VOCABULARY = 420
 
+SCRATCH_MODEL = {
+    "n_layer": 2,
+    "n_embd": 32,
+    "n_head": 4,
+    "n_query_groups": 2,
+    "block_size": 96,
+    "norm_class_name": "RMSNorm",
+    "parallel_residual": False,
+    "bias": False,
+    "mlp_class_name": "LLaMAMLP",
+    "intermediate_size": 40,
+    "rotary_percentage": 1.0,
+}
+"""litgpt's fields of a model that no foundation has, but for the vocabulary."""
+
 
 def make_hf(folder: Path, architecture: str = "Llama", config: dict[str, Any] | None = None, **save: Any):
     """Saves a random model in `folder` and returns it, in float32 unless `save` names a dtype.

@@ -13,7 +13,7 @@ from litgpt.model import GPT
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, config_to_hf, is_tied, read_hf_config, settle_config
 from lit_gpt.formats.hf_weights import TensorFiles, tensors_from_hf, tensors_to_hf
-from tests.formats.hf_models import VOCABULARY, make_hf
+from tests.formats.hf_models import SCRATCH_MODEL, VOCABULARY, make_hf
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -115,22 +115,7 @@ def test_bin_files_are_read_like_safetensors(tmp_path):
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
 
 
-SCRATCH = {
-    "n_layer": 2,
-    "n_embd": 32,
-    "n_head": 4,
-    "n_query_groups": 2,
-    "block_size": 96,
-    "vocab_size": 100,
-    "padded_vocab_size": 104,
-    "norm_class_name": "RMSNorm",
-    "parallel_residual": False,
-    "bias": False,
-    "mlp_class_name": "LLaMAMLP",
-    "intermediate_size": 40,
-    "rotary_percentage": 1.0,
-    "rope_base": 1000,
-}
+SCRATCH = {**SCRATCH_MODEL, "vocab_size": 100, "padded_vocab_size": 104, "rope_base": 1000}
 
 
 @pytest.mark.parametrize(

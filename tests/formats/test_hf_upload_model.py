@@ -14,7 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from lit_gpt.errors import DataError, Interrupted, UserError
-from lit_gpt.formats.hub import check_repo_id, files_to_send, hub_errors
+from lit_gpt.formats.hub import files_to_send, hub_errors
+from lit_gpt.formats.repo_id import check_repo_id
 from tests.conftest import ROOT, assert_error, command_line, run_command
 from tests.formats.hf_models import make_hf, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub, sha256

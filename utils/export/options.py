@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lit_gpt.errors import raise_problems
+from lit_gpt.formats.repo_id import check_repo_id
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -71,8 +72,6 @@ class ConvertOptions:
         if self.as_adapter and self.dtype:
             problems.append("--as_adapter keeps the adapter's own type: leave --dtype out")
         if self.repo_id is not None:
-            from lit_gpt.formats.hub import check_repo_id  # brings huggingface_hub, which --help does not need
-
             problems += check_repo_id(self.repo_id, "--repo_id")
         if self.license is not None and not re.fullmatch(r"[a-z0-9.-]+", self.license):
             problems.append(f"--license must be a name such as apache-2.0, not {self.license!r}")
@@ -124,8 +123,6 @@ class UploadOptions:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        from lit_gpt.formats.hub import check_repo_id  # brings huggingface_hub, which --help does not need
-
         problems = check_repo_id(self.repo, "REPO")
         if not self.message.strip():
             problems.append("--message must not be empty")

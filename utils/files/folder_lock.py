@@ -14,7 +14,8 @@ import os
 import platform
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -140,6 +141,28 @@ class FolderLock:
                 continue  # a file system's bad moment; check() finds out for certain
             if self.lost:
                 return
+
+
+@contextmanager
+def locked(
+    folder: Path, on_first_process: Callable[[Callable[[], None]], object], leave: bool = True
+) -> Iterator[FolderLock | None]:
+    """Makes `folder` and takes it, on the first of the processes that write it; the others have None.
+
+    `on_first_process` performs an action there, and raises its error on every process. `leave` is `release`'s.
+    """
+    taken: list[FolderLock] = []
+
+    def take() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken.append(FolderLock.acquire(folder))
+
+    on_first_process(take)
+    try:
+        yield taken[0] if taken else None
+    finally:
+        for lock in taken:
+            lock.release(leave)
 
 
 def _path(folder: Path, number: int) -> Path:

@@ -27,7 +27,7 @@ from utils.prepare.plan import Duplicates, PreparePlan, block_bytes, text_bytes,
 from utils.prepare.progress import ProgressLine
 from utils.prepare.signatures import PERMUTATIONS, Signatures, find_repeats, sign_texts
 from utils.prepare.sources import Source, file_facts
-from utils.prepare.tasks import gather
+from utils.prepare.tasks import gather, on_first_task
 from utils.prepare.work_pool import WorkPool
 
 PARTS = "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
@@ -43,7 +43,7 @@ def find_duplicates(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: Wo
     parts = plan.data_dir / PARTS
     threshold = options.similarity if options.deduplicate == "near" else None
     gather(lambda: sign_sources(own, parts, plan, pool), tasks)
-    return gather(lambda: decide(parts, plan.sources, threshold) if tasks.rank == 0 else {}, tasks)[0]
+    return on_first_task(lambda: decide(parts, plan.sources, threshold), tasks)
 
 
 def sign_sources(own: list[Source], parts: Path, plan: PreparePlan, pool: WorkPool) -> None:

@@ -1,12 +1,9 @@
 """The tasks of a Slurm step that prepare one data folder together; a call without Slurm is a single task."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import TypeVar
 
 from utils.cluster.slurm import Tasks
-from utils.files.folder_lock import FolderLock
 
 Result = TypeVar("Result")
 
@@ -23,19 +20,6 @@ def gather(action: Callable[[], Result], tasks: Tasks) -> list[Result]:
         return together(action, tasks.group)
 
 
-@contextmanager
-def locked(data_dir: Path, tasks: Tasks) -> Iterator[FolderLock | None]:
-    """Takes the data folder for this call; the lock is task 0's. Raises a UserError if another call has it."""
-    taken: list[FolderLock] = []
-
-    def take() -> None:
-        if tasks.rank == 0:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            taken.append(FolderLock.acquire(data_dir))
-
-    gather(take, tasks)
-    try:
-        yield taken[0] if taken else None
-    finally:
-        for lock in taken:
-            lock.release(leave=False)
+def on_first_task(action: Callable[[], Result], tasks: Tasks) -> Result:
+    """The result of `action`, which task 0 alone performs, on every task; it raises what `gather` raises."""
+    return gather(action if tasks.rank == 0 else lambda: None, tasks)[0]

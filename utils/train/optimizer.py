@@ -76,11 +76,15 @@ class MasterAdamW(Optimizer):
         return state
 
 
+def trained_of(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [parameter for parameter in parameters if parameter.requires_grad]
+
+
 def make_optimizer(
     model: nn.Module, weight_decay: float, betas: tuple[float, float], master_weights: bool = False
 ) -> Optimizer:
     """AdamW over what is trained, fused; matrices decay, vectors (norms, biases) do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = trained_of(model.parameters())
     groups = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},

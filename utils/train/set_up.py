@@ -1,11 +1,10 @@
-"""The set-up of a training: the run folder taken, the model built, the run's start recorded, its files opened."""
+"""The set-up of a training: the model built, the run's start recorded, its files opened."""
 
 import dataclasses
 import os
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,12 +35,12 @@ from utils.run.progress import TrainingProgress
 from utils.run.record import RUN, RunRecord, software_versions, source_commit
 from utils.train.loggers import open_logger
 from utils.train.metrics import METRIC_COLUMNS, Meter, Metrics, device_peak
-from utils.train.optimizer import make_optimizer
+from utils.train.optimizer import make_optimizer, trained_of
 from utils.train.options import PretrainOptions
 from utils.train.placement import place_model
 from utils.train.plan import TrainingPlan, check_out_dir
 from utils.train.profiler import StepProfiler, parse_profile_steps
-from utils.train.workload import elements, trained_of
+from utils.train.workload import elements
 
 
 @dataclass(frozen=True)
@@ -67,26 +66,6 @@ class Training:
         with closing(self.profiler):
             if self.metrics:
                 self.metrics.close()
-
-
-@contextmanager
-def locked_run_folder(out_dir: Path) -> Iterator[FolderLock | None]:
-    """Makes the run folder and takes it for this run; if another run is writing there, every process raises.
-
-    The lock is process 0's.
-    """
-    taken: list[FolderLock] = []
-
-    def take() -> None:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        taken.append(FolderLock.acquire(out_dir))
-
-    on_rank_zero(take)
-    try:
-        yield taken[0] if taken else None
-    finally:
-        for lock in taken:
-            lock.release()
 
 
 def set_up(

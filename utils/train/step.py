@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from utils.cluster.collectives import sum_over_processes
 from utils.cluster.launch import data_parallel_part
 from utils.data.batches import StepData, moved
-from utils.train.optimizer import MasterAdamW
+from utils.train.optimizer import MasterAdamW, trained_of
 from utils.train.profiler import StepTimer
 
 
@@ -64,8 +64,7 @@ def optimiser_step(
         loss_sum += losses.sum.detach()
         dataset_losses.index_add_(0, moved(datasets, fabric.device), losses.rows.double())
     with timer.phase("communication"):
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        norm = clip_gradients(trained, grad_clip or math.inf)
+        norm = clip_gradients(trained_of(model.parameters()), grad_clip or math.inf)
     with timer.phase("optimiser"):
         fused.found_inf = (~norm.isfinite()).float()
         optimizer.step()

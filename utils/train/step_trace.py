@@ -22,8 +22,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.building import empty_model
 from lit_gpt.model.qlora import QLoRALinear
-from utils.train.optimizer import MasterAdamW, make_optimizer
-from utils.train.workload import Workload, bytes_of, elements, frozen_linears, trained_of
+from utils.train.optimizer import MasterAdamW, make_optimizer, trained_of
+from utils.train.workload import Workload, bytes_of, elements, frozen_linears
 
 TRACED_BLOCKS = 2
 """The first block may keep less than the others: with LoRA its input needs no gradient."""

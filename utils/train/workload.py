@@ -15,6 +15,7 @@ from lit_gpt.model.building import empty_model
 from lit_gpt.model.gpt import Recompute
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import FrozenFormat
+from utils.train.optimizer import trained_of
 
 
 @dataclass(frozen=True)
@@ -135,10 +136,6 @@ def _quantised_bytes(linear: nn.Linear, kind: str) -> int:
     if kind == "bnb.nf4":
         return linear.weight.numel() // 2 + -(-linear.weight.numel() // 64) * 4
     return linear.weight.numel() + linear.out_features * 4
-
-
-def trained_of(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    return [parameter for parameter in parameters if parameter.requires_grad]
 
 
 def elements(tensors: Iterable[Tensor]) -> int:
