@@ -17,8 +17,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar, get_type_hints
+from types import FrameType, TracebackType
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
@@ -49,15 +49,22 @@ def parse_or_exit(options_class: type[OptionsT], argv: Sequence[str] | None = No
     if argv is None:
         argv = sys.argv[1:]
         sys.excepthook = _end_imports
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, _interrupt_imports)
     try:
         return parse(options_class, argv)
     except (UserError, OSError) as e:
         sys.exit(_report(e, _wants_traceback(argv)))
 
 
+def _interrupt_imports(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process at once: a package that catches everything while it is imported would catch Ctrl-C too."""
+    end_process(_report(KeyboardInterrupt(), with_traceback=False))
+
+
 def _end_imports(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Ends the process for what no `run` has caught: with one line if it is nobody's bug."""
-    if not isinstance(error, (OSError, KeyboardInterrupt)):
+    if not isinstance(error, OSError):
         sys.__excepthook__(kind, error, trace)
         return
     end_process(_report(error, with_traceback=_wants_traceback(sys.argv[1:])))
@@ -70,6 +77,8 @@ def run(main: Callable[[OptionsT], None], options: OptionsT) -> int:
     One of several processes does not return but ends here, see `end_process`.
     """
     exit_code = OK
+    if signal.getsignal(signal.SIGINT) is _interrupt_imports:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(options)
     except (UserError, DataError, Interrupted, OSError, KeyboardInterrupt) as e:

@@ -218,7 +218,7 @@ def test_a_merge_holds_one_matrix_of_the_base_and_changes_what_litgpt_changes(we
     assert (watched.alive, watched.most) == (0, 2)  # the two of one comparison: does the adapter change anything?
     watched = Watched(weights)
     check_merged(watched, adapter, found, MODEL, settings)
-    assert (watched.alive, watched.most) == (0, 2)
+    assert watched.alive == 0 and watched.most <= 2  # two are compared beside each other, if two threads meet
     litgpt.lora.merge_lora_weights(theirs)
     expected = {name.replace("linear.", ""): t for name, t in theirs.state_dict().items() if "lora_" not in name}
     for name, tensor in expected.items():
