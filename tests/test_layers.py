@@ -40,7 +40,7 @@ LINES = {
     "lit_gpt": 234,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 407,
-    "lit_gpt/formats": 2150,
+    "lit_gpt/formats": 2295,
     "lit_gpt/inference": 384,
     "utils/files": 470,
     "utils/cluster": 615,

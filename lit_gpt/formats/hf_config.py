@@ -43,6 +43,11 @@ def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
     return hf
 
 
+def is_text_part(hf: Mapping[str, Any]) -> bool:
+    """Whether the class may be the text part of a model that also reads pictures."""
+    return any(part["architectures"] == hf["architectures"] for part in _TEXT_PARTS.values())
+
+
 def architecture_of(hf: Mapping[str, Any]) -> Architecture:
     """The entry of `ARCHITECTURES` that a config.json names; a UserError lists the supported ones if there is none."""
     names = hf.get("architectures") or []

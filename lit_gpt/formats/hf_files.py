@@ -6,18 +6,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.errors import DataError
+from lit_gpt.errors import DataError, UserError
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
-WEIGHT_FILES = (SAFETENSORS_INDEX, "model.safetensors", PICKLE_INDEX, "pytorch_model.bin")  # a reader's, best first
+WEIGHT_FILES = ("model.safetensors", SAFETENSORS_INDEX, "pytorch_model.bin", PICKLE_INDEX)
+"""The files of which transformers 5 reads the first that is there, and no other."""
 
 # Patterns of all files of a model, as safetensors and as `torch.save` wrote it.
 SAFETENSORS_LAYOUT = ("model.safetensors", "model-*-of-*.safetensors", SAFETENSORS_INDEX)
 PICKLE_LAYOUT = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", PICKLE_INDEX)
 ANY_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # an adapter's too
 
-_LAYOUT = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_LAYOUT = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
 
 
 def shard_name(number: int, count: int) -> str:
@@ -32,6 +33,56 @@ def is_of_model(name: str) -> bool:
 
 def matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """The file or the index that transformers reads in `folder`; of an index also the file of each tensor, by name.
+
+    A UserError says that there is none, and that an adapter would be read with it. A DataError says what is wrong with
+    the index, and names both layouts where there are two: who reads the other one has another model.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds an adapter (adapter_config.json) beside a model; move one of them away")
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}")
+    path = found[0]
+    where = _read_index(path) if path.suffix == ".json" else {}
+    read = {path.name} | {file.name for file in where.values()}
+    index = folder / SAFETENSORS_INDEX
+    if path.name == "model.safetensors" and index in found and set(_read_index(index).values()) == {path}:
+        read.add(index.name)  # some programs write an index of an only file
+    others = sorted({file.name for file in folder.iterdir() if is_of_model(file.name)} - read)
+    if others:
+        raise DataError(
+            f"{folder} holds two layouts of weights: {path.name}, which transformers reads, and {_some(others)};"
+            " move one of the two away"
+        )
+    return path, where
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join([*names[:4], f"… ({len(names)} files)"] if len(names) > 4 else names)
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    """The file of each tensor; a DataError if the index has none, or names files elsewhere or that are missing."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DataError(f"{path} has no weight_map")
+    if outside := {str(file) for file in weight_map.values() if not _is_plain_name(file)}:
+        raise DataError(f"{path} names files outside its folder: {', '.join(sorted(outside))}")
+    suffix = ".safetensors" if path.name == SAFETENSORS_INDEX else ".bin"
+    if others := {file for file in weight_map.values() if not file.endswith(suffix)}:
+        raise DataError(f"{path} names files that do not end in {suffix}: {', '.join(sorted(others))}")
+    where = {name: path.parent / file for name, file in weight_map.items()}
+    if absent := sorted({file.name for file in where.values() if not file.is_file()}):
+        raise DataError(f"{path} names files that are not there: {', '.join(absent)}; download them again")
+    return where
+
+
+def _is_plain_name(file: Any) -> bool:
+    return isinstance(file, str) and file not in ("", ".", "..") and not re.search(r"[/\\\0]", file)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from litgpt.config import Config
 
-from lit_gpt.errors import DataError, UserError
+from lit_gpt.errors import DataError
 from lit_gpt.formats.families import Architecture
-from lit_gpt.formats.hf_config import BIASES, architecture_of
-from lit_gpt.formats.hf_files import WEIGHT_FILES, read_json
+from lit_gpt.formats.hf_config import BIASES, architecture_of, is_text_part
+from lit_gpt.formats.hf_files import find_weights
 from lit_gpt.formats.tensor_files import open_tensors
 from lit_gpt.model.gpt import GPT
 from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
@@ -32,6 +32,8 @@ _COMPUTED = (
     ".attention.bias",
     ".attention.masked_bias",
 )
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 # In a model that also reads pictures: the tensors that are left out, and how the names of its text part begin.
 _PICTURES = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
@@ -99,32 +101,118 @@ def _in_their_layout(weight: Weight, config: Config, architecture: Architecture,
     return replace(weight, transposed=architecture.transposed and len(shape) == 2, runs=runs)
 
 
+class ForeignWeights:
+    """The weights of a Hugging Face folder, every tensor of its files accounted for.
+
+    Raises what `TensorFiles` does, and a DataError for a tensor that is missing, left over or of no use here. `tied`
+    says whether the output layer has the embeddings' numbers; `notes` are lines about what is not as config.json says.
+    """
+
+    def __init__(self, checkpoint_dir: Path, config: Config, hf: Mapping[str, Any]) -> None:
+        architecture = architecture_of(hf)
+        self.notes: list[str] = []
+        self._files = TensorFiles(checkpoint_dir)
+        self._stored = self._names_of_class(architecture, hf)
+        head = f"{architecture.outer['lm_head']}.weight"
+        embeddings = f"{architecture.outer['transformer.wte']}.weight"
+        self.tied = {**architecture.defaults, **hf}["tie_word_embeddings"]
+        if self.tied and {head, embeddings} <= self._stored.keys():
+            hf = {**hf, "tie_word_embeddings": False}  # transformers 5 leaves them apart where both are stored
+            self.tied = self._compare_with_embeddings(head, embeddings)
+        elif self.tied and head in self._stored:
+            self._stored[embeddings] = self._stored[head]  # transformers ties both ways
+        self._weights = weights_of(config, hf)
+        self._account_for_all(config, head)
+
+    def _names_of_class(self, architecture: Architecture, hf: Mapping[str, Any]) -> dict[str, str]:
+        """The names in the files by those that the architecture's class has."""
+        wrapped = {name for name in self._files if re.search(r"^module\.|(^|\.)_orig_mod\.", name)}
+        if wrapped:
+            raise DataError(
+                f"{len(wrapped)} tensors have names such as {min(wrapped)}, which transformers does not read: the model"
+                " was saved as torch.compile or DistributedDataParallel wraps it; save model._orig_mod or model.module"
+            )
+        head = f"{architecture.outer['lm_head']}.weight"
+        stored: dict[str, str] = {}
+        pictures = 0
+        for stored_name in self._files:
+            name = stored_name
+            if is_text_part(hf):
+                if _PICTURES.match(stored_name):
+                    pictures += 1
+                    continue
+                name = _TEXT.sub(r"\1", stored_name)
+            if not name.startswith(architecture.prefix) and name != head:
+                name = architecture.prefix + name
+            if name in stored:
+                raise DataError(f"the weight files hold one tensor twice: {stored[name]} and {stored_name}")
+            stored[name] = stored_name
+        if pictures:
+            self.notes.append(f"{pictures} tensors of the part that reads pictures are left out")
+        return stored
+
+    def _compare_with_embeddings(self, head: str, embeddings: str) -> bool:
+        same = torch.equal(self._files[self._stored[head]], self._files[self._stored[embeddings]])
+        if not same:
+            self.notes.append(
+                f"config.json ties the output layer to the embeddings, but the files hold another {head}:"
+                " both are kept, as transformers 5 does (earlier versions drop it)"
+            )
+        return same
+
+    def _account_for_all(self, config: Config, head: str) -> None:
+        needed = set().union(*(weight.theirs for weight in self._weights))
+        _complain_of_names("missing from the weight files", needed - self._stored.keys())
+        _complain_of_names("in the weight files, but not in their index", self._files.unlisted)
+        spare = {name for name in self._stored.keys() - needed if name.endswith(_COMPUTED)}
+        if head not in needed:
+            spare.add(head)  # tied, and the only one of the two that is stored
+        _complain_of_names("in the weight files, but not in this architecture", self._stored.keys() - needed - spare)
+        types = {self._stored[name]: self._files.specs[self._stored[name]].dtype for name in needed}
+        _complain_of_names(
+            "of a type that is no floating-point number's (the model is quantised?)",
+            {name for name, dtype in types.items() if dtype not in _FLOATS},
+        )
+        computed = [name for name in sorted(spare - {head}) if name in self._stored]
+        for name in computed:
+            _check_computed(name, self._files[self._stored[name]], config)
+        if computed:
+            self.notes.append(f"{len(computed)} stored masks and frequencies are left out, being what is computed")
+        if self._files.doubles:
+            self.notes.append(f"{self._files.doubles} tensors are stored in two files, equal")
+
+    def tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """litgpt's tensors, one after the other; `dtype` None keeps theirs. A DataError names one of another shape."""
+        for weight in self._weights:
+            yield from _our_tensors(weight, self._files, self._stored, dtype)
+
+
 def tensors_from_hf(
     checkpoint_dir: Path, config: Config, hf: Mapping[str, Any], dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """litgpt's tensors, one after the other, read from the weight files of `checkpoint_dir`; `dtype` None keeps theirs.
+    """`ForeignWeights.tensors` of a folder of which nothing else is asked."""
+    return ForeignWeights(checkpoint_dir, config, hf).tensors(dtype)
 
-    Raises what `TensorFiles` does, and a DataError for a tensor that is missing, left over or of another shape.
+
+def _check_computed(name: str, tensor: torch.Tensor, config: Config) -> None:
+    """Raises a DataError if a mask, or frequencies, that an older checkpoint carries are not those of its config.json.
+
+    transformers does not read them any more; the model was trained with them.
     """
-    architecture = architecture_of(hf)
-    files = TensorFiles(checkpoint_dir)
-    weights = weights_of(config, hf)
-    head = f"{architecture.outer['lm_head']}.weight"
-    stored = {}
-    for stored_name in files:
-        if _PICTURES.match(stored_name):
-            continue
-        name = _TEXT.sub(r"\1", stored_name)
-        if not name.startswith(architecture.prefix) and name != head:
-            name = architecture.prefix + name
-        stored[name] = stored_name
-    needed = set().union(*(weight.theirs for weight in weights))
-    _complain_of_names("missing from the weight files", needed - stored.keys())
-    spare = {head} if head not in needed else set()  # tied to the embeddings
-    left_over = {name for name in stored.keys() - needed - spare if not name.endswith(_COMPUTED)}
-    _complain_of_names("in the weight files, but not in this architecture", left_over)
-    for weight in weights:
-        yield from _our_tensors(weight, files, stored, dtype)
+    if name.endswith(".inv_freq"):
+        exponents = torch.arange(0, config.rope_n_elem, 2) / config.rope_n_elem
+        expected = 1.0 / config.rope_base**exponents
+        kind = torch.finfo(tensor.dtype if tensor.is_floating_point() else torch.float32)
+        tolerance, smallest = max(1e-5, 4 * kind.eps), kind.tiny * kind.eps
+        same = tensor.shape == expected.shape and torch.allclose(tensor.float(), expected, tolerance, smallest)
+    elif name.endswith(".masked_bias"):
+        same = tensor.numel() == 1 and tensor.item() <= -1e4
+    else:
+        length = tensor.shape[-1] if tensor.dim() else 0
+        seen = tensor.reshape(-1, length).bool() if tensor.numel() == length**2 else torch.zeros(0)
+        same = torch.equal(seen, torch.ones(length, length, dtype=torch.bool).tril())
+    if not same:
+        raise DataError(f"{name} in the weight files is not what config.json gives: one of the two is another model's")
 
 
 def _our_tensors(
@@ -208,18 +296,6 @@ def _complain_of_names(what: str, names: set[str]) -> None:
         raise DataError(f"{len(names)} tensors are {what}: {some}")
 
 
-def _read_index(path: Path) -> dict[str, Path]:
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise DataError(f"{path} has no weight_map")
-    if outside := {str(file) for file in weight_map.values() if file != Path(str(file)).name}:
-        raise DataError(f"{path} names files outside its folder: {', '.join(sorted(outside))}")
-    where = {name: path.parent / file for name, file in weight_map.items()}
-    if absent := sorted({file.name for file in where.values() if not file.is_file()}):
-        raise DataError(f"{path} names files that are not there: {', '.join(absent)}; download them again")
-    return where
-
-
 class TensorFiles(LazyTensors):
     """The tensors of a Hugging Face checkpoint: safetensors or pytorch_model*.bin, one file or several.
 
@@ -227,21 +303,24 @@ class TensorFiles(LazyTensors):
     """
 
     def __init__(self, checkpoint_dir: Path) -> None:
-        found = [checkpoint_dir / name for name in WEIGHT_FILES if (checkpoint_dir / name).is_file()]
-        if not found:
-            raise UserError(f"{checkpoint_dir} has no weights: none of {', '.join(WEIGHT_FILES)}")
-        path = found[0]
-        if path.suffix == ".json":
-            self._where = _read_index(path)
-            files = {file: open_tensors(file) for file in set(self._where.values())}
-        else:
-            files = {path: open_tensors(path)}
+        path, self._where = find_weights(checkpoint_dir)
+        files = {file: open_tensors(file) for file in sorted(set(self._where.values()) or {path})}
+        if not self._where:
             self._where = dict.fromkeys(files[path], path)
         specs = {}
         for name, file in self._where.items():
             if name not in files[file]:
                 raise DataError(f"{file} does not hold {name}, which its index says it does; download it again")
             specs[name] = files[file].specs[name]
+        self.doubles = 0  # tensors that another file holds too
+        self.unlisted: set[str] = set()  # tensors that the index does not name
+        for file, tensors in files.items():
+            self.unlisted |= tensors.keys() - self._where.keys()
+            for name in sorted(name for name in tensors if self._where.get(name, file) != file):
+                self.doubles += 1
+                # transformers takes the last file's, whatever the index says
+                if not torch.equal(tensors[name], files[self._where[name]][name]):
+                    raise DataError(f"{file} holds another {name} than {self._where[name]}; download them again")
         super().__init__(specs, lambda name: files[self._where[name]][name])
 
     def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:

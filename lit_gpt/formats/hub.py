@@ -17,7 +17,7 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.errors import DataError, Interrupted, UserError
-from lit_gpt.formats.hf_files import ANY_WEIGHTS, is_of_model, matches
+from lit_gpt.formats.hf_files import ANY_WEIGHTS, find_weights, is_of_model, matches
 
 # Hidden files (caches, .git, .env), litgpt's form of the model, other programs' pickles, and leftovers of work.
 NOT_SENT = (".*", "*/.*", "*.pth", "*.ckpt", "model_config.yaml", "*.pyc", "*.tmp", "*.log", "*.out", "*.lock")
@@ -131,6 +131,8 @@ def holds_model(folder: Path, names: Sequence[str]) -> bool:
     weights = [name for name in names if matches(name, WEIGHTS)]
     if any(not name.endswith(".gguf") for name in weights) and "config.json" not in names:
         raise UserError(f"{folder} has weights, but no config.json")
+    if any(map(is_of_model, names)):
+        find_weights(folder)  # raises for two layouts, of which others would read one or the other
     for name in names:
         try:
             if name.endswith(".safetensors"):

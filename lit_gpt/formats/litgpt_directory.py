@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
 from lit_gpt.formats.hf_files import read_json
-from lit_gpt.formats.hf_weights import tensors_from_hf
+from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
 from lit_gpt.model.lazy_tensors import LazyTensors
 
@@ -42,13 +42,14 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
 def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> list[str]:
     """Writes `lit_model.pth` and `model_config.yaml` beside a Hugging Face checkpoint; returns lines that say so.
 
-    `dtype` None keeps the files'. Raises what `read_hf_config`, `config_from_hf` and `tensors_from_hf` do.
+    `dtype` None keeps the files'. Raises what `read_hf_config`, `config_from_hf` and `ForeignWeights` do.
     """
     hf = read_hf_config(directory)
     config = config_from_hf(hf)
+    weights = ForeignWeights(directory, config, hf)
     staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
     try:
-        parameters = write_lit_model(staged_model, tensors_from_hf(directory, config, hf, dtype))
+        parameters = write_lit_model(staged_model, weights.tensors(dtype))
         staged_config.write_text(yaml.safe_dump(asdict(config)))
         staged_config.replace(directory / CONFIG)
         staged_model.replace(directory / WEIGHTS)  # last: where it is, the directory is complete
@@ -59,6 +60,13 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
     whole = read_json(directory / "config.json")["architectures"][0]
     if whole != hf["architectures"][0]:
         lines.append(f"the text part of a {whole}: what reads pictures is left out")
+    lines += weights.notes
+    if weights.tied:
+        rows, columns = config.padded_vocab_size, config.n_embd
+        lines.append(
+            f"the output layer is tied to the embeddings; here each has its own {rows:,} × {columns:,},"
+            f" {rows * columns:,} parameters more than in the files, and a training of all weights parts them"
+        )
     if config.sliding_window_size:
         sliding = sum(config.sliding_window_indices)
         lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")

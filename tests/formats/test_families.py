@@ -273,7 +273,7 @@ def test_older_gpt2_files_name_no_transformer_and_carry_masks(tmp_path):
     config = config_from_hf(hf)
     expected = dict(tensors_from_hf(tmp_path, config, hf))
     tensors = {key.removeprefix("transformer."): t for key, t in load_file(tmp_path / "model.safetensors").items()}
-    tensors |= {"h.0.attn.bias": torch.ones(1, 1, 128, 128), "h.1.attn.masked_bias": torch.tensor(-1e4)}
+    tensors |= {"h.0.attn.bias": torch.ones(1, 1, 128, 128).tril(), "h.1.attn.masked_bias": torch.tensor(-1e4)}
     write(tmp_path, hf, {**tensors, "lm_head.weight": tensors["wte.weight"].clone()}.items())
     found = dict(tensors_from_hf(tmp_path, config, hf))
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)

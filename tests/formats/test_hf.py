@@ -101,7 +101,8 @@ def test_bin_files_are_read_like_safetensors(tmp_path):
     hf, config, expected = convert(tmp_path)
     files = TensorFiles(tmp_path)
     weights = {name: files[name].clone() for name in sorted(files.keys())}
-    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)  # a buffer that old checkpoints carry
+    # a buffer that old checkpoints carry
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.tensor([1.0, 0.1, 0.01, 0.001])
     (tmp_path / "model.safetensors").unlink()
     half = list(weights)[: len(weights) // 2]
     torch.save({n: weights[n] for n in half}, tmp_path / "pytorch_model-00001-of-00002.bin")
