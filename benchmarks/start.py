@@ -35,7 +35,7 @@ COMMANDS = {
     "validate": "validate_pretrain.py --out_dir OUT/run",
     "plot": "plot_convergence_curves.py OUT/run --output OUT/curves.png",
     "convert to Hugging Face": "convert_litgpt_to_transformers.py --input_path OUT/run --output_dir OUT/hf",
-    "convert to litgpt": "lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir OUT/hf",
+    "convert to litgpt": "lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir OUT/hf --verify none",
     "pretrain, LoRA": f"{TRAIN} --use_lora true --checkpoint_dir OUT/hf --data_dir OUT/data --out_dir OUT/lora",
     "merge": "utils/merge_lora.py --lora_path OUT/lora --save_path OUT/merged/lit_model.pth --verify none",
     "generate": "lit_gpt/generate/base.py --checkpoint_dir OUT/merged --prompt Bonjour --max_new_tokens 5",

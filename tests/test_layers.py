@@ -40,7 +40,7 @@ LINES = {
     "lit_gpt": 234,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 407,
-    "lit_gpt/formats": 2295,
+    "lit_gpt/formats": 2360,
     "lit_gpt/inference": 384,
     "utils/files": 470,
     "utils/cluster": 615,
@@ -51,7 +51,7 @@ LINES = {
     "utils/train": 2327,
     "utils/export": 1138,
     "utils/report": 659,
-    "commands": 1512,
+    "commands": 1522,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

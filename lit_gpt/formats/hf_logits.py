@@ -1,20 +1,26 @@
 """Compares our model with a Hugging Face folder: logits and token ids, theirs from transformers in a fresh process."""
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn
 
+from lit_gpt.errors import DataError
 from lit_gpt.formats.programs import run_transformers
 from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.gpt import GPT, LoRAGPT
+from lit_gpt.model.lazy_tensors import LazyTensors
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
 
 TOLERANCE = 1e-5  # largest difference of two float32 logits, times the largest logit where that is above 1
+
+_PROGRAM_BYTES = 10**9  # what transformers and torch take beside the weights
 
 PROBE_TEXT = (
     "[speaker001:] Bonjour, ça va ?\n[speaker002:] Très bien…  et « toi » ?\n\n"
@@ -81,16 +87,17 @@ def _take_turns(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def ask_transformers(
-    folder: Path, sequences: list[list[int]], text: str | None
+    folder: Path, sequences: list[list[int]], text: str | None, **loading: Any
 ) -> tuple[list[np.ndarray], list[int] | None, int | None]:
     """Loads `folder` with transformers in a fresh process; raises what `run_transformers` does.
 
     It returns each sequence's logits, float32 [length, vocabulary]; the token ids of `text` without special tokens, and
-    its first id with them, both None without a text.
+    its first id with them, both None without a text. `loading` are `spare` and `dtype` of `hf_logits_process.py`.
     """
+    request = {"sequences": sequences, "text": text, **loading}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.npz"
-        run_transformers("lit_gpt.formats.hf_logits_process", folder, {"sequences": sequences, "text": text}, answer)
+        run_transformers("lit_gpt.formats.hf_logits_process", folder, request, answer)
         with np.load(answer) as values:
             logits = [values[f"logits{index}"] for index in range(len(sequences))]
             if text is None:
@@ -106,3 +113,49 @@ def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tupl
     difference = float(np.max([np.abs(a - b).max() for a, b in pairs]))
     scale = float(np.max([np.abs(a).max() for a, _ in pairs]))
     return difference, difference / max(1.0, scale)
+
+
+def agreement(ours: list[np.ndarray], theirs: list[np.ndarray], files: str) -> str:
+    """How well our logits agree with those that transformers computes from `files`; a DataError if they do not."""
+    difference, relative = largest_difference(ours, theirs)
+    figures = f"largest difference of logits {difference:.2g}, relative to max(1, largest logit) {relative:.2g}"
+    if not relative <= TOLERANCE:  # written so that a NaN does not count as agreement
+        raise DataError(f"transformers computes another model from {files}: {figures}, allowed {TOLERANCE}")
+    return f"verified: {figures}, on {sum(map(len, ours))} tokens in float32"
+
+
+def verify_conversion(folder: Path, config: Config, weights: LazyTensors, spare: list[str]) -> str:
+    """Compares the converted `weights` with what transformers computes from `folder`; returns a line about it.
+
+    A DataError says that the two differ. Where the memory does not suffice, the line says so instead. `spare` are
+    tensors of the folder that are no part of the model.
+    """
+    parameters = sum(spec.numel() for spec in weights.specs.values())
+    needed, free = 4 * parameters + _PROGRAM_BYTES, free_memory()
+    if free is not None and needed > free:
+        sizes = f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+        return f"not verified: transformers needs {sizes}; convert again where there is more, or trust the files"
+    sequences = probe_sequences(config.padded_vocab_size, config.block_size)
+    ours = litgpt_logits(config, weights, sequences)
+    dtypes = {spec.dtype for spec in weights.specs.values()}
+    dtype = str(dtypes.pop()).removeprefix("torch.") if len(dtypes) == 1 else None
+    theirs, _, _ = ask_transformers(folder, sequences, None, spare=spare, dtype=dtype)
+    return agreement(ours, theirs, str(folder))
+
+
+def free_memory() -> int | None:
+    """The bytes that this process and its children may still take; None where the system does not say it."""
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"))
+    limits = [int(available[1]) * 1024] if available else []
+    own = re.search(r"^0::(.*)$", Path("/proc/self/cgroup").read_text(encoding="utf-8"), re.MULTILINE)
+    group = Path(f"/sys/fs/cgroup{own[1]}") if own else None  # Slurm and containers limit it, or a group above it
+    while group and group.is_relative_to("/sys/fs/cgroup"):
+        limit, usage = group / "memory.max", group / "memory.stat"
+        if limit.is_file() and usage.is_file() and (most := limit.read_text().strip()).isdigit():
+            anonymous = re.search(r"^anon (\d+)$", usage.read_text(), re.MULTILINE)  # cached files give way
+            limits.append(int(most) - int(anonymous[1] if anonymous else 0))
+        group = group.parent
+    return min(limits, default=None)

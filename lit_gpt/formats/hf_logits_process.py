@@ -5,6 +5,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 FROM_FOLDER = {"local_files_only": True, "trust_remote_code": False}  # else a folder with Python files asks on stdin
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """Loads the model in float32; ends the process if the weights do not fit config.json."""
+def load_model(folder: Path, spare: Sequence[str] = ()) -> PreTrainedModel:
+    """Loads the model in float32; ends the process if the weights, but for those in `spare`, do not fit config.json."""
     # its other kinds of attention leave out Gemma 2's soft cap
     model, loading = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True, attn_implementation="eager", **FROM_FOLDER
     )
+    loading["unexpected_keys"] = set(loading["unexpected_keys"]) - set(spare)
     if problems := {kind: names for kind, names in loading.items() if names}:
         sys.exit(f"the weights do not fit the configuration: {problems}")
     return model.eval()
@@ -28,10 +30,14 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 def answer(folder: Path, request: dict[str, Any], path: Path) -> None:
     """Writes an .npz file of `logits0`, … (float32 [length, vocabulary] of each of `sequences`) and, where there is a
-    `text`, of its token ids: `ids` without special tokens, and `starts_with`, the first one with them."""
-    model = load_model(folder)
+    `text`, of its token ids: `ids` without special tokens, and `starts_with`, the first one with them. With a `dtype`
+    the weights are rounded to it, and computed with in float32 all the same."""
+    model = load_model(folder, request.get("spare", ()))
     values = {}
     with torch.inference_mode():
+        if dtype := request.get("dtype"):
+            for parameter in model.parameters():
+                parameter.copy_(parameter.to(getattr(torch, dtype)))
         for index, ids in enumerate(request["sequences"]):
             values[f"logits{index}"] = model(torch.tensor([ids])).logits[0].numpy()
     text = request["text"]

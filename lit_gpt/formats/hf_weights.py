@@ -105,7 +105,8 @@ class ForeignWeights:
     """The weights of a Hugging Face folder, every tensor of its files accounted for.
 
     Raises what `TensorFiles` does, and a DataError for a tensor that is missing, left over or of no use here. `tied`
-    says whether the output layer has the embeddings' numbers; `notes` are lines about what is not as config.json says.
+    says whether the output layer has the embeddings' numbers; `notes` are lines about what is not as config.json says;
+    `spare` are the tensors of the files that are not read, being computed.
     """
 
     def __init__(self, checkpoint_dir: Path, config: Config, hf: Mapping[str, Any]) -> None:
@@ -174,6 +175,7 @@ class ForeignWeights:
             {name for name, dtype in types.items() if dtype not in _FLOATS},
         )
         computed = [name for name in sorted(spare - {head}) if name in self._stored]
+        self.spare = [self._stored[name] for name in computed]
         for name in computed:
             _check_computed(name, self._files[self._stored[name]], config)
         if computed:

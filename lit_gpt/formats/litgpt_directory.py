@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
 from lit_gpt.formats.hf_files import read_json
+from lit_gpt.formats.hf_logits import verify_conversion
 from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
 from lit_gpt.model.lazy_tensors import LazyTensors
@@ -39,10 +40,11 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
         raise UserError(f"{path} is no model config: {e}") from None
 
 
-def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> list[str]:
+def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, verify: bool = False) -> list[str]:
     """Writes `lit_model.pth` and `model_config.yaml` beside a Hugging Face checkpoint; returns lines that say so.
 
-    `dtype` None keeps the files'. Raises what `read_hf_config`, `config_from_hf` and `ForeignWeights` do.
+    `dtype` None keeps the files'. `verify` compares the result with transformers before it is put in place. Raises
+    what `read_hf_config`, `config_from_hf` and `ForeignWeights` do.
     """
     hf = read_hf_config(directory)
     config = config_from_hf(hf)
@@ -50,6 +52,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
     staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
     try:
         parameters = write_lit_model(staged_model, weights.tensors(dtype))
+        verified = verify_conversion(directory, config, open_tensors(staged_model), weights.spare) if verify else ""
         staged_config.write_text(yaml.safe_dump(asdict(config)))
         staged_config.replace(directory / CONFIG)
         staged_model.replace(directory / WEIGHTS)  # last: where it is, the directory is complete
@@ -70,6 +73,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None) -> 
     if config.sliding_window_size:
         sliding = sum(config.sliding_window_indices)
         lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
+    lines += [verified] if verified else []
     return [*lines, f"wrote {directory / WEIGHTS} and {directory / CONFIG}"]
 
 

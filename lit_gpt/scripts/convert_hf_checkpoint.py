@@ -19,6 +19,8 @@ class Options:
     """Folder with config.json and the weights, as lit_gpt/scripts/download.py makes it."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the weights in lit_model.pth. Default: as in the files."""
+    verify: Literal["logits", "none"] = "logits"
+    """logits: those of the converted model are those that transformers computes from the files, in a fresh process."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -30,15 +32,18 @@ import torch
 
 from lit_gpt.formats.hub import check_downloaded
 from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
+from lit_gpt.formats.programs import require_transformers
 from lit_gpt.formats.tensor_files import lay_out_memory
 
 
 def main(options: Options) -> None:
     lay_out_memory()
+    if options.verify == "logits":
+        require_transformers(", or give --verify none")
     if options.checkpoint_dir.is_dir() and (compared := check_downloaded(options.checkpoint_dir)):
         print(f"{compared} weight files as they were downloaded: SHA-256 equal")
     dtype = getattr(torch, options.dtype) if options.dtype else None
-    print("\n".join(convert_hf_checkpoint(options.checkpoint_dir, dtype)))
+    print("\n".join(convert_hf_checkpoint(options.checkpoint_dir, dtype, options.verify == "logits")))
 
 
 if __name__ == "__main__":

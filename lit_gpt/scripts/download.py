@@ -57,6 +57,8 @@ class Options:
     """Make it a litgpt directory, as lit_gpt/scripts/convert_hf_checkpoint.py does."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the converted weights. Default: as in the files."""
+    verify: Literal["logits", "none"] = "logits"
+    """logits: those of the converted model are those that transformers computes from the files, in a fresh process."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -74,10 +76,13 @@ from huggingface_hub import HfApi, ModelInfo, snapshot_download
 
 from lit_gpt.formats.hf_files import PICKLE_LAYOUT, SAFETENSORS_LAYOUT, is_of_model, matches
 from lit_gpt.formats.hub import hub_errors, is_same
+from lit_gpt.formats.programs import require_transformers
 
 
 def main(options: Options) -> None:
     folder = options.checkpoint_dir / options.repo_id
+    if options.convert and options.verify == "logits":
+        require_transformers(", or give --verify none")
     with hub_errors(options.repo_id):
         info = HfApi().model_info(options.repo_id, revision=options.revision, files_metadata=True)
     names = [file.rfilename for file in info.siblings or []]
@@ -95,7 +100,7 @@ def main(options: Options) -> None:
     remove_other_weights(folder, weights)
     print(f"downloaded {len(companions) + len(weights)} files of {options.repo_id} (commit {info.sha}) to {folder}")
     if options.convert:
-        convert(folder, options.dtype)
+        convert(folder, options.dtype, options.verify == "logits")
     else:
         print(f"next: python lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir {folder}")
 
@@ -132,13 +137,13 @@ def remove_other_weights(folder: Path, weights: Sequence[str]) -> None:
         print(f"removed, being of another revision: {', '.join(path.name for path in others)}")
 
 
-def convert(folder: Path, dtype: str | None) -> None:
+def convert(folder: Path, dtype: str | None, verify: bool) -> None:
     # a download alone needs no torch
     import torch
 
     from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
 
-    print("\n".join(convert_hf_checkpoint(folder, getattr(torch, dtype) if dtype else None)))
+    print("\n".join(convert_hf_checkpoint(folder, getattr(torch, dtype) if dtype else None, verify)))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def hub(files):
 
 
 def download(hub, folder, *arguments, token=None, **environment):
-    words = command_line("lit_gpt/scripts/download.py", "--checkpoint_dir", folder, *arguments)
+    words = command_line("lit_gpt/scripts/download.py", "--checkpoint_dir", folder, "--verify", "none", *arguments)
     environment = {**hub.environment(folder / "home", token), **environment}
     return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=100, cwd=ROOT)
 
@@ -62,8 +62,9 @@ def came(folder):
 
 
 def test_wanted_files_come_and_are_converted(hub, files, tmp_path):
-    done = download(hub, tmp_path, "--repo_id", "org/model", token=TOKEN)
+    done = download(hub, tmp_path, "--repo_id", "org/model", "--verify", "logits", token=TOKEN)
     assert done.returncode == 0, done.stderr
+    assert "verified: largest difference of logits" in done.stdout
     folder = tmp_path / "org" / "model"
     assert came(folder) == files.keys() - NOT_WANTED.keys()
     assert all((folder / name).read_bytes() == files[name] for name in came(folder))
@@ -89,7 +90,7 @@ def test_a_bit_flipped_after_the_download_is_found_before_the_conversion(hub, tm
     folder = tmp_path / "org" / "model"
     path = sorted(folder.glob("model-*.safetensors"))[-1]
     content = path.read_bytes()
-    convert = ["--checkpoint_dir", str(folder)]
+    convert = ["--checkpoint_dir", str(folder), "--verify", "none"]
     path.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
     assert run_command(convert_hf_checkpoint.Options, convert_hf_checkpoint.main, convert) == 65
     assert not (folder / "lit_model.pth").exists()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats import hf_logits, litgpt_directory
+from lit_gpt.formats.hf_config import config_from_hf
 from lit_gpt.formats.hf_logits import TOLERANCE, largest_difference, litgpt_logits
 from lit_gpt.formats.hub import files_to_send, holds_model
 from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint, lazy_weights, read_config
@@ -41,10 +45,10 @@ def change(path, edit, file="model.safetensors"):
     save_file(edit(tensors) or tensors, path / file, {"format": "pt"})
 
 
-def refused(folder, capsys, code=65):
+def refused(folder, capsys, code=65, verify="none"):
     """The one line with which the conversion refuses `folder`, and nothing is left there."""
     capsys.readouterr()
-    assert run_command(Options, main, ["--checkpoint_dir", str(folder)]) == code
+    assert run_command(Options, main, ["--checkpoint_dir", str(folder), "--verify", verify]) == code
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and not list(folder.glob("lit_model*")) and not list(folder.glob(".*.tmp"))
     return said
@@ -248,3 +252,43 @@ def test_stored_masks_and_frequencies_have_to_be_those_that_are_computed(tmp_pat
     (tmp_path / "llama" / "lit_model.pth").unlink()
     change(tmp_path / "llama", lambda tensors: {**tensors, name: 1.0 / 500000 ** (torch.arange(0, 8, 2) / 8)})
     assert name in refused(tmp_path / "llama", capsys)
+
+
+# -------------------------------------------------------------------------------------------------------- verification
+
+
+def test_a_conversion_is_compared_with_transformers(tmp_path):
+    """Rounded to another type, with what older files carry, and an output layer of its own beside tied embeddings."""
+    make_hf(tmp_path, "GPT2LMHeadModel", GPT2)
+    old = {"transformer.h.1.attn.masked_bias": torch.tensor(-1e4), "lm_head.weight": torch.randn(420, 32)}
+    change(tmp_path, lambda tensors: {**tensors, **old})
+    said = convert_hf_checkpoint(tmp_path, torch.bfloat16, verify=True)
+    assert any(re.match(r"verified: largest difference of logits \S+, relative .* on 73 tokens", line) for line in said)
+    assert {spec.dtype for spec in lazy_weights(tmp_path).specs.values()} == {torch.bfloat16}
+
+
+def test_a_conversion_that_differs_is_refused(tmp_path, capsys, monkeypatch):
+    make_hf(tmp_path)
+    monkeypatch.setattr(litgpt_directory, "config_from_hf", lambda hf: config_from_hf({**hf, "rms_norm_eps": 1e-3}))
+    said = refused(tmp_path, capsys, verify="logits")
+    assert f"transformers computes another model from {tmp_path}: largest difference of logits" in said
+    assert not (tmp_path / "model_config.yaml").exists()
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path, capsys):
+    make_hf(tmp_path)
+    change(tmp_path, lambda tensors: {**tensors, "model.norm.weight": torch.full([32], float("nan"))})
+    assert "largest difference of logits nan" in refused(tmp_path, capsys, verify="logits")
+
+
+def test_a_comparison_for_which_there_is_no_memory_is_left_out_and_said(tmp_path, monkeypatch):
+    make_hf(tmp_path)
+    monkeypatch.setattr(hf_logits, "free_memory", lambda: 10**9)
+    said = "\n".join(convert_hf_checkpoint(tmp_path, verify=True))
+    assert "not verified: transformers needs about 1.0 GB of memory, 1.0 GB are free" in said
+    assert (tmp_path / "lit_model.pth").is_file()
+
+
+def test_memory_that_is_free():
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 10**6 < hf_logits.free_memory() <= machine

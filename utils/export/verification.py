@@ -7,14 +7,7 @@ from typing import Any
 import torch
 
 from lit_gpt.errors import DataError
-from lit_gpt.formats.hf_logits import (
-    PROBE_TEXT,
-    TOLERANCE,
-    ask_transformers,
-    largest_difference,
-    litgpt_logits,
-    probe_sequences,
-)
+from lit_gpt.formats.hf_logits import PROBE_TEXT, agreement, ask_transformers, litgpt_logits, probe_sequences
 from lit_gpt.formats.hf_weights import TensorFiles, tensors_to_hf
 from lit_gpt.formats.peft import read_peft
 from lit_gpt.model.lora import merge_adapter
@@ -28,17 +21,13 @@ def verify_logits(stage: Path, model: MergedModel, tokenizer: Tokenizer) -> str:
     ours = litgpt_logits(model.config, model.state_dict, sequences)
     text = PROBE_TEXT if (stage / "tokenizer.json").is_file() else None
     theirs, their_ids, their_start = ask_transformers(stage, sequences, text)
-    difference, relative = largest_difference(ours, theirs)
-    figures = f"largest difference of logits {difference:.2g}, relative to max(1, largest logit) {relative:.2g}"
-    if not relative <= TOLERANCE:  # written so that a NaN does not count as agreement
-        raise DataError(f"transformers computes another model from the converted files: {figures}, allowed {TOLERANCE}")
+    verified = agreement(ours, theirs, "the converted files")
     ids = tokenizer.encode(PROBE_TEXT)
     other_start = (their_start == tokenizer.bos_id) != tokenizer.adds_bos
     if their_ids is not None and (their_ids != ids or other_start):
         raise DataError("transformers' AutoTokenizer gives other token ids than the model was trained with")
-    tokens = sum(map(len, sequences))
     equal_ids = "" if their_ids is None else f"; {len(ids)} token ids equal"
-    return f"verified: {figures}, on {tokens} tokens in float32{equal_ids}"
+    return f"{verified}{equal_ids}"
 
 
 def verify_tensors(stage: Path, model: MergedModel, hf: dict[str, Any]) -> str:
