@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import torch
 
 from lit_gpt.errors import UserError
-from lit_gpt.formats.hub import files_to_send, upload
+from lit_gpt.formats.hub import describe_left_out, files_to_send, upload
 from lit_gpt.formats.programs import require_transformers
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.export.hf_folder import check_output_dir, keep_the_rest, write_adapter, write_folder
@@ -40,17 +40,19 @@ def main(options: ConvertOptions) -> None:
 
     with staged(output_dir) as stage:
         if options.as_adapter:
-            hf, verified = write_adapter(stage, model)
+            hf, verified = write_adapter(stage, model, options.base_model)
         else:
             hf, verified = write_folder(stage, model, parse_size(options.max_shard_size), options.verify)
         print(verified)
         provenance = write_provenance(stage, model, hf, verified)
-        write_card(stage, model, hf, provenance, options.repo_id or output_dir.name, options.license)
+        model_id = options.repo_id or output_dir.name
+        write_card(stage, model, hf, provenance, model_id, options.license, options.base_model)
         keep_the_rest(output_dir, stage)
     list_files(output_dir)
 
     if options.repo_id:
         names = files_to_send(output_dir, ignore=("*.gguf",))  # made from an earlier conversion
+        print(describe_left_out(output_dir, names))
         address = upload(output_dir, names, options.repo_id, options.private, "Upload model", print)
         print(f"on the Hub: {len(names)} files with the hashes of those here, {address}")
 

@@ -39,8 +39,8 @@ FLOORS = (
 LINES = {
     "lit_gpt": 234,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 407,
-    "lit_gpt/formats": 2360,
+    "lit_gpt/tokenizer": 472,
+    "lit_gpt/formats": 2493,
     "lit_gpt/inference": 384,
     "utils/files": 470,
     "utils/cluster": 615,
@@ -49,9 +49,9 @@ LINES = {
     "utils/prepare": 3370,
     "utils/run": 971,
     "utils/train": 2327,
-    "utils/export": 1138,
-    "utils/report": 659,
-    "commands": 1522,
+    "utils/export": 1152,
+    "utils/report": 669,
+    "commands": 1525,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

@@ -18,6 +18,9 @@ SAFETENSORS_LAYOUT = ("model.safetensors", "model-*-of-*.safetensors", SAFETENSO
 PICKLE_LAYOUT = ("pytorch_model.bin", "pytorch_model-*-of-*.bin", PICKLE_INDEX)
 ANY_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")  # an adapter's too
 
+ADAPTER_CONFIG = "adapter_config.json"  # peft's names
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
 _LAYOUT = re.compile(r"(model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin)(\.index\.json)?")
 
 
@@ -41,8 +44,8 @@ def find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
     A UserError says that there is none, and that an adapter would be read with it. A DataError says what is wrong with
     the index, and names both layouts where there are two: who reads the other one has another model.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise UserError(f"{folder} holds an adapter (adapter_config.json) beside a model; move one of them away")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(f"{folder} holds an adapter ({ADAPTER_CONFIG}) beside a model; move one of them away")
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         raise UserError(f"{folder} has no weights: none of {', '.join(WEIGHT_FILES)}")

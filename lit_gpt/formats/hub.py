@@ -6,6 +6,7 @@ Only the Hub's client reads the token (`hf auth login` or HF_TOKEN); this progra
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,29 @@ from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.errors import DataError, Interrupted, UserError
-from lit_gpt.formats.hf_files import ANY_WEIGHTS, find_weights, is_of_model, matches
+from lit_gpt.formats.hf_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    SAFETENSORS_LAYOUT,
+    find_weights,
+    is_of_model,
+    matches,
+)
 
-# Hidden files (caches, .git, .env), litgpt's form of the model, other programs' pickles, and leftovers of work.
-NOT_SENT = (".*", "*/.*", "*.pth", "*.ckpt", "model_config.yaml", "*.pyc", "*.tmp", "*.log", "*.out", "*.lock")
-WEIGHTS = (*ANY_WEIGHTS, "*.gguf")
+# What is sent of a folder, by name. All else stays, and is named: other programs' pickles (training_args.bin,
+# optimizer.pt), litgpt's form of the model, a training's checkpoints, hidden files (caches, .git, .env), logs.
+SENT = (
+    *(*SAFETENSORS_LAYOUT, ADAPTER_WEIGHTS, "config.json", "generation_config.json", ADAPTER_CONFIG, "SHA256SUMS"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "*.tiktoken", "tekken.json", "chat_template.json", "processor_config.json"),
+    *("preprocessor_config.json", "training_provenance.json", "handler.py", "dialogue_text.py"),
+    *("configuration_*.py", "modeling_*.py", "tokenization_*.py"),
+)
+SENT_OF_FOLDERS = (  # also of folders in the folder
+    *("*.gguf", "Modelfile*", "*.md", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg"),
+)
+WEIGHTS = (*SAFETENSORS_LAYOUT, ADAPTER_WEIGHTS, "*.gguf")
+PICKLES = ("pytorch_model*.bin", "adapter_model.bin")  # they run code when they are loaded
 
 
 @contextmanager
@@ -106,13 +125,14 @@ def check_downloaded(folder: Path) -> int:
 
 
 def files_to_send(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
-    """The names in `folder` that belong on the Hub, those in folders with `/`: all but `NOT_SENT` and `ignore`."""
+    """The names in `folder` that belong on the Hub, those in folders with `/`: all of `SENT` but those in `ignore`."""
     if not folder.is_dir():
         raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}")
     names = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if matches(name, (*NOT_SENT, *ignore)):
+        is_known = matches(path.name, SENT_OF_FOLDERS) or ("/" not in name and matches(name, SENT))
+        if not is_known or matches(name, (".*", "*/.*", *ignore)):
             continue
         if path.is_symlink() and not path.exists():
             raise UserError(f"{path} is a link to nothing")
@@ -126,24 +146,41 @@ def files_to_send(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
     return names
 
 
+def describe_left_out(folder: Path, names: Sequence[str]) -> str:
+    """How many files of `folder` are not among `names`, and which; a folder of such files alone is one name."""
+    sent = {*names, *(name.split("/")[0] for name in names)}
+    left_out: Counter[str] = Counter()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name not in sent and (path.is_symlink() or path.is_file()):
+            top = name.split("/")[0]
+            left_out[name if top == name or top in sent else f"{top}/"] += 1
+    listed = []
+    for name, count in sorted(left_out.items()):
+        shown = name if name.isprintable() else ascii(name)
+        listed.append(f"{shown} ({count})" if name.endswith("/") else shown)
+    return f"not sent: {left_out.total()} files{': ' if listed else ''}{', '.join(listed)}"
+
+
 def holds_model(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a model is among the files to send; an error says that config.json or some of its weights are missing."""
-    weights = [name for name in names if matches(name, WEIGHTS)]
-    if any(not name.endswith(".gguf") for name in weights) and "config.json" not in names:
+    """Whether a model or an adapter is among the files to send; an error says what of it is missing, or is twice."""
+    if any(map(is_of_model, names)) and "config.json" not in names:
         raise UserError(f"{folder} has weights, but no config.json")
+    if (ADAPTER_CONFIG in names) != (ADAPTER_WEIGHTS in names):
+        raise UserError(f"{folder} has one of {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, an adapter needs both")
     if any(map(is_of_model, names)):
         find_weights(folder)  # raises for two layouts, of which others would read one or the other
     for name in names:
         try:
             if name.endswith(".safetensors"):
                 safe_open(folder / name, framework="np")  # reads where the tensors lie, and compares the file's size
-            elif name.endswith((".safetensors.index.json", ".bin.index.json")):
-                index = json.loads((folder / name).read_text(encoding="utf-8"))
-                if absent := sorted(set(index["weight_map"].values()) - set(names)):
-                    raise DataError(f"{folder / name} names files that are not there: {', '.join(absent)}")
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as e:
+        except SafetensorError as e:
             raise DataError(f"{folder / name} cannot be read ({e}); convert the model again") from None
-    return bool(weights)
+    if any(matches(name, WEIGHTS) for name in names):
+        return True
+    if pickles := sorted(path.name for path in folder.iterdir() if matches(path.name, PICKLES)):
+        raise UserError(f"{folder} has {pickles[0]}, a pickle, which is not sent: load and save it as safetensors")
+    return False
 
 
 def describe_files(folder: Path, names: Sequence[str]) -> str:
@@ -173,15 +210,17 @@ def upload(
             api.create_repo(repo_id, private=private, exist_ok=True)
         there = _listed(api, repo_id)
         if not with_model and not any(matches(name, WEIGHTS) for name in there):
-            raise UserError(f"{folder} has no model (config.json, *.safetensors), and neither has {repo_id}")
+            raise UserError(f"{folder} has no model (config.json, model.safetensors), and neither has {repo_id}")
         additions = []
         for number, name in enumerate(names, start=1):
             operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
             api.preupload_lfs_files(repo_id, [operation], free_memory=False)
             say(f"{number} of {len(names)} ready: {name}, {operation.upload_info.size / 1e6:,.3f} MB")
             additions.append(operation)
-        has_layout = any(map(is_of_model, names))
-        replaced = [name for name in there if has_layout and is_of_model(name) and name not in names]
+        # transformers loads an adapter, where there is one, before a model
+        ours = [name for name in there if is_of_model(name) or name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+        is_new = any(is_of_model(name) or name == ADAPTER_WEIGHTS for name in names)
+        replaced = [name for name in ours if is_new and name not in names]
         if replaced:
             say(f"the commit removes what is of an earlier model: {', '.join(replaced)}")
         deletions = [CommitOperationDelete(name) for name in replaced]

@@ -15,18 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from litgpt.config import Config
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import architecture_of
-from lit_gpt.formats.hf_files import read_json
+from lit_gpt.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
 from lit_gpt.formats.hf_weights import Weight, by_kind, by_run, weights_of
+from lit_gpt.formats.tensor_files import write_safetensors_file
 from lit_gpt.model.gpt import LoRAGPT
 from lit_gpt.model.lora import LoRASettings
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _REFUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters")
@@ -85,7 +83,8 @@ def write_peft(
         "fan_in_fan_out": architecture_of(hf).transposed,
         "inference_mode": True,
     }
-    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    tensors = dict(sorted(tensors.items()))
+    write_safetensors_file(folder / ADAPTER_WEIGHTS, tensors, iter(tensors.items()))
     (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     return len(tensors) // 2
 

@@ -189,7 +189,7 @@ def write_safetensors(
     weight_map: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = shard_name(number, len(groups))
-        _write_shard(folder / name, group, remaining)
+        write_safetensors_file(folder / name, group, remaining)
         weight_map |= dict.fromkeys(group, name)
     assert next(remaining, None) is None, "a tensor that was not announced"
     if len(groups) > 1:
@@ -211,7 +211,8 @@ def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tenso
     return groups
 
 
-def _write_shard(path: Path, specs: Mapping[str, Tensor], tensors: Iterator[tuple[str, Tensor]]) -> None:
+def write_safetensors_file(path: Path, specs: Mapping[str, Tensor], tensors: Iterator[tuple[str, Tensor]]) -> None:
+    """Writes one file of the next tensors, which are those of `specs`; safetensors' own writer makes it mode 0600."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in specs.items():

@@ -124,8 +124,14 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
     path, config_path = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if path.is_file():
         made = HFTokenizer.from_file(str(path))
-        if (made.encode("a").ids[:1] == [source.bos_id]) != source.adds_bos:
-            made.post_processor = _begin_with(source.vocabulary[source.bos_id], source.bos_id, source.adds_bos)
+        asks_for = (made.padding, made.truncation)  # of every text, as its maker's last call had it
+        made.no_padding()
+        made.no_truncation()
+        begin = [source.bos_id] if source.adds_bos else []
+        adds_others = made.encode("a").ids != [*begin, *made.encode("a", add_special_tokens=False).ids]
+        if adds_others:
+            made.post_processor = _begin_with(source.vocabulary[source.bos_id or 0], source.bos_id or 0, bool(begin))
+        if adds_others or asks_for != (None, None):
             made.save(str(path))
     else:
         made = tokenizer_json(source)
@@ -135,7 +141,6 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
     config = {}
     if config_path.is_file():
         config = json.loads(config_path.read_text(encoding="utf-8"))
-    config.pop("auto_map", None)  # code of the foundation model's repository
     # takes tokenizer.json as it is; other classes build their own from its vocabulary, some with other spaces
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": source.adds_bos}
     for kind, index in (("bos", source.bos_id), ("eos", source.eos_id)):

@@ -24,6 +24,12 @@ from utils.hf_upload_model import main
 
 PART = 20_000
 """Bytes of an upload's part: the larger weights files go in several."""
+NOT_SENT = (
+    *("lit_model.pth", "model_config.yaml", ".env", ".cache/huggingface/x", "sub/.hidden", "export.log"),
+    *("training_args.bin", "optimizer.pt", "scheduler.pt", "rng_state_0.pth", "optimizer.bin", "adapter_model.bin"),
+    *("checkpoint-500/model.safetensors", "checkpoint-500/optimizer.pt", "trainer_state.json", "credentials.json"),
+    *("model.pkl", "weights.npz", "other.safetensors", "a\nb", "sub/config.json"),
+)
 CARD = "---\nlicense: apache-2.0\nlanguage: fr\n---\n# Café\n"
 
 
@@ -41,7 +47,7 @@ def model(tmp_path_factory):
     make_hf(folder, max_shard_size="40KB")
     make_tokenizer(folder)
     (folder / "README.md").write_text(CARD)
-    for name in ("lit_model.pth", "model_config.yaml", ".env", ".cache/huggingface/x", "sub/.hidden", "export.log"):
+    for name in NOT_SENT:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"not to be sent: {name}")
     (folder / "sub" / "note é.txt").write_text("to be sent")
@@ -70,6 +76,7 @@ def test_repository_is_created_and_gets_the_files(hub, model):
     assert not any(
         name.endswith(("pth", "yaml", ".env", "log")) or "hidden" in name or "cache" in name for name in sent
     )
+    assert not {*NOT_SENT} & {*sent} and not [name for name in sent if name.endswith((".bin", ".pt", ".pkl"))]
     on_hub = hashes(hub.files("org/name"))
     del on_hub[".gitattributes"]
     assert on_hub == hashes_here(model, sent)
@@ -77,6 +84,10 @@ def test_repository_is_created_and_gets_the_files(hub, model):
     assert hub.repositories["org/name"]["commits"][-1][0] in done.stdout
     assert any(part > 1 for _, part in hub.parts), "no file was large enough to go in parts"
     assert f"on the Hub: {len(sent)} files" in done.stdout and not done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("not sent: ")]
+    assert line.startswith(f"not sent: {len(NOT_SENT)} files: ")
+    named = line.partition("files: ")[2].split(", ")
+    assert {"training_args.bin", ".cache/ (1)", "checkpoint-500/ (2)", "sub/.hidden", "'a\\nb'"} < {*named}
 
 
 def test_second_upload_sends_nothing(hub, model):
@@ -171,7 +182,9 @@ def test_failing_hub(hub, model):
 def test_dry_run_says_what_would_go_and_asks_nobody(hub, model):
     done = upload(hub, model, "--dry_run", "true")
     assert done.returncode == 0, done.stderr
-    assert all(name in done.stdout for name in files_to_send(model)) and "lit_model.pth" not in done.stdout
+    would, _, would_not = done.stdout.partition("not sent: ")
+    assert all(name in would for name in files_to_send(model)) and "lit_model.pth" not in would
+    assert "lit_model.pth" in would_not
     assert "would be sent to org/name: a model" in done.stdout and not hub.requests
 
 
@@ -248,6 +261,18 @@ def small_model(folder):
     return folder
 
 
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def write_index(folder, named, *there):
+    """An index that names the file `named`, beside the model's weights in each of the files `there`."""
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    for name in there:
+        (folder / name).write_bytes(content)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": named}}))
+
+
 @pytest.mark.parametrize(
     ("spoil", "code", "word"),
     [
@@ -255,16 +280,18 @@ def small_model(folder):
         (lambda folder: [path.rename(path.with_name(f".{path.name}")) for path in folder.iterdir()], 2, "no files"),
         (lambda folder: (folder / "config.json").unlink(), 2, "no config.json"),
         (lambda folder: os.truncate(folder / "model.safetensors", 100), 65, "cannot be read"),
-        (lambda folder: (folder / "link").symlink_to("nowhere"), 2, "link to nothing"),
-        (lambda folder: (folder / "a\nb").write_text("x"), 2, "for its name"),
-        (lambda folder: (folder / "a\\b").write_text("x"), 2, "for its name"),
-        (lambda folder: open(os.fsencode(folder) + b"/\xff", "w").close(), 2, "for its name"),  # noqa: PTH123
+        (lambda folder: (folder / "link.md").symlink_to("nowhere"), 2, "link to nothing"),
+        (lambda folder: (folder / "a\nb.txt").write_text("x"), 2, "for its name"),
+        (lambda folder: (folder / "a\\b.md").write_text("x"), 2, "for its name"),
+        (lambda folder: open(os.fsencode(folder) + b"/\xff.txt", "w").close(), 2, "for its name"),  # noqa: PTH123
+        (lambda folder: write_index(folder, SHARDS[0], SHARDS[1]), 65, "files that are not there"),
+        (lambda folder: write_index(folder, SHARDS[0], *SHARDS), 65, "holds two layouts"),
+        (lambda folder: write_index(folder, SHARDS[0], SHARDS[0], "model.safetensors"), 65, "holds two layouts"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), 2, "an adapter needs both"),
         (
-            lambda folder: (folder / "model.safetensors.index.json").write_text(
-                json.dumps({"weight_map": {"w": "model-00001-of-00001.safetensors"}})
-            ),
-            65,
-            "files that are not there",
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            2,
+            "a pickle, which is not sent",
         ),
     ],
 )

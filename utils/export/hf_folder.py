@@ -1,13 +1,14 @@
 """A trained model as a Hugging Face folder, or its adapter as one of peft's, compared with it by verification.py."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lit_gpt.errors import UserError
+from lit_gpt.formats.config_keys import describing_keys, generating_keys
 from lit_gpt.formats.hf_config import config_to_hf, is_tied, read_hf_config, settle_config
 from lit_gpt.formats.hf_files import SAFETENSORS_LAYOUT, matches, read_json
 from lit_gpt.formats.hf_logits import PROBE_TEXT
@@ -18,6 +19,7 @@ from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.tokenizer.tokenizer_config import settle_tokenizer_config
 from utils.export.provenance import PROVENANCE, foundation_facts, write_json
 from utils.export.verification import verify_adapter, verify_logits, verify_tensors
 from utils.files.staged_folder import carry_over, check_replaceable
@@ -46,12 +48,15 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
     tokenizer = Tokenizer(model.tokenizer_dir)
     hf = make_config(model, model.state_dict, tokenizer)
     write_json(stage / "config.json", hf)
-    write_json(stage / "generation_config.json", generation_config(model, tokenizer))
     specs = dict(tensors_to_hf(specs_of(model.state_dict), model.config, hf))
     tensors = tensors_to_hf(model.state_dict, model.config, hf)
     write_safetensors(stage, specs, tensors, max_shard_bytes)
     if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
         print(f"warning: {warning}")
+    sizes = (model.config.block_size, model.config.padded_vocab_size)
+    padding, left_out = settle_tokenizer_config(stage, tokenizer, *sizes)
+    _say_left_out("tokenizer_config.json", left_out)
+    write_json(stage / "generation_config.json", generation_config(model, tokenizer, padding))
     for name, source in COMPANIONS.items():
         shutil.copyfile(REPOSITORY / source, stage / name)
     if verify == "logits":
@@ -61,11 +66,16 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
     return hf, "not verified"
 
 
-def write_adapter(stage: Path, model: MergedModel) -> tuple[dict[str, Any], str]:
-    """Fills `stage` with the adapter for peft; returns its base's config.json and what the comparison found."""
+def write_adapter(stage: Path, model: MergedModel, base: str | None) -> tuple[dict[str, Any], str]:
+    """Fills `stage` with the adapter for peft; returns its base's config.json and what the comparison found.
+
+    `base` is the base model's name on the Hub, where its folder does not tell it.
+    """
     hf = make_config(model, model.base, Tokenizer(model.tokenizer_dir))
-    name, _ = foundation_facts(model.foundation_dir)
-    modules = write_peft(stage, model.adapter, model.config, model.lora, hf, name)
+    base = base or foundation_facts(model.foundation_dir)[0]
+    if "/" not in base:
+        print(f"warning: the adapter names its base {base}, which the Hub does not know: give --base_model ORG/NAME")
+    modules = write_peft(stage, model.adapter, model.config, model.lora, hf, base)
     return hf, verify_adapter(stage, model, hf, modules)
 
 
@@ -73,20 +83,30 @@ def make_config(model: MergedModel, state_dict: Mapping[str, Tensor], tokenizer:
     """config.json: the foundation's, made true of the trained weights, or for a model from scratch a new one."""
     dtype = str(specs_of(state_dict)["transformer.wte.weight"].dtype).removeprefix("torch.")
     if model.foundation_dir and (model.foundation_dir / "config.json").is_file():
-        hf, changes = settle_config(read_hf_config(model.foundation_dir), model.config, state_dict, dtype)
+        found = read_hf_config(model.foundation_dir)
+        settled, changes = settle_config(found, model.config, state_dict, dtype)
         for change in changes:
             print(f"config.json: {change}")
+        hf, _ = describing_keys(settled)
+        _say_left_out("config.json", sorted(found.keys() - hf.keys() - {"dtype"}))  # settled as torch_dtype
         return hf
     return config_to_hf(model.config, tokenizer.bos_id, tokenizer.eos_id, dtype, is_tied(state_dict))
 
 
-def generation_config(model: MergedModel, tokenizer: Tokenizer) -> dict[str, Any]:
-    """generation_config.json: the foundation's, or the ids that begin and end a text."""
+def generation_config(model: MergedModel, tokenizer: Tokenizer, padding: int) -> dict[str, Any]:
+    """generation_config.json: the foundation's, or the ids that begin and end a text; and what fills up a batch."""
     for folder in (model.foundation_dir, model.tokenizer_dir):
         if folder and (folder / "generation_config.json").is_file():
-            return read_json(folder / "generation_config.json")
-    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+            kept, left_out = generating_keys(read_json(folder / "generation_config.json"))
+            _say_left_out("generation_config.json", left_out)
+            return {**kept, "pad_token_id": padding}
+    ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": padding}
     return {name: index for name, index in ids.items() if index is not None}
+
+
+def _say_left_out(name: str, keys: Sequence[str]) -> None:
+    if keys:
+        print(f"{name}: left out what does not describe this model: {', '.join(keys)}")
 
 
 def keep_the_rest(folder: Path, stage: Path) -> None:

@@ -56,6 +56,9 @@ class ConvertOptions:
     tensors: the files hold what was to be written, bit for bit."""
     as_adapter: bool = False
     """Write LoRA's adapter for the peft library instead of the merged model, to be loaded on the same base."""
+    base_model: str | None = None
+    """The foundation model's name on the Hub, ORG/NAME, for the card and the adapter. Default: its folder's, if that
+    is ORG/NAME in a folder `checkpoints`."""
     repo_id: str | None = None
     """Upload the folder to this repository of the Hugging Face Hub, as ORG/NAME."""
     private: bool = True
@@ -73,6 +76,8 @@ class ConvertOptions:
             problems.append("--as_adapter keeps the adapter's own type: leave --dtype out")
         if self.repo_id is not None:
             problems += check_repo_id(self.repo_id, "--repo_id")
+        if self.base_model is not None:
+            problems += check_repo_id(self.base_model, "--base_model")
         if self.license is not None and not re.fullmatch(r"[a-z0-9.-]+", self.license):
             problems.append(f"--license must be a name such as apache-2.0, not {self.license!r}")
         raise_problems(problems)

@@ -48,13 +48,19 @@ def write_card(
     provenance: dict[str, Any],
     model_id: str,
     licence: str | None,
+    base: str | None = None,
 ) -> None:
     """Writes README.md and, where the run of the model can be read, convergence.png.
 
-    `model_id` is how transformers finds the model, most often ORG/NAME; a `licence` of None means the base model's.
+    `model_id` is how transformers finds the model, most often ORG/NAME, and `base` how it finds the base model, where
+    that is not its folder's name; a `licence` of None means the base model's.
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    values = model_values(model, hf, provenance, model_id, is_adapter) | origin_values(model, licence, is_adapter)
+    named, base_card = foundation_facts(model.foundation_dir) if model.provenance or is_adapter else (None, {})
+    base = base or named
+    values = model_values(model, hf, provenance, model_id) | origin_values(model, base, base_card, licence, is_adapter)
+    if is_adapter:
+        values |= adapter_values(model, model_id, base)
     values["data_fingerprint"] = provenance.get("data")
     values["hyperparameters"] = table(("Hyper-parameter", "Value"), hyperparameters(provenance))
     if model.run_dir:
@@ -83,16 +89,14 @@ def fill_card(template: str, values: dict[str, Any]) -> str:
     return re.sub(r"\n{3,}", "\n\n", "".join([start, *kept])).rstrip() + "\n"
 
 
-def model_values(
-    model: MergedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str, is_adapter: bool
-) -> dict[str, Any]:
-    """What the model is, and how it is used: transformers loads an adapter's base, and peft the adapter."""
+def model_values(model: MergedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str) -> dict[str, Any]:
+    """What the model is, and how it is used."""
     normalised = provenance.get("normalised") or {}  # the language of each dataset of conversations
     languages = sorted(PROMPTS.keys() & normalised.values())
     prompt = "Once upon a time"
     if languages:
         prompt = normalise(PROMPTS[languages[0]], languages[0], open_end=True)
-    values = {
+    return {
         "kind": "A causal language model",
         "name": cell(model_id.rpartition("/")[2]),
         "model_id": json.dumps(model_id, ensure_ascii=False),
@@ -104,18 +108,24 @@ def model_values(
         "normalised": " and ".join(f"`{language}`" for language in languages),
         "verification": provenance["conversion"]["verification"],
     }
-    if is_adapter:
-        values["kind"] = "A LoRA adapter of a causal language model"
-        values["peft_import"] = "from peft import PeftModel"
-        values["adapter_id"] = values["model_id"]
-        values["model_id"] = json.dumps(foundation_facts(model.foundation_dir)[0], ensure_ascii=False)
-        values["normalised"] = None  # beside an adapter there are no programs that bring text into that form
-    return values
 
 
-def origin_values(model: MergedModel, licence: str | None, is_adapter: bool) -> dict[str, Any]:
+def adapter_values(model: MergedModel, model_id: str, base: str | None) -> dict[str, Any]:
+    """What is different of an adapter: transformers loads its base, and peft the adapter."""
+    return {
+        "kind": "A LoRA adapter of a causal language model",
+        "peft_import": "from peft import PeftModel",
+        "adapter_id": json.dumps(model_id, ensure_ascii=False),
+        "model_id": json.dumps(base, ensure_ascii=False),
+        "normalised": None,  # beside an adapter there are no programs that bring text into that form
+        "adapted_head": "output layer" if model.lora.head else None,
+    }
+
+
+def origin_values(
+    model: MergedModel, base: str | None, base_card: dict[str, Any], licence: str | None, is_adapter: bool
+) -> dict[str, Any]:
     """The base model, both licences, and the metadata that the Hub reads."""
-    base, base_card = foundation_facts(model.foundation_dir) if model.provenance else (None, {})
     on_hub = base is not None and "/" in base
     named = {key: base_card.get(key) for key in ("license", "license_name", "license_link")}
     front = {
@@ -124,7 +134,7 @@ def origin_values(model: MergedModel, licence: str | None, is_adapter: bool) -> 
         "base_model": base if on_hub else None,
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["continual-pretraining" if base else "pretraining"],
+        "tags": ["continual-pretraining" if base else "pretraining", *(["lora"] if is_adapter else [])],
     }
     front = {key: value for key, value in front.items() if value}
     link = base and cell(base)

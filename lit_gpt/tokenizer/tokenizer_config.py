@@ -1,0 +1,60 @@
+"""tokenizer_config.json of an exported model: what it says is true of this model, the rest of a foundation's goes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+
+TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
+# Which tokens have a meaning, `..._token`, is kept too. https://huggingface.co/docs/transformers/main_classes/tokenizer
+_KEPT = (
+    *("tokenizer_class", "add_bos_token", "chat_template", "added_tokens_decoder", "model_input_names"),
+    *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens", "split_special_tokens"),
+    *("clean_up_tokenization_spaces", "spaces_between_special_tokens", "truncation_side"),
+    *("add_prefix_space", "legacy", "sp_model_kwargs"),  # of classes that read a tokenizer.model
+)
+
+
+def settle_tokenizer_config(folder: Path, source: Tokenizer, context: int, rows: int) -> tuple[int, list[str]]:
+    """Makes the tokenizer_config.json in `folder` this model's; returns its padding token, and the keys it leaves out.
+
+    A text is cut at `context` tokens, and a batch is filled up on the left, as generation needs it. `rows` is the
+    number of embeddings.
+    """
+    path = folder / TOKENIZER_CONFIG
+    found = _read(path)
+    kept = {}
+    for key, value in found.items():
+        if key in _KEPT or (key.endswith("_token") and not key.startswith("add_")):
+            kept[key] = value
+    # the same names of special tokens once more, which older versions of transformers prefer
+    special = _read(folder / SPECIAL_TOKENS)
+    padding = _padding_token(source, [found.get("pad_token"), special.get("pad_token")], rows)
+    kept |= {"model_max_length": context, "pad_token": padding, "padding_side": "left"}
+    _write(path, kept)
+    if special:
+        _write(folder / SPECIAL_TOKENS, {**special, "pad_token": padding})
+    return source.vocabulary.index(padding), sorted(found.keys() - kept.keys())
+
+
+def _padding_token(source: Tokenizer, named: list[Any], rows: int) -> str:
+    """The foundation's where it has an embedding, else the token that ends a text, or begins it, or any: it is masked.
+
+    transformers would add a token that is not in the vocabulary, with an id that the model does not have.
+    """
+    for value in named:
+        token = value.get("content") if isinstance(value, dict) else value
+        index = source.token_id(token) if isinstance(token, str) else None
+        if index is not None and index < rows:
+            return token
+    known = [index for index in (source.eos_id, source.bos_id) if index is not None]
+    return source.vocabulary[next(iter(known), 0)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
