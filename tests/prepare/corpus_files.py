@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from utils.prepare.blocks import TextBlock, read_blocks
 from utils.prepare.documents import Bad, Document, parse
-from utils.prepare.sources import CONVERSATIONS, LINES, PARQUET, PLAIN, CorpusFile
+from utils.prepare.file_formats import CONVERSATIONS, LINES, PARQUET, PLAIN, CorpusFile
 
 SEED_TEXT = "[speaker001:] Bonjour, ça va ?\n[speaker002:] Très bien, merci."
 WHOLE = 2**30

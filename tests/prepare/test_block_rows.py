@@ -29,7 +29,7 @@ from utils.prepare.block_rows import (
 )
 from utils.prepare.blocks import read_blocks
 from utils.prepare.encoding import GIGATOKEN, Library
-from utils.prepare.sources import CONVERSATIONS, LINES, PLAIN, CorpusFile
+from utils.prepare.file_formats import CONVERSATIONS, LINES, PLAIN, CorpusFile
 
 SLOW = Library("slow", "asked for")
 RECIPE = Recipe(

@@ -211,7 +211,7 @@ def test_several_gzip_members_are_one_file(folder):
 
 def read_code(path: Path, size: int) -> str:
     """Python that makes an iterator over the documents of a file, one block in memory at a time."""
-    file = f"sources.CorpusFile(Path({str(path)!r}), 'a', {format_of(path)!r})"
+    file = f"file_formats.CorpusFile(Path({str(path)!r}), 'a', {format_of(path)!r})"
     return (
         f"(d for b in blocks.read_blocks({file}, {size}, 'text') for part in documents.parse(b, 'text') for d in part)"
     )
@@ -220,7 +220,7 @@ def read_code(path: Path, size: int) -> str:
 def subprocess_peak(code: str, result: str, megabytes: int = 200) -> str:
     """What `result` is after `code` in a process of its own, which may not have taken more memory."""
     program = (
-        "from pathlib import Path; import re; from utils.prepare import blocks, documents, sources\n"
+        "from pathlib import Path; import re; from utils.prepare import blocks, documents, file_formats\n"
         f"{code}\n"
         f"print({result})\n"
         "print(re.search(r'VmHWM:\\s*([0-9]+)', Path('/proc/self/status').read_text())[1])"

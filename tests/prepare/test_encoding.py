@@ -27,7 +27,7 @@ from utils.prepare.encoding import (
     count_words_and_turns,
     load_gigatoken,
 )
-from utils.prepare.sources import CONVERSATIONS, PLAIN, CorpusFile
+from utils.prepare.file_formats import CONVERSATIONS, PLAIN, CorpusFile
 
 CLAIRE, REAL = SHARED / "data" / "claire", SHARED / "tokenizers"
 TOKENIZERS = [TOKENIZER] + [

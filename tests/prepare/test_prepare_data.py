@@ -35,8 +35,9 @@ from utils.data.shards import verify_shards
 from utils.files import folder_lock
 from utils.files.folder_lock import FolderLock
 from utils.prepare import dialogue, plan
+from utils.prepare.file_formats import CorpusFile
 from utils.prepare.plan import share_out
-from utils.prepare.sources import CorpusFile, Source
+from utils.prepare.sources import Source
 
 CLAIRE, MISTRAL = SHARED / "data" / "claire", SHARED / "tokenizers" / "mistral-7b-v0.1"
 WORDS = [

@@ -13,7 +13,8 @@ from tests.prepare.corpus_files import (
     write,
 )
 from utils.prepare import sources
-from utils.prepare.sources import CONVERSATIONS, LINES, PARQUET, PLAIN, CorpusFile, find_sources
+from utils.prepare.file_formats import CONVERSATIONS, LINES, PARQUET, PLAIN, RECORDS, CorpusFile
+from utils.prepare.sources import find_sources
 
 
 def found(path: Path) -> list[tuple[str, str, list[str]]]:
@@ -32,7 +33,9 @@ def test_datasets_are_the_folders_with_corpus_files(tmp_path):
         ("FR/Theatre", "test", "FR--Theatre-test", "FR/Theatre/test.txt"),
     ]
     assert {file.format for source in sources for file in source.files} == {CONVERSATIONS}
-    assert len(said) == 1 and said[0].startswith("ignored 2 other .txt files")
+    assert said[0].startswith("ignored 2 other .txt files")
+    assert said[1] == "not read: 2 hidden (.git, EN/.full.txt): rename what is to be read"
+    assert said[2:] == ["not read: 1 .md (notes.md): make them .txt, say with pandoc -t plain"]
 
 
 def test_without_conversations_every_text_file_is_a_document(tmp_path):
@@ -43,16 +46,18 @@ def test_without_conversations_every_text_file_is_a_document(tmp_path):
     ]
     said: list[str] = []
     assert {file.format for source in find_sources(tmp_path, said.append) for file in source.files} == {PLAIN}
-    assert not said
+    assert [line.partition(":")[0] for line in said] == ["not read"] * 2
+    assert "README.md" in said[0] and "1 .png (books/cover.png)" in said[1]
 
 
 def test_formats_may_be_mixed(tmp_path):
     names = ("b.jsonl", "c.jsonl.gz", "d.jsonl.zst", "a.parquet", "notes.txt", "test.jsonl", "x.json", "x.gz", ".jsonl")
     write(tmp_path / "web", *names)
     files = ["web/a.parquet", "web/b.jsonl", "web/c.jsonl.gz", "web/d.jsonl.zst"]
-    assert found(tmp_path) == [("web", "train", [*files, "web/notes.txt"]), ("web", "test", ["web/test.jsonl"])]
+    expected = [*files, "web/notes.txt", "web/x.json"]
+    assert found(tmp_path) == [("web", "train", expected), ("web", "test", ["web/test.jsonl"])]
     formats = [file.format for file in find_sources(tmp_path)[0].files]
-    assert formats == [PARQUET, LINES, LINES, LINES, PLAIN]
+    assert formats == [PARQUET, LINES, LINES, LINES, PLAIN, RECORDS]
     write(tmp_path / "talk", "full.txt")
     write(tmp_path / "web", "train.txt")
     assert found(tmp_path) == [
@@ -73,7 +78,8 @@ def test_formats_may_be_mixed(tmp_path):
         ("train-00000-of-00002.parquet", "train"),
         ("testament.jsonl", "train"),
         ("validated.parquet", "train"),
-        ("my-test.jsonl", "train"),
+        ("my-test.jsonl", "test"),
+        ("contest.jsonl", "train"),
     ],
 )
 def test_names_of_files_for_validation(tmp_path, name, split):
@@ -118,12 +124,12 @@ def test_a_list_of_files(tmp_path, monkeypatch):
 
 
 def test_lists_that_cannot_be_used(tmp_path):
-    write(tmp_path, "A/a.jsonl", "A/a.csv", "B/A/a.jsonl")
+    write(tmp_path, "A/a.jsonl", "A/a.doc", "B/A/a.jsonl")
     path = write(tmp_path, "some.list", content="A/a.jsonl\n\nA/b.jsonl\n")
     with pytest.raises(UserError, match=r"line 3: .*b\.jsonl does not exist"):
         find_sources(path)
-    path.write_text("A/a.csv\n")
-    with pytest.raises(UserError, match=r"line 1: A/a\.csv is none of"):
+    path.write_text("A/a.doc\n")
+    with pytest.raises(UserError, match=r"line 1: A/a\.doc is none of"):
         find_sources(path)
     for content in (b"A\n", b"\xff\xfe\x00", b"A/\x00"):
         path.write_bytes(content)
@@ -135,8 +141,8 @@ def test_lists_that_cannot_be_used(tmp_path):
     path.write_text("\n")
     with pytest.raises(DataError, match="no conversation"):
         find_sources(path)
-    with pytest.raises(UserError, match=r"a\.csv is none of"):
-        find_sources(tmp_path / "A/a.csv")
+    with pytest.raises(UserError, match=r"a\.doc is none of"):
+        find_sources(tmp_path / "A/a.doc")
     path.write_text(f"{tmp_path}/A/a.jsonl\n{tmp_path}/B/A/a.jsonl\n")
     with pytest.raises(DataError, match="same shard names"):
         find_sources(path)
@@ -206,8 +212,15 @@ def test_a_directory_without_permission(tmp_path, monkeypatch):
 
 
 def test_language_is_the_first_part_of_the_name(tmp_path):
-    write(tmp_path, *(f"{name}/full.txt" for name in ("FR/Theatre", "en/Talk", "FR", "Plays/FR", "CLAIRE/FR", "fra/A")))
+    write(
+        tmp_path,
+        *(
+            f"{name}/full.txt"
+            for name in ("FR/Theatre", "en/Talk", "FR", "Plays/FR", "CLAIRE/FR", "fra/A", "web/A", "no")
+        ),
+    )
     languages = {source.dataset: source.language for source in find_sources(tmp_path)}
     assert languages == {
-        "FR/Theatre": "fr", "en/Talk": "en", "FR": "fr", "Plays/FR": "", "CLAIRE/FR": "", "fra/A": "fra"
+        "FR/Theatre": "fr", "en/Talk": "en", "FR": "fr", "Plays/FR": "", "CLAIRE/FR": "", "fra/A": "fra",
+        "web/A": "", "no": "no",
     }  # fmt: skip

@@ -6,20 +6,15 @@ ends near. A text longer than two blocks is cut between two words; its second bl
 depends on the file and the block size alone.
 """
 
-import gzip
 import re
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from lit_gpt.errors import DataError, UserError
-from utils.prepare.sources import CONVERSATIONS, LINES, PARQUET, CorpusFile
+from utils.prepare.file_formats import CONVERSATIONS, LINES, ROWS, CorpusFile
+from utils.prepare.rows import READ, row_values
+from utils.prepare.unpacking import packing_of, unpacked
 
 MAX_LINE = 32 * 2**20  # bytes of a JSON line: json.loads takes five times as much memory, tokenising four times
-READ = 1 << 20
 BOM = b"\xef\xbb\xbf"
 _ASCII_SPACES = rb"[\t\x0b\x0c\x1c-\x1f ]*"
 _OTHER_SPACE = rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
@@ -39,7 +34,7 @@ class TextBlock(NamedTuple):
     begin: int
     end: int
     ends: bool  # whether its last document ends with it
-    payload: bytes | list[Any] | None  # the text from `context` on, or Parquet values; None if the file is to be read
+    payload: bytes | list[Any] | None  # the text from `context` on, or the rows' values; None if the file is to be read
 
     @property
     def continues(self) -> bool:
@@ -47,17 +42,17 @@ class TextBlock(NamedTuple):
 
     @property
     def size(self) -> int:
-        if self.file.format == PARQUET:
+        if self.file.format in ROWS:
             return sum(map(_size, self.payload or []))
         return self.end - self.begin
 
 
 def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
     """Blocks of at most `size` bytes where documents are shorter; a DataError if the file is truncated or misnamed."""
-    if file.format == PARQUET:
-        yield from _parquet_blocks(file, size, text_field)
+    if file.format in ROWS:
+        yield from _row_blocks(file, size, text_field)
         return
-    packed = file.path.suffix in (".gz", ".zst")
+    packed = packing_of(file.path) != ""
     with unpacked(file.path) as stream:
         begin, head = 0, stream.read(len(BOM))
         if head == BOM:
@@ -211,79 +206,22 @@ def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
     return b"".join(parts)
 
 
-@contextmanager
-def unpacked(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unpacked where it is .gz or .zst; a DataError if it is truncated or not of that kind."""
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as stream:
-                yield stream
-        elif path.suffix == ".zst":
-            with _pyarrow().input_stream(str(path), compression="zstd") as stream:
-                yield stream
-        else:
-            with path.open("rb") as stream:
-                yield stream
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e:
-        raise DataError(f"{path} is truncated or no {path.suffix} file: {e}") from None
-    except OSError as e:
-        if path.suffix != ".zst" or e.errno is not None:
-            raise
-        raise DataError(f"{path} is truncated or no .zst file: {e}") from None
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow  # an optional package
-    except ImportError:
-        raise UserError("*.parquet and *.jsonl.zst need pyarrow: pip install pyarrow") from None
-    return pyarrow
-
-
-def _parquet_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
-    """The rows of a Parquet file in blocks of at least `size` bytes of text, but for the last one."""
-    arrow = _pyarrow()
-    from pyarrow import parquet  # an optional package
-
-    try:
-        with parquet.ParquetFile(file.path, buffer_size=READ) as table:
-            if text_field not in table.schema_arrow.names:
-                names = ", ".join(table.schema_arrow.names)
-                raise DataError(f"{file.path} has no column '{text_field}' but {names}; give --text_field")
-            groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
-            total_bytes = sum(group.total_byte_size for group in groups)
-            rows = max(1, min(128, size * table.metadata.num_rows // max(1, total_bytes)))
-            values: list[Any] = []
-            begin = held = 0
-            batches = table.iter_batches(batch_size=rows, columns=[text_field])
-            columns = (_values(batch.column(0)) for batch in batches)
-            for value in chain.from_iterable(columns):
-                values.append(value)
-                held += _size(value)
-                if held >= size:
-                    yield TextBlock(file, begin, begin, begin + len(values), True, values)
-                    values, begin, held = [], begin + len(values), 0
-            if values:
-                yield TextBlock(file, begin, begin, begin + len(values), True, values)
-    except (arrow.ArrowException, OSError) as e:
-        if isinstance(e, OSError) and e.errno is not None:
-            raise
-        raise DataError(f"{file.path} is truncated or no Parquet file: {str(e).partition(chr(10))[0]}") from None
-
-
-def _values(column: Any) -> list[Any]:
-    """The values of an Arrow array, text as bytes: Arrow does not say which one is not UTF-8."""
-    from pyarrow import types  # an optional package
-
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if types.is_string(column.type) or types.is_large_string(column.type) or types.is_string_view(column.type):
-        column = column.cast("large_binary")
-    return column.to_pylist()
+def _row_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
+    """The rows of a table in blocks of at least `size` bytes of text, but for the last one."""
+    values: list[Any] = []
+    begin = held = 0
+    for value in row_values(file, size, text_field):
+        values.append(value)
+        held += _size(value)
+        if held >= size:
+            yield TextBlock(file, begin, begin, begin + len(values), True, values)
+            values, begin, held = [], begin + len(values), 0
+    if values:
+        yield TextBlock(file, begin, begin, begin + len(values), True, values)
 
 
 def read_bytes(block: TextBlock) -> bytes:
-    """The text of a block of anything but a Parquet file, with its context before it."""
+    """The text of a block of anything but a table, with its context before it."""
     if isinstance(block.payload, bytes):
         return block.payload
     with block.file.path.open("rb") as file:

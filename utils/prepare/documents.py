@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.prepare.blocks import MAX_LINE, SPACES, TextBlock, read_bytes
-from utils.prepare.sources import LINES, PARQUET, PLAIN, CorpusFile
+from utils.prepare.file_formats import LINES, PLAIN, ROWS, CorpusFile
+from utils.prepare.rows import BadRow
 
 _BLANK = re.compile(SPACES)
 
 
 class Bad(NamedTuple):
-    reason: str  # not_utf8, nul, broken_json, no_field or line_too_long
+    reason: str  # not_utf8, nul, broken_json, bad_row, no_field or line_too_long
     at: int  # the byte or row of the file
     problem: str
 
@@ -32,7 +33,7 @@ class Document(NamedTuple):
 
 def parse(block: TextBlock, text_field: str) -> tuple[list[Document], list[Bad]]:
     """The documents of a block, and what in it is not a document; `text_field` names a JSON line's field."""
-    if block.file.format == PARQUET:
+    if block.file.format in ROWS:
         assert isinstance(block.payload, list)
         found = [_from_value(value, row, text_field) for row, value in enumerate(block.payload, start=block.begin)]
     elif block.file.format == LINES:
@@ -125,6 +126,8 @@ def _from_json(line: bytes, at: int, text_field: str) -> Document | Bad:
 
 
 def _from_value(value: Any, at: int, text_field: str) -> Document | Bad:
+    if isinstance(value, BadRow):
+        return Bad("bad_row", at, value)
     if isinstance(value, str):
         try:
             value = value.encode()
@@ -163,5 +166,5 @@ def _first_broken(content: bytes) -> int:
 
 
 def problem_message(file: CorpusFile, bad: Bad) -> str:
-    position = f"in row {bad.at}" if file.format == PARQUET else f"at byte offset {bad.at}"
+    position = f"in row {bad.at}" if file.format in ROWS else f"at byte offset {bad.at}"
     return f"{file.path}: {bad.problem} {position}"

@@ -29,7 +29,8 @@ class PrepareOptions:
 
     source_path: Path | None = None
     """Raw corpus: a folder tree, one file, or a .list file that names files. A dataset is a folder with full.txt, or
-    train.txt and/or test.txt (conversations), *.jsonl(.gz/.zst), *.parquet, or *.txt (one document each)."""
+    train.txt and/or test.txt (conversations), *.jsonl, *.json, *.csv, *.parquet, *.arrow, or *.txt (one document each).
+    Text files may be packed. Folders and files named after a split, such as test, dev or validation, are held out."""
     checkpoint_dir: Path | None = None
     """Foundation model directory; with --max_length only its tokenizer is needed."""
     destination_path: Path | None = None

@@ -22,16 +22,18 @@ from utils.prepare.block_rows import Dialogue, Recipe, Work, start_worker
 from utils.prepare.blocks import read_blocks
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
+from utils.prepare.file_formats import Unread
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
 from utils.prepare.sources import Source, find_sources
+from utils.prepare.unpacking import PACKED
 from utils.prepare.work_pool import WorkPool
 
 SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
 SAMPLE_SOURCES = 16  # from how many sources it comes
 BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
-PACKED = {".gz": 4, ".zst": 4, ".parquet": 3}  # estimated text in a compressed file, as a multiple of its size
+PARQUET_TIMES = 3  # estimated text in a Parquet file, as a multiple of its size
 
 Duplicates = Mapping[tuple[int, int], dict[int, str]]  # (file, block) → document in it → which one it repeats
 
@@ -47,6 +49,7 @@ class PreparePlan:
     recipe: Recipe
     sample: list[str]  # some of the text, on which a fast tokenizer has to prove itself
     tokenizer: str  # the tokenizer's fingerprint
+    unread: list[Unread]  # files of the corpus that are not read
 
     @property
     def data_dir(self) -> Path:
@@ -57,7 +60,9 @@ class PreparePlan:
 def make_plan(options: PrepareOptions) -> PreparePlan:
     """Raises a UserError or a DataError for whatever is wrong in the options, the files they name, and the corpus."""
     assert options.source_path is not None and options.checkpoint_dir is not None
-    sources = find_sources(options.source_path, say)
+    unread: list[Unread] = []
+    of_options = [path for path in (options.metadata, options.group_datasets_by_genre) if path]
+    sources = find_sources(options.source_path, say, of_options, unread)
     tokenizer = Tokenizer(options.checkpoint_dir)
     recipe = make_recipe(options, tokenizer)
     groups = read_groups(options.group_datasets_by_genre)
@@ -79,6 +84,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         recipe=recipe,
         sample=read_sample(sources, options),
         tokenizer=tokenizer.fingerprint,
+        unread=unread,
     )
 
 
@@ -213,8 +219,9 @@ def share_out(sources: list[Source], sizes: list[int], tasks: int) -> list[list[
 
 
 def text_bytes(sources: list[Source]) -> int:
+    times = {**PACKED, ".parquet": PARQUET_TIMES}
     files = [file.path for source in sources for file in source.files]
-    return sum(path.stat().st_size * PACKED.get(path.suffix, 1) for path in files)
+    return sum(path.stat().st_size * times.get(path.suffix.lower(), 1) for path in files)
 
 
 def works_of(source: Source, plan: PreparePlan, duplicates: Duplicates) -> Iterator[Work]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO
 
 from utils.files.atomic import naming
-from utils.prepare.sources import CorpusFile
+from utils.prepare.file_formats import CorpusFile
 
 REPORTS = "reports"  # the folder in a data folder for these files, one per split that lacks a document
 

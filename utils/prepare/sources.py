@@ -1,13 +1,14 @@
-"""The datasets of a raw corpus, and which files make a split of each; only the names of the files are looked at.
+"""The datasets of a raw corpus, and which files make a split of each; only the names of files are looked at,
+and the beginning of .json files.
 
 A corpus is a folder tree, one file, or a `.list` file that names files.
 """
 
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -15,22 +16,32 @@ from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN
 from utils.data.shards import shard_name
 from utils.files.checksums import file_sha256
-
-CONVERSATIONS, PLAIN, LINES, PARQUET = "conversations", "plain", "lines", "parquet"  # the formats of corpus files
-SPLIT_OF_FILE = {"full.txt": TRAIN, "train.txt": TRAIN, "test.txt": TEST}
-LINES_FILE = re.compile(r".+\.jsonl(\.gz|\.zst)?")
-TEST_FILE = re.compile(r"(test|valid|validation|val|dev|eval)([-_.].*)?", flags=re.IGNORECASE)  # .jsonl, .parquet
-
-
-@dataclass(frozen=True)
-class CorpusFile:
-    path: Path
-    name: str  # the path relative to the corpus, with `/`
-    format: str
-
-    @property
-    def unit(self) -> str:
-        return "row" if self.format == PARQUET else "byte"
+from utils.prepare.file_formats import (
+    ARROW,
+    CONVERSATIONS,
+    NOTE,
+    PLAIN,
+    READABLE,
+    RECORDS,
+    TABLE,
+    CorpusFile,
+    Unread,
+    format_of,
+    format_of_json,
+    say_unread,
+    stem_of,
+    why_unread,
+)
+from utils.prepare.languages import language_of_code
+from utils.prepare.saved_datasets import (
+    DESCRIBE_SAVED,
+    SPLITS,
+    STATE,
+    require_splits,
+    saved_files,
+    saved_split_is_held_out,
+)
+from utils.prepare.split_names import held_out_by, is_split, names_training, without_splits
 
 
 @dataclass(frozen=True)
@@ -47,8 +58,7 @@ class Source:
     @property
     def language(self) -> str:
         """`fr` for the dataset `FR/Theatre`; empty where the first part of the name is not a language code."""
-        first = self.dataset.split("/")[0].lower()
-        return first if re.fullmatch("[a-z]{2,3}", first) else ""
+        return language_of_code(self.dataset.split("/")[0])
 
 
 def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]]:
@@ -60,102 +70,187 @@ def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]
 
 
 class _Folder(NamedTuple):
-    relative: str  # its path in the corpus; "." for the corpus itself
-    path: Path
+    top: Path  # the corpus, or for a file of a list where the name of its dataset begins
+    relative: str  # its path in `top`; "." for `top` itself
     names: set[str]
+    hidden: frozenset[str] = frozenset()
+    prefix: str = ""  # what the names of its files begin with
+
+    @property
+    def path(self) -> Path:
+        return self.top / self.relative
+
+    @property
+    def home(self) -> Path:
+        """The folder of its dataset, which `train`, `test` and the like in its name are parts of."""
+        return self.top / without_splits(PurePosixPath(self.relative))
+
+    def in_top(self, file: str) -> PurePosixPath:
+        return PurePosixPath(self.relative, file)
+
+    def name_of(self, file: str) -> str:
+        return f"{self.prefix}{self.in_top(file)}"
 
 
-def find_sources(source_path: Path, log: Callable[[str], None] = print) -> list[Source]:
+def find_sources(
+    source_path: Path,
+    log: Callable[[str], None] = print,
+    options: Collection[Path] = (),
+    unread: list[Unread] | None = None,
+) -> list[Source]:
     """The splits of the datasets in a folder tree, of the files that a list names, or of one file, by dataset name.
 
-    In a tree without conversations (full.txt, train.txt, test.txt) each other `*.txt` file is one document. Raises a
-    UserError if `source_path` does not exist, a DataError if there is no dataset or one cannot be told from another.
+    In a tree without conversations (full.txt, train.txt, test.txt) each other `*.txt` file is one document. `log` is
+    told what is held out and what is not read, `unread` gets each file that is not; `options` are files that belong to
+    options. Raises a UserError if `source_path` does not exist, a DataError if there is no dataset or one cannot be
+    told from another.
     """
     if source_path.is_dir():
-        folders = [_Folder(path.relative_to(source_path).as_posix(), path, names) for path, names in _walk(source_path)]
+        folders = list(_walk(source_path))
     elif source_path.is_file():
         folders = _listed(source_path)
     else:
         raise UserError(f"--source_path: {source_path} is neither a directory nor a file")
-    conversational = any(folder.names & SPLIT_OF_FILE.keys() for folder in folders)
+    reader = _FolderReader(folders, options)
     found: dict[tuple[str, str], list[CorpusFile]] = {}
-    ignored = 0
+    held_out: dict[str, Counter[str]] = {}
+    homes: dict[str, tuple[Path, Path]] = {}
     for folder in folders:
         dataset = _dataset_name(folder)
-        for name in sorted(folder.names):
-            kind = _kind_of(name, conversational)
-            if kind is None:
-                ignored += name.endswith(".txt")
-                continue
-            split, file_format = kind
-            relative = name if folder.relative == "." else f"{folder.relative}/{name}"
-            found.setdefault((dataset, split), []).append(CorpusFile(folder.path / name, relative, file_format))
-    if ignored:
-        log(f"ignored {ignored} other .txt files: beside full.txt, train.txt and test.txt they are taken for notes")
+        for file in reader.files_of(folder):
+            reason = reader.held_out_by(folder, file)
+            split = TEST if reason else TRAIN
+            found.setdefault((dataset, split), []).append(file)
+            if reason and (reason, file.format) != ("test.txt", CONVERSATIONS):
+                held_out.setdefault(dataset, Counter())[reason] += 1
+            _require_name_of_its_own(homes, shard_name(dataset, split, 0, 1), folder.home, file.path)
+    for dataset, reasons in held_out.items():
+        log(_held_out_line(dataset, len(found.get((dataset, TRAIN), [])), reasons))
+    say_unread(reader.unread, log)
+    if unread is not None:
+        unread += reader.unread
     if not found:
-        kinds = "full.txt, train.txt, test.txt, *.txt, *.jsonl or *.parquet"
+        kinds = f"full.txt, train.txt, test.txt, {READABLE}"
         raise DataError(f"{source_path} holds no conversation and no other text: no folder in it has a {kinds}")
     sources = [Source(dataset, split, tuple(files)) for (dataset, split), files in found.items()]
-    _require_names_of_their_own(sources)
     return sorted(sources, key=lambda source: (source.dataset, source.split != TRAIN))
+
+
+def _held_out_line(dataset: str, for_training: int, reasons: Counter[str]) -> str:
+    """What is taken for what, where more is held out than a test.txt; ten names at most."""
+    parts = [f"{reason} ({count})" if reason.endswith("/") else reason for reason, count in reasons.most_common(10)]
+    more = f" and {len(reasons) - 10} more names" if len(reasons) > 10 else ""
+    number = reasons.total()
+    files = f"{number} file{'s' * (number > 1)}"
+    return (
+        f"{dataset}: {files} held out for validation by {', '.join(parts)}{more}; "
+        f"{for_training} for training (to train on all, rename what says so)"
+    )
+
+
+class _FolderReader:
+    """Finds the corpus files of folders, and keeps those that are not read in `unread`."""
+
+    def __init__(self, folders: list[_Folder], options: Collection[Path]) -> None:
+        self.unread: list[Unread] = []
+        self._options = {path.resolve() for path in options}
+        self._conversational = any(map(_has_conversations, folders))
+
+    def files_of(self, folder: _Folder) -> Iterator[CorpusFile]:
+        self.unread += [Unread(folder.name_of(name), "rename what is to be read") for name in sorted(folder.hidden)]
+        saved = saved_files(folder.path, folder.names)
+        if SPLITS in folder.names:
+            require_splits(folder.path)
+        for name in sorted(folder.names):
+            if (saved is not None and name in DESCRIBE_SAVED) or name == SPLITS:
+                continue
+            file_format, reason = self._format_of(folder, name, saved)
+            if reason:
+                self.unread.append(Unread(folder.name_of(name), reason))
+            else:
+                yield CorpusFile(folder.path / name, folder.name_of(name), file_format)
+
+    def _format_of(self, folder: _Folder, name: str, saved: set[str] | None) -> tuple[str, str]:
+        """The format of a file, and why it is not read; empty where it is."""
+        if reason := why_unread(name):
+            return "", reason
+        file_format = format_of(name)
+        assert file_format is not None
+        path = folder.path / name
+        if file_format in (RECORDS, TABLE) and path.resolve() in self._options:
+            return "", "files of other options"
+        if file_format == ARROW and saved is not None and name not in saved:
+            return "", f"{STATE} does not name them among the dataset's files; save the dataset again"
+        if _has_conversations(folder):
+            if file_format == PLAIN and is_split(stem_of(name)):
+                return CONVERSATIONS, ""
+            if file_format in (RECORDS, TABLE):
+                return "", NOTE
+        if file_format == PLAIN and self._conversational:
+            return "", NOTE
+        return (format_of_json(path) if file_format == RECORDS else file_format), ""
+
+    def held_out_by(self, folder: _Folder, file: CorpusFile) -> str:
+        """What says that a file is held out; empty for one to train on."""
+        if reason := held_out_by(folder.in_top(file.path.name), file.format == PLAIN):
+            return reason
+        if file.format == ARROW and STATE in folder.names and not names_training(PurePosixPath(folder.relative)):
+            is_part = (folder.path.parent / SPLITS).is_file()
+            if not is_part and saved_split_is_held_out(folder.path):
+                return f"the split in {folder.in_top(STATE)}"
+        return ""
+
+
+def _has_conversations(folder: _Folder) -> bool:
+    return any(format_of(name) == CONVERSATIONS for name in folder.names)
 
 
 def _dataset_name(folder: _Folder) -> str:
     """Raises a `DataError` if the folder's files contradict each other, or its name cannot be read."""
-    if "full.txt" in folder.names and (others := folder.names & {"train.txt", "test.txt"}):
+    conversations = {stem_of(name) for name in folder.names if format_of(name) == CONVERSATIONS}
+    if "full" in conversations and (others := conversations & {"train", "test"}):
         other = max(others)  # train.txt where both are there
-        raise DataError(f"{folder.path} has full.txt and {other}; keep either full.txt, or train.txt and test.txt")
-    dataset = _own_name(folder.path) if folder.relative == "." else folder.relative
+        raise DataError(f"{folder.path} has full.txt and {other}.txt; keep either full.txt, or train.txt and test.txt")
+    relative = without_splits(PurePosixPath(folder.relative)).as_posix()
+    dataset = _own_name(folder.top) if relative == "." else relative
     if not dataset.isprintable():
         raise DataError(f"the name of the folder {dataset!r} is no readable text; rename it")
     return dataset
 
 
-def _require_names_of_their_own(sources: list[Source]) -> None:
+def _require_name_of_its_own(homes: dict[str, tuple[Path, Path]], prefix: str, home: Path, file: Path) -> None:
     """Raises a `DataError` if two folders make one dataset, or two datasets would have one name for their shards."""
-    by_prefix: dict[str, Path] = {}
-    for source in sources:
-        for file in source.files:
-            other = by_prefix.setdefault(shard_name(source.dataset, source.split, 0, 1), file.path)
-            if other.parent != file.path.parent:
-                raise DataError(f"{other} and {file.path} would have the same shard names; rename a folder")
-
-
-def _kind_of(name: str, conversational: bool) -> tuple[str, str] | None:
-    """The split and the format of a file by its name, None for what is not a corpus file."""
-    split = TEST if TEST_FILE.fullmatch(name) else TRAIN
-    if name in SPLIT_OF_FILE:
-        return SPLIT_OF_FILE[name], CONVERSATIONS
-    if LINES_FILE.fullmatch(name):
-        return split, LINES
-    if name.endswith(".parquet"):
-        return split, PARQUET
-    if name.endswith(".txt") and not conversational:
-        return TRAIN, PLAIN
-    return None
+    other_home, other = homes.setdefault(prefix, (home, file))
+    if other_home != home:
+        raise DataError(f"{other} and {file} would have the same shard names; rename a folder")
 
 
 def _listed(path: Path) -> list[_Folder]:
     """The folders of the files that `path`, a `.list` file, names by line; or that of `path` with this file alone."""
     if path.suffix != ".list":
-        if _kind_of(path.name, False) is None:
-            raise UserError(f"--source_path: {path} is none of *.txt, *.jsonl(.gz/.zst), *.parquet and *.list")
-        return [_Folder(".", path.parent, {path.name})]
+        if why_unread(path.name):
+            raise UserError(f"--source_path: {path} is none of {READABLE}, and no *.list")
+        return [_Folder(path.parent, ".", {path.name})]
     names_of: dict[Path, set[str]] = {}
     for file in _read_list(path):
         names_of.setdefault(file.parent, set()).add(file.name)
     all_names = {name for names in names_of.values() for name in names}
-    if all_names & SPLIT_OF_FILE.keys():
-        notes = sorted(name for name in all_names if _kind_of(name, True) is None)
+    if any(format_of(name) == CONVERSATIONS for name in all_names):
+        notes = sorted(name for name in all_names if format_of(name) == PLAIN)
         if notes:
             raise UserError(f"{path}: {notes[0]} is no conversation, and beside conversations *.txt files are not read")
-    found = []
-    for folder, names in names_of.items():
-        # a dataset is named by its folder as the list has it, or by the folder's own name where that is outside
-        is_outside = folder.is_absolute() or ".." in folder.parts
-        directory = path.parent / folder
-        found.append(_Folder(_own_name(directory) if is_outside else folder.as_posix(), directory, names))
-    return found
+    return [_listed_folder(path.parent, folder, names) for folder, names in names_of.items()]
+
+
+def _listed_folder(parent: Path, folder: Path, names: set[str]) -> _Folder:
+    """A folder as the list names it; one outside the list's own folder is named by itself, `test` by the one above."""
+    if not folder.is_absolute() and ".." not in folder.parts:
+        return _Folder(parent, folder.as_posix(), names)
+    directory = (parent / folder).resolve()
+    top = directory
+    while is_split(top.name):
+        top = top.parent
+    return _Folder(top, directory.relative_to(top).as_posix(), names, prefix=f"{_own_name(top)}/")
 
 
 def _read_list(path: Path) -> Iterator[Path]:
@@ -167,8 +262,8 @@ def _read_list(path: Path) -> Iterator[Path]:
         file = Path(line.strip())
         if not (path.parent / file).is_file():
             raise UserError(f"{path}, line {number}: {path.parent / file} does not exist")
-        if _kind_of(file.name, False) is None:
-            raise UserError(f"{path}, line {number}: {file} is none of *.txt, *.jsonl(.gz/.zst) and *.parquet")
+        if why_unread(file.name):
+            raise UserError(f"{path}, line {number}: {file} is none of {READABLE}")
         if (path.parent / file).resolve() in seen:
             raise UserError(f"{path}, line {number}: {file} is there twice")
         seen.add((path.parent / file).resolve())
@@ -179,7 +274,7 @@ def _own_name(folder: Path) -> str:
     return folder.resolve().name or "corpus"  # the root directory has no name
 
 
-def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
+def _walk(top: Path) -> Iterator[_Folder]:
     """Every folder from `top` down and the names of its files; follows links, but yields no folder twice."""
 
     def fail(error: OSError) -> None:
@@ -191,5 +286,7 @@ def _walk(top: Path) -> Iterator[tuple[Path, set[str]]]:
             subfolders.clear()
             continue
         seen.add(os.path.realpath(folder))
+        hidden = {name for name in names if name.startswith(".")}
+        hidden |= {name for name in subfolders if name.startswith(".")}
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder), {name for name in names if not name.startswith(".")}
+        yield _Folder(top, Path(folder).relative_to(top).as_posix(), set(names) - hidden, frozenset(hidden))

@@ -23,10 +23,11 @@ from utils.prepare import duplicates
 from utils.prepare.block_rows import BlockRows, BlockWorker, Remainder, Rows, Work
 from utils.prepare.documents import problem_message
 from utils.prepare.duplicates import PARTS
+from utils.prepare.file_formats import CorpusFile
 from utils.prepare.plan import Duplicates, PreparePlan, text_bytes, works_of
 from utils.prepare.progress import ProgressLine, say
 from utils.prepare.removals import REPORTS, RemovalLog
-from utils.prepare.sources import CorpusFile, Source, file_facts
+from utils.prepare.sources import Source, file_facts
 from utils.prepare.work_pool import WorkPool
 
 PREPARATION_VERSION = 2  # another one makes every split be done again

@@ -1,0 +1,209 @@
+"""The texts of files that are tables: Parquet, Arrow, CSV, and JSON that is not one record per line."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from lit_gpt.errors import DataError
+from utils.prepare.file_formats import ARROW, PARQUET, TABLE, CorpusFile
+from utils.prepare.unpacking import import_pyarrow, unpacked
+
+MAX_RECORD = 32 * 2**20  # characters of a JSON record or CSV field
+READ = 1 << 20
+_SPACES = re.compile(r"[ \t\r\n]*")
+
+
+class BadRow(str):
+    """What is wrong with a row, in its place."""
+
+
+def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
+    """The value of each row in `text_field`, or a `BadRow`; a DataError if there is no such column or no such table."""
+    if file.format == PARQUET:
+        return _parquet_values(file.path, size, text_field)
+    if file.format == ARROW:
+        return _arrow_values(file.path, text_field)
+    if file.format == TABLE:
+        return _csv_values(file.path, text_field)
+    return _json_values(file.path, text_field)
+
+
+def _require_column(path: Path, names: list[str], text_field: str) -> None:
+    if text_field not in names:
+        raise DataError(f"{path} has no column '{text_field}' but {', '.join(names)}; give --text_field")
+
+
+@contextmanager
+def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
+    """Makes what Arrow says of a broken file a `DataError`."""
+    try:
+        yield
+    except (import_pyarrow().ArrowException, OSError) as e:
+        if isinstance(e, OSError) and e.errno is not None:
+            raise
+        raise DataError(f"{path} is truncated or no {kind} file: {str(e).partition(chr(10))[0]}") from None
+
+
+def _parquet_values(path: Path, size: int, text_field: str) -> Iterator[Any]:
+    import_pyarrow()
+    from pyarrow import parquet  # an optional package
+
+    with _arrow_errors(path, "Parquet"), parquet.ParquetFile(path, buffer_size=READ) as table:
+        _require_column(path, table.schema_arrow.names, text_field)
+        groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
+        total_bytes = sum(group.total_byte_size for group in groups)
+        rows = max(1, min(128, size * table.metadata.num_rows // max(1, total_bytes)))
+        batches = table.iter_batches(batch_size=rows, columns=[text_field])
+        yield from chain.from_iterable(_values(batch.column(0)) for batch in batches)
+
+
+def _arrow_values(path: Path, text_field: str) -> Iterator[Any]:
+    """Of a stream, as `datasets` writes them, or of a file in Arrow's other format (Feather 2)."""
+    arrow = import_pyarrow()
+    with _arrow_errors(path, "Arrow"), path.open("rb") as file:
+        is_stream = file.read(6) != b"ARROW1"
+        file.seek(0)
+        reader = arrow.ipc.open_stream(file) if is_stream else arrow.ipc.open_file(file)
+        _require_column(path, reader.schema.names, text_field)
+        batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+        for batch in batches:
+            column = batch.column(text_field)
+            for begin in range(0, len(column), 128):
+                yield from _values(column.slice(begin, 128))
+
+
+def _values(column: Any) -> list[Any]:
+    """The values of an Arrow array, text as bytes: Arrow does not say which one is not UTF-8."""
+    from pyarrow import types  # an optional package
+
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_string(column.type) or types.is_large_string(column.type) or types.is_string_view(column.type):
+        column = column.cast("large_binary")
+    return column.to_pylist()
+
+
+def _csv_values(path: Path, text_field: str) -> Iterator[Any]:
+    with unpacked(path) as stream:
+        delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+        csv.field_size_limit(MAX_RECORD)
+        lines = csv.reader(_as_text(stream), delimiter=delimiter, strict=True)
+        try:
+            header = next(lines, [])
+        except csv.Error as e:
+            raise DataError(f"{path}: the first line does not name columns: {e}") from None
+        if not header:
+            return
+        _require_column(path, header, text_field)
+        number = header.index(text_field)
+        while True:
+            try:
+                row = next(lines, None)
+            except csv.Error as e:
+                yield BadRow(f"no valid CSV up to line {lines.line_num} ({e}; is a quote not closed?)")
+                continue
+            if row is None:
+                return
+            if len(row) == len(header):
+                yield _as_bytes(row[number])
+            elif row:
+                yield BadRow(
+                    f"{len(row)} fields, where the first line names {len(header)}, up to line {lines.line_num},"
+                )
+
+
+def _as_text(stream: IO[bytes]) -> io.TextIOWrapper:
+    """Text in which bytes that are not UTF-8 stay, so that only the row they are in is left out."""
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _as_bytes(value: str) -> bytes | str:
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return value  # half of a surrogate pair, which the next reader names
+
+
+def _json_values(path: Path, text_field: str) -> Iterator[Any]:
+    for number, record in enumerate(_json_records(path)):
+        if not isinstance(record, dict):
+            yield BadRow(f"{type(record).__name__}, no record with a field '{text_field}',")
+        elif text_field in record:
+            value = record[text_field]
+            yield _as_bytes(value) if isinstance(value, str) else value
+        elif number:
+            yield BadRow(f"no field '{text_field}' (--text_field)")
+        else:
+            fields = ", ".join(list(record)[:20])
+            raise DataError(f"{path} has no field '{text_field}' but {fields}; give --text_field")
+
+
+def _json_records(path: Path) -> Iterator[Any]:
+    """Of an array, or one after the other; holds a part of the file at a time."""
+    with unpacked(path) as stream:
+        reader = _JsonReader(path, _as_text(stream))
+        if reader.next_character() != "[":
+            while reader.next_character():
+                yield reader.read_value()
+            return
+        reader.skip_character()
+        if reader.next_character() != "]":
+            yield reader.read_value()
+        while (character := reader.next_character()) == ",":
+            reader.skip_character()
+            yield reader.read_value()
+        reader.skip_character()
+        if character != "]" or reader.next_character():
+            raise DataError(f"{path} is truncated or no JSON after record {reader.values}")
+
+
+class _JsonReader:
+    """Reads one JSON value after the other, and holds no more than this one and what was read behind it."""
+
+    def __init__(self, path: Path, text: IO[str]) -> None:
+        self.values = 0
+        self._path, self._text = path, text
+        self._buffer, self._at = "", 0
+        self._decoder = json.JSONDecoder()
+
+    def next_character(self) -> str:
+        """The next one that is not white space, without moving behind it; empty at the end of the file."""
+        while True:
+            space = _SPACES.match(self._buffer, self._at)
+            assert space is not None
+            self._at = space.end()
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if not self._read_more():
+                return ""
+
+    def skip_character(self) -> None:
+        self._at += 1
+
+    def read_value(self) -> Any:
+        self.next_character()  # the decoder takes no white space
+        while True:
+            try:
+                value, self._at = self._decoder.raw_decode(self._buffer, self._at)
+                self.values += 1
+                return value
+            except (ValueError, RecursionError) as e:
+                problem = str(e)
+            if len(self._buffer) - self._at > MAX_RECORD:
+                way = f"if there is one, write a record per line: jq -c '.[]' '{self._path}' > x.jsonl"
+                found = f"no JSON record of at most {MAX_RECORD:,} characters after record {self.values}"
+                raise DataError(f"{self._path}: {found}; {way}")
+            if not self._read_more():
+                raise DataError(f"{self._path} is truncated or no JSON after record {self.values}: {problem}")
+
+    def _read_more(self) -> bool:
+        left = len(self._buffer) - self._at
+        more = self._text.read(max(READ, left))  # twice as much each time, or a long value would be read n² times
+        self._buffer, self._at = self._buffer[self._at :] + more, 0
+        return bool(more)
