@@ -46,7 +46,7 @@ LINES = {
     "utils/cluster": 615,
     "utils": 263,
     "utils/data": 969,
-    "utils/prepare": 3950,
+    "utils/prepare": 3951,
     "utils/run": 971,
     "utils/train": 2327,
     "utils/export": 1152,
