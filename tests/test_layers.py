@@ -39,19 +39,19 @@ FLOORS = (
 LINES = {
     "lit_gpt": 234,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 472,
+    "lit_gpt/tokenizer": 642,
     "lit_gpt/formats": 2493,
-    "lit_gpt/inference": 384,
+    "lit_gpt/inference": 392,
     "utils/files": 470,
     "utils/cluster": 615,
     "utils": 263,
-    "utils/data": 969,
-    "utils/prepare": 3951,
+    "utils/data": 970,
+    "utils/prepare": 4022,
     "utils/run": 971,
     "utils/train": 2327,
     "utils/export": 1152,
     "utils/report": 669,
-    "commands": 1525,
+    "commands": 1527,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

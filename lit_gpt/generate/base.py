@@ -25,6 +25,8 @@ class Options(ModelOptions):
     prompt_file: Path | None = None
     """Instead of --prompt a text on each line, or in a *.jsonl file an object with the key "prompt". To stdout goes a
     JSON object a line, with the keys "prompt", "sample" and "text", the continuation."""
+    special_tokens_in_text: bool = False
+    """Make `<s>` or `<|endoftext|>` in a prompt that token; else a prompt is text, with its names of special tokens."""
     num_samples: int = 1
     """Continuations of each prompt."""
     batch_size: int = 16
@@ -55,7 +57,7 @@ def main(options: Options) -> None:
     print(f"model loaded in {time.perf_counter() - start:.1f} s", file=sys.stderr)
     start = time.perf_counter()
     if options.prompt is not None and options.num_samples == 1:
-        ids = model.encode(options.prompt)
+        ids = model.encode(options.prompt, options.special_tokens_in_text)
         print(options.prompt, end="", flush=True)
         for _, piece in model.stream([ids], options):
             print(piece, end="", flush=True)
@@ -101,7 +103,7 @@ def _prompt_of(line: str, where: str) -> str:
 
 def continuations(model: TextModel, prompts: list[str], options: Options) -> Iterator[tuple[str, int, str]]:
     """Each prompt with the number of a sample and its text, in order, batch by batch."""
-    ids = [model.encode(prompt) for prompt in prompts]
+    ids = [model.encode(prompt, options.special_tokens_in_text) for prompt in prompts]
     model.check(ids)  # all of them, before the first is continued
     size, count = options.batch_size, options.num_samples
     per_batch = max(1, size // count)

@@ -6,6 +6,7 @@ its own position. What the padding left in the cache beyond a row's end is overw
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Literal
 
@@ -18,6 +19,7 @@ from lit_gpt.inference.sampling import choose
 from lit_gpt.inference.sampling_options import Sampling
 from lit_gpt.model.building import empty_model, materialise
 from lit_gpt.model.lazy_tensors import specs_of
+from lit_gpt.tokenizer.hf_tokenizer import Encode, encoder_of_special_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer, require_utf8
 
 Precision = Literal["auto", "32-true", "16-true", "bf16-true"]
@@ -55,11 +57,17 @@ class TextModel:
         self._room = (0, 0)
         self._cached: list[int] = []
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, special_tokens_in_text: bool = False) -> list[int]:
         """Token ids of `text`, with the begin-of-text token where the model was trained with one."""
         require_utf8(text)
         begin = [self.tokenizer.bos_id] if self.tokenizer.adds_bos else []
+        if special_tokens_in_text:
+            return begin + self._encode_special([text])[0]
         return begin + self.tokenizer.encode(text)
+
+    @cached_property
+    def _encode_special(self) -> Encode:
+        return encoder_of_special_tokens(self.tokenizer)
 
     def stream(
         self,

@@ -3,15 +3,18 @@
 transformers renders it in Jinja's sandbox (https://huggingface.co/docs/transformers/chat_templating).
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
+from lit_gpt.tokenizer.hf_tokenizer import Encode, encoder_of_hidden_names, encoder_of_special_tokens
+from lit_gpt.tokenizer.special_tokens import HIDDEN, any_of
 from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, Tokenizer, require_utf8
 
+_MARK = "\ufdd0"  # for use within a program only, says Unicode
 Message = dict[str, str]  # `role` (system, user or assistant) and `content`
 
 
@@ -45,10 +48,29 @@ class ChatTemplate:
             raise UserError(f"the chat template of {self._tokenizer.directory} refuses the conversation: {e}") from None
 
     def encode(self, messages: list[Message]) -> list[int]:
-        """Token ids of `render`, special tokens by their names."""
-        text = self.render(messages)
+        """Token ids of `render`: special tokens that the template writes are tokens, those named in a message text."""
+        names = self._control_names
+        if names is None or not any(names.search(message["content"]) for message in messages):
+            text = self.render(messages)
+            require_utf8(text)
+            return self._encode([text])[0]
+        # the template sees a number in place of each name; what it writes itself is then hidden before these come back
+        named: list[str] = []
+
+        def put_number(found: re.Match[str]) -> str:
+            named.append(found[0])
+            return f"{_MARK}{len(named) - 1}{_MARK}"
+
+        numbered = []
+        for message in messages:
+            if HIDDEN in message["content"] or _MARK in message["content"]:
+                raise UserError("a message holds NUL or U+FDD0, which are no characters")
+            numbered.append({**message, "content": names.sub(put_number, message["content"])})
+        text = self.render(numbered)
         require_utf8(text)
-        return self._encode(text)
+        text = names.sub(rf"{HIDDEN}\g<0>", text)
+        text = re.sub(f"{_MARK}([0-9]+){_MARK}", lambda found: named[int(found[1])], text)
+        return self._encode_hidden([text])[0]
 
     @cached_property
     def end_of_turn(self) -> int | None:
@@ -60,16 +82,17 @@ class ChatTemplate:
         return self._tokenizer.token_id(max(following, key=len)) if following else None
 
     @cached_property
-    def _encode(self) -> Callable[[str], list[int]]:
-        if self._tokenizer.library == "tokenizers":
-            return self._tokenizer.encode
-        # SentencePiece takes `</s>` in a text for four characters
-        made = tokenizer_json(self._tokenizer)
-        if made is None:
-            raise DataError(
-                f"the tokenizer of {self._tokenizer.directory} needs a tokenizer.json for its chat template"
-            )
-        return lambda text: made.encode(text, add_special_tokens=False).ids
+    def _control_names(self) -> re.Pattern[str] | None:
+        names = self._tokenizer.control_tokens
+        return re.compile(any_of(names)) if names else None
+
+    @cached_property
+    def _encode(self) -> Encode:
+        return encoder_of_special_tokens(self._tokenizer)
+
+    @cached_property
+    def _encode_hidden(self) -> Encode:
+        return encoder_of_hidden_names(self._tokenizer)
 
 
 def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

@@ -6,8 +6,9 @@ tests/export/test_convert_litgpt_to_transformers.py). The tokenizer.json made he
 """
 
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -16,9 +17,11 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.errors import DataError
+from lit_gpt.tokenizer.special_tokens import any_of, hide
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 
 _Piece = ModelProto.SentencePiece
+Encode = Callable[[list[str]], list[list[int]]]
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> HFTokenizer | None:
@@ -52,6 +55,42 @@ def tokenizer_json(tokenizer: Tokenizer) -> HFTokenizer | None:
     if tokenizer.adds_bos:
         result.post_processor = _begin_with(proto.pieces[tokenizer.bos_id].piece, tokenizer.bos_id, True)
     return result
+
+
+def encoder_of_special_tokens(tokenizer: Tokenizer) -> Encode:
+    """What gives the token ids of texts where the name of a special token is that token, not its characters.
+
+    A DataError for a kind of SentencePiece model that has no tokenizer.json.
+    """
+    if tokenizer.library == "tokenizers":
+        return tokenizer.encode_with_special_tokens
+    made = _required_json(tokenizer)
+    names = re.compile(any_of(tokenizer.control_tokens))
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        found = tokenizer.encode_batch(texts)
+        for number, text in enumerate(texts):
+            if names.search(text):
+                found[number] = made.encode(text, add_special_tokens=False).ids
+        return found
+
+    return encode
+
+
+def encoder_of_hidden_names(tokenizer: Tokenizer) -> Encode:
+    """Likewise, but of names that `hide` gave these tokens: so a text can hold both them and their names."""
+    if tokenizer.library == "tokenizers":
+        content = (tokenizer.directory / "tokenizer.json").read_bytes()
+    else:
+        content = _required_json(tokenizer).to_str()
+    hidden = HFTokenizer.from_str(json.dumps(hide(json.loads(content), tokenizer.control_tokens)))
+    return lambda texts: [hidden.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def _required_json(tokenizer: Tokenizer) -> HFTokenizer:
+    if made := tokenizer_json(tokenizer):
+        return made
+    raise DataError(f"the tokenizer of {tokenizer.directory} needs a tokenizer.json for special tokens in a text")
 
 
 def read_sentencepiece(path: Path) -> ModelProto:
@@ -106,6 +145,8 @@ def _merges(pieces: Sequence[_Piece], vocabulary: dict[str, int]) -> list[tuple[
     """
     merges = []
     for piece in pieces:
+        if piece.type in (_Piece.UNKNOWN, _Piece.CONTROL):
+            continue  # no text becomes one of these
         for cut in range(len(piece.piece) - 1, 0, -1):
             left, right = piece.piece[:cut], piece.piece[cut:]
             if left in vocabulary and right in vocabulary:

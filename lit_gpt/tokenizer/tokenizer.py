@@ -16,6 +16,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.errors import DataError, UserError
+from lit_gpt.tokenizer.special_tokens import hide, made_by_model
 
 CHAT_TEMPLATE = "chat_template.jinja"
 TOKENIZER_FILES = (
@@ -97,9 +98,13 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without begin or end tokens; on one thread if TOKENIZERS_PARALLELISM is false."""
+        """Token ids of each text, without begin or end tokens; on one thread if TOKENIZERS_PARALLELISM is false.
+
+        Text is text: the name of a control token in it stays characters.
+        """
         if self._hf is not None:
-            return [encoding.ids for encoding in self._hf.encode_batch_fast(texts, add_special_tokens=False)]
+            self._plain.encode_special_tokens = True
+            return [encoding.ids for encoding in self._plain.encode_batch_fast(texts, add_special_tokens=False)]
         threads = 1 if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("false", "0") else -1
         return self._sentencepiece.encode(texts, num_threads=threads)
 
@@ -114,13 +119,35 @@ class Tokenizer:
         return "tokenizers" if self._hf is not None else "sentencepiece"
 
     @cached_property
-    def special_tokens(self) -> list[str]:
-        """The names of tokens that are not text, such as `<s>`, and of those added to the vocabulary."""
+    def _plain(self) -> HFTokenizer:
+        """`_hf`, or where its model makes special tokens of their names' characters, a copy that cannot."""
+        names, model = self.control_tokens, self._hf.model
+        if all(model.token_to_id(name) is None for name in names):
+            return self._hf
+        values = json.loads((self.directory / "tokenizer.json").read_bytes())
+        return HFTokenizer.from_str(json.dumps(hide(values, names))) if made_by_model(values, names) else self._hf
+
+    def encode_with_special_tokens(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens by their names; SentencePiece does not do that."""
+        assert self._hf is not None
+        self._hf.encode_special_tokens = False
+        return [encoding.ids for encoding in self._hf.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def control_tokens(self) -> list[str]:
+        """The names of tokens that are not text, such as `<s>`."""
         if self._hf is not None:
-            return [token.content for token in self._hf.get_added_tokens_decoder().values()]
+            return [token.content for token in self._hf.get_added_tokens_decoder().values() if token.special]
         model = self._sentencepiece
         ids = range(self.vocab_size)
         return [model.id_to_piece(index) for index in ids if model.is_control(index) or model.is_unknown(index)]
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """The names of control tokens, and of others that were added to the vocabulary: these are in texts, too."""
+        if self._hf is not None:
+            return [token.content for token in self._hf.get_added_tokens_decoder().values()]
+        return self.control_tokens
 
     @cached_property
     def vocabulary(self) -> list[str]:

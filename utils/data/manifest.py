@@ -46,6 +46,7 @@ class DatasetSplit:
     skipped: dict[str, int]  # documents that were left out, by reason
     sources: list[dict[str, Any]]  # the corpus' files: path, bytes, SHA-256
     shards: list[Shard]
+    named: dict[str, int] = field(default_factory=dict)  # how often the text has each name of a special token
 
     def __post_init__(self) -> None:
         assert self.targets == self.tokens - self.documents, "a token of the corpus is not a target exactly once"

@@ -6,6 +6,7 @@ normalised, and their variants put beside them (`dialogue.py`). The documents ar
 (`Remainder`), so that small blocks cost no padding.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -39,6 +40,7 @@ class Recipe:
     min_characters: int
     max_characters: int | None
     seed: int
+    special_tokens_in_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class BlockRows(NamedTuple):
     turns: int
     words: int
     tokens: int  # every token of the documents once
+    named: Counter[str]  # how often the text has each name of a control token
     library: Library
     bad: list[Bad]
     removed: list[Removed]
@@ -93,7 +96,9 @@ class BlockWorker:
     def __init__(self, recipe: Recipe, library: Library) -> None:
         self.recipe = recipe
         self._library = library
-        self._encoder = Encoder(recipe.checkpoint_dir, recipe.bos, recipe.eos, recipe.window, library)
+        self._encoder = Encoder(
+            recipe.checkpoint_dir, recipe.bos, recipe.eos, recipe.window, library, recipe.special_tokens_in_text
+        )
 
     def __call__(self, work: Work) -> BlockRows:
         """Packs a block's documents into rows; a DataError if gigatoken gives other tokens than the tokenizer."""
@@ -115,6 +120,7 @@ class BlockWorker:
             turns=encoded.turn_count,
             words=encoded.words,
             tokens=len(encoded.tokens) - encoded.shared,
+            named=encoded.named,
             library=self._library,
             bad=bad,
             removed=removed,
@@ -134,7 +140,8 @@ class BlockWorker:
 
 def start_worker(recipe: Recipe, sample: list[str] | None) -> BlockWorker:
     """A worker with the fastest library that tokenises `sample` right; without a sample, with the tokenizer's own."""
-    return BlockWorker(recipe, choose_library(Tokenizer(recipe.checkpoint_dir), sample))
+    library = choose_library(Tokenizer(recipe.checkpoint_dir), sample, recipe.special_tokens_in_text)
+    return BlockWorker(recipe, library)
 
 
 def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) -> tuple[list[Document], list[Removed]]:

@@ -74,6 +74,7 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
             "augmentation_level": options.augmentation_level,
             "min_characters": recipe.min_characters,
             "max_characters": recipe.max_characters,
+            "special_tokens_in_text": recipe.special_tokens_in_text,
             "seed": recipe.seed,
             "normalised": {source.dataset: dialogue.language for source, dialogue in dialogues.items()},
             "version": PREPARATION_VERSION,

@@ -11,7 +11,9 @@ the first of the part, what follows are the whole document's tokens there; the l
 
 import ctypes
 import os
-from collections.abc import Iterator
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import compress
@@ -21,6 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_gpt.errors import DataError
+from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
+from lit_gpt.tokenizer.special_tokens import any_of
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
 from utils.prepare.blocks import cut_between_words
@@ -41,6 +45,7 @@ class Encoded(NamedTuple):
     turn_count: int  # lines of the text that begin with a speaker's tag
     words: int  # what white space separates in the text
     empty: list[int]  # numbers of the documents that gave no token
+    named: Counter[str]  # how often the text has each name of a control token
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Library:
     avoid: tuple[bytes, ...] = ()  # names of special tokens; a document that holds one is left to the slower library
 
 
-def choose_library(tokenizer: Tokenizer, sample: list[str] | None) -> Library:
+def choose_library(tokenizer: Tokenizer, sample: list[str] | None, special_tokens_in_text: bool = False) -> Library:
     """gigatoken if it gives the tokens of `tokenizer` for every text of `sample`, else the tokenizer's own library."""
     own = tokenizer.library
     if sample is None:
@@ -62,13 +67,21 @@ def choose_library(tokenizer: Tokenizer, sample: list[str] | None) -> Library:
     except (RuntimeError, ValueError) as e:
         return Library(own, f"gigatoken does not do this tokenizer: {str(e).partition(chr(10))[0]}")
 
+    encode = encoder_of_special_tokens(tokenizer) if special_tokens_in_text else tokenizer.encode_batch
+
     def differs(text: str) -> bool:
-        return fast.encode(text.encode()).tolist() != tokenizer.encode(text)
+        return fast.encode(text.encode()).tolist() != encode([text])[0]
 
     if wrong := next(filter(differs, sample), None):
         return Library(own, f"gigatoken gives other tokens for {wrong[:40]!r}")
-    # a special token may take the white space beside it
-    avoid = [name.encode() for name in tokenizer.special_tokens if differs(f"a{name}b") or differs(f"a {name} b")]
+    avoid = []
+    for name in tokenizer.special_tokens:
+        is_text = (
+            name in tokenizer.control_tokens and not special_tokens_in_text
+        )  # gigatoken always makes tokens of them
+        # a special token may take the white space beside it
+        if is_text or differs(f"a{name}b") or differs(f"a {name} b"):
+            avoid.append(name.encode())
     size = sum(map(len, sample))
     return Library(GIGATOKEN, f"the same tokens as {own} for {size:,} characters of this corpus", tuple(avoid))
 
@@ -95,8 +108,17 @@ def _gigatoken_json(directory: Path) -> bytes:
 class Encoder:
     """Documents to `Encoded`: each one's tokens, between the begin- and end-of-text tokens that are wanted."""
 
-    def __init__(self, checkpoint_dir: Path, bos: bool, eos: bool, window: int, library: Library) -> None:
+    def __init__(
+        self,
+        checkpoint_dir: Path,
+        bos: bool,
+        eos: bool,
+        window: int,
+        library: Library,
+        special_tokens_in_text: bool = False,
+    ) -> None:
         self._tokenizer = Tokenizer(checkpoint_dir)
+        self._encode_special = encoder_of_special_tokens(self._tokenizer) if special_tokens_in_text else None
         self._dtype = token_dtype(self._tokenizer.vocab_size)
         self._nothing = np.zeros(0, np.uint32)
         self._before = np.array([self._tokenizer.bos_id], np.uint32) if bos else self._nothing
@@ -104,8 +126,8 @@ class Encoder:
         self._window = window
         self._fast = load_gigatoken(checkpoint_dir) if library.name == GIGATOKEN else None
         self._size_at_first = resident_bytes()
-        self._avoid = library.avoid
-        self._avoid_firsts = {name[:1] for name in library.avoid}
+        self._avoid = _Names(library.avoid)
+        self._control_names = _Names([name.encode() for name in self._tokenizer.control_tokens])
         self._line_ends, self._line_starts = self._tokenizer.line_ends, self._tokenizer.line_starts
 
     def __call__(self, documents: list[Document]) -> Encoded:
@@ -139,7 +161,8 @@ class Encoder:
         joined = np.concatenate([self._nothing, *parts], dtype=np.uint32, casting="unsafe")
         assert joined.max(initial=0) < self._tokenizer.vocab_size, "a token id outside of the vocabulary"
         tokens = joined.astype(self._dtype)
-        words, turn_count = count_words_and_turns([document.text[document.context :] for document in documents])
+        own_texts = [document.text[document.context :] for document in documents]
+        words, turn_count = count_words_and_turns(own_texts)
         return Encoded(
             tokens=tokens,
             lengths=np.array(lengths, np.int64),
@@ -148,20 +171,16 @@ class Encoder:
             turn_count=turn_count,
             words=words,
             empty=empty,
+            named=self._control_names.count(own_texts),
         )
 
     def _encode(self, texts: list[bytes]) -> list[np.ndarray]:
         if self._fast is None:
             return self._encode_slowly(texts)
         encode = self._fast.encode
-        avoided = [self._must_avoid(text) for text in texts]
+        avoided = [self._avoid.in_text(text) for text in texts]
         slowly = iter(self._encode_slowly(list(compress(texts, avoided))))
         return [next(slowly) if slow else encode(text) for text, slow in zip(texts, avoided, strict=True)]
-
-    def _must_avoid(self, text: bytes) -> bool:
-        if not any(first in text for first in self._avoid_firsts):  # a single byte is found 30 times as fast as a name
-            return False
-        return any(name in text for name in self._avoid)
 
     def _keep_small(self) -> None:
         """Loads gigatoken anew, which takes 0.1 s, where it has made this process grow too much."""
@@ -181,7 +200,7 @@ class Encoder:
             size += len(text)
             if size > CHECK_BYTES:
                 break
-            if not self._must_avoid(text):
+            if not self._avoid.in_text(text):
                 checked.append(text)
         for text, ids in zip(checked, self._encode_slowly(checked), strict=True):
             if not np.array_equal(self._fast.encode(text), ids):
@@ -197,9 +216,12 @@ class Encoder:
             if len(batch) == 1 and len(batch[0]) > BATCH_BYTES:
                 found.append(self._encode_long(batch[0]))
             else:
-                ids = self._tokenizer.encode_batch([text.decode() for text in batch])
-                found += [np.array(one, np.uint32) for one in ids]
+                found += self._encode_batch(batch)
         return found
+
+    def _encode_batch(self, texts: list[bytes]) -> list[np.ndarray]:
+        encode = self._encode_special or self._tokenizer.encode_batch
+        return [np.array(ids, np.uint32) for ids in encode([text.decode() for text in texts])]
 
     def _encode_long(self, text: bytes) -> np.ndarray:
         """The ids of a text that takes much memory at once: of parts that repeat two words, if they fit together."""
@@ -210,16 +232,16 @@ class Encoder:
             end, following = len(rest), 0
             if position + BATCH_BYTES < len(text):
                 end, following = cut_between_words(rest, context, len(rest) - 1)
-            ids = np.array(self._tokenizer.encode(rest[:end].decode()), np.uint32)
+            [ids] = self._encode_batch([rest[:end]])
             if context:
-                repeated = self._tokenizer.encode(rest[:context].decode())
-                if ids[: len(repeated)].tolist() != repeated:
-                    return np.array(self._tokenizer.encode(text.decode()), np.uint32)
+                [repeated] = self._encode_batch([rest[:context]])
+                if not np.array_equal(ids[: len(repeated)], repeated):
+                    return self._encode_batch([text])[0]
                 ids = ids[len(repeated) :]
             found.append(ids)
             position, context = position - context + end, following
             if not following and position < len(text):
-                return np.array(self._tokenizer.encode(text.decode()), np.uint32)
+                return self._encode_batch([text])[0]
         return np.concatenate(found)
 
     def _without_context(self, document: Document, ids: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -238,6 +260,27 @@ class Encoder:
             begins = _find(self._line_ends, own[:-1]) | _find(self._line_starts, own[1:])
             found.append(np.flatnonzero(begins) + 1 + first)
         return np.concatenate(found)
+
+
+class _Names:
+    """Texts that are looked for in documents."""
+
+    def __init__(self, names: Sequence[bytes]) -> None:
+        self._firsts = {name[:1] for name in names}
+        source = any_of(name.decode("latin-1") for name in names) if names else "(?!)"
+        self._pattern = re.compile(source.encode("latin-1"))
+
+    def in_text(self, text: bytes) -> bool:
+        if not any(first in text for first in self._firsts):  # a single byte is found 30 times as fast as a name
+            return False
+        return self._pattern.search(text) is not None
+
+    def count(self, texts: list[bytes]) -> Counter[str]:
+        found: Counter[bytes] = Counter()
+        for text in texts:
+            if any(first in text for first in self._firsts):
+                found.update(self._pattern.findall(text))
+        return Counter({name.decode(): count for name, count in found.items()})
 
 
 def _find(chosen: np.ndarray, tokens: np.ndarray) -> np.ndarray:

@@ -69,6 +69,8 @@ class PrepareOptions:
     """Tokenise by gigatoken, if it is installed and proves itself on a sample of the text."""
     max_memory: float | None = None
     """GB of memory to use at most, for all processes: fewer of them tokenise where that is too little."""
+    special_tokens_in_text: bool = False
+    """Make `<s>` or `<|endoftext|>` in the text that token. Default: text is text, its names of special tokens, too."""
     add_bos: bool | None = None
     """Begin each document with the begin-of-text token. Default: as the tokenizer is configured."""
     add_eos: bool | None = None

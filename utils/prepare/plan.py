@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.slurm import slurm_tasks
 from utils.data.manifest import TEST
@@ -64,6 +65,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     of_options = [path for path in (options.metadata, options.group_datasets_by_genre) if path]
     sources = find_sources(options.source_path, say, of_options, unread)
     tokenizer = Tokenizer(options.checkpoint_dir)
+    if options.special_tokens_in_text:
+        encoder_of_special_tokens(tokenizer)  # which raises where there is none
     recipe = make_recipe(options, tokenizer)
     groups = read_groups(options.group_datasets_by_genre)
     facts = read_metadata(options.metadata) if options.metadata else {}
@@ -108,6 +111,7 @@ def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
         text_field=options.text_field,
         min_characters=options.min_characters,
         max_characters=options.max_characters,
+        special_tokens_in_text=options.special_tokens_in_text,
         seed=options.seed,
     )
 

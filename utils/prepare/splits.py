@@ -125,6 +125,8 @@ def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict
             part = {"fingerprint": job.fingerprint(entry.sources), "entry": asdict(entry)}
             write_atomically(job.part_path, json.dumps(part) + "\n")
             progress.line(summary(entry, plan.recipe.window))
+            if entry.named:
+                progress.line(names_in_text(entry, plan.recipe.special_tokens_in_text))
     return made
 
 
@@ -138,6 +140,7 @@ def make_split(
     count = shard_count(source, job.plan.options.multiple_of)
     names = [shard_name(source.dataset, source.split, index, count) for index in range(count)]
     sums: Counter[str] = Counter()
+    named: Counter[str] = Counter()
     with (
         RemovalLog(job.report_path) as removals,
         ShardWriter(job.plan.data_dir, names, recipe.window, token_dtype(recipe.vocab_size)) as writer,
@@ -157,6 +160,7 @@ def make_split(
             remainder.add(result.rest)
             for name in ("documents", "variants", "turns", "words", "tokens"):
                 sums[name] += getattr(result, name)
+            named += result.named
             progress.advance(work.block.size, result.tokens)
         remainder.close()
         for file in source.files:
@@ -179,6 +183,7 @@ def make_split(
         overlap=sums["used"] - sums["tokens"],
         padding=sums["rows"] * recipe.window - sums["used"],
         skipped=dict(sorted(removals.counts.items())),
+        named=dict(sorted(named.items())),
         sources=facts.result(),
         shards=shards,
     )
@@ -216,3 +221,12 @@ def summary(entry: DatasetSplit, window: int) -> str:
         f"{name}: {entry.documents:,} documents, {entry.tokens:,} tokens, {entry.rows:,} rows, "
         f"padding {entry.padding / size:.2%}, overlap {entry.overlap / size:.2%}{skipped} → {len(entry.shards)} shards"
     ).replace("%", " %")
+
+
+def names_in_text(entry: DatasetSplit, are_tokens: bool) -> str:
+    """How often the text has names of special tokens, and what became of them."""
+    names = ", ".join(f"{name} {count:,}×" for name, count in Counter(entry.named).most_common(MOST_NAMED))
+    if len(entry.named) > MOST_NAMED:
+        names += f" and {len(entry.named) - MOST_NAMED} others"
+    became = "became these tokens" if are_tokens else "stay text (tokens with --special_tokens_in_text true)"
+    return f"{entry.dataset} {entry.split}: names of special tokens in the text {became}: {names}"
