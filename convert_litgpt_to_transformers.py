@@ -17,12 +17,14 @@ import torch
 
 from lit_gpt.errors import UserError
 from lit_gpt.formats.hub import describe_left_out, files_to_send, upload
+from lit_gpt.formats.peft_logits import require_peft
 from lit_gpt.formats.programs import require_transformers
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.export.hf_folder import check_output_dir, keep_the_rest, write_adapter, write_folder
 from utils.export.provenance import write_provenance
 from utils.files.staged_folder import recover, staged
 from utils.report.model_card import write_card
+from utils.run.merge_check import compare_merged
 from utils.run.merged_model import load_merged_model
 
 
@@ -37,6 +39,9 @@ def main(options: ConvertOptions) -> None:
     model = load_merged_model(options.input_path, options.checkpoint_dir, dtype=dtype)
     if options.as_adapter and model.lora is None:
         raise UserError(f"--as_adapter: {options.input_path} holds all weights, not an adapter")
+    if model.peft_dir and options.verify == "logits":
+        require_peft(", or give --verify tensors")
+        print(compare_merged(model, model.state_dict), flush=True)
 
     with staged(output_dir) as stage:
         if options.as_adapter:

@@ -17,6 +17,7 @@ import torch
 
 from lit_gpt.errors import UserError
 from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_litgpt_directory
+from lit_gpt.formats.peft_logits import require_peft
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.files.staged_folder import recover, staged_into
 from utils.run.merge_check import compare_merged
@@ -37,10 +38,12 @@ def main(options: MergeOptions) -> None:
     model = load_merged_model(options.lora_path, options.checkpoint_dir, dtype=dtype)
     if model.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
+    if model.peft_dir and options.verify == "logits":
+        require_peft(", or give --verify none")
     with staged_into(folder, last=WEIGHTS) as stage:
         write_litgpt_directory(stage, model.config, model.state_dict, companion_files(model))
-        if options.verify == "logits":
-            print(compare_merged(model, lazy_weights(stage)), flush=True)
+        verified = compare_merged(model, lazy_weights(stage)) if options.verify == "logits" else "not verified"
+        print(verified, flush=True)
     merged = model.provenance.get("checkpoint", "the adapter")
     print(f"merged {merged} of {options.lora_path} into {folder / WEIGHTS}")
 

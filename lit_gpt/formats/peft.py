@@ -6,9 +6,8 @@ so that the rank is the sum of theirs; the way back gives each of them the whole
 """
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +19,15 @@ from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import architecture_of
-from lit_gpt.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
-from lit_gpt.formats.hf_weights import Weight, by_kind, by_run, weights_of
+from lit_gpt.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lit_gpt.formats.hf_weights import Weight, by_kind, by_run, tensors_to_hf, weights_of
+from lit_gpt.formats.peft_config import PeftConfig, read_peft_config
 from lit_gpt.formats.tensor_files import write_safetensors_file
 from lit_gpt.model.gpt import LoRAGPT
 from lit_gpt.model.lora import LoRASettings
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-_REFUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices", "target_parameters")
+_COPY = re.compile(r"base_model\.model\.(.+?)(?:\.base_layer)?(\.weight|\.bias)")  # of a tensor of the base model
 
 
 class _Part(NamedTuple):
@@ -89,23 +89,23 @@ def write_peft(
     return len(tensors) // 2
 
 
-def read_peft(folder: Path, config: Config, hf: Mapping[str, Any]) -> tuple[dict[str, Tensor], LoRASettings]:
+def read_peft(
+    folder: Path, config: Config, hf: Mapping[str, Any], base: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], LoRASettings]:
     """peft's adapter in `folder` as litgpt's tensors in fp32, with their scale in B: so alpha is the rank.
 
-    A UserError says that it is not a plain LoRA adapter, a DataError that it is damaged or adapts another model.
+    `base` is the model it is for. A UserError says that it is not a plain LoRA adapter, a DataError that it is damaged
+    or adapts another model.
     """
-    described = read_json(folder / ADAPTER_CONFIG)
-    kind = described.get("peft_type")
-    used = [name for name in _REFUSED if described.get(name)]
-    if kind != "LORA":
-        used.append(f"peft_type {kind}")
-    if described.get("bias", "none") != "none":
-        used.append(f"bias {described['bias']}")
-    if used:
-        raise UserError(f"{folder / ADAPTER_CONFIG} has {', '.join(used)}; only plain LoRA adapters are supported")
-    pairs = _read_pairs(folder, described)
+    described = read_peft_config(folder)
+    path = folder / ADAPTER_WEIGHTS
+    tensors = _read_tensors(path)
+    pairs = _take_pairs(path, tensors, described)
+    _check_copies(path, tensors, config, hf, base)
+    weights = weights_of(config, hf)
+    _check_places(folder / ADAPTER_CONFIG, described, pairs, weights, hf)
     found: dict[tuple[str, str], _Pair] = {}
-    for weight in weights_of(config, hf):
+    for weight in weights:
         found |= _ours(weight, pairs, config, hf)
     if pairs:
         raise DataError(f"{folder}: {len(pairs)} modules are not in the base model, such as {min(pairs)}")
@@ -181,42 +181,75 @@ def _split(
     return pairs
 
 
-def _read_pairs(folder: Path, described: Mapping[str, Any]) -> dict[str, _Pair]:
-    path = folder / ADAPTER_WEIGHTS
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing: not an adapter of peft (older .bin files: load and save it with peft)")
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as e:
         raise DataError(f"{path} cannot be read ({e}); fetch it again") from None
-    pairs = {}
-    for name in tensors:
-        match = _KEY.fullmatch(name)
-        if match is None:
-            raise DataError(f"{path}: {name} is no part of a LoRA adapter")
-        module = match[1]
-        if module in pairs:
-            continue
-        a = tensors.get(f"base_model.model.{module}.lora_A.weight")
-        b = tensors.get(f"base_model.model.{module}.lora_B.weight")
-        if a is None or b is None or b.size(1) != len(a):
-            raise DataError(f"{path}: A and B of {module} do not belong together")
-        rank = _of_pattern(described.get("rank_pattern"), module, described.get("r"))
-        if rank != len(a):
-            raise DataError(f"{path}: {module} has rank {len(a)}, {ADAPTER_CONFIG} says {rank}")
-        if not a.any() or not b.any():
-            raise DataError(f"{path}: the adapter of {module} is zero: it changes nothing")
-        alpha = _of_pattern(described.get("alpha_pattern"), module, described.get("lora_alpha"))
-        pairs[module] = _Pair(a, b, alpha / (math.sqrt(rank) if described.get("use_rslora") else rank))
-    if not pairs:
+    if not tensors:
         raise DataError(f"{path} is empty")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise DataError(f"{path}: {name} has values that are not finite")
+    return tensors
+
+
+def _take_pairs(path: Path, tensors: dict[str, Tensor], described: PeftConfig) -> dict[str, _Pair]:
+    """Takes the A and B out of `tensors`, by module."""
+    pairs = {}
+    for module in dict.fromkeys(match[1] for match in map(_KEY.fullmatch, tensors) if match):
+        a = tensors.pop(f"base_model.model.{module}.lora_A.weight", None)
+        b = tensors.pop(f"base_model.model.{module}.lora_B.weight", None)
+        if a is None or b is None or a.ndim != 2 or b.ndim != 2 or b.size(1) != len(a):
+            raise DataError(f"{path}: A and B of {module} do not belong together")
+        if (rank := described.rank(module)) != len(a):
+            raise DataError(f"{path}: {module} has rank {len(a)}, {ADAPTER_CONFIG} says {rank}")
+        pairs[module] = _Pair(a, b, described.scale(module))
+    # one of them may be: gradients, or the choice of targets, can leave a module as it was
+    if pairs and not any(pair.a.any() and pair.b.any() and pair.scale for pair in pairs.values()):
+        raise DataError(f"{path}: the adapters of all {len(pairs)} modules are zero: it changes nothing")
     return pairs
 
 
-def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """peft's rule: the value of the first key that is the module's name or, after a dot, its end."""
-    matching = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(matching, default)
+def _check_copies(
+    path: Path, tensors: Mapping[str, Tensor], config: Config, hf: Mapping[str, Any], base: Mapping[str, Tensor]
+) -> None:
+    """Raises a DataError unless `tensors` are the base model's: peft stores an adapted head's own weights too."""
+    copies = {}
+    for name, tensor in tensors.items():
+        match = _COPY.fullmatch(name)
+        if match is None:
+            raise DataError(f"{path}: {name} is no part of a LoRA adapter of linear layers")
+        copies[match[1] + match[2]] = (name, tensor)
+    if not copies:
+        return
+    head = architecture_of(hf).outer["lm_head"] + ".weight"
+    for found, tensor in [*tensors_to_hf(base, config, hf), (head, base["lm_head.weight"])]:
+        if found not in copies:
+            continue
+        name, copy = copies[found]
+        if not torch.equal(copy, tensor.float()):
+            raise DataError(f"{path}: {name} differs from the base model's: the adapter is for another, or replaces it")
+    known = {head, *(name for weight in weights_of(config, hf) for name in weight.theirs)}
+    if unknown := copies.keys() - known:
+        raise DataError(f"{path}: {copies[min(unknown)][0]} is no part of a LoRA adapter of the base model")
+
+
+def _check_places(
+    path: Path, described: PeftConfig, pairs: Mapping[str, _Pair], weights: Iterable[Weight], hf: Mapping[str, Any]
+) -> None:
+    """Raises a DataError unless the weights are of the modules that peft adapts by the configuration."""
+    modules = set()
+    for weight in weights:
+        modules |= {module for module, _ in _modules(weight, hf) if not module.endswith(".bias")}
+    outer = {".".join(name.split(".")[:length]) for name in modules for length in range(1, name.count(".") + 1)}
+    targets = {module for module in modules | outer if described.targets(module)}
+    if without := targets - pairs.keys():
+        raise DataError(f"{path} adapts {len(without)} modules whose A and B are not there, such as {min(without)}")
+    if spare := (pairs.keys() & modules) - targets:
+        raise DataError(f"{path} does not adapt {len(spare)} modules whose A and B are there, such as {min(spare)}")
 
 
 def _ours(

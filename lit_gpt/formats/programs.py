@@ -50,10 +50,12 @@ def require_transformers(instead: str = "") -> None:
         raise UserError(f"transformers is needed and not installed: pip install transformers==5.3.0{instead}")
 
 
-def run_transformers(module: str, folder: Path, request: dict[str, Any], answer: Path) -> None:
+def run_transformers(
+    module: str, folder: Path, request: dict[str, Any], answer: Path, library: str = "transformers"
+) -> None:
     """Runs `python -m module FOLDER REQUEST.json ANSWER` in a fresh process, which reads `request` and writes `answer`.
 
-    A DataError says that transformers cannot load the folder; also raised is what `failure_of_system` returns.
+    A DataError says that the `library` cannot load the folder; also raised is what `failure_of_system` returns.
     """
     asked = answer.with_name("request.json")
     asked.write_text(json.dumps(request), encoding="utf-8")
@@ -67,7 +69,7 @@ def run_transformers(module: str, folder: Path, request: dict[str, Any], answer:
         errors="replace",
     )
     if done.returncode:
-        if failure := failure_of_system("transformers", done.returncode, done.stderr, answer.parent):
+        if failure := failure_of_system(library, done.returncode, done.stderr, answer.parent):
             raise failure
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise DataError(f"transformers does not load {folder}: {lines[-1]}")
+        raise DataError(f"{library} does not load {folder}: {lines[-1]}")

@@ -38,7 +38,8 @@ def llama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("llama")
     make_hf(folder, *FAMILIES["Llama"])
     hf = read_hf_config(folder)
-    return hf, config_from_hf(hf)
+    config = config_from_hf(hf)
+    return hf, config, dict(tensors_from_hf(folder, config, hf))
 
 
 def random_adapter(config, settings):
@@ -74,7 +75,7 @@ def test_back_in_it_is_the_same_change(base, settings, tmp_path):
     _, hf, config, weights = base
     adapter = random_adapter(config, settings)
     write_peft(tmp_path, adapter, config, settings, hf, None)
-    found, found_settings = read_peft(tmp_path, config, hf)
+    found, found_settings = read_peft(tmp_path, config, hf, weights)
     expected = merge_adapter(weights, adapter, config, settings)
     for name, tensor in merge_adapter(weights, found, config, found_settings).items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5)
@@ -84,9 +85,8 @@ def test_an_adapter_that_peft_made(llama, tmp_path):
     """Two ranks, two alphas, one layer left out."""
     from peft import LoraConfig, get_peft_model
 
-    hf, config = llama
+    hf, config, weights = llama
     model = make_hf(tmp_path / "base", *FAMILIES["Llama"])
-    weights = dict(tensors_from_hf(tmp_path / "base", config, hf))
     targets = ["q_proj", "down_proj"]
     patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 5}}
     made = get_peft_model(
@@ -96,7 +96,7 @@ def test_an_adapter_that_peft_made(llama, tmp_path):
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     made.save_pretrained(tmp_path / "adapter")
-    adapter, settings = read_peft(tmp_path / "adapter", config, hf)
+    adapter, settings = read_peft(tmp_path / "adapter", config, hf, weights)
     assert (settings.r, settings.query, settings.key, settings.mlp) == (4, True, False, True)
     merged = build_model(config, merge_adapter(weights, adapter, config, settings), None, 0, torch.float32)
     ids = some_ids(1, 30)
@@ -130,7 +130,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda folder: (folder / ADAPTER_WEIGHTS).write_bytes(b"\0" * 40), DataError, "cannot be read"),
         (lambda folder: change_tensors(folder, lambda t: t.pop(f"{Q}.lora_B.weight")), DataError, "do not belong"),
         (
-            lambda folder: change_tensors(folder, lambda t: t[f"{Q}.lora_B.weight"].zero_()),
+            lambda folder: change_tensors(folder, lambda t: [t[name].zero_() for name in t if "lora_B" in name]),
             DataError,
             "changes nothing",
         ),
@@ -152,13 +152,20 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
                 folder, lambda t: t.update({"base_model.model.lm_head.weight": torch.ones(1)})
             ),
             DataError,
+            r"lm_head\.weight differs from the base model's",
+        ),
+        (
+            lambda folder: change_tensors(
+                folder, lambda t: t.update({"base_model.model.model.embed_tokens.lora_embedding_A": torch.ones(2, 420)})
+            ),
+            DataError,
             "no part of a LoRA",
         ),
     ],
 )
 def test_what_is_no_adapter_of_this_model_is_one_clear_error(llama, spoil, error, message, tmp_path):
-    hf, config = llama
+    hf, config, weights = llama
     write_peft(tmp_path, random_adapter(config, ALL), config, ALL, hf, None)
     spoil(tmp_path)
     with pytest.raises(error, match=message):
-        read_peft(tmp_path, config, hf)
+        read_peft(tmp_path, config, hf, weights)

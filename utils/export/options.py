@@ -102,7 +102,8 @@ class MergeOptions:
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Type of the merged weights. Default: the foundation model's. The sum is computed in float32 always."""
     verify: Literal["logits", "none"] = "logits"
-    """logits: those of the written model, computed layer by layer in float32, are those of base and adapter."""
+    """logits: those of the written model, computed layer by layer in float32, are those of base and adapter; of peft's
+    folder as peft computes them in a fresh process, which needs peft, and the base model in memory in float32."""
     debug: bool = False
     """Show tracebacks."""
 

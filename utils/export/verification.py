@@ -49,7 +49,7 @@ def verify_tensors(stage: Path, model: MergedModel, hf: dict[str, Any]) -> str:
 
 def verify_adapter(stage: Path, model: MergedModel, hf: dict[str, Any], modules: int) -> str:
     """Reads the adapter for peft in `stage`, merges it, and compares every weight with the trained model's."""
-    adapter, settings = read_peft(stage, model.config, hf)
+    adapter, settings = read_peft(stage, model.config, hf, model.base)
     merged = merge_adapter(model.base, adapter, model.config, settings)
     for name, tensor in model.state_dict.items():
         # peft multiplies by the scale at another point: that differs by a rounding of the weights' type at most

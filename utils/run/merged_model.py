@@ -54,6 +54,8 @@ class MergedModel:
     """The foundation model's weights, as long as there is an adapter."""
     adapter: Mapping[str, Tensor] | None = None
     """The adapter that was merged, by litgpt's names."""
+    peft_dir: Path | None = None
+    """peft's folder, where the adapter came from there."""
 
 
 def find_input(path: Path) -> Path:
@@ -118,9 +120,11 @@ def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | N
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
     config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
-    adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir))
+    adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir), base)
     merged = merge_adapter(base, adapter, config, lora, dtype)
-    return MergedModel(config, merged, checkpoint_dir, checkpoint_dir, lora, base=base, adapter=adapter)
+    return MergedModel(
+        config, merged, checkpoint_dir, checkpoint_dir, lora, base=base, adapter=adapter, peft_dir=folder
+    )
 
 
 def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:
