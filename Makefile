@@ -19,6 +19,7 @@ quickstart: $(STAMP)
 
 test: $(STAMP) lint
 	tests/slurm/install.sh
+	tests/export/install_go.sh
 	$(VENV)/bin/python utils/install_llama_cpp.py || echo "the tests of GGUF files are left out: see above"
 	$(VENV)/bin/python tests/run_groups.py
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -45,11 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit("the tests that read ../shared cannot run: it is missing", returncode=1)
     if os.environ.get("CI") and not (LLAMA_CPP / STAMP).is_file():
         pytest.exit("the tests of GGUF files cannot run: utils/install_llama_cpp.py has not installed", returncode=1)
+    if os.environ.get("CI") and shutil.which("go") is None:
+        pytest.exit("the tests of Ollama's templates cannot run: tests/export/install_go.sh has failed", returncode=1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {
         "shared": (SHARED.is_dir(), "needs the real data in ../shared"),
+        "go": (shutil.which("go") is not None, "needs Go: tests/export/install_go.sh"),
         "llama_cpp": ((LLAMA_CPP / STAMP).is_file(), "needs llama.cpp: python utils/install_llama_cpp.py"),
     }
     for marker, (is_there, reason) in needs.items():

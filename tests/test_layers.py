@@ -53,9 +53,9 @@ LINES = {
     "utils/prepare": 4022,
     "utils/run": 1003,
     "utils/train": 2327,
-    "utils/export": 1153,
+    "utils/export": 1546,
     "utils/report": 669,
-    "commands": 1535,
+    "commands": 1537,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

@@ -38,12 +38,14 @@ def main(options: QuantizeOptions) -> None:
     text = read_text(options.text)
     model = read_model(options.model_dir)
     check_space(model, options)
-    form, context = form_of(model.folder), served_context(model.folder, model.context)
+    context = served_context(model.folder, model.context)
     folder = options.output_dir
     with staged(folder) as stage:
         scratch = stage / "scratch"
         scratch.mkdir()
         source, reference = make_source(llama, model, text, options.windows, scratch)
+        form = form_of(model.folder)
+        print("\n".join(("Modelfile: " + form.description, *form.notes)), flush=True)
         rows = []
         for gguf_type in options.methods:
             row = make_gguf(llama, model, gguf_type, source, reference, stage)

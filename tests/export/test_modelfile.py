@@ -1,4 +1,4 @@
-"""The Modelfile as Ollama reads it: parsed by its rules, and its template filled as Go would."""
+"""The Modelfile as Ollama reads it: parsed by its rules, and its template filled by Go."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.export.go_templates import tokenizer_folder
 from utils.export.modelfile import form_of, modelfile, served_context
 from utils.prepare.dialogue import normalise
 
@@ -30,8 +31,7 @@ LLAMA3 = (
 def folder_with(tmp_path: Path, provenance: dict | None = None, template: str | None = None) -> Path:
     if provenance is not None:
         (tmp_path / "training_provenance.json").write_text(json.dumps(provenance))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template} if template else {}))
-    return tmp_path
+    return tokenizer_folder(tmp_path, template)
 
 
 def parse(text: str) -> dict[str, list[str]]:
@@ -42,29 +42,16 @@ def parse(text: str) -> dict[str, list[str]]:
     return found
 
 
-def fill(template: str, messages: list[dict[str, str]]) -> str:
-    """Go's text/template, as far as ours use it: range over the messages, if eq of the role, fields."""
-
-    def one(message: dict[str, str], body: str) -> str:
-        def choose(match: re.Match[str]) -> str:
-            return match[2] if message["role"] == match[1] else match[3]
-
-        body = re.sub(r'{{ if eq \.Role "(\w+)" }}(.*?){{ else }}(.*?){{ end }}', choose, body, flags=re.S)
-        return body.replace("{{ .Role }}", message["role"]).replace("{{ .Content }}", message["content"])
-
-    inner = re.fullmatch(r"{{ range \.Messages }}(.*){{ end }}(.*)", template, flags=re.S)
-    return "".join(one(message, inner[1]) for message in messages) + inner[2]
-
-
+@pytest.mark.go
 @pytest.mark.parametrize("language", [None, "fr", "en"])
-def test_a_dialogue_is_written_as_in_the_training(tmp_path, language):
+def test_a_dialogue_is_written_as_in_the_training(tmp_path, language, go):
     provenance = {"turns": 12, "normalised": {"X": language} if language else {}, "schedule": {"window": 65}}
     folder = folder_with(tmp_path, provenance)
     commands = parse(modelfile("m.gguf", form_of(folder), served_context(folder, 128), "</s>"))
     raw = "[speaker001:] Bonjour ?\n[speaker002:] Bonjour !\n[speaker001:] Ça va ?\n[speaker002:]"
     expected = normalise(raw, language, open_end=True) if language else raw
     spaced = [{**m, "content": normalise(m["content"], language) if language else m["content"]} for m in MESSAGES]
-    assert fill(commands["TEMPLATE"][0], spaced) == expected
+    assert go.render(commands["TEMPLATE"][0], spaced) == expected
     assert commands["PARAMETER stop"] == ["\n[", "</s>"] and commands["PARAMETER num_ctx"] == ["64"]
     assert commands["FROM"] == ["./m.gguf"]
 
@@ -75,16 +62,19 @@ def test_of_as_many_languages_the_first_counts(tmp_path):
         assert form == form_of(folder_with(tmp_path, {"turns": 12, "normalised": {"A": first}}))
 
 
-def test_text_is_gone_on_with(tmp_path):
+@pytest.mark.go
+def test_text_is_gone_on_with(tmp_path, go):
     # what is left of a base model's chat template is not what this run taught
     folder = folder_with(tmp_path, {"turns": 0, "options": {"seed": 1}, "schedule": {"window": 4097}}, CHATML)
     commands = parse(modelfile("m.gguf", form_of(folder), served_context(folder, 2048), None))
     assert commands["TEMPLATE"] == ["{{ .Prompt }}"] and "PARAMETER stop" not in commands
     assert commands["PARAMETER num_ctx"] == ["2048"]
+    assert go.render(commands["TEMPLATE"][0], MESSAGES[:1]) == "Bonjour ?"
 
 
+@pytest.mark.go
 @pytest.mark.parametrize(("template", "stop"), [(CHATML, "<|im_end|>"), (LLAMA3, "<|eot_id|>")])
-def test_a_chat_is_what_transformers_writes(tmp_path, template, stop):
+def test_a_chat_is_what_transformers_writes(tmp_path, template, stop, go):
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -92,11 +82,11 @@ def test_a_chat_is_what_transformers_writes(tmp_path, template, stop):
     commands = parse(modelfile("m.gguf", form_of(folder), 64, None))
     theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), chat_template=template)
     expected = theirs.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    assert fill(commands["TEMPLATE"][0], MESSAGES) == expected
+    assert go.render(commands["TEMPLATE"][0], MESSAGES) == expected
     assert stop in commands["PARAMETER stop"]
 
 
 def test_a_chat_template_of_another_kind_is_left_to_ollama(tmp_path):
-    (tmp_path / "chat_template.jinja").write_text("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}")
-    text = modelfile("m.gguf", form_of(tmp_path), 64, "</s>")
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ loop.index }} {{ m.content }}{% endfor %}"
+    text = modelfile("m.gguf", form_of(tokenizer_folder(tmp_path, template)), 64, "</s>")
     assert "TEMPLATE" not in parse(text) and "ollama show" in text

@@ -8,34 +8,21 @@ from typing import Any, NamedTuple
 from lit_gpt.formats.hf_files import read_json
 from lit_gpt.tokenizer.chat_template import find_template
 from utils.export.provenance import PROVENANCE
+from utils.export.template_battery import compare
+from utils.export.turns import Turns, learn
 from utils.prepare.dialogue import normalise
 
-DIALOGUE = (
-    '{{{{ range .Messages }}}}{{{{ if eq .Role "assistant" }}}}{model}{{{{ else }}}}{user}{{{{ end }}}} '
-    "{{{{ .Content }}}}\n{{{{ end }}}}{model}"
-)
+SPEAKS = "the model's own chat template"
 
 
 class Form(NamedTuple):
     description: str
-    template: str | None  # None: Ollama takes the one in the GGUF file
+    template: str | None  # None: Ollama takes one by the GGUF file's
     stops: tuple[str, ...]
+    notes: tuple[str, ...] = ()  # what a user has to know of it
 
 
 COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
-CHATS = (  # a chat template that holds the first stop of one of these is of that form
-    Form(
-        "chat, in ChatML",
-        "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n",
-        ("<|im_start|>", "<|im_end|>"),
-    ),
-    Form(
-        "chat, in Llama 3's form",
-        "{{ range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n{{ .Content }}<|eot_id|>{{ end }}"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        ("<|start_header_id|>", "<|eot_id|>"),
-    ),
-)
 
 
 def form_of(folder: Path) -> Form:
@@ -49,13 +36,55 @@ def form_of(folder: Path) -> Form:
     if provenance.get("options"):
         return COMPLETION
     # a run of this program teaches conversations or plain text; a chat template counts for other models
-    template = find_template(folder, _read_if_there(folder / "tokenizer_config.json"))
-    if template is None:
+    if find_template(folder, _read_if_there(folder / "tokenizer_config.json")) is None:
         return COMPLETION
-    for form in CHATS:
-        if form.stops[0] in template:
-            return form
-    return Form("chat; Ollama has to know the template in the GGUF file: see `ollama show`", None, ())
+    return _chat(folder)
+
+
+def _chat(folder: Path) -> Form:
+    """The form that says what the folder's chat template says, as transformers renders it, or none."""
+    # transformers takes seconds, and only models of others need it here
+    from utils.export.hf_chat import HFChat
+
+    chat = HFChat(folder)
+    if chat.has_date:
+        return _left_to_ollama("it writes the day's date, which Ollama's templates cannot")
+    turns = learn(chat.render)
+    if turns is None:
+        return _left_to_ollama("what it writes does not follow from the roles of a message and its neighbour")
+    equal, differing = compare(turns.render, chat.render)
+    if differing:
+        return _left_to_ollama(f"a conversation of {differing} comes out otherwise")
+    notes = limits(turns)
+    if chat.lacks_begin:
+        notes.append(f"The GGUF file has {chat.begin} put before every text; {SPEAKS} writes none.")
+    stops = chat.stops(turns.between.get(("assistant", "user"), ""))
+    return Form(f"chat, as {SPEAKS} writes it: equal in {equal} conversations", turns.go(), stops, tuple(notes))
+
+
+def limits(turns: Turns) -> list[str]:
+    """What the form refuses, as it cannot say it or the model's template refuses it too."""
+    kinds = []
+    if ("", "system") not in turns.between:
+        kinds.append("a system message")
+    elif ("assistant", "system") not in turns.between:
+        kinds.append("a system message after the first turn")
+    if ("assistant", "") not in turns.between:
+        kinds.append("an answer to go on with")
+    kinds.append("calls of tools" if ("assistant", "tool") in turns.between else "calls of tools and what they gave")
+    notes = [f"Ollama answers with an error: {', '.join(kinds)}."]
+    if ("", "assistant") not in turns.between:
+        notes.append("An answer at the beginning is left out.")
+    return notes
+
+
+def _left_to_ollama(reason: str) -> Form:
+    notes = (
+        f"Without TEMPLATE, as no form of this program says what {SPEAKS} says: {reason}.",
+        "Ollama takes a template that it knows, by the one in the GGUF file, or the bare prompt: see `ollama show`.",
+        "llama.cpp's `llama-server --jinja` renders the model's own.",
+    )
+    return Form("chat", None, (), notes)
 
 
 def _dialogue(language: str | None) -> Form:
@@ -63,7 +92,18 @@ def _dialogue(language: str | None) -> Form:
     turns = "[speaker001:] a\n[speaker002:] a"
     written = normalise(turns, language) if language else turns
     user, model = (line[: line.index("]") + 1] for line in written.splitlines())
-    return Form(f"dialogue, {user} with {model}", DIALOGUE.format(user=user, model=model), ("\n[",))
+    return Form(f"dialogue, {user} with {model}", dialogue_turns(user, model).go(), ("\n[",))
+
+
+def dialogue_turns(user: str, model: str) -> Turns:
+    """A system message is a line before the first turn, of no speaker."""
+    between = {("", "system"): "", ("", "user"): f"{user} ", ("", "assistant"): f"{model} ", ("assistant", ""): ""}
+    for before, after in (("system", "user"), ("assistant", "user")):
+        between[before, after] = f"\n{user} "
+    for before in ("system", "user"):
+        between[before, "assistant"] = f"\n{model} "
+        between[before, ""] = f"\n{model}"
+    return Turns(between, trimmed=frozenset({"system", "user", "assistant"}), skips_empty_system=True)
 
 
 def served_context(folder: Path, positions: int) -> int:
@@ -79,9 +119,10 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str:
     stops = [*form.stops]
-    if end_token:
+    if end_token and end_token not in stops:
         stops.append(end_token)
-    lines = [f"# {form.description}", f"FROM ./{gguf}", f"PARAMETER num_ctx {context}"]
+    lines = [f"# {line}" for line in (form.description, *form.notes)]
+    lines += [f"FROM ./{gguf}", f"PARAMETER num_ctx {context}"]
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # not escaped: Ollama reads no escapes, but several lines
     if form.template is not None:
         lines.append(f'TEMPLATE """{form.template}"""')
