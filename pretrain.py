@@ -32,13 +32,16 @@ from utils.export.llama_cpp_support import unsupported_features
 from utils.files.folder_lock import locked
 from utils.run.checkpoint_writer import Saved
 from utils.run.csv_log import ALL
+from utils.run.going_back import advice
 from utils.run.progress import TrainingProgress
+from utils.run.record import RunRecord
 from utils.train.agenda import Agenda, Due
 from utils.train.dry_run import dry_run_report
 from utils.train.metrics import progress_columns
+from utils.train.optimizer import trained_of
 from utils.train.plan import TrainingPlan, make_plan
 from utils.train.set_up import Training, record_mixture, set_up
-from utils.train.step import StepHistory, StepResult, optimiser_step
+from utils.train.step import StepHistory, StepResult, all_finite, optimiser_step
 from utils.train.validation import validate
 
 
@@ -82,21 +85,30 @@ class Ending(NamedTuple):
 
 def finished(progress: TrainingProgress, options: PretrainOptions, max_steps: int) -> Ending | None:
     """Why the training is over, None while it is not. Counters and options alone decide, so that a restart agrees."""
-    skipped, step = progress.skipped_in_a_row, progress.step
-    if skipped >= options.max_nonfinite_steps:
-        reason = (
-            f"the loss was not finite in {skipped} steps in a row, up to step {step}; "
-            f"the samples are in training_log.out. Lower --learning_rate (now {options.learning_rate})"
-        )
-        return Ending(reason, is_failure=True)
-    if step >= max_steps:
-        return Ending(f"all {step:,} steps are made")
-    if options.max_checkpoints and progress.checkpoints >= options.max_checkpoints:
-        return Ending(f"{progress.checkpoints} checkpoints are written (--max_checkpoints)")
     worse = progress.validations_without_improvement
-    if options.early_stopping and worse >= options.early_stopping:
-        return Ending(f"{worse} validations without improvement (--early_stopping)")
-    return None
+    if progress.skipped_in_a_row >= options.max_nonfinite_steps:
+        return Ending(skipped_steps(progress), is_failure=True)
+    reason = None
+    if progress.step >= max_steps:
+        reason = f"all {progress.step:,} steps are made"
+    elif options.max_checkpoints and progress.checkpoints >= options.max_checkpoints:
+        reason = f"{progress.checkpoints} checkpoints are written (--max_checkpoints)"
+    elif options.early_stopping and worse >= options.early_stopping:
+        reason = f"{worse} validations without improvement (--early_stopping)"
+    if reason and progress.skipped_in_a_row:
+        if progress.validation_pending:  # only a validation can say that the weights are sound
+            return None
+        is_sound = progress.finite_validation == progress.step and progress.skipped < progress.step
+        return Ending(f"{reason}; {skipped_steps(progress)}", is_failure=not is_sound)
+    return Ending(reason) if reason else None
+
+
+def skipped_steps(progress: TrainingProgress) -> str:
+    """Says how many steps in a row were skipped, up to the last one, and whether the loss or the gradient is why."""
+    steps, losses = progress.skipped_in_a_row, progress.losses_in_a_row
+    what = "the loss was" if losses == steps else "the gradient was"
+    which = f" (the loss in {losses} of them)" if 0 < losses < steps else ""
+    return f"{what} not finite in {steps} step{'s' * (steps > 1)} in a row{which}, up to step {progress.step}"
 
 
 def fit(training: Training, progress: TrainingProgress) -> None:
@@ -129,15 +141,17 @@ def fit(training: Training, progress: TrainingProgress) -> None:
             training.writer.raise_failure()
         log_saved(training, training.writer.poll())
 
-        if due.validate and not due.interrupted:
+        if due.validate and not due.interrupted and progress.skipped_in_a_row < options.max_nonfinite_steps:
             progress = validate_now(training, progress)
 
+        saves = due.save and not progress.skipped_in_a_row  # whose weights may be why
+        progress = dataclasses.replace(progress, checkpoints=progress.checkpoints + saves)
         ending = finished(progress, options, max_steps)
         interrupted = due.interrupted or progress.validation_pending
-        if due.save or interrupted or (ending and not ending.is_failure):
-            save_now(training, progress)
-        agenda.done(due)
-        if interrupted:
+        if saves or (interrupted and not progress.skipped_in_a_row) or (ending and not ending.is_failure):
+            ending = save_now(training, progress) or ending
+        agenda.done(due, saves)
+        if interrupted and not (ending and ending.is_failure):
             stop_after_signal(training, progress)
     finish(training, progress, data, ending)
 
@@ -192,14 +206,13 @@ def train_step(training: Training, progress: TrainingProgress, step_data: StepDa
 def advance(
     training: Training, progress: TrainingProgress, due: Due, step_data: StepData, seconds: float
 ) -> TrainingProgress:
-    """Counts a step that took `seconds`, and the checkpoint and the validation that are now due."""
+    """Counts a step that took `seconds`, and the validation that is now due."""
     training.meter.add(step_data, seconds)
     progress = dataclasses.replace(
         progress,
         step=progress.step + 1,
         samples=progress.samples + training.plan.samples_per_step,
         tokens=progress.tokens + step_data.targets,
-        checkpoints=progress.checkpoints + due.save,
         validation_pending=due.validate,
     )
     return spend(training, progress, seconds)
@@ -220,10 +233,9 @@ def log_steps(training: Training, progress: TrainingProgress, history: StepHisto
     waited = time.monotonic() - began
     columns = training.meter.read(waited)
     progress = spend(training, progress, waited)
-    skipped = progress.skipped_in_a_row
     for record in records:
-        if skipped < training.options.max_nonfinite_steps:  # which ends the training, whatever came after
-            skipped = skipped + 1 if record.skipped else 0
+        if progress.skipped_in_a_row < training.options.max_nonfinite_steps:  # which ends it, whatever came after
+            progress = progress.with_step(record.columns["step"], record.loss, record.skipped)
         if record.skipped:
             end = record.columns["samples"]
             training.log.line(
@@ -232,15 +244,15 @@ def log_steps(training: Training, progress: TrainingProgress, history: StepHisto
             )
     if training.metrics:
         training.metrics.write_steps(records, columns)
-    last, steps = records[-1], training.plan.schedule.max_steps
-    left = (steps - progress.step) * progress.seconds / progress.step
+    last, steps, step = records[-1], training.plan.schedule.max_steps, records[-1].columns["step"]
+    left = (steps - step) * progress.seconds / step
     mfu = f"  MFU {float(columns['mfu']):.1%}" if "mfu" in columns else ""
     training.log.progress(
-        f"step {progress.step:,}/{steps:,}  loss {last.loss:.4f}  lr {last.columns['learning_rate']:.2e}  "
+        f"step {step:,}/{steps:,}  loss {last.loss:.4f}  lr {last.columns['learning_rate']:.2e}  "
         f"norm {last.grad_norm:.2f}  {float(columns['tokens_per_second']):,.0f} tokens/s{mfu}"
         f"  {left / 60:,.0f} min left"
     )
-    return dataclasses.replace(progress, skipped_in_a_row=skipped)
+    return progress
 
 
 def log_datasets(training: Training, progress: TrainingProgress, history: StepHistory) -> None:
@@ -282,6 +294,7 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
         spend(training, progress, time.monotonic() - began),
         best_loss=loss if is_better else best,
         validations_without_improvement=0 if is_better else progress.validations_without_improvement + 1,
+        finite_validation=progress.step if math.isfinite(loss) else progress.finite_validation,
         validation_pending=False,
     )
     if training.metrics:
@@ -291,10 +304,15 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
     return progress
 
 
-def save_now(training: Training, progress: TrainingProgress) -> None:
-    """Begins a checkpoint, and with --async_checkpoints false ends it too."""
+def save_now(training: Training, progress: TrainingProgress) -> Ending | None:
+    """Begins a checkpoint, and with --async_checkpoints false ends it too.
+
+    Weights that are not finite are not saved: nothing goes on from them, and that is how the training ends.
+    """
     began = time.monotonic()
     finish_saving(training)  # the previous checkpoint
+    if not all_finite(trained_of(training.model.parameters())):
+        return Ending(f"weights are not finite after step {progress.step}", is_failure=True)
     training.watchdog.mark(f"copying the checkpoint of step {progress.step}")
     if training.metrics:
         training.metrics.file.sync()
@@ -302,6 +320,7 @@ def save_now(training: Training, progress: TrainingProgress) -> None:
     if not training.options.async_checkpoints:
         finish_saving(training)
     training.log.line(f"checkpoint at step {progress.step:,}: training waited {time.monotonic() - began:.3f} s")
+    return None
 
 
 def finish_saving(training: Training) -> None:
@@ -317,20 +336,31 @@ def log_saved(training: Training, saved: Saved | None) -> None:
 def stop_after_signal(training: Training, progress: TrainingProgress) -> None:
     """Waits for the last checkpoint and ends the program; the same command continues from there."""
     finish_saving(training)
-    raise Interrupted(f"stopped by a signal after step {progress.step}, all of it saved; run the same command again")
+    saved = "all of it saved"
+    if progress.skipped_in_a_row:
+        saved = f"{skipped_steps(progress)}, so that the newest checkpoint is an earlier one"
+    raise Interrupted(f"stopped by a signal after step {progress.step}, {saved}; run the same command again")
 
 
 def finish(training: Training, progress: TrainingProgress, data: TrainingData, ending: Ending) -> None:
-    """Waits for the last checkpoint and says why the training is over; raises if it failed."""
+    """Waits for the last checkpoint and says why the training is over; raises if it failed, with what to do."""
     finish_saving(training)
     if ending.is_failure:
-        error = UserError(ending.reason)
+        what_to_do = on_rank_zero(lambda: note_failure(training, progress))
+        error = UserError(f"{ending.reason}; {what_to_do}")
         error.on_every_process = True
         raise error
     training.watchdog.mark(None)
     if training.fabric.is_global_zero:
         record_mixture(training.options, training.plan, training.log, data.order.counts(progress.samples))
     training.log.line(f"done: {ending.reason}; loss and checkpoints in {training.options.out_dir}")
+
+
+def note_failure(training: Training, progress: TrainingProgress) -> str:
+    """Writes into run.yaml that the run diverged; returns what to do about it."""
+    run_dir = training.options.out_dir
+    RunRecord.load(run_dir).note_divergence(run_dir, progress.last_good_step)
+    return advice(run_dir, progress, training.options.learning_rate)
 
 
 if __name__ == "__main__":

@@ -56,3 +56,13 @@ def test_a_signal_and_a_failure_hold_for_all() -> None:
     assert due.interrupted and due.log and due.log_datasets and not due.failed
     due = agenda.due(2, interrupted=False, failed=True)
     assert due.failed and due.log and not due.log_datasets
+
+
+def test_a_checkpoint_that_was_not_made_is_due_after_every_step() -> None:
+    agenda = Agenda("steps", None, 3)
+    saved = []
+    for step in range(1, 10):
+        due = agenda.due(step, False, False)
+        agenda.done(due, saved=step not in (3, 4))
+        saved.append(due.save)
+    assert saved == [False, False, True, True, True, True, False, False, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -30,8 +31,25 @@ OPTIONS = PretrainOptions(**PATHS, max_checkpoints=3, early_stopping=2, max_nonf
         (TrainingProgress(step=100), "all 100 steps are made"),
         (TrainingProgress(step=7, checkpoints=3), "3 checkpoints are written"),
         (TrainingProgress(step=7, validations_without_improvement=2), "2 validations without improvement"),
-        (TrainingProgress(step=7, skipped_in_a_row=4), "not finite in 4 steps in a row, up to step 7"),
+        (TrainingProgress(step=7, skipped_in_a_row=4), "gradient was not finite in 4 steps in a row, up to step 7"),
         (TrainingProgress(step=100, checkpoints=3, skipped_in_a_row=4), "not finite in 4 steps in a row"),
+        (
+            TrainingProgress(step=7, skipped_in_a_row=4, losses_in_a_row=4),
+            "the loss was not finite in 4 steps in a row",
+        ),
+        (
+            TrainingProgress(step=7, skipped_in_a_row=4, losses_in_a_row=1),
+            "not finite in 4 steps in a row (the loss in 1",
+        ),
+        (
+            TrainingProgress(step=100, skipped_in_a_row=1),
+            "all 100 steps are made; the gradient was not finite in 1 step",
+        ),
+        (
+            TrainingProgress(step=7, checkpoints=3, skipped_in_a_row=1),
+            "written (--max_checkpoints); the gradient was not finite",
+        ),
+        (TrainingProgress(step=100, skipped_in_a_row=1, validation_pending=True), None),
     ],
 )
 def test_the_end_is_a_function_of_counters_and_options(progress: TrainingProgress, words: str | None) -> None:
@@ -57,7 +75,8 @@ class Writer:
         self.waited = True
 
 
-def test_a_training_that_failed_waits_for_its_checkpoint_before_it_says_so() -> None:
+def test_a_training_that_failed_waits_for_its_checkpoint_before_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.note_failure", lambda *_: "go back")
     writer = Writer()
     training = SimpleNamespace(writer=writer, watchdog=SimpleNamespace(mark=lambda _text: None), options=OPTIONS)
     with pytest.raises(UserError, match="not finite") as caught:
@@ -90,3 +109,15 @@ def test_a_signal_during_the_imports_does_not_kill(tmp_path: Path) -> None:
 def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path) -> None:
     code, stderr = signalled_during_imports(tmp_path, signal.SIGINT)
     assert (code, stderr) == (75, "error: interrupted from the keyboard\n")
+
+
+def test_a_run_that_skips_its_last_step_ends_well_only_if_a_validation_finds_its_weights_sound() -> None:
+    skipped = TrainingProgress(step=100, skipped=1, skipped_in_a_row=1, finite_validation=90)
+    assert finished(skipped, OPTIONS, max_steps=100).is_failure
+    ending = finished(dataclasses.replace(skipped, finite_validation=100), OPTIONS, max_steps=100)
+    assert not ending.is_failure and "not finite in 1 step in a row, up to step 100" in ending.reason
+
+
+def test_a_run_that_skipped_every_step_is_a_failure_whatever_its_validation_says() -> None:
+    every = TrainingProgress(step=3, skipped=3, skipped_in_a_row=3, finite_validation=3)
+    assert finished(every, OPTIONS, max_steps=3).is_failure

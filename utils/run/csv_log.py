@@ -114,6 +114,13 @@ def drop_metrics_after(run_dir: Path, columns: Sequence[str], step: int, keep_va
     _write(path, columns, (row for row in read_csv(path) if int(row["step"]) <= last[row["split"]]))
 
 
+def drop_rows_after(path: Path, columns: Sequence[str], step: int) -> None:
+    """Removes the lines of checkpoints after `step` from validation.csv: others will have their names."""
+    if path.is_file():
+        check_columns(path, columns)
+        _write(path, columns, (row for row in read_csv(path) if int(row["step"]) <= step))
+
+
 def _split(line: str) -> list[str]:
     return next(csv.reader([line.replace("\0", "")]), [])
 

@@ -67,6 +67,11 @@ class RunRecord:
         text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
         write_atomically(run_dir / RUN, text)
 
+    def note_divergence(self, run_dir: Path, step: int) -> None:
+        """Writes down that the newest start ended as no step after `step` had a finite gradient."""
+        self.history[-1]["diverged"] = step
+        self.save(run_dir)
+
     @classmethod
     def load(cls, folder: Path) -> RunRecord:
         """Reads a run folder's or a checkpoint's run.yaml; a `UserError` if there is none, a `DataError` if damaged."""

@@ -41,6 +41,7 @@ class Agenda:
 
     def __post_init__(self) -> None:
         self._logged = self._validated = self._saved = time.monotonic()
+        self._owes_checkpoint = False
 
     def due(self, step: int, interrupted: bool, failed: bool, checkpoints: int = 0) -> Due:
         """What is due after step number `step`, counting from 1, with `checkpoints` scheduled ones so far.
@@ -52,7 +53,7 @@ class Agenda:
             own = [
                 step % self.log_interval == 0 or time.monotonic() - self._logged >= 10,  # seconds
                 self._is_over(self.eval_interval, step, self._validated),
-                self._is_over(self.save_interval, step, self._saved),
+                self._is_over(self.save_interval, step, self._saved) or self._owes_checkpoint,
             ]
         sums = sum_over_processes([float(flag) for flag in (*own, interrupted, failed)])
         log, validate, save, interrupted, failed = (found > 0 for found in sums)
@@ -68,14 +69,18 @@ class Agenda:
             failed=failed,
         )
 
-    def done(self, due: Due) -> None:
-        """Begins the intervals of what was due anew, now that it is done: it may itself take longer than one."""
+    def done(self, due: Due, saved: bool = True) -> None:
+        """Begins the intervals of what was due anew, now that it is done: it may itself take longer than one.
+
+        A checkpoint that was due, but not `saved`, is due again after the next step.
+        """
         now = time.monotonic()
         if due.log:
             self._logged = now
         if due.validate:
             self._validated = now
-        if due.save:
+        self._owes_checkpoint = due.save and not saved
+        if due.save and saved:
             self._saved = now
 
     def _is_over(self, interval: int | None, step: int, since: float) -> bool:

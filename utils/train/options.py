@@ -132,6 +132,8 @@ class PretrainOptions:
     """With --dry_run, the share of --peak_tflops that is expected to be reached."""
     resume: Literal["auto", "never"] = "auto"
     """What to do when --out_dir holds this run: go on from its newest valid checkpoint, or refuse."""
+    resume_from: str | None = None
+    """Go back to this checkpoint of the run in --out_dir (`step-00001000`); what came after it goes into set_aside/."""
     seed: int = 1337
     """Decides the sample order, the random weights and dropout."""
     try_small: bool = False
@@ -156,6 +158,7 @@ class PretrainOptions:
             eval_interval=5,
             eval_samples=8,
             save_interval=10,
+            resume_from=None,
         )
 
     def __post_init__(self) -> None:
@@ -188,6 +191,8 @@ class PretrainOptions:
             problems.append("--tensor_parallel trains all weights, not --use_lora's adapters")
         if self.use_lora and self.model_config:
             problems.append("--use_lora needs a foundation model: random weights (--model_config) are not kept")
+        if self.resume_from and self.resume == "never":
+            problems.append("--resume_from goes on with a run, which --resume never forbids")
         raise_problems(problems)
 
 

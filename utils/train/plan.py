@@ -16,6 +16,7 @@ from utils.cluster.launch import resolve_processes
 from utils.data.manifest import TEST, TRAIN, DatasetSplit, Manifest
 from utils.data.mixture import Mixture
 from utils.run.csv_log import METRICS, check_columns
+from utils.run.going_back import named_checkpoint
 from utils.run.record import RUN, RunIdentity, RunRecord
 from utils.train.loggers import check_logger
 from utils.train.metrics import METRIC_COLUMNS
@@ -156,6 +157,8 @@ def check_out_dir(options: PretrainOptions, identity: RunIdentity) -> None:
             raise UserError(f"{options.out_dir} holds a run and --resume is never; give another --out_dir")
         RunRecord.load(options.out_dir).check_same_run(identity, options.out_dir)
         check_columns(options.out_dir / METRICS, METRIC_COLUMNS)
+    if options.resume_from:
+        named_checkpoint(options.out_dir, options.resume_from)
 
 
 def make_schedule(options: PretrainOptions, mixture: Mixture, samples_per_step: int) -> Schedule:

@@ -1,6 +1,5 @@
 """The set-up of a training: the model built, the run's start recorded, its files opened."""
 
-import dataclasses
 import os
 import platform
 import time
@@ -27,9 +26,11 @@ from utils.cluster.watchdog import Watchdog
 from utils.data.mixture import MIXTURE, mixture_table, table_csv, table_text
 from utils.files.atomic import write_atomically
 from utils.files.folder_lock import FolderLock
+from utils.run.checkpoint_folders import verify_checkpoint
 from utils.run.checkpoint_reader import load_checkpoint, newest_valid_checkpoint
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.csv_log import METRICS, CsvLog, drop_metrics_after
+from utils.run.going_back import goes_back, named_checkpoint, set_aside_after
 from utils.run.log import LOG, RunLog
 from utils.run.progress import TrainingProgress
 from utils.run.record import RUN, RunRecord, software_versions, source_commit
@@ -84,15 +85,17 @@ def set_up(
     model, optimizer = build(fabric, options, plan)
     on_rank_zero(lambda: check_out_dir(options, plan.identity))  # again: now nobody else can begin a run there
     log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
-    checkpoint = find_checkpoint(options.out_dir, log) if options.resume == "auto" else None
+    back = on_rank_zero(lambda: checkpoint_to_go_back_to(options))
+    checkpoint = back or find_checkpoint(options, log)
     progress = TrainingProgress()
     if checkpoint:
-        progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer)
-        progress = dataclasses.replace(progress, skipped_in_a_row=0)  # a restart is meant to be another try
+        progress = load_checkpoint(checkpoint, model.module, optimizer.optimizer).as_another_try()
     last_step = progress.step if checkpoint else -1
     opened: list[Metrics] = []
 
     def open_metrics() -> None:
+        if back:
+            log.line(f"going back to {back.name} (--resume_from); {set_aside_after(options.out_dir, last_step)}")
         drop_metrics_after(options.out_dir, METRIC_COLUMNS, last_step, keep_validation=not progress.validation_pending)
         file = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
         for change in save_record(options, plan, fabric.world_size, progress):
@@ -150,13 +153,32 @@ def prepare_blocks(model: nn.Module, options: PretrainOptions) -> None:
             block.forward = torch.compile(block.forward)  # not the block: the names of its parameters stay
 
 
-def find_checkpoint(out_dir: Path, log: RunLog) -> Path | None:
+def find_checkpoint(options: PretrainOptions, log: RunLog) -> Path | None:
     """The newest valid checkpoint; None for a new run. Every process raises if there are some and none verifies."""
-    checkpoint, problems = newest_valid_checkpoint(out_dir)
+    if options.resume == "never":
+        return None
+    checkpoint, problems = newest_valid_checkpoint(options.out_dir)
     for problem in problems:
         log.line(f"checkpoint passed over: {problem}")
     if problems and checkpoint is None:
-        raise DataError(f"no checkpoint of {out_dir} is valid ({problems[0]}); restore one, or give another --out_dir")
+        raise DataError(
+            f"no checkpoint of {options.out_dir} is valid ({problems[0]}); restore one, or give another --out_dir"
+        )
+    return checkpoint
+
+
+def checkpoint_to_go_back_to(options: PretrainOptions) -> Path | None:
+    """The checkpoint that --resume_from names; None if it names none, or the same command has gone back to it before.
+
+    A `DataError` if it is damaged.
+    """
+    if options.resume_from is None:
+        return None
+    checkpoint = named_checkpoint(options.out_dir, options.resume_from)
+    if not goes_back(options.out_dir, cli.public_values(options)):
+        return None
+    if problem := verify_checkpoint(checkpoint):
+        raise DataError(f"--resume_from {options.resume_from}: {problem}; name an earlier one")
     return checkpoint
 
 

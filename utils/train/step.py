@@ -1,7 +1,7 @@
 """One optimiser step, and the results of steps until somebody looks at them: the host may run ahead of the device."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,11 +77,21 @@ def clip_gradients(parameters: Sequence[Tensor], largest: float) -> Tensor:
 
     torch's `clip_grad_norm_` rounds the norm of bf16 gradients to bf16, and all of them with it.
     """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm = _joint_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@torch.no_grad()
+def all_finite(parameters: Iterable[Tensor]) -> bool:
+    """Whether no parameter holds a NaN or an infinity, on any process; waits for the device."""
+    norm = _joint_norm(list(parameters), torch.float64)  # in which no fp32 square overflows
+    return math.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def _joint_norm(tensors: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    norms = [torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in tensors]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 class StepRecord(NamedTuple):
