@@ -41,7 +41,13 @@ def endpoint(folder):
 def asked(endpoint, monkeypatch, answer, text, **parameters):
     """What the model is given for `text`, and what the endpoint makes of its `answer`."""
     prompts = []
-    monkeypatch.setattr(endpoint, "_continue", lambda prompt, _: prompts.append(prompt) or answer)
+
+    def continue_(prompt, parameters):
+        prompts.append(prompt)
+        written = parameters.get("restore", str)(answer)
+        return [type(endpoint).__call__.__globals__["Answer"](written, "length", [], [], 0)]
+
+    monkeypatch.setattr(endpoint, "_continue", continue_)
     (result,) = endpoint({"inputs": text, "parameters": parameters})
     return prompts[0], result["generated_text"]
 
@@ -76,6 +82,60 @@ def test_language_of_a_request(endpoint, monkeypatch):
     assert asked(endpoint, monkeypatch, answer, PROMPT, language=None) == (PROMPT, PROMPT + answer)
     with pytest.raises(ValueError, match="'de' cannot be normalised, only in en and fr"):
         endpoint({"inputs": PROMPT, "parameters": {"language": "de"}})
+
+
+def chatted(endpoint, monkeypatch, answer, messages, **parameters):
+    """The prompt, and what the parameters of the model's call are, of a conversation; and the choice made of it."""
+    calls = []
+
+    def continue_(prompt, settings):
+        calls.append((prompt, settings))
+        written = settings["restore"](answer)
+        return [type(endpoint).__call__.__globals__["Answer"](written, "stop_sequence", [1, 2], [], 7)]
+
+    monkeypatch.setattr(endpoint, "_continue", continue_)
+    result = endpoint({"messages": messages, **parameters})
+    assert result["usage"] == {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+    (choice,) = result["choices"]
+    return *calls[0], choice
+
+
+def test_chat_is_the_turns_that_the_model_knows(endpoint, monkeypatch):
+    messages = [
+        {"role": "system", "content": "Au marché"},
+        {"role": "user", "content": "bonjour ,\nça va ?"},
+        {"role": "assistant", "content": "Oui."},
+        {"role": "user", "content": "et toi ?"},
+    ]
+    prompt, settings, choice = chatted(endpoint, monkeypatch, " Bien. ", messages, stop=["Fin"])
+    turns = ["Au marché", "[Intervenant 1:] bonjour, ça va ?", "[Intervenant 2:] Oui.", "[Intervenant 1:] et toi ?"]
+    assert prompt == "\n".join([*turns, "[Intervenant 2:]"])
+    assert settings["stop"] == ["Fin", "\n["]
+    assert choice["message"] == {"role": "assistant", "content": "Bien."} and choice["finish_reason"] == "stop"
+    with pytest.raises(ValueError, match="knows turns of system, user and assistant, not of tool"):
+        endpoint({"messages": [*messages, {"role": "tool", "content": "x"}]})
+
+
+def test_stop_is_a_name_as_the_request_has_it(endpoint, monkeypatch):
+    """The model writes `[Intervenant 2:]`, the request says `[speaker002:]`."""
+    tokenizer = endpoint.tokenizer
+    written = tokenizer("Oui.\n[Intervenant 2:] Non.", add_special_tokens=False).input_ids
+
+    def generate(ids, stopping_criteria, **_):
+        import torch
+
+        for token in written:
+            ids = torch.cat([ids, torch.tensor([[token]])], dim=1)
+            if any(bool(criterion(ids, None)) for criterion in stopping_criteria):
+                break
+        return type("Output", (), {"sequences": ids})
+
+    monkeypatch.setattr(endpoint.model, "generate", generate)
+    asked = {"inputs": PROMPT, "parameters": {"stop": "[speaker002:]", "return_full_text": False}}
+    (result,) = endpoint(asked)
+    assert result["generated_text"] == " Oui.\n"
+    (whole,) = endpoint({"inputs": PROMPT, "parameters": {"stop": "[speaker003:]", "return_full_text": False}})
+    assert whole["generated_text"] == " Oui.\n[speaker002:] Non."
 
 
 def test_answer_is_the_models(folder, endpoint):
