@@ -232,6 +232,20 @@ def test_weights_of_hundreds_of_groups_stay_small(tmp_path: Path) -> None:
             assert abs(shares[f"FR/{group}-{j}"] - exact) < Fraction(1, 10**15)
 
 
+def test_names_are_text_whatever_yaml_takes_them_for(tmp_path: Path) -> None:
+    names = ("NO/A", "on", "2024-01-01", "1e3", "yes", "null", "0x10")
+    entries = [entry(name, 10) for name in names]
+    given = "shares: {NO/A: 0.1, on: 0.2, 2024-01-01: 0.1, 1e3: 0.1, yes: 0.1, null: 0.3, 0x10: 0.1}"
+    assert mixture_of(entries, given, tmp_path) == {
+        name: Fraction(share, 10) for name, share in zip(names, (1, 2, 1, 1, 1, 3, 1), strict=True)
+    }
+    two = [entry("NO/A", 10), entry("EN/A", 10)]
+    assert mixture_of(two, "languages:\n  no: 3\n  en: 1\n", tmp_path) == {"NO/A": 0.75, "EN/A": 0.25}
+    assert mixture_of(two, "penalties: &p {NO/A: 0.5}\nshares: {}\n", tmp_path)["NO/A"] == Fraction(1, 3)
+    with pytest.raises(UserError, match=r"mixture\.yaml: EN/A is there twice"):
+        mixture_of(two, "penalties: {EN/A: 0.5, NO/A: 1, EN/A: 2}", tmp_path)
+
+
 # The table
 
 

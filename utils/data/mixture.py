@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -143,12 +144,29 @@ def _text(fraction: Fraction) -> str:
     return f"{float(fraction):.12g}"
 
 
+class _NamesAsWritten(yaml.SafeLoader):
+    """Takes every key for text: YAML 1.1 reads the language `no` as false, and a dataset `2024` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and not _is_merge(key)]
+        if twice := [name for name, times in Counter(names).items() if times > 1]:
+            raise UserError(f"{twice[0]} is there twice, in or after line {node.start_mark.line + 1}")
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and not _is_merge(key):
+                key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+def _is_merge(key: yaml.ScalarNode) -> bool:
+    return key.tag == "tag:yaml.org,2002:merge"
+
+
 def _read_sections(path: Path) -> dict[str, Any]:
     """The file's sections, those it lacks empty, as the arguments of `exact_shares`."""
     if not path.is_file():
         raise UserError("does not exist")
     try:
-        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+        sections = yaml.load(path.read_text(encoding="utf-8"), _NamesAsWritten)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"is not valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(sections, dict) or not sections:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
 from utils.prepare.file_formats import CONVERSATIONS, LINES, ROWS, CorpusFile
-from utils.prepare.rows import READ, row_values
-from utils.prepare.unpacking import packing_of, unpacked
+from utils.prepare.rows import row_values
+from utils.prepare.unpacking import READ, packing_of, unpacked
 
 MAX_LINE = 32 * 2**20  # bytes of a JSON line: json.loads takes five times as much memory, tokenising four times
 BOM = b"\xef\xbb\xbf"

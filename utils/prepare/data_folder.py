@@ -1,5 +1,6 @@
 """The data folder as a whole: whether it may be written, and what completes it once every split is there."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from utils.prepare.removals import REPORTS
 from utils.prepare.sources import Source
 from utils.prepare.splits import PREPARATION_VERSION
 
+UNREAD = "not_read.jsonl"
 _SPLIT = r"\.?[^/]+-(train|test)"
 OWN_FILE = re.compile(  # files of splits, relative to the data folder
     rf"({_SPLIT}-\d{{5}}-of-\d{{5}}\.safetensors|{PARTS}/{_SPLIT}\.json|{REPORTS}/{_SPLIT}\.jsonl)(\.tmp)?"
@@ -39,6 +41,7 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
     data_dir, recipe = plan.data_dir, plan.recipe
     manifest = make_manifest(found, plan)
     copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER)
+    write_unread(plan)
     stale = find_stale(data_dir, found)
     path = data_dir / MANIFEST
     if stale or not path.is_file() or path.read_bytes() != manifest.to_json().encode():
@@ -50,6 +53,16 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
     for folder in (data_dir / PARTS).glob("*.signatures"):
         shutil.rmtree(folder)
     say(f"{path}: {sum(entry.rows for entry in manifest.splits):,} rows of {recipe.window:,} tokens")
+
+
+def write_unread(plan: PreparePlan) -> None:
+    """A JSON line for each file of the corpus that is not read; no file where there is none."""
+    path = plan.data_dir / REPORTS / UNREAD
+    if plan.unread:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, "".join(json.dumps(file._asdict()) + "\n" for file in plan.unread))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manifest:

@@ -9,7 +9,7 @@ import numpy as np
 
 from utils.prepare.blocks import MAX_LINE, SPACES, TextBlock, read_bytes
 from utils.prepare.file_formats import LINES, PLAIN, ROWS, CorpusFile
-from utils.prepare.rows import BadRow
+from utils.prepare.rows import BadRow, no_field
 
 _BLANK = re.compile(SPACES)
 
@@ -121,13 +121,13 @@ def _from_json(line: bytes, at: int, text_field: str) -> Document | Bad:
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         return Bad("broken_json", at, "a line that is no JSON")
     if not isinstance(values, dict) or text_field not in values:
-        return Bad("no_field", at, f"no field '{text_field}' (--text_field)")
+        return Bad("no_field", at, no_field(text_field, values))
     return _from_value(values[text_field], at, text_field)
 
 
 def _from_value(value: Any, at: int, text_field: str) -> Document | Bad:
     if isinstance(value, BadRow):
-        return Bad("bad_row", at, value)
+        return Bad(value.reason, at, value)
     if isinstance(value, str):
         try:
             value = value.encode()

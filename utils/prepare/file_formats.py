@@ -19,7 +19,7 @@ _CONVERSATIONS = ("full", "train", "test")
 _DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _MAX_FIRST_LINE = 2**25
 
-NOTE = "note"
+NOTE = "beside full.txt, train.txt and test.txt they are taken for notes"
 _WAYS = {
     "archives; unpack them": "zip tar tgz tbz2 txz 7z rar",
     "make them .txt, say with pandoc -t plain": "docx doc odt rtf epub html htm xhtml xml md rst tex",
@@ -43,7 +43,7 @@ class CorpusFile:
 
 class Unread(NamedTuple):
     name: str  # as that of a `CorpusFile`
-    reason: str  # why it is not read, and the way to have it read; or `NOTE`
+    reason: str  # why it is not read, and the way to have it read
 
 
 def format_of(name: str) -> str | None:
@@ -104,8 +104,7 @@ def say_unread(unread: list[Unread], log: Callable[[str], None]) -> None:
     for reason, names in by_reason.items():
         if reason == NOTE:
             kinds = ", ".join(sorted({_kind(name) for name in names}))
-            beside = "beside full.txt, train.txt and test.txt they are taken for notes"
-            log(f"ignored {len(names)} other {kinds} files: {beside}")
+            log(f"ignored {len(names)} other {kinds} files: {NOTE}")
             continue
         kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, names)).most_common(10))
         examples = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

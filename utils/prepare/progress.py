@@ -9,7 +9,12 @@ LOG_SECONDS, LIVE_SECONDS = 60, 0.2
 
 
 def say(text: str) -> None:
-    print(text, flush=True)
+    print(_printable(text), flush=True)
+
+
+def _printable(text: str) -> str:
+    """The text with what is no Unicode escaped: Linux allows such names of files."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class ProgressLine:
@@ -41,7 +46,7 @@ class ProgressLine:
         if self._bar is None:
             say(text)
         else:
-            self._bar.write(text, file=sys.stdout)
+            self._bar.write(_printable(text), file=sys.stdout)
 
     def line_once(self, text: str) -> None:
         if text not in self._said:

@@ -4,23 +4,35 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 from lit_gpt.errors import DataError
 from utils.prepare.file_formats import ARROW, PARQUET, TABLE, CorpusFile
-from utils.prepare.unpacking import import_pyarrow, unpacked
+from utils.prepare.unpacking import READ, import_pyarrow, unpacked
 
 MAX_RECORD = 32 * 2**20  # characters of a JSON record or CSV field
-READ = 1 << 20
 _SPACES = re.compile(r"[ \t\r\n]*")
 
 
 class BadRow(str):
     """What is wrong with a row, in its place."""
+
+    reason = "bad_row"
+
+
+class NoField(BadRow):
+    reason = "no_field"
+
+
+def no_field(text_field: str, record: Any) -> str:
+    """Says that a JSON record, or what is in its place, lacks the field, and which ones there are."""
+    if not isinstance(record, dict) or not record:
+        return f"no field '{text_field}' (--text_field)"
+    return f"no field '{text_field}' (--text_field) among {_listed(record)},"
 
 
 def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
@@ -36,7 +48,12 @@ def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
 
 def _require_column(path: Path, names: list[str], text_field: str) -> None:
     if text_field not in names:
-        raise DataError(f"{path} has no column '{text_field}' but {', '.join(names)}; give --text_field")
+        raise DataError(f"{path} has no column '{text_field}' but {_listed(names)}; give --text_field")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """The first twenty; what is in them and no Unicode is escaped."""
+    return ", ".join(islice(names, 20)).encode("utf-8", "backslashreplace").decode()
 
 
 @contextmanager
@@ -123,25 +140,20 @@ def _as_text(stream: IO[bytes]) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
-def _as_bytes(value: str) -> bytes | str:
+def _as_bytes(value: str) -> bytes:
     try:
         return value.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
-        return value  # half of a surrogate pair, which the next reader names
+        return value.encode("utf-8", "surrogatepass")  # half of a surrogate pair is no UTF-8, and will be named as such
 
 
 def _json_values(path: Path, text_field: str) -> Iterator[Any]:
-    for number, record in enumerate(_json_records(path)):
-        if not isinstance(record, dict):
-            yield BadRow(f"{type(record).__name__}, no record with a field '{text_field}',")
-        elif text_field in record:
+    for record in _json_records(path):
+        if isinstance(record, dict) and text_field in record:
             value = record[text_field]
             yield _as_bytes(value) if isinstance(value, str) else value
-        elif number:
-            yield BadRow(f"no field '{text_field}' (--text_field)")
         else:
-            fields = ", ".join(list(record)[:20])
-            raise DataError(f"{path} has no field '{text_field}' but {fields}; give --text_field")
+            yield NoField(no_field(text_field, record))
 
 
 def _json_records(path: Path) -> Iterator[Any]:

@@ -167,6 +167,8 @@ class _FolderReader:
             file_format, reason = self._format_of(folder, name, saved)
             if reason:
                 self.unread.append(Unread(folder.name_of(name), reason))
+            elif any("\ud800" <= character <= "\udfff" for character in name):  # not UTF-8, as Python has it
+                raise DataError(f"the name of the file {str(folder.path / name)!r} is no UTF-8; rename it")
             else:
                 yield CorpusFile(folder.path / name, folder.name_of(name), file_format)
 
