@@ -43,8 +43,8 @@ FLOORS = (
 LINES = {
     "lit_gpt": 234,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 642,
-    "lit_gpt/formats": 2862,
+    "lit_gpt/tokenizer": 681,
+    "lit_gpt/formats": 2865,
     "lit_gpt/inference": 392,
     "utils/files": 470,
     "utils/cluster": 615,
@@ -53,7 +53,7 @@ LINES = {
     "utils/prepare": 4105,
     "utils/run": 1151,
     "utils/train": 2372,
-    "utils/export": 1546,
+    "utils/export": 1550,
     "utils/report": 669,
     "commands": 1567,
 }

@@ -19,6 +19,7 @@ from lit_gpt.formats.hf_logits import verify_conversion
 from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
 from lit_gpt.model.lazy_tensors import LazyTensors
+from lit_gpt.tokenizer.tokenizer_config import keep_spaces_in_litgpt
 
 WEIGHTS = "lit_model.pth"
 CONFIG = "model_config.yaml"
@@ -73,6 +74,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
     if config.sliding_window_size:
         sliding = sum(config.sliding_window_indices)
         lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
+    lines += keep_spaces_in_litgpt(directory)
     lines += [verified] if verified else []
     return [*lines, f"wrote {directory / WEIGHTS} and {directory / CONFIG}"]
 
@@ -125,6 +127,7 @@ def write_litgpt_directory(
     for companion in companions:
         if companion.parent.resolve() != folder.resolve():
             shutil.copyfile(companion, folder / companion.name)
+    keep_spaces_in_litgpt(folder)
     (folder / CONFIG).write_text(yaml.safe_dump(config_values(config), sort_keys=False), encoding="utf-8")
     staged = folder / f".{WEIGHTS}.tmp"
     try:
