@@ -44,7 +44,7 @@ LINES = {
     "lit_gpt": 234,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 681,
-    "lit_gpt/formats": 2865,
+    "lit_gpt/formats": 2920,
     "lit_gpt/inference": 392,
     "utils/files": 470,
     "utils/cluster": 615,
@@ -55,7 +55,7 @@ LINES = {
     "utils/train": 2372,
     "utils/export": 1550,
     "utils/report": 669,
-    "commands": 1567,
+    "commands": 1570,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 
