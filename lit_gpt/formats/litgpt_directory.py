@@ -12,7 +12,7 @@ import yaml
 from litgpt.config import Config
 from torch import Tensor
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
 from lit_gpt.formats.hf_files import read_json
 from lit_gpt.formats.hf_logits import verify_conversion
@@ -48,6 +48,8 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
     what `read_hf_config`, `config_from_hf` and `ForeignWeights` do.
     """
     hf = read_hf_config(directory)
+    if "model_type" not in hf:
+        raise DataError(f"{directory / 'config.json'} has no model_type, by which transformers chooses the class")
     config = config_from_hf(hf)
     weights = ForeignWeights(directory, config, hf)
     staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
