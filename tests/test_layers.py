@@ -50,7 +50,7 @@ LINES = {
     "utils/cluster": 615,
     "utils": 263,
     "utils/data": 988,
-    "utils/prepare": 4105,
+    "utils/prepare": 4178,
     "utils/run": 1151,
     "utils/train": 2372,
     "utils/export": 1550,
