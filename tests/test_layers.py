@@ -43,7 +43,7 @@ FLOORS = (
 LINES = {
     "lit_gpt": 234,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 681,
+    "lit_gpt/tokenizer": 706,
     "lit_gpt/formats": 3153,
     "lit_gpt/inference": 392,
     "utils/files": 470,
