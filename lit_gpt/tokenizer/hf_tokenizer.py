@@ -21,6 +21,7 @@ from lit_gpt.tokenizer.special_tokens import any_of, hide
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, refuse_tiktoken
 
 _Piece = ModelProto.SentencePiece
+BEGINS_WITH_SPACE = r"\A[ ▁]"
 Encode = Callable[[list[str]], list[list[int]]]
 
 
@@ -117,7 +118,7 @@ def _normalizers(normalizer: NormalizerSpec) -> list[normalizers.Normalizer]:
         if normalizer.remove_extra_whitespaces:
             steps.append(normalizers.Prepend("▁"))
         else:
-            steps.append(normalizers.Replace(Regex(r"\A[ ▁]"), " ▁"))
+            steps.append(normalizers.Replace(Regex(BEGINS_WITH_SPACE), " ▁"))
     return steps
 
 
