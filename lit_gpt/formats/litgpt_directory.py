@@ -56,7 +56,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
     try:
         parameters = write_lit_model(staged_model, weights.tensors(dtype))
         verified = verify_conversion(directory, config, open_tensors(staged_model), weights.spare) if verify else ""
-        staged_config.write_text(yaml.safe_dump(asdict(config)))
+        staged_config.write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
         staged_config.replace(directory / CONFIG)
         staged_model.replace(directory / WEIGHTS)  # last: where it is, the directory is complete
     finally:
