@@ -43,7 +43,7 @@ def main(options: ConvertOptions) -> None:
         require_peft(", or give --verify tensors")
         print(compare_merged(model, model.state_dict), flush=True)
 
-    with staged(output_dir) as stage:
+    with staged(output_dir) as stage, model.check:
         if options.as_adapter:
             hf, verified = write_adapter(stage, model, options.base_model)
         else:

@@ -345,6 +345,7 @@ def stop_after_signal(training: Training, progress: TrainingProgress) -> None:
 def finish(training: Training, progress: TrainingProgress, data: TrainingData, ending: Ending) -> None:
     """Waits for the last checkpoint and says why the training is over; raises if it failed, with what to do."""
     finish_saving(training)
+    training.writer.require_foundation()  # the reason behind any other failure, if it is damaged
     if ending.is_failure:
         what_to_do = on_rank_zero(lambda: note_failure(training, progress))
         error = UserError(f"{ending.reason}; {what_to_do}")

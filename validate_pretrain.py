@@ -107,6 +107,7 @@ def validate_checkpoint(task: OfflineValidation, checkpoint: Path) -> bool:
     losses = validate(
         fabric, model, task.data_dir, task.entries, task.manifest.window, options.batch_size, max_rows, mask_documents
     )
+    on_rank_zero(trained.check.finish)
     on_rank_zero(lambda: append(task, checkpoint, losses))
     return True
 

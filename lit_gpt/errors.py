@@ -4,7 +4,8 @@ An error of these classes ends a command with one line and its exit code; any ot
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,6 +32,15 @@ def raise_problems(problems: Sequence[str]) -> None:
     """Raises one `UserError` that names all `problems`; returns if there are none."""
     if problems:
         raise UserError("; ".join(problems))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Lets an `OSError` name `path`: a full disk does not say which file did not fit."""
+    try:
+        yield
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 def as_os_error(error: BaseException | None, path: Path) -> OSError | None:

@@ -41,21 +41,21 @@ FLOORS = (
 """From the bottom to the top: a room imports rooms of lower floors, and neither its neighbours nor what is above."""
 
 LINES = {
-    "lit_gpt": 234,
+    "lit_gpt": 455,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 707,
-    "lit_gpt/formats": 3172,
-    "lit_gpt/inference": 392,
-    "utils/files": 470,
-    "utils/cluster": 677,
-    "utils": 281,
+    "lit_gpt/tokenizer": 645,
+    "lit_gpt/formats": 2938,
+    "lit_gpt/inference": 398,
+    "utils/files": 382,
+    "utils/cluster": 615,
+    "utils": 263,
     "utils/data": 988,
-    "utils/prepare": 4350,
-    "utils/run": 1151,
-    "utils/train": 2372,
-    "utils/export": 1550,
-    "utils/report": 670,
-    "commands": 1570,
+    "utils/prepare": 4106,
+    "utils/run": 1216,
+    "utils/train": 2382,
+    "utils/export": 1562,
+    "utils/report": 669,
+    "commands": 1571,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

@@ -15,9 +15,9 @@ if __name__ == "__main__":
 
 import torch
 
+from lit_gpt.checksums import add_sums, listed_sums
 from lit_gpt.errors import UserError
 from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_litgpt_directory
-from lit_gpt.formats.peft_config import read_peft_config
 from lit_gpt.formats.peft_logits import require_peft
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.files.staged_folder import recover, staged_into
@@ -41,14 +41,13 @@ def main(options: MergeOptions) -> None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
     if model.peft_dir and options.verify == "logits":
         require_peft(", or give --verify none")
-    with staged_into(folder, last=WEIGHTS) as stage:
+    with staged_into(folder, last=WEIGHTS) as stage, model.check:
         write_litgpt_directory(stage, model.config, model.state_dict, companion_files(model))
+        add_sums(stage, {**listed_sums(folder), **listed_sums(stage)})  # of other files that are there already
         verified = compare_merged(model, lazy_weights(stage)) if options.verify == "logits" else "not verified"
         print(verified, flush=True)
     merged = model.provenance.get("checkpoint", "the adapter")
-    made_for = read_peft_config(model.peft_dir).base if model.peft_dir else None
-    by_its_words = f", by its own words for {made_for}," if made_for else ""
-    print(f"merged {merged} of {options.lora_path}{by_its_words} into {folder / WEIGHTS}")
+    print(f"merged {merged} of {options.lora_path} into {folder / WEIGHTS}")
 
 
 if __name__ == "__main__":

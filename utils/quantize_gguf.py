@@ -40,7 +40,7 @@ def main(options: QuantizeOptions) -> None:
     check_space(model, options)
     context = served_context(model.folder, model.context)
     folder = options.output_dir
-    with staged(folder) as stage:
+    with staged(folder) as stage, model.check:
         scratch = stage / "scratch"
         scratch.mkdir()
         source, reference = make_source(llama, model, text, options.windows, scratch)

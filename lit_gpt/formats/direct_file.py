@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import math
 import mmap
 import os
@@ -15,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-BLOCK_BYTES = 1 << 23  # two blocks are held: one is filled while the other is written
+BLOCK_BYTES = 1 << 23  # two blocks are held: one is filled while the other is written, and its checksum computed
 SECTOR_BYTES = max(4096, mmap.PAGESIZE)  # a multiple of every disk's sectors, and whole pages, as Lustre asks for
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
@@ -36,8 +37,9 @@ class DirectFile:
         self._filled = 0
         self._size = 0
         self._ended = False
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._writing: Future[None] | None = None
+        self._threads = ThreadPoolExecutor(max_workers=2)
+        self._working: list[Future[None]] = []
+        self._digest = hashlib.sha256()
 
     def __enter__(self) -> DirectFile:
         return self
@@ -48,7 +50,7 @@ class DirectFile:
             if kind is None:
                 self._finish()
         finally:
-            self._thread.shutdown()
+            self._threads.shutdown()
             os.close(self._file)
 
     def write(self, data: Any) -> int:
@@ -67,13 +69,24 @@ class DirectFile:
         self._size += len(data)
         return len(data)
 
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the whole file, once its `with` block has ended: to read it again would cost its time."""
+        return self._digest.hexdigest()
+
     def _write_block(self) -> None:
-        if self._writing:
-            self._writing.result()
-        sectors = math.ceil(self._filled / SECTOR_BYTES)
-        self._writing = self._thread.submit(self._write_all, self._blocks[0][: sectors * SECTOR_BYTES])
+        self._wait()
+        block, sectors = self._blocks[0], math.ceil(self._filled / SECTOR_BYTES)
+        self._working = [
+            self._threads.submit(self._write_all, block[: sectors * SECTOR_BYTES]),
+            self._threads.submit(self._digest.update, block[: self._filled]),
+        ]
         self._blocks.reverse()
         self._filled = 0
+
+    def _wait(self) -> None:
+        for work in self._working:
+            work.result()
 
     def _write_all(self, block: memoryview) -> None:
         while block:
@@ -90,6 +103,6 @@ class DirectFile:
 
     def _finish(self) -> None:
         self._write_block()
-        self._writing.result()
+        self._wait()
         os.ftruncate(self._file, self._size)  # the last sector was written whole
         os.fsync(self._file)

@@ -6,6 +6,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.checksums import as_listed
 from lit_gpt.errors import DataError, UserError
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -89,11 +90,21 @@ def _is_plain_name(file: Any) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in `path`; a DataError names the file if it holds something else."""
+    """Reads the JSON object in `path`; a DataError names the file if it holds something else, or has changed."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(as_listed(path).read_text(encoding="utf-8"))
     except ValueError as e:
         raise DataError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(values, dict):
         raise DataError(f"{path} does not hold a JSON object")
     return values
+
+
+def noted_sums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of the weight files in `folder` that the Hub's client noted when it fetched them."""
+    noted = {}
+    for path in folder.glob(".cache/huggingface/download/*.metadata"):
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[1:2]
+        if is_of_model(path.stem) and (folder / path.stem).is_file() and re.fullmatch(r"[0-9a-f]{64}", "".join(lines)):
+            noted[path.stem] = lines[0]
+    return noted

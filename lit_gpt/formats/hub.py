@@ -5,7 +5,6 @@ Only the Hub's client reads the token (`hf auth login` or HF_TOKEN); this progra
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +13,10 @@ from pathlib import Path
 import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, errors
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import get_session, get_token
+from huggingface_hub.utils import get_session
 from safetensors import SafetensorError, safe_open
 
+from lit_gpt.checksums import Check, expected
 from lit_gpt.errors import DataError, Interrupted, UserError
 from lit_gpt.formats.hf_files import (
     ADAPTER_CONFIG,
@@ -48,15 +48,8 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     """Turns what goes wrong with the Hub into a UserError, Interrupted or OSError that says what to do."""
     broken_off = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadTimeout, httpx.WriteTimeout)
     unreachable = (httpx.TransportError, httpx.InvalidURL, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
-    _check_token()
     try:
         yield
-    except ImportError as e:
-        if "SOCKS" not in str(e):
-            raise
-        raise UserError(
-            "a SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY), which needs a package: pip install socksio; or unset it"
-        ) from None
     except errors.GatedRepoError:
         page = f"https://huggingface.co/{repo_id}"
         raise UserError(
@@ -91,16 +84,6 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         raise OSError(f"the Hub failed on {repo_id}: {e}") from None
 
 
-def _check_token() -> None:
-    """Raises a UserError for a token that no request can carry; it is not shown."""
-    token = get_token() or ""
-    if strange := re.search(r"[^\x21-\x7e]", token):
-        raise UserError(
-            f"the Hub's token (HF_TOKEN, or that of hf auth login) has a character that none can have, number "
-            f"{strange.start() + 1} of {len(token)}: copy it again"
-        )
-
-
 def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
     """The hexadecimal digest of `prefix` and the file's content."""
     digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
@@ -117,25 +100,6 @@ def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
     if listed.lfs:
         return (sha256 or file_hash(path)) == listed.lfs.sha256
     return file_hash(path, "sha1", b"blob %d\0" % path.stat().st_size) == listed.blob_id
-
-
-def check_downloaded(folder: Path) -> int:
-    """Compares the weight files in `folder` with the SHA-256 that the Hub's client noted; returns how many it compared.
-
-    The notes are in .cache/huggingface/download. Files without one are skipped. A DataError names those that differ.
-    """
-    compared = {}
-    for path in sorted(folder.iterdir()):
-        note = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"
-        if is_of_model(path.name) and note.is_file():
-            noted = note.read_text(encoding="utf-8", errors="replace").split("\n")[1:2]
-            if noted and re.fullmatch(r"[0-9a-f]{64}", noted[0]):
-                compared[path.name] = file_hash(path) == noted[0]
-    if damaged := [name for name, same in compared.items() if not same]:
-        raise DataError(
-            f"not as they were downloaded to {folder}: {', '.join(damaged)}; remove and download them again"
-        )
-    return len(compared)
 
 
 # --------------------------------------------------------------------------------------------------------------- upload
@@ -180,7 +144,13 @@ def describe_left_out(folder: Path, names: Sequence[str]) -> str:
 
 
 def holds_model(folder: Path, names: Sequence[str]) -> bool:
-    """Whether a model or an adapter is among the files to send; an error says what of it is missing, or is twice."""
+    """Whether a model or an adapter is among the files to send; an error says what of it is missing or twice, or is no
+    longer as the folder's list of checksums has it."""
+    with Check(file for file in expected(folder, lambda name: name in names or is_of_model(name)) if file.sha256):
+        return _holds_model(folder, names)
+
+
+def _holds_model(folder: Path, names: Sequence[str]) -> bool:
     if any(map(is_of_model, names)) and "config.json" not in names:
         raise UserError(f"{folder} has weights, but no config.json")
     if (ADAPTER_CONFIG in names) != (ADAPTER_WEIGHTS in names):

@@ -12,14 +12,14 @@ import yaml
 from litgpt.config import Config
 from torch import Tensor
 
-from lit_gpt.errors import DataError, UserError
+from lit_gpt.checksums import Check, Expected, add_sums, as_listed, expected, file_sha256
+from lit_gpt.errors import UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
-from lit_gpt.formats.hf_files import read_json
+from lit_gpt.formats.hf_files import is_of_model, noted_sums, read_json
 from lit_gpt.formats.hf_logits import verify_conversion
 from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
 from lit_gpt.model.lazy_tensors import LazyTensors
-from lit_gpt.tokenizer.tokenizer_config import keep_spaces_in_litgpt
 
 WEIGHTS = "lit_model.pth"
 CONFIG = "model_config.yaml"
@@ -33,7 +33,7 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
     path = path / CONFIG if path.is_dir() else path
     _check_there(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(as_listed(path).read_text(encoding="utf-8"))
         if vocab_size is not None and not {"vocab_size", "padded_vocab_size"} & values.keys():
             values |= {"vocab_size": vocab_size, "padded_vocab_size": vocab_size}
         return Config(**values)
@@ -44,19 +44,22 @@ def read_config(path: Path, vocab_size: int | None = None) -> Config:
 def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, verify: bool = False) -> list[str]:
     """Writes `lit_model.pth` and `model_config.yaml` beside a Hugging Face checkpoint; returns lines that say so.
 
-    `dtype` None keeps the files'. `verify` compares the result with transformers before it is put in place. Raises
-    what `read_hf_config`, `config_from_hf` and `ForeignWeights` do.
+    The list of checksums beside them then has every weight file. `dtype` None keeps the files'. `verify` compares the
+    result with transformers before it is put in place. Raises what `read_hf_config`, `config_from_hf` and
+    `ForeignWeights` do, and a DataError for a file that is not as it was downloaded or listed.
     """
     hf = read_hf_config(directory)
-    if "model_type" not in hf:
-        raise DataError(f"{directory / 'config.json'} has no model_type, by which transformers chooses the class")
     config = config_from_hf(hf)
     weights = ForeignWeights(directory, config, hf)
     staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
+    files = expected_hf(directory)
     try:
-        parameters = write_lit_model(staged_model, weights.tensors(dtype))
-        verified = verify_conversion(directory, config, open_tensors(staged_model), weights.spare) if verify else ""
-        staged_config.write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
+        with Check(files) as check:
+            parameters, sha256 = write_lit_model(staged_model, weights.tensors(dtype))
+            verified = verify_conversion(directory, config, open_tensors(staged_model), weights.spare) if verify else ""
+        staged_config.write_text(yaml.safe_dump(asdict(config)))
+        sums = {path.name: found for path, found in check.finish().items()}
+        add_sums(directory, {**sums, CONFIG: file_sha256(staged_config), WEIGHTS: sha256})
         staged_config.replace(directory / CONFIG)
         staged_model.replace(directory / WEIGHTS)  # last: where it is, the directory is complete
     finally:
@@ -76,9 +79,23 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
     if config.sliding_window_size:
         sliding = sum(config.sliding_window_indices)
         lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
-    lines += keep_spaces_in_litgpt(directory)
+    if compared := sum(file.sha256 is not None for file in files):
+        lines.append(f"{compared} files as they were downloaded or made: SHA-256 equal")
     lines += [verified] if verified else []
     return [*lines, f"wrote {directory / WEIGHTS} and {directory / CONFIG}"]
+
+
+def expected_hf(directory: Path) -> list[Expected]:
+    """The weights of a Hugging Face folder with the SHA-256 that the Hub's client noted, else with that of the folder's
+    list, and what else that list has of the model."""
+    noted = noted_sums(directory)
+    files = []
+    for file in expected(directory, lambda name: name not in (WEIGHTS, CONFIG) and not name.endswith(".gguf")):
+        if file.path.name in noted:
+            files.append(Expected(file.path, noted[file.path.name], "the Hub, noted when it was fetched"))
+        elif file.sha256 is not None or is_of_model(file.path.name):
+            files.append(file)
+    return files
 
 
 def config_values(config: Config) -> dict[str, Any]:
@@ -124,16 +141,19 @@ def weights_fingerprint(weights: Mapping[str, Tensor]) -> str:
 def write_litgpt_directory(
     folder: Path, config: Config, weights: Mapping[str, Tensor], companions: Iterable[Path]
 ) -> Path:
-    """Makes `folder` a litgpt directory with `companions`; returns `lit_model.pth`, which is whole or not there."""
+    """Makes `folder` a litgpt directory with `companions` and a list of checksums; returns `lit_model.pth`, which is
+    whole or not there."""
     folder.mkdir(parents=True, exist_ok=True)
+    names = [CONFIG]
     for companion in companions:
         if companion.parent.resolve() != folder.resolve():
             shutil.copyfile(companion, folder / companion.name)
-    keep_spaces_in_litgpt(folder)
+            names.append(companion.name)
     (folder / CONFIG).write_text(yaml.safe_dump(config_values(config), sort_keys=False), encoding="utf-8")
     staged = folder / f".{WEIGHTS}.tmp"
     try:
-        write_lit_model(staged, weights.items())
+        weights_sha256 = write_lit_model(staged, weights.items()).sha256
+        add_sums(folder, {name: file_sha256(folder / name) for name in names} | {WEIGHTS: weights_sha256})
         return staged.rename(folder / WEIGHTS)
     finally:
         staged.unlink(missing_ok=True)

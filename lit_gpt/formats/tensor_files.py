@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import hashlib
 import json
 import mmap
 import os
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from litgpt.utils import incremental_save
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lit_gpt.checksums import add_sums
 from lit_gpt.errors import DataError
 from lit_gpt.formats.direct_file import DirectFile
 from lit_gpt.formats.hf_files import SAFETENSORS_INDEX, shard_name
@@ -87,17 +89,7 @@ def _open_safetensors(path: Path) -> LazyTensors:
 def _open_archive(path: Path) -> LazyTensors:
     """The tensors of a zip archive that `torch.save` wrote; each is mapped and compared with its CRC-32 when read."""
     archive = zipfile.ZipFile(path)
-    for info in archive.infolist():
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{info.filename} is compressed")
-    for info in archive.infolist():
-        if "/data/" not in info.filename:  # these entries say which tensor is what; reading compares their CRC-32
-            archive.read(info)
-    # Under this mode torch.load reads no values, and says of each storage where in the file it begins:
-    # https://docs.pytorch.org/docs/stable/generated/torch.load.html
-    with FakeTensorMode():
-        fakes = only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
-    records = _records(path, archive)
+    fakes, records = _fakes(path, archive), _records(path, archive)
 
     def read(name: str) -> Tensor:
         fake = fakes[name]
@@ -111,6 +103,40 @@ def _open_archive(path: Path) -> LazyTensors:
 
     specs = {name: torch.empty(fake.shape, dtype=fake.dtype, device="meta") for name, fake in fakes.items()}
     return LazyTensors(specs, read)
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256, in hexadecimal, over the tensors' names, types, shapes and CRC-32, as the state dict in `path` has them.
+
+    The values are not read, unless the file is older than torch 1.6.
+    """
+    digest = hashlib.sha256()
+    with reading(path):
+        if zipfile.is_zipfile(path):
+            archive = zipfile.ZipFile(path)
+            tensors, records = _fakes(path, archive), _records(path, archive)
+            crcs = {name: records[fake.untyped_storage()._checkpoint_offset].CRC for name, fake in tensors.items()}
+        else:
+            tensors = only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
+            crcs = {name: zlib.crc32(t.contiguous().flatten().view(torch.uint8).numpy()) for name, t in tensors.items()}
+        for name, tensor in sorted(tensors.items()):
+            layout = (list(tensor.shape), tensor.stride(), tensor.storage_offset())
+            digest.update(f"{name} {tensor.dtype} {layout} {crcs[name]:08x}\n".encode())
+    return digest.hexdigest()
+
+
+def _fakes(path: Path, archive: zipfile.ZipFile) -> dict[str, Tensor]:
+    """The tensors of an archive without their values; its other entries are compared with their CRC-32."""
+    for info in archive.infolist():
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{info.filename} is compressed")
+    for info in archive.infolist():
+        if "/data/" not in info.filename:  # these entries say which tensor is what; reading compares their CRC-32
+            archive.read(info)
+    # Under this mode torch.load reads no values, and says of each storage where in the file it begins:
+    # https://docs.pytorch.org/docs/stable/generated/torch.load.html
+    with FakeTensorMode():
+        return only_tensors(torch.load(path, weights_only=True, map_location="cpu"))
 
 
 def only_tensors(loaded: Any) -> dict[str, Tensor]:
@@ -159,8 +185,15 @@ def _one_ahead(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
             del item  # before the next but one is made
 
 
-def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
-    """Writes a state dict as `torch.save` does, a tensor at a time; returns the number of parameters."""
+class Written(NamedTuple):
+    """A `lit_model.pth`: the number of its parameters, and its SHA-256."""
+
+    parameters: int
+    sha256: str
+
+
+def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> Written:
+    """Writes a state dict as `torch.save` does, a tensor at a time."""
     parameters, stored = 0, {}
     with DirectFile(path) as file:
         archive = incremental_save(os.devnull)
@@ -174,27 +207,30 @@ def write_lit_model(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> int:
             del tensor
         archive.save(stored)
         archive.zipfile.write_end_of_file()
-    return parameters
+    return Written(parameters, file.sha256)
 
 
 def write_safetensors(
     folder: Path, specs: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], max_bytes: int
 ) -> None:
-    """Writes model.safetensors, or several files of at most `max_bytes` and their index where one would be larger.
+    """Writes model.safetensors, or several files of at most `max_bytes` and their index where one would be larger, and
+    their checksums into the folder's list.
 
     `specs` are those of `tensors`, in their order: a header comes first. A larger tensor has a file of its own.
     """
     groups = _groups(specs, max_bytes)
     remaining = _one_ahead(tensors)
     weight_map: dict[str, str] = {}
+    sums: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
         name = shard_name(number, len(groups))
-        write_safetensors_file(folder / name, group, remaining)
+        sums[name] = write_safetensors_file(folder / name, group, remaining)
         weight_map |= dict.fromkeys(group, name)
     assert next(remaining, None) is None, "a tensor that was not announced"
     if len(groups) > 1:
         index = {"metadata": {"total_size": sum(spec.nbytes for spec in specs.values())}, "weight_map": weight_map}
         (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    add_sums(folder, sums)
 
 
 def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tensor]]:
@@ -211,8 +247,9 @@ def _groups(specs: Mapping[str, Tensor], max_bytes: int) -> list[dict[str, Tenso
     return groups
 
 
-def write_safetensors_file(path: Path, specs: Mapping[str, Tensor], tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Writes one file of the next tensors, which are those of `specs`; safetensors' own writer makes it mode 0600."""
+def write_safetensors_file(path: Path, specs: Mapping[str, Tensor], tensors: Iterator[tuple[str, Tensor]]) -> str:
+    """Writes one file of the next tensors, which are those of `specs`, and returns its SHA-256; safetensors' own writer
+    makes it mode 0600."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in specs.items():
@@ -227,6 +264,7 @@ def write_safetensors_file(path: Path, specs: Mapping[str, Tensor], tensors: Ite
             assert (found, tensor.shape, tensor.dtype) == (name, spec.shape, spec.dtype), f"{found} instead of {name}"
             _write_values(file, tensor)
             del tensor
+    return file.sha256
 
 
 def _write_values(file: DirectFile, tensor: Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from litgpt.config import Config
 from torch import Tensor
 
+from lit_gpt.checksums import Check
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.inference.sampling import choose
 from lit_gpt.inference.sampling_options import Sampling
@@ -32,6 +33,7 @@ _PREFILL = 2048  # tokens of the prompts in one pass, which bounds its activatio
 class TextModel:
     """A model and its tokenizer; by "auto" in the type of `weights`, and on the GPU if there is one.
 
+    A text is complete when the `check` of the files they came from has found them as they should be.
     A UserError says that there is no such device, a DataError that config and weights do not belong together.
     """
 
@@ -42,6 +44,7 @@ class TextModel:
         tokenizer: Tokenizer,
         precision: Precision = "auto",
         accelerator: Accelerator = "auto",
+        check: Check | None = None,
     ) -> None:
         if accelerator == "cuda" and not torch.cuda.is_available():
             raise UserError("--accelerator cuda: torch finds no GPU here")
@@ -56,6 +59,7 @@ class TextModel:
         self._vocab_size = min(config.padded_vocab_size, tokenizer.vocab_size)
         self._room = (0, 0)
         self._cached: list[int] = []
+        self._check = check or Check()
 
     def encode(self, text: str, special_tokens_in_text: bool = False) -> list[int]:
         """Token ids of `text`, with the begin-of-text token where the model was trained with one."""
@@ -80,7 +84,8 @@ class TextModel:
 
         Each text has random numbers of its own (sample i has `sampling.seed` + i), and its logits are those of the
         prompt alone, up to rounding. A prompt that begins as the last one and its continuation did, in a conversation,
-        is read from there on only. `end_ids` end a text, beside the tokenizer's. Raises what `check` does.
+        is read from there on only. `end_ids` end a text, beside the tokenizer's. Raises what `check` does, and a
+        DataError if the files are damaged, at the latest at the end.
         """
         self.check(prompts)
         ends = self.tokenizer.end_ids | set(end_ids)
@@ -104,7 +109,8 @@ class TextModel:
                 if piece := row.push(token, ends):
                     yield row.number, piece
             open_rows = [index for index, row in enumerate(rows) if not row.text.ended]
-            if not open_rows:
+            if not open_rows or self._check.has_failed():
+                self._check.finish()
                 return
             if len(open_rows) < len(rows):
                 self._select(open_rows)

@@ -30,7 +30,6 @@ if __name__ == "__main__":
 
 import torch
 
-from lit_gpt.formats.hub import check_downloaded
 from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
 from lit_gpt.formats.programs import require_transformers
 from lit_gpt.formats.tensor_files import lay_out_memory
@@ -40,8 +39,6 @@ def main(options: Options) -> None:
     lay_out_memory()
     if options.verify == "logits":
         require_transformers(", or give --verify none")
-    if options.checkpoint_dir.is_dir() and (compared := check_downloaded(options.checkpoint_dir)):
-        print(f"{compared} weight files as they were downloaded: SHA-256 equal")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     print("\n".join(convert_hf_checkpoint(options.checkpoint_dir, dtype, options.verify == "logits")))
 

@@ -17,6 +17,7 @@ from typing import Literal
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
+from lit_gpt.checksums import add_sums, file_sha256
 from lit_gpt.errors import DataError, UserError, raise_problems
 from lit_gpt.formats.repo_id import check_repo_id
 from utils import cli
@@ -98,6 +99,8 @@ def main(options: Options) -> None:
         config_from_hf(read_hf_config(folder))  # raises for a model that cannot be converted
     fetch(info, weights, folder)
     remove_other_weights(folder, weights)
+    large = {file.rfilename: file.lfs.sha256 for file in info.siblings or [] if file.lfs}
+    add_sums(folder, {name: large.get(name) or file_sha256(folder / name) for name in weights})
     print(f"downloaded {len(companions) + len(weights)} files of {options.repo_id} (commit {info.sha}) to {folder}")
     if options.convert:
         convert(folder, options.dtype, options.verify == "logits")

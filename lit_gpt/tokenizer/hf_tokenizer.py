@@ -18,10 +18,9 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.errors import DataError
 from lit_gpt.tokenizer.special_tokens import any_of, hide
-from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, refuse_tiktoken
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 
 _Piece = ModelProto.SentencePiece
-BEGINS_WITH_SPACE = r"\A[ ▁]"
 Encode = Callable[[list[str]], list[list[int]]]
 
 
@@ -96,7 +95,6 @@ def _required_json(tokenizer: Tokenizer) -> HFTokenizer:
 
 def read_sentencepiece(path: Path) -> ModelProto:
     """Reads a tokenizer.model; a DataError if it is not a SentencePiece model."""
-    refuse_tiktoken(path)
     try:
         proto = ModelProto.FromString(path.read_bytes())
     except DecodeError as e:
@@ -118,7 +116,7 @@ def _normalizers(normalizer: NormalizerSpec) -> list[normalizers.Normalizer]:
         if normalizer.remove_extra_whitespaces:
             steps.append(normalizers.Prepend("▁"))
         else:
-            steps.append(normalizers.Replace(Regex(BEGINS_WITH_SPACE), " ▁"))
+            steps.append(normalizers.Replace(Regex(r"\A[ ▁]"), " ▁"))
     return steps
 
 

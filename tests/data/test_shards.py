@@ -16,12 +16,12 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from tests.conftest import random_rows
 from utils.data.manifest import MANIFEST, DatasetSplit, Manifest, Shard
 from utils.data.shards import Row, RowReader, ShardWriter, shard_name, token_dtype, verify_shards
 from utils.files.atomic import write_atomically
-from utils.files.checksums import file_sha256
 
 WINDOW, VOCABULARY = 17, 500
 

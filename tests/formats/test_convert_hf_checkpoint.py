@@ -21,7 +21,7 @@ from tests.formats.hf_models import make_hf, make_litgpt, make_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "lit_gpt" / "scripts" / "convert_hf_checkpoint.py"
-OUTPUT = {"lit_model.pth", "model_config.yaml"}
+OUTPUT = {"lit_model.pth", "model_config.yaml", "SHA256SUMS"}
 
 
 def run(*words, **settings):

@@ -19,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError
 from lit_gpt.formats.hf_config import config_to_hf
 from lit_gpt.formats.hf_weights import tensors_to_hf
@@ -51,7 +52,9 @@ def test_what_torch_saves_is_read_and_what_is_written_torch_loads(tmp_path: Path
     torch.save(tensors, tmp_path / "theirs.pth")
     torch.save({"model": tensors}, tmp_path / "nested.pth")
     torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    assert write_lit_model(tmp_path / "ours.pth", tensors.items()) == sum(t.numel() for t in tensors.values())
+    written = write_lit_model(tmp_path / "ours.pth", tensors.items())
+    assert written.parameters == sum(t.numel() for t in tensors.values())
+    assert written.sha256 == file_sha256(tmp_path / "ours.pth")
     for name in ("theirs", "nested", "old", "ours"):
         assert_same(open_tensors(tmp_path / f"{name}.pth"), tensors)
     assert_same(torch.load(tmp_path / "ours.pth", weights_only=True, mmap=True), tensors)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from lit_gpt.checksums import SUMS
 from lit_gpt.formats.litgpt_directory import CONFIG, read_config
 from lit_gpt.model.building import empty_model
 from utils.cluster.launch import launch
-from utils.files.checksums import SUMS
 from utils.run.checkpoint_reader import load_checkpoint
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import STATE

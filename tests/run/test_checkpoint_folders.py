@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files.checksums import SUMS
+from lit_gpt.checksums import SUMS
 from utils.run.checkpoint_folders import (
     abandoned_folders,
     best_checkpoint,

@@ -27,10 +27,10 @@ from typing import IO, Any
 import numpy as np
 from safetensors import safe_open
 
-from lit_gpt.errors import DataError
+from lit_gpt.checksums import ListedFile, file_sha256, find_difference
+from lit_gpt.errors import DataError, naming
 from utils.data.manifest import DatasetSplit, Shard
-from utils.files.atomic import naming, staged_path, write_array
-from utils.files.checksums import ListedFile, file_sha256, find_difference
+from utils.files.atomic import staged_path, write_array
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.checksums import Check
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
 from lit_gpt.formats.hf_files import ANY_WEIGHTS, PICKLE_INDEX, SAFETENSORS_INDEX, matches, read_json
 from lit_gpt.formats.hf_weights import TensorFiles
+from lit_gpt.formats.litgpt_directory import expected_hf
 from lit_gpt.formats.programs import require_transformers
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.hf_probabilities import Reference, ask
@@ -34,12 +36,14 @@ class SourceModel:
     gguf_type: str  # of the GGUF file that holds its weights as they are
     context: int  # tokens it can see, as llama.cpp runs it
     end_token: str | None
+    check: Check  # of the folder's files
 
 
 def read_model(folder: Path) -> SourceModel:
     """Reads and checks the model in `folder`. Raises a UserError if it is not a Hugging Face folder or llama.cpp could
     not read its architecture or tokenizer, a DataError if its files are damaged or incomplete."""
     hf = read_hf_config(folder)
+    check = Check(expected_hf(folder))
     tokenizer = Tokenizer(folder)
     if found := unsupported_features(hf, tokenizer):
         raise UserError(f"llama.cpp cannot read this model: {'; '.join(found)}")
@@ -55,6 +59,7 @@ def read_model(folder: Path) -> SourceModel:
         gguf_type=types.get(str(next(iter(files.specs.values())).dtype), "f32"),
         context=visible_context(hf, config_from_hf(hf)),
         end_token=None if tokenizer.eos_id is None else tokenizer.vocabulary[tokenizer.eos_id],
+        check=check,
     )
 
 

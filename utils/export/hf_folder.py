@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_gpt.checksums import SUMS, add_sums, file_sha256, listed_sums
 from lit_gpt.errors import UserError
 from lit_gpt.formats.config_keys import describing_keys, generating_keys
 from lit_gpt.formats.hf_config import config_to_hf, is_tied, read_hf_config, settle_config
@@ -19,12 +20,13 @@ from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from lit_gpt.tokenizer.tokenizer_config import litgpt_leaves_spaces_out, settle_tokenizer_config
+from lit_gpt.tokenizer.tokenizer_config import settle_tokenizer_config
 from utils.export.provenance import PROVENANCE, foundation_facts, write_json
 from utils.export.verification import verify_adapter, verify_logits, verify_tensors
 from utils.files.staged_folder import carry_over, check_replaceable
 from utils.run.merged_model import MergedModel
 
+EDITED = ("README.md", "LICENSE*", "NOTICE*", SUMS)  # no checksums: people edit the card
 COMPANIONS = {  # the files that an endpoint runs: the name in the folder, and ours
     "handler.py": "hf_files/handler.py",
     "requirements.txt": "hf_files/requirements.txt",
@@ -110,14 +112,19 @@ def _say_left_out(name: str, keys: Sequence[str]) -> None:
 
 
 def keep_the_rest(folder: Path, stage: Path) -> None:
-    """Carries over the files in `folder` that are not of an earlier conversion, and says what is kept or replaced."""
+    """Carries over the files in `folder` that are not of an earlier conversion, and says what is kept or replaced.
+
+    The list of checksums then has all that was made, and of what is kept what it had.
+    """
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    replaced = carry_over(folder, stage, [name for name in names if matches(name, SAFETENSORS_LAYOUT)])
+    made = [path.name for path in stage.iterdir() if path.is_file() and not matches(path.name, EDITED)]
+    sums = listed_sums(stage)
+    sums |= {name: file_sha256(stage / name) for name in made if name not in sums}
+    replaced = carry_over(folder, stage, [SUMS, *(name for name in names if matches(name, SAFETENSORS_LAYOUT))])
+    kept = {name: sha256 for name, sha256 in listed_sums(folder).items() if (stage / name).is_file()}
+    add_sums(stage, kept | sums)
+    replaced = [name for name in replaced if name != SUMS]
     if (stage / "lit_model.pth").is_file():
         print("kept: lit_model.pth, as it was before this conversion")
-        if litgpt_leaves_spaces_out(stage):
-            print(
-                "warning: beside this tokenizer.json litgpt's own chat leaves spaces out; lit_gpt/chat/base.py does not"
-            )
     if replaced:
         print(f"replaced: {', '.join(replaced)}")

@@ -9,9 +9,8 @@ from typing import Any
 
 import yaml
 
-from utils.run.merged_model import MergedModel
-
-PROVENANCE = "training_provenance.json"  # says how the model was trained; hf_files/handler.py reads it too
+from lit_gpt.checksums import listed_sums
+from utils.run.merged_model import PROVENANCE, MergedModel
 
 
 def write_provenance(folder: Path, model: MergedModel, hf: dict[str, Any], verified: str) -> dict[str, Any]:
@@ -23,6 +22,7 @@ def write_provenance(folder: Path, model: MergedModel, hf: dict[str, Any], verif
                 shutil.copyfile(path, folder / path.name)
     versions = {name: version(name) for name in ("torch", "litgpt", "safetensors")}
     conversion = {"architecture": hf["architectures"][0], "verification": verified, "versions": versions}
+    conversion["sha256"] = listed_sums(folder)
     provenance = {**publishable(model.provenance), "conversion": conversion}
     write_json(folder / PROVENANCE, provenance)
     return provenance

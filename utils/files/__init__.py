@@ -1,3 +1,3 @@
-"""Files and folders that are whole under their final name: atomic writes, checksums, staged folders, the folder lock.
+"""Files and folders that are whole under their final name: atomic writes, staged folders, the folder lock.
 
 It knows bytes and paths, and must not know what they mean."""

@@ -1,12 +1,13 @@
 """Files that appear under their name when they are whole, or not at all."""
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from lit_gpt.errors import naming
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -28,15 +29,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 def staged_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Lets an `OSError` name `path`: a full disk does not say which file did not fit."""
-    try:
-        yield
-    except OSError as e:
-        raise OSError(e.errno, e.strerror, str(path)) from e
 
 
 def sync(paths: Iterable[Path]) -> None:

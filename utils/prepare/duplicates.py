@@ -18,9 +18,10 @@ from tempfile import TemporaryFile
 
 import numpy as np
 
+from lit_gpt.errors import naming
 from utils.cluster.slurm import Tasks
 from utils.data.manifest import TEST
-from utils.files.atomic import naming, write_array, write_atomically
+from utils.files.atomic import write_array, write_atomically
 from utils.prepare.block_rows import BlockWorker, Work, length_problem
 from utils.prepare.documents import parse
 from utils.prepare.plan import Duplicates, PreparePlan, block_bytes, text_bytes, works_of

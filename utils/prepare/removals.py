@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import IO
 
-from utils.files.atomic import naming
+from lit_gpt.errors import naming
 from utils.prepare.file_formats import CorpusFile
 
 REPORTS = "reports"  # the folder in a data folder for these files, one per split that lacks a document

@@ -7,8 +7,8 @@ number of the writer's lock on the run folder) and renamed when it is whole.
 import math
 from pathlib import Path
 
+from lit_gpt.checksums import SUMS, find_difference, read_sums
 from lit_gpt.errors import DataError
-from utils.files.checksums import SUMS, find_difference, read_sums
 from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
 
 CHECKPOINTS = "checkpoints"

@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.staging import BlockingAsyncStager
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim import Optimizer
 
+from lit_gpt.checksums import Check, file_sha256, write_sums
 from lit_gpt.errors import as_os_error
 from utils.cluster.collectives import on_rank_zero, rank, together
 from utils.files.atomic import sync
-from utils.files.checksums import file_sha256, write_sums
 from utils.files.folder_lock import FolderLock
 from utils.run.checkpoint_folders import abandoned_folders, checkpoint_folder, staging_folder
 from utils.run.checkpoint_reader import trained_tensors, without_warning
@@ -44,13 +44,17 @@ class Saved(NamedTuple):
 class CheckpointWriter:
     """Writes a run's checkpoints, one at a time. Every process has one and calls its methods alike.
 
-    Each checkpoint gets a copy of the `companions`. `lock` is the run folder's on process 0, None on the others.
+    Each checkpoint gets a copy of the `companions`. `lock` is the run folder's on process 0, None on the others. No
+    checkpoint is written before `check`, on process 0, has found the foundation model's files undamaged.
     """
 
-    def __init__(self, run_dir: Path, companions: Iterable[Path], lock: FolderLock | None) -> None:
+    def __init__(
+        self, run_dir: Path, companions: Iterable[Path], lock: FolderLock | None, check: Check | None = None
+    ) -> None:
         self._run_dir = run_dir
         self._companions = list(companions)
         self._lock = lock
+        self._check = check or Check()
         self._group = None
         if dist.is_initialized():
             # The thread's collectives must not meet the training's: a group of their own, over the host's network.
@@ -67,14 +71,20 @@ class CheckpointWriter:
         self._pending = self._thread.submit(self._write, BlockingAsyncStager().stage(tensors), progress)
 
     def failed(self) -> bool:
-        """Whether this process knows that the checkpoint under way has failed, or that the folder is another's."""
+        """Whether this process knows that the checkpoint under way has failed, that the folder is another's, or that
+        the foundation model is damaged."""
         has_failed = self._is_done() and self._pending.exception() is not None
-        return has_failed or (self._lock is not None and self._lock.lost)
+        return has_failed or self._check.has_failed() or (self._lock is not None and self._lock.lost)
 
     def raise_failure(self) -> None:
         """Raises on every process what made one of them say `failed`, see `wait`."""
         self.wait()
-        on_rank_zero(self._check_lock)
+        on_rank_zero(self._require_lock)
+        self.require_foundation()
+
+    def require_foundation(self) -> None:
+        """Waits for the check of the foundation model's files; its DataError is raised on every process."""
+        on_rank_zero(self._check.finish)
 
     def poll(self) -> Saved | None:
         """The checkpoint under way, once, when it is complete."""
@@ -91,6 +101,7 @@ class CheckpointWriter:
         Raises:
             OSError: on every process, if one of them could not write; nothing is left under the final name.
             UserError: on every process, if another program has taken the run folder.
+            DataError: on every process, if the foundation model's files are damaged.
         """
         pending, self._pending = self._pending, None
         return pending and pending.result()
@@ -117,7 +128,8 @@ class CheckpointWriter:
         return Saved(target, time.monotonic() - began)
 
     def _begin(self, staged: Path) -> None:
-        self._check_lock()
+        self._check.finish()
+        self._require_lock()
         # what killed or failed saves left is as large as a checkpoint
         for abandoned in abandoned_folders(self._run_dir, self._lock_number):
             shutil.rmtree(abandoned, ignore_errors=abandoned != staged)
@@ -135,12 +147,12 @@ class CheckpointWriter:
         sync(others)
         write_sums(staged, sums)
         sync([staged])
-        self._check_lock()
+        self._require_lock()
         shutil.rmtree(target, ignore_errors=True)  # only one that did not verify can be in the way
         staged.rename(target)
         sync([target.parent])
 
-    def _check_lock(self) -> None:
+    def _require_lock(self) -> None:
         if self._lock is not None:
             self._lock.check()
 

@@ -9,29 +9,26 @@ import torch
 from litgpt.config import Config
 from torch import Tensor
 
+from lit_gpt.checksums import SUMS, Check, expected
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import read_hf_config
-from lit_gpt.formats.litgpt_directory import (
-    CONFIG,
-    WEIGHTS,
-    lazy_weights,
-    read_config,
-    read_weights,
-    weights_fingerprint,
-)
-from lit_gpt.formats.peft import ADAPTER_CONFIG, read_peft
+from lit_gpt.formats.hf_files import read_json
+from lit_gpt.formats.litgpt_directory import CONFIG, WEIGHTS, lazy_weights, read_config, read_weights
+from lit_gpt.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_peft
 from lit_gpt.inference.generation import TextModel
 from lit_gpt.model.lazy_tensors import in_dtype
 from lit_gpt.model.lora import LoRASettings, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from utils.data.mixture import MIXTURE
-from utils.files.checksums import SUMS
 from utils.run.checkpoint_folders import best_checkpoint, list_checkpoints, verify_checkpoint
 from utils.run.checkpoint_reader import read_model_tensors
 from utils.run.csv_log import ALL, METRICS, read_csv
+from utils.run.foundation import begin_check, expected_base, require_base
 from utils.run.model_options import ModelOptions
 from utils.run.progress import STATE, TrainingProgress
 from utils.run.record import RUN, RunRecord
+
+PROVENANCE = "training_provenance.json"  # beside an exported model: how it was trained; hf_files/handler.py reads it
 
 
 @dataclass(frozen=True)
@@ -56,12 +53,14 @@ class MergedModel:
     """The adapter that was merged, by litgpt's names."""
     peft_dir: Path | None = None
     """peft's folder, where the adapter came from there."""
+    check: Check = field(default_factory=Check)
+    """Compares the files with their checksums; who publishes what he made of the weights waits for it."""
 
 
 def find_input(path: Path) -> Path:
     """Finds a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth` by a user's path."""
     is_weights = path.is_file() and path.suffix == ".pth"
-    if is_weights or (path / STATE).is_file() or (path / SUMS).is_file():
+    if is_weights or (path / STATE).is_file() or ((path / SUMS).is_file() and (path / ".metadata").is_file()):
         return path
     if (path / RUN).is_file():
         checkpoints = list_checkpoints(path)
@@ -94,7 +93,8 @@ def load_merged_model(
         if source.name != WEIGHTS:
             raise UserError(f"{source} must be named {WEIGHTS}")
         folder = source.parent
-        return MergedModel(read_config(folder), in_dtype(lazy_weights(folder), dtype), folder, folder)
+        weights, check = in_dtype(lazy_weights(folder), dtype), begin_check(expected_base(folder))
+        return MergedModel(read_config(folder), weights, folder, folder, check=check)
     if verify and (problem := verify_checkpoint(source)):
         raise DataError(f"{problem}; take another checkpoint")
     record = RunRecord.load(source)
@@ -110,32 +110,34 @@ def load_merged_model(
     adapter = dict(tensors)
     if zero := [name for name, tensor in adapter.items() if not tensor.any()]:
         raise DataError(f"the adapter in {source} changes nothing: {min(zero)} is zero; it is untrained")
-    base = _foundation_weights(record, foundation, source)
+    base, check = _foundation_weights(record, foundation, source)
     lora = LoRASettings(**record.identity.lora)
     merged = merge_adapter(base, adapter, config, lora, dtype)
-    return replace(trained, state_dict=merged, lora=lora, base=base, adapter=adapter)
+    return replace(trained, state_dict=merged, lora=lora, base=base, adapter=adapter, check=check)
 
 
 def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> MergedModel:
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
+    provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {}
     config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
+    require_base(checkpoint_dir, provenance.get("base"), folder)
+    own = expected(folder, lambda name: name == ADAPTER_WEIGHTS)
+    check = begin_check([*own, *expected_base(checkpoint_dir)])
     adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir), base)
     merged = merge_adapter(base, adapter, config, lora, dtype)
-    return MergedModel(
-        config, merged, checkpoint_dir, checkpoint_dir, lora, base=base, adapter=adapter, peft_dir=folder
-    )
+    trained = MergedModel(config, merged, checkpoint_dir, checkpoint_dir, lora, base=base, adapter=adapter)
+    return replace(trained, peft_dir=folder, check=check)
 
 
-def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> Mapping[str, Tensor]:
-    """The weights that the adapter in `source` was trained on."""
+def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path) -> tuple[Mapping[str, Tensor], Check]:
+    """The weights that the adapter in `source` was trained on, and the check that they are."""
     if foundation is None:
         raise UserError(f"{source} is an adapter on random weights, which are not kept; train it on a foundation model")
     if not foundation.is_dir():
         raise UserError(f"the foundation model {foundation} is not there; give its place by --checkpoint_dir")
-    if weights_fingerprint(read_weights(foundation)) != record.identity.base:  # of mapped ones, it reads a sample
-        raise DataError(f"{foundation} is not the model that {source} was trained on")
-    return lazy_weights(foundation)
+    require_base(foundation, record.identity.base, source)
+    return lazy_weights(foundation), begin_check(expected_base(foundation))
 
 
 def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str, Any]:
@@ -164,13 +166,13 @@ def load_text_model(options: ModelOptions) -> TextModel:
                 f"--lora_path {options.lora_path} holds all weights, not an adapter: make it a litgpt directory"
                 " (convert_litgpt_to_transformers.py, then lit_gpt/scripts/convert_hf_checkpoint.py)"
             )
-        config, weights, folder = trained.config, trained.state_dict, trained.tokenizer_dir
+        config, weights, folder, check = trained.config, trained.state_dict, trained.tokenizer_dir, trained.check
     elif options.checkpoint_dir is not None:
         folder = options.checkpoint_dir
-        config, weights = read_config(folder), read_weights(folder)
+        config, weights, check = read_config(folder), read_weights(folder), begin_check(expected_base(folder))
     else:
         raise UserError("--checkpoint_dir (or --lora_path) is required; see --help")
-    return TextModel(config, weights, Tokenizer(folder), options.precision, options.accelerator)
+    return TextModel(config, weights, Tokenizer(folder), options.precision, options.accelerator, check)
 
 
 def companion_files(trained: MergedModel) -> list[Path]:

@@ -27,7 +27,7 @@ class RunIdentity:
     lora: dict[str, Any] | None
     """The fields of `LoRASettings`; None for a full training."""
     base: str | None
-    """Fingerprint of the foundation model's weights; None if the training began from random ones."""
+    """The foundation model's weights, see foundation.py; None if the training began from random ones."""
     quantize: str | None = None
     """How the base's matrices are kept (QLoRA, `bnb.nf4`); None: as they are. Older versions did not write it."""
     data: str
@@ -115,6 +115,6 @@ def source_commit() -> str | None:
     no_tags = ("--always", "--exclude=*", "--abbrev=40")
     command = ["git", "-C", str(REPOSITORY), "describe", *no_tags, "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -7,7 +7,7 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.litgpt_directory import config_values, read_config, read_weights, weights_fingerprint
+from lit_gpt.formats.litgpt_directory import config_values, read_config, read_weights
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import import_bitsandbytes
 from lit_gpt.model.tensor_parallel import sharing_problems
@@ -16,6 +16,7 @@ from utils.cluster.launch import resolve_processes
 from utils.data.manifest import TEST, TRAIN, DatasetSplit, Manifest
 from utils.data.mixture import Mixture
 from utils.run.csv_log import METRICS, check_columns
+from utils.run.foundation import base_record
 from utils.run.going_back import named_checkpoint
 from utils.run.record import RUN, RunIdentity, RunRecord
 from utils.train.loggers import check_logger
@@ -72,7 +73,7 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     identity = RunIdentity(
         model=config_values(config),
         lora=lora and dataclasses.asdict(lora),
-        base=weights and weights_fingerprint(weights),
+        base=weights and recorded_base(options),
         quantize=options.quantize,
         data=manifest.fingerprint(mixture.entries),
         mixture={entry.dataset: weight for entry, weight in shares},
@@ -88,6 +89,12 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
         raise UserError(f"--profile_steps {options.profile_steps}: the run has {schedule.max_steps} steps")
     validation = choose_validation(options, manifest)
     return TrainingPlan(manifest, mixture, validation, config, lora, weights, processes, schedule, identity)
+
+
+def recorded_base(options: PretrainOptions) -> str:
+    """What run.yaml says, or will say, of the foundation model's weights."""
+    begun = RunRecord.load(options.out_dir).identity.base if (options.out_dir / RUN).is_file() else None
+    return base_record(options.checkpoint_dir, begun)
 
 
 def lora_settings(options: PretrainOptions) -> LoRASettings:

@@ -14,6 +14,7 @@ from lightning.fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
+from lit_gpt.checksums import Check
 from lit_gpt.errors import DataError
 from lit_gpt.formats.litgpt_directory import CONFIG
 from lit_gpt.model.building import empty_model
@@ -30,6 +31,7 @@ from utils.run.checkpoint_folders import verify_checkpoint
 from utils.run.checkpoint_reader import load_checkpoint, newest_valid_checkpoint
 from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.csv_log import METRICS, CsvLog, drop_metrics_after
+from utils.run.foundation import begin_check, expected_base
 from utils.run.going_back import goes_back, named_checkpoint, set_aside_after
 from utils.run.log import LOG, RunLog
 from utils.run.progress import TrainingProgress
@@ -82,6 +84,7 @@ def set_up(
 
     `lock` is the run folder's, on process 0; `warnings` are lines for the run's log.
     """
+    check = begin_check(expected_base(options.checkpoint_dir) if plan.weights else [])
     model, optimizer = build(fabric, options, plan)
     on_rank_zero(lambda: check_out_dir(options, plan.identity))  # again: now nobody else can begin a run there
     log = RunLog(options.out_dir / LOG if fabric.is_global_zero else None)
@@ -118,7 +121,7 @@ def set_up(
         fabric=fabric,
         model=model,
         optimizer=optimizer,
-        writer=make_writer(options, lock),
+        writer=make_writer(options, lock, check),
         stop=stop,
         watchdog=watchdog,
         log=log,
@@ -182,12 +185,12 @@ def checkpoint_to_go_back_to(options: PretrainOptions) -> Path | None:
     return checkpoint
 
 
-def make_writer(options: PretrainOptions, lock: FolderLock | None) -> CheckpointWriter:
+def make_writer(options: PretrainOptions, lock: FolderLock | None, check: Check) -> CheckpointWriter:
     """The writer of the run's checkpoints, each of which gets what it needs to be used alone."""
     tokenizer_files = [options.checkpoint_dir / name for name in TOKENIZER_FILES]
     companions = [options.out_dir / RUN, options.out_dir / CONFIG]
     companions += [path for path in tokenizer_files if path.is_file()]
-    return CheckpointWriter(options.out_dir, companions, lock)
+    return CheckpointWriter(options.out_dir, companions, lock, check)
 
 
 def make_meter(options: PretrainOptions, plan: TrainingPlan, fabric: Fabric) -> Meter:

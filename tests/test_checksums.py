@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from lit_gpt import checksums
+from lit_gpt.checksums import SUMS, ListedFile, file_sha256, find_difference, read_sums, write_sums
 from lit_gpt.errors import DataError
-from utils.files import checksums
-from utils.files.checksums import SUMS, ListedFile, file_sha256, find_difference, read_sums, write_sums
 
 NAMES = ("a", "b  c", "d")
 
