@@ -9,7 +9,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 # Which tokens have a meaning, `..._token`, is kept too. https://huggingface.co/docs/transformers/main_classes/tokenizer
 _KEPT = (
-    *("tokenizer_class", "add_bos_token", "chat_template", "added_tokens_decoder", "model_input_names"),
+    *("tokenizer_class", "add_bos_token", "chat_template", "added_tokens_decoder"),
     *("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens", "split_special_tokens"),
     *("clean_up_tokenization_spaces", "spaces_between_special_tokens", "truncation_side"),
     *("add_prefix_space", "legacy", "sp_model_kwargs"),  # of classes that read a tokenizer.model
@@ -32,6 +32,10 @@ def settle_tokenizer_config(folder: Path, source: Tokenizer, context: int, rows:
     special = _read(folder / SPECIAL_TOKENS)
     padding = _padding_token(source, [found.get("pad_token"), special.get("pad_token")], rows)
     kept |= {"model_max_length": context, "pad_token": padding, "padding_side": "left"}
+    kept["model_input_names"] = [
+        "input_ids",
+        "attention_mask",
+    ]  # transformers 4 would add token types, as BERT has them
     _write(path, kept)
     if special:
         _write(folder / SPECIAL_TOKENS, {**special, "pad_token": padding})

@@ -114,7 +114,8 @@ by_hand = tokenizer.batch_decode(
     model.generate(**batch, max_new_tokens=6, do_sample=False)[:, batch.input_ids.shape[1]:], skip_special_tokens=True)
 whole = len(tokenizer(long).input_ids)
 print(json.dumps({"alone": alone, "together": together, "cut": len(cut), "whole": whole, "by_hand": by_hand,
-    "vocabulary": len(tokenizer), "pad": tokenizer.pad_token, "ids": tokenizer("Bonjour").input_ids}))
+    "vocabulary": len(tokenizer), "pad": tokenizer.pad_token, "names": [*batch],
+    "ids": tokenizer("Bonjour").input_ids}))
 """
 
 
@@ -130,6 +131,9 @@ def test_pipeline_takes_a_batch_of_two_and_cuts_at_the_context(exported):
     assert found["alone"] == found["together"] == found["by_hand"]
     assert found["whole"] > found["cut"] == CONTEXT
     assert found["pad"] == "</s>", "[PAD] is not in the vocabulary"
+    assert (
+        found["names"] == ["input_ids", "attention_mask"] == values(exported, "tokenizer_config")["model_input_names"]
+    )
     assert found["vocabulary"] <= VOCABULARY and found["ids"][0] == 1 and found["ids"][-1] != 2
 
 
