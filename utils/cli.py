@@ -25,6 +25,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from lit_gpt.errors import DataError, Interrupted, UserError
 from utils.cluster.ranks import end_process, is_distributed, own_exit_code, process_rank
+from utils.cluster.streams import CLOSED, drop_output, flush_output, output_is_closed, ready_streams
 
 OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
 
@@ -47,14 +48,24 @@ def parse_or_exit(options_class: type[OptionsT], argv: Sequence[str] | None = No
     during these imports end the process as they do during the work.
     """
     if argv is None:
+        ready_streams()
         argv = sys.argv[1:]
         sys.excepthook = _end_imports
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, _interrupt_imports)
     try:
-        return parse(options_class, argv)
+        return _parse_or_print(options_class, argv)
     except (UserError, OSError) as e:
         sys.exit(_report(e, _wants_traceback(argv)))
+
+
+def _parse_or_print(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
+    """Parses `argv`; a SystemExit once --help is not only printed, but written."""
+    try:
+        return parse(options_class, argv)
+    except SystemExit:
+        flush_output()
+        raise
 
 
 def _interrupt_imports(number: int, frame: FrameType | None) -> NoReturn:
@@ -81,6 +92,7 @@ def run(main: Callable[[OptionsT], None], options: OptionsT) -> int:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main(options)
+        flush_output()
     except (UserError, DataError, Interrupted, OSError, KeyboardInterrupt) as e:
         exit_code = _report(e, getattr(options, "debug", False))
     except Exception:
@@ -106,7 +118,13 @@ def _described(error: BaseException) -> tuple[str, int]:
 
 
 def _report(error: BaseException, with_traceback: bool) -> int:
-    """Prints the error once for the whole run; returns what this process exits with."""
+    """Prints the error once for the whole run; returns what this process exits with.
+
+    Nothing is said when the reader of stdout has gone (`| head`): it wanted no more.
+    """
+    if isinstance(error, BrokenPipeError) and output_is_closed():
+        drop_output()
+        return CLOSED
     message, exit_code = _described(error)
     if with_traceback:
         traceback.print_exc()

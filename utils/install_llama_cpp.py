@@ -136,7 +136,7 @@ def fetch_by_git(stage: Path) -> Path:
 def fetch_from_pypi(stage: Path) -> Path:
     """The tree from the archive, whose SHA-256 pip compares before it runs the package's own build."""
     requirement = stage / "requirements.txt"
-    requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n")
+    requirement.write_text(f"{PACKAGE} --hash=sha256:{PACKAGE_SHA256}\n", encoding="utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
     try:
         call([*command, "--require-hashes", "--dest", str(stage), "--requirement", str(requirement)], stage)
@@ -158,8 +158,8 @@ def fetch_from_pypi(stage: Path) -> Path:
 def build(source: Path, stage: Path) -> None:
     cmake, environment = find_cmake(stage)
     for name, content in (("ggml", OPTIMISED), ("llama.cpp", ADDED)):
-        (stage / f"{name}.cmake").write_text(content.replace("{stage}", str(stage)))
-    (stage / "logged.cpp").write_text(LOGGED_SOURCE)
+        (stage / f"{name}.cmake").write_text(content.replace("{stage}", str(stage)), encoding="utf-8")
+    (stage / "logged.cpp").write_text(LOGGED_SOURCE, encoding="utf-8")
     settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
     settings += [f"-DCMAKE_PROJECT_{name}_INCLUDE={stage / name}.cmake" for name in ("ggml", "llama.cpp")]
     folder = str(stage / "build")

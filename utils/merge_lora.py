@@ -18,6 +18,7 @@ import torch
 from lit_gpt.checksums import add_sums, listed_sums
 from lit_gpt.errors import UserError
 from lit_gpt.formats.litgpt_directory import WEIGHTS, lazy_weights, write_litgpt_directory
+from lit_gpt.formats.peft_config import read_peft_config
 from lit_gpt.formats.peft_logits import require_peft
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.files.staged_folder import recover, staged_into
@@ -47,7 +48,9 @@ def main(options: MergeOptions) -> None:
         verified = compare_merged(model, lazy_weights(stage)) if options.verify == "logits" else "not verified"
         print(verified, flush=True)
     merged = model.provenance.get("checkpoint", "the adapter")
-    print(f"merged {merged} of {options.lora_path} into {folder / WEIGHTS}")
+    made_for = read_peft_config(model.peft_dir).base if model.peft_dir else None
+    by_its_words = f", by its own words for {made_for}," if made_for else ""
+    print(f"merged {merged} of {options.lora_path}{by_its_words} into {folder / WEIGHTS}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 from litgpt.config import Config
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DataError, UserError
 
 _OUTER = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "lm_head": "lm_head"}
 _BLOCK = {
@@ -33,6 +33,11 @@ _BLOCK = {
 }
 
 
+_SIZES = "vocab_size hidden_size num_hidden_layers num_attention_heads"
+_ROPE = "rope_theta rope_scaling rope_parameters partial_rotary_factor"
+_KEYS = f"{_SIZES} intermediate_size num_key_value_heads head_dim {_ROPE}"
+
+
 @dataclass(frozen=True)
 class Architecture:
     config: Callable[[dict[str, Any]], Config]  # from a config.json completed by `defaults`
@@ -43,6 +48,8 @@ class Architecture:
     transposed: bool = False  # the matrices of its blocks are [inputs, outputs]
     interleaved: bool = False  # its matrix of queries, keys and values has them group by group
     prefix: str = ""  # older files leave this out of all names but the output layer's
+    model_type: str = ""  # by which transformers chooses the class, not by `architectures`
+    keys: str = _KEYS  # of config.json, that are understood beside those of `defaults`
 
 
 # --------------------------------------------------------------------------------------------- what many have in common
@@ -51,8 +58,14 @@ class Architecture:
 def _config(hf: Mapping[str, Any], **fields: Any) -> Config:
     """A configuration of Llama's shape, with other values for `fields`."""
     heads, scaling = hf["num_attention_heads"], _rope_settings(hf)
+    groups = hf.get("num_key_value_heads") or heads
+    if heads % groups:
+        raise DataError(f"config.json: num_attention_heads is {heads}, no multiple of the {groups} num_key_value_heads")
+    head_size = hf.get("head_dim") or hf["hidden_size"] // heads
     if "rotary_percentage" not in fields:
         _only({**hf, **scaling}, partial_rotary_factor=1.0)
+    elif int(fields["rotary_percentage"] * head_size) % 2:
+        raise DataError(f"config.json: partial_rotary_factor {fields['rotary_percentage']} of {head_size} is odd")
     values = {
         # litgpt looks for family names in `name` ("Gemma" changes its norm), so a directory's name must not get here
         "name": hf.get("model_type", ""),
@@ -60,8 +73,8 @@ def _config(hf: Mapping[str, Any], **fields: Any) -> Config:
         "n_layer": hf["num_hidden_layers"],
         "n_embd": hf["hidden_size"],
         "n_head": heads,
-        "n_query_groups": hf.get("num_key_value_heads") or heads,
-        "head_size": hf.get("head_dim") or hf["hidden_size"] // heads,
+        "n_query_groups": groups,
+        "head_size": head_size,
         "vocab_size": hf["vocab_size"],
         "padded_vocab_size": hf["vocab_size"],
         "norm_class_name": "RMSNorm",
@@ -96,8 +109,13 @@ def _rope_adjustments(scaling: Mapping[str, Any]) -> dict[str, Any] | None:
     raise UserError(f"rope scaling {kind!r} is not supported, only 'linear' and 'llama3'")
 
 
-def _rotated_share(hf: Mapping[str, Any]) -> float:
-    return _rope_settings(hf).get("partial_rotary_factor", hf["partial_rotary_factor"])
+def _rotated_share(hf: Mapping[str, Any], outside: str = "partial_rotary_factor") -> float:
+    """The share of a head's values that is rotated: `outside` of the settings of positions it may stand too."""
+    inside = _rope_settings(hf).get("partial_rotary_factor", hf[outside])
+    if inside != hf[outside] and (outside != "partial_rotary_factor" or _rope_adjustments(_rope_settings(hf))):
+        # there transformers 5.3 takes the one that stands outside, or its default, for some of its computation
+        raise UserError(f"partial_rotary_factor {inside} is not supported beside {outside} {hf[outside]}")
+    return inside
 
 
 def _only(hf: Mapping[str, Any], **values: Any) -> None:
@@ -119,7 +137,10 @@ def _gelu(hf: Mapping[str, Any], option: str) -> dict[str, Any]:
 def _sliding_layers(hf: Mapping[str, Any], slides: Callable[[int], bool]) -> list[int]:
     """1 for each layer with a sliding window, else 0; `slides` tells it by a layer's number without `layer_types`."""
     layers = range(hf["num_hidden_layers"])
-    if types := hf.get("layer_types"):
+    types = hf.get("layer_types")
+    if types is not None:
+        if len(types) != len(layers) or not set(types) <= {"full_attention", "sliding_attention"}:
+            raise DataError(f"config.json: layer_types {types} are not {len(layers)} of full_ and sliding_attention")
         return [int(types[layer] == "sliding_attention") for layer in layers]
     return [int(slides(layer)) for layer in layers]
 
@@ -180,7 +201,12 @@ def _falcon(hf: dict[str, Any]) -> Config:
     heads = hf["num_attention_heads"]
     groups = 1 if hf["multi_query"] else heads
     if hf["new_decoder_architecture"]:
+        _only(hf, parallel_attn=True)
+        if hf.get("num_ln_in_parallel_attn") not in (None, 1, 2):
+            raise DataError(f"config.json: num_ln_in_parallel_attn is {hf['num_ln_in_parallel_attn']}, not 1 or 2")
         groups = hf.get("num_kv_heads") or heads
+    elif not hf["multi_query"]:
+        _only(hf, num_kv_heads=heads)
     sizes = {
         "num_key_value_heads": groups,
         "intermediate_size": hf.get("ffn_hidden_size") or 4 * hf["hidden_size"],
@@ -215,9 +241,10 @@ def _falcon_block(hf: dict[str, Any]) -> dict[str, str]:
 
 
 def _gpt_neox(hf: dict[str, Any]) -> Config:
+    _only(hf, rope_theta=hf["rotary_emb_base"], partial_rotary_factor=hf["rotary_pct"])
     return _config(
         {**hf, "rope_theta": hf["rotary_emb_base"], "num_key_value_heads": None},
-        rotary_percentage=hf.get("rotary_pct", _rotated_share(hf)),
+        rotary_percentage=_rotated_share(hf, "rotary_pct"),
         norm_class_name="LayerNorm",
         norm_eps=hf["layer_norm_eps"],
         parallel_residual=hf["use_parallel_residual"],
@@ -240,6 +267,8 @@ _GPT_NEOX_BLOCK = {
 def _qwen2(hf: dict[str, Any], **fields: Any) -> Config:
     _only(hf, hidden_act="silu")
     layers = _sliding_layers(hf, lambda layer: layer >= hf["max_window_layers"])
+    if hf.get("layer_types") and any(layers) and not hf["use_sliding_window"]:
+        raise DataError("config.json: layer_types has sliding_attention, but use_sliding_window is false")
     window = _window(hf, layers) if hf["use_sliding_window"] else {}
     return _config(hf, **{"attn_bias": True, **window, **fields})
 
@@ -311,10 +340,13 @@ def _stablelm(hf: dict[str, Any]) -> Config:
     )
 
 
-def _gemma(hf: dict[str, Any], **fields: Any) -> Config:
+def _gemma(hf: dict[str, Any], activation: str = "hidden_act", **fields: Any) -> Config:
     _only(hf, attention_bias=False, use_bidirectional_attention=False)
-    activation = "hidden_activation" if hf.get("hidden_activation") else "hidden_act"
-    own = {"name": "Gemma", "mlp_class_name": "GemmaMLP", "scale_embeddings": True, **_gelu(hf, activation)}
+    read = _gelu(hf, activation)
+    for other in ("hidden_act", "hidden_activation"):  # earlier versions of transformers read both
+        if hf.get(other) is not None and _gelu(hf, other) != read:
+            raise UserError(f"{other} {hf[other]!r} is not supported beside {activation} {hf[activation]!r}")
+    own = {"name": "Gemma", "mlp_class_name": "GemmaMLP", "scale_embeddings": True, **read}
     return _config(hf, **{**own, **fields})
 
 
@@ -328,10 +360,11 @@ def _gemma2(hf: dict[str, Any], **fields: Any) -> Config:
         "final_logit_softcapping": hf["final_logit_softcapping"],
         **_window(hf, layers),
     }
-    return _gemma(hf, **{**own, **fields})
+    return _gemma(hf, "hidden_activation", **{**own, **fields})
 
 
 def _gemma3(hf: dict[str, Any]) -> Config:
+    _only(hf, attn_logit_softcapping=None)  # the class of transformers 5.3 has the option, and does not use it
     layers = _sliding_layers(hf, lambda layer: (layer + 1) % hf["sliding_window_pattern"] > 0)
     both = hf.get("rope_parameters") or {}
     distant = {**(both.get("full_attention") or {}), **(hf.get("rope_scaling") or {})}
@@ -374,7 +407,7 @@ _FALCON_DEFAULTS = {
 _GPT_NEOX_DEFAULTS = {
     **_DEFAULTS,
     "hidden_act": "gelu",
-    "partial_rotary_factor": 0.25,
+    "rotary_pct": 0.25,
     "rotary_emb_base": 10000,
     "use_parallel_residual": True,
     "attention_bias": True,
@@ -408,6 +441,7 @@ _GEMMA_DEFAULTS = {
 _GEMMA2_DEFAULTS = {
     **_GEMMA_DEFAULTS,
     "num_key_value_heads": 4,
+    "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
     "final_logit_softcapping": 30.0,
@@ -423,9 +457,13 @@ _GEMMA3_DEFAULTS = {
     "attn_logit_softcapping": None,
 }
 
+_GEMMA_KEYS = f"{_KEYS} hidden_activation use_bidirectional_attention"
+
 ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(_llama, {**_DEFAULTS, "attention_bias": False, "mlp_bias": False}),
-    "MistralForCausalLM": Architecture(_mistral, _MISTRAL_DEFAULTS),
+    "LlamaForCausalLM": Architecture(
+        _llama, {**_DEFAULTS, "attention_bias": False, "mlp_bias": False}, model_type="llama"
+    ),
+    "MistralForCausalLM": Architecture(_mistral, _MISTRAL_DEFAULTS, model_type="mistral"),
     "GPT2LMHeadModel": Architecture(
         _gpt2,
         _GPT2_DEFAULTS,
@@ -434,6 +472,8 @@ ARCHITECTURES = {
         lambda _: _GPT2_BLOCK,
         transposed=True,
         prefix="transformer.",
+        model_type="gpt2",
+        keys="vocab_size n_embd n_layer n_head n_inner scale_attn_weights scale_attn_by_inverse_layer_idx",
     ),
     "FalconForCausalLM": Architecture(
         _falcon,
@@ -442,6 +482,8 @@ ARCHITECTURES = {
         "transformer.h",
         _falcon_block,
         interleaved=True,
+        model_type="falcon",
+        keys=f"{_SIZES} num_kv_heads ffn_hidden_size num_ln_in_parallel_attn alibi {_ROPE}",
     ),
     "GPTNeoXForCausalLM": Architecture(
         _gpt_neox,
@@ -454,16 +496,39 @@ ARCHITECTURES = {
         "gpt_neox.layers",
         lambda _: _GPT_NEOX_BLOCK,
         interleaved=True,
+        model_type="gpt_neox",
+        keys=f"{_SIZES} intermediate_size {_ROPE}",
     ),
-    "Qwen2ForCausalLM": Architecture(_qwen2, _QWEN_DEFAULTS),
-    "Qwen3ForCausalLM": Architecture(_qwen3, {**_QWEN_DEFAULTS, "head_dim": 128}),
-    "GemmaForCausalLM": Architecture(_gemma, _GEMMA_DEFAULTS),
-    "Gemma2ForCausalLM": Architecture(_gemma2, _GEMMA2_DEFAULTS, block=lambda _: _POST_NORMS),
-    "Gemma3ForCausalLM": Architecture(_gemma3, _GEMMA3_DEFAULTS, block=lambda _: _POST_NORMS),
+    "Qwen2ForCausalLM": Architecture(_qwen2, _QWEN_DEFAULTS, model_type="qwen2", keys=f"{_KEYS} layer_types"),
+    "Qwen3ForCausalLM": Architecture(
+        _qwen3, {**_QWEN_DEFAULTS, "head_dim": 128}, model_type="qwen3", keys=f"{_KEYS} layer_types"
+    ),
+    "GemmaForCausalLM": Architecture(_gemma, _GEMMA_DEFAULTS, model_type="gemma", keys=_GEMMA_KEYS),
+    "Gemma2ForCausalLM": Architecture(
+        _gemma2, _GEMMA2_DEFAULTS, block=lambda _: _POST_NORMS, model_type="gemma2", keys=f"{_GEMMA_KEYS} layer_types"
+    ),
+    "Gemma3ForCausalLM": Architecture(
+        _gemma3,
+        _GEMMA3_DEFAULTS,
+        block=lambda _: _POST_NORMS,
+        model_type="gemma3_text",
+        keys=f"{_GEMMA_KEYS} layer_types",
+    ),
     "PhiForCausalLM": Architecture(
-        _phi, _PHI_DEFAULTS, {**_OUTER, "transformer.ln_f": "model.final_layernorm"}, block=lambda _: _PHI_BLOCK
+        _phi,
+        _PHI_DEFAULTS,
+        {**_OUTER, "transformer.ln_f": "model.final_layernorm"},
+        block=lambda _: _PHI_BLOCK,
+        model_type="phi",
+        keys=f"{_KEYS} qk_layernorm",
     ),
-    "Phi3ForCausalLM": Architecture(_phi3, _PHI3_DEFAULTS, block=lambda _: _PHI3_BLOCK),
-    "Olmo2ForCausalLM": Architecture(_olmo2, {**_DEFAULTS, "rms_norm_eps": 1e-5}, block=lambda _: _POST_NORMS),
-    "StableLmForCausalLM": Architecture(_stablelm, _STABLELM_DEFAULTS),
+    "Phi3ForCausalLM": Architecture(
+        _phi3, _PHI3_DEFAULTS, block=lambda _: _PHI3_BLOCK, model_type="phi3", keys=f"{_KEYS} sliding_window"
+    ),
+    "Olmo2ForCausalLM": Architecture(
+        _olmo2, {**_DEFAULTS, "rms_norm_eps": 1e-5}, block=lambda _: _POST_NORMS, model_type="olmo2"
+    ),
+    "StableLmForCausalLM": Architecture(
+        _stablelm, _STABLELM_DEFAULTS, model_type="stablelm", keys=f"{_KEYS} qk_layernorm"
+    ),
 }

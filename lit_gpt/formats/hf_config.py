@@ -10,6 +10,7 @@ from litgpt.config import Config
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.families import ARCHITECTURES, Architecture
 from lit_gpt.formats.hf_files import read_json
+from lit_gpt.formats.hf_keys import check_keys, check_type
 
 BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}  # some classes' options, and whose matrices they give biases
 
@@ -35,6 +36,8 @@ def read_hf_config(checkpoint_dir: Path) -> dict[str, Any]:
 
 
 def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
+    for key in {"architectures", "model_type", "text_config"} & hf.keys():
+        check_type(key, hf[key])
     for name in hf.get("architectures") or []:
         if name in _TEXT_PARTS:
             known = _TEXT_PARTS[name]
@@ -61,8 +64,13 @@ def architecture_of(hf: Mapping[str, Any]) -> Architecture:
 def config_from_hf(hf: Mapping[str, Any]) -> Config:
     """litgpt's configuration; a UserError says what is not supported, a DataError which size config.json lacks."""
     architecture = architecture_of(hf)
-    if hf.get("quantization_config"):
+    if hf.get("quantization_config") is not None:
         raise UserError("the checkpoint is quantised; continual pretraining starts from the unquantised model")
+    kind = hf.get("model_type", architecture.model_type)
+    if kind != architecture.model_type:
+        names = f"architectures {hf['architectures']}, of model_type {architecture.model_type!r}"
+        raise DataError(f"config.json: model_type is {kind!r}, which is another class than {names}")
+    check_keys(hf, {*architecture.defaults, *architecture.keys.split()})
     try:
         return architecture.config({**architecture.defaults, **hf})
     except KeyError as e:

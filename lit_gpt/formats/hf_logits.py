@@ -154,8 +154,10 @@ def free_memory() -> int | None:
     group = Path(f"/sys/fs/cgroup{own[1]}") if own else None  # Slurm and containers limit it, or a group above it
     while group and group.is_relative_to("/sys/fs/cgroup"):
         limit, usage = group / "memory.max", group / "memory.stat"
-        if limit.is_file() and usage.is_file() and (most := limit.read_text().strip()).isdigit():
-            anonymous = re.search(r"^anon (\d+)$", usage.read_text(), re.MULTILINE)  # cached files give way
+        if limit.is_file() and usage.is_file() and (most := limit.read_text(encoding="utf-8").strip()).isdigit():
+            anonymous = re.search(
+                r"^anon (\d+)$", usage.read_text(encoding="utf-8"), re.MULTILINE
+            )  # cached files give way
             limits.append(int(most) - int(anonymous[1] if anonymous else 0))
         group = group.parent
     return min(limits, default=None)

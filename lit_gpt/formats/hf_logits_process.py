@@ -49,4 +49,4 @@ def answer(folder: Path, request: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    answer(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3]))
+    answer(Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")), Path(sys.argv[3]))

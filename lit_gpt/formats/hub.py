@@ -5,6 +5,7 @@ Only the Hub's client reads the token (`hf auth login` or HF_TOKEN); this progra
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 import httpx
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, errors
 from huggingface_hub.hf_api import RepoSibling
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import get_session, get_token
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.checksums import Check, expected
@@ -48,8 +49,15 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     """Turns what goes wrong with the Hub into a UserError, Interrupted or OSError that says what to do."""
     broken_off = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadTimeout, httpx.WriteTimeout)
     unreachable = (httpx.TransportError, httpx.InvalidURL, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
+    _check_token()
     try:
         yield
+    except ImportError as e:
+        if "SOCKS" not in str(e):
+            raise
+        raise UserError(
+            "a SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY), which needs a package: pip install socksio; or unset it"
+        ) from None
     except errors.GatedRepoError:
         page = f"https://huggingface.co/{repo_id}"
         raise UserError(
@@ -82,6 +90,16 @@ def hub_errors(repo_id: str) -> Iterator[None]:
             with hub_errors(repo_id):
                 raise e.__cause__ from None
         raise OSError(f"the Hub failed on {repo_id}: {e}") from None
+
+
+def _check_token() -> None:
+    """Raises a UserError for a token that no request can carry; it is not shown."""
+    token = get_token() or ""
+    if strange := re.search(r"[^\x21-\x7e]", token):
+        raise UserError(
+            f"the Hub's token (HF_TOKEN, or that of hf auth login) has a character that none can have, number "
+            f"{strange.start() + 1} of {len(token)}: copy it again"
+        )
 
 
 def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:

@@ -13,13 +13,14 @@ from litgpt.config import Config
 from torch import Tensor
 
 from lit_gpt.checksums import Check, Expected, add_sums, as_listed, expected, file_sha256
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
 from lit_gpt.formats.hf_files import is_of_model, noted_sums, read_json
 from lit_gpt.formats.hf_logits import verify_conversion
 from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
 from lit_gpt.model.lazy_tensors import LazyTensors
+from lit_gpt.tokenizer.tokenizer_config import keep_spaces_in_litgpt
 
 WEIGHTS = "lit_model.pth"
 CONFIG = "model_config.yaml"
@@ -49,6 +50,8 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
     `ForeignWeights` do, and a DataError for a file that is not as it was downloaded or listed.
     """
     hf = read_hf_config(directory)
+    if "model_type" not in hf:
+        raise DataError(f"{directory / 'config.json'} has no model_type, by which transformers chooses the class")
     config = config_from_hf(hf)
     weights = ForeignWeights(directory, config, hf)
     staged_config, staged_model = (directory / f".{name}.tmp" for name in (CONFIG, WEIGHTS))
@@ -57,7 +60,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
         with Check(files) as check:
             parameters, sha256 = write_lit_model(staged_model, weights.tensors(dtype))
             verified = verify_conversion(directory, config, open_tensors(staged_model), weights.spare) if verify else ""
-        staged_config.write_text(yaml.safe_dump(asdict(config)))
+        staged_config.write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
         sums = {path.name: found for path, found in check.finish().items()}
         add_sums(directory, {**sums, CONFIG: file_sha256(staged_config), WEIGHTS: sha256})
         staged_config.replace(directory / CONFIG)
@@ -79,6 +82,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
     if config.sliding_window_size:
         sliding = sum(config.sliding_window_indices)
         lines.append(f"{sliding} of {config.n_layer} layers have a sliding window of {config.sliding_window_size:,}")
+    lines += keep_spaces_in_litgpt(directory)
     if compared := sum(file.sha256 is not None for file in files):
         lines.append(f"{compared} files as they were downloaded or made: SHA-256 equal")
     lines += [verified] if verified else []
@@ -149,6 +153,7 @@ def write_litgpt_directory(
         if companion.parent.resolve() != folder.resolve():
             shutil.copyfile(companion, folder / companion.name)
             names.append(companion.name)
+    keep_spaces_in_litgpt(folder)
     (folder / CONFIG).write_text(yaml.safe_dump(config_values(config), sort_keys=False), encoding="utf-8")
     staged = folder / f".{WEIGHTS}.tmp"
     try:

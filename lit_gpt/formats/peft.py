@@ -8,6 +8,7 @@ so that the rank is the sum of theirs; the way back gives each of them the whole
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import architecture_of
 from lit_gpt.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lit_gpt.formats.hf_weights import Weight, by_kind, by_run, tensors_to_hf, weights_of
-from lit_gpt.formats.peft_config import PeftConfig, read_peft_config
+from lit_gpt.formats.peft_config import CHANGED_BASE, PeftConfig, read_peft_config
 from lit_gpt.formats.tensor_files import write_safetensors_file
 from lit_gpt.model.gpt import LoRAGPT
 from lit_gpt.model.lora import LoRASettings
@@ -103,12 +104,20 @@ def read_peft(
     path = folder / ADAPTER_WEIGHTS
     tensors = _read_tensors(path)
     pairs = _take_pairs(path, tensors, described)
+    if described.takes_out and tensors:  # peft puts these in the place of what it took a part out of
+        reason = f"init_lora_weights {described.takes_out} {CHANGED_BASE}"
+        raise UserError(f"{path}: {min(tensors)} is stored beside the adapter, whose {reason}")
     _check_copies(path, tensors, config, hf, base)
     weights = weights_of(config, hf)
     _check_places(folder / ADAPTER_CONFIG, described, pairs, weights, hf)
     found: dict[tuple[str, str], _Pair] = {}
     for weight in weights:
-        found |= _ours(weight, pairs, config, hf)
+        for module, pair in _pairs_of(weight, pairs, config, hf):
+            if described.takes_out:
+                if described.takes_out == "olora" and weight.transposed:
+                    raise UserError(f"{folder}: init_lora_weights olora on {module}, which peft gets wrong (Conv1D)")
+                pair = _with_what_was_taken_out(pair, _matrix(weight, module, base, hf), described.takes_out)
+            found |= _ours(weight, module, pair, config, hf)
     if pairs:
         raise DataError(f"{folder}: {len(pairs)} modules are not in the base model, such as {min(pairs)}")
     rank = max(len(pair.a) for pair in found.values())
@@ -209,6 +218,12 @@ def _take_pairs(path: Path, tensors: dict[str, Tensor], described: PeftConfig) -
         if (rank := described.rank(module)) != len(a):
             raise DataError(f"{path}: {module} has rank {len(a)}, {ADAPTER_CONFIG} says {rank}")
         pairs[module] = _Pair(a, b, described.scale(module))
+        if not (b * pairs[module].scale).isfinite().all():
+            raise DataError(f"{path}: {module} times its scale, {pairs[module].scale:g}, is not finite")
+        if described.takes_out and not pairs[module].scale > 0:
+            raise DataError(
+                f"{path}: {module} has the scale {pairs[module].scale:g}, {described.takes_out} needs one above 0"
+            )
     # one of them may be: gradients, or the choice of targets, can leave a module as it was
     if pairs and not any(pair.a.any() and pair.b.any() and pair.scale for pair in pairs.values()):
         raise DataError(f"{path}: the adapters of all {len(pairs)} modules are zero: it changes nothing")
@@ -225,18 +240,16 @@ def _check_copies(
         if match is None:
             raise DataError(f"{path}: {name} is no part of a LoRA adapter of linear layers")
         copies[match[1] + match[2]] = (name, tensor)
-    if not copies:
-        return
-    head = architecture_of(hf).outer["lm_head"] + ".weight"
-    for found, tensor in [*tensors_to_hf(base, config, hf), (head, base["lm_head.weight"])]:
-        if found not in copies:
-            continue
-        name, copy = copies[found]
-        if not torch.equal(copy, tensor.float()):
+    head = (architecture_of(hf).outer["lm_head"] + ".weight", base["lm_head.weight"])  # also where it is tied
+    for found, tensor in chain([head], tensors_to_hf(base, config, hf)):
+        if not copies:
+            return
+        name, copy = copies.pop(found, (found, None))
+        if copy is not None and not torch.equal(copy, tensor.float()):
             raise DataError(f"{path}: {name} differs from the base model's: the adapter is for another, or replaces it")
-    known = {head, *(name for weight in weights_of(config, hf) for name in weight.theirs)}
-    if unknown := copies.keys() - known:
-        raise DataError(f"{path}: {copies[min(unknown)][0]} is no part of a LoRA adapter of the base model")
+    if copies:
+        name, _ = copies[min(copies)]
+        raise DataError(f"{path}: {name} is no part of a LoRA adapter of the base model")
 
 
 def _check_places(
@@ -254,14 +267,12 @@ def _check_places(
         raise DataError(f"{path} does not adapt {len(spare)} modules whose A and B are there, such as {min(spare)}")
 
 
-def _ours(
+def _pairs_of(
     weight: Weight, pairs: dict[str, _Pair], config: Config, hf: Mapping[str, Any]
-) -> dict[tuple[str, str], _Pair]:
-    """Takes out of `pairs` what belongs to a matrix of ours, by layer and kind; a DataError if the shape differs."""
-    found = {}
+) -> Iterator[tuple[str, _Pair]]:
+    """Takes out of `pairs` what belongs to a matrix of ours; a DataError if the shape differs."""
     for module, rows in _modules(weight, hf):
-        inside = [part for part in _parts(weight, config) if rows.start <= part.rows.start < rows.stop]
-        if module not in pairs or not inside:
+        if module not in pairs or not _parts(weight, config):
             continue
         pair = pairs.pop(module)
         columns = next(iter(weight.ours.values()))[1]
@@ -270,8 +281,41 @@ def _ours(
             raise DataError(
                 f"the adapter of {module} is for a matrix {list(shape)}, the base model's is {list(expected)}"
             )
-        up = by_kind(pair.b, weight.runs) if weight.runs else pair.b
-        for part in inside:
+        yield module, pair
+
+
+def _matrix(weight: Weight, module: str, base: Mapping[str, Tensor], hf: Mapping[str, Any]) -> Tensor:
+    """The base model's matrix of Hugging Face's module, [rows, inputs] in fp32."""
+    whole = torch.cat([base[name] for name in weight.ours]).float()
+    return (by_run(whole, weight.runs) if weight.runs else whole)[dict(_modules(weight, hf))[module]]
+
+
+def _with_what_was_taken_out(pair: _Pair, matrix: Tensor, initialisation: str) -> _Pair:
+    """The change of the base model as it is on the disk, of twice the rank.
+
+    peft begins with a part of the matrix as the adapter and takes that part out of the base, before training and again
+    when it loads the adapter: pissa (https://arxiv.org/abs/2404.02948) the largest singular values, olora
+    (https://arxiv.org/abs/2406.01775) the first columns of Q and rows of R, times the scale.
+    """
+    rank = len(pair.a)
+    if initialisation == "pissa":
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        up, down = left[:, :rank] * (values[:rank] / pair.scale), right[:rank]
+    else:
+        left, right = torch.linalg.qr(matrix)
+        up, down = left[:, :rank], right[:rank]
+    return _Pair(torch.cat([pair.a, down]), torch.cat([pair.b, -up], 1), pair.scale)
+
+
+def _ours(
+    weight: Weight, module: str, pair: _Pair, config: Config, hf: Mapping[str, Any]
+) -> dict[tuple[str, str], _Pair]:
+    """The adapter of Hugging Face's module by our layer and kind."""
+    rows = dict(_modules(weight, hf))[module]
+    up = by_kind(pair.b, weight.runs) if weight.runs else pair.b
+    found = {}
+    for part in _parts(weight, config):
+        if rows.start <= part.rows.start < rows.stop:
             own = up[part.rows.start - rows.start : part.rows.stop - rows.start]
             found[part.name, part.kind] = _Pair(pair.a, own, pair.scale)
     return found

@@ -17,11 +17,13 @@ from lit_gpt.formats.hf_files import ADAPTER_CONFIG, read_json
 
 # Initialisations that leave the base model as it is: what was trained is base + adapter.
 _PLAIN = (True, False, "gaussian", "orthogonal", "eva", "mica")
+# Those that take a part out of it, which follows from the base model alone. (pissa_niter_N guesses at random.)
+_TAKING_OUT = ("pissa", "olora")
 _WAY_OUT = (
     "only plain LoRA adapters are supported; where peft can merge it (merge_and_unload, save_pretrained),"
     " lit_gpt/scripts/convert_hf_checkpoint.py reads the whole model"
 )
-_CHANGED_BASE = (
+CHANGED_BASE = (
     "changes the base model, which the adapter's weights alone do not tell: save it as plain LoRA by peft's"
     " save_pretrained(path_initial_model_for_weight_conversion=…), with the adapter as it was before training"
 )
@@ -76,11 +78,9 @@ def _is_regex(text: str) -> bool:
     return True
 
 
-def _of_modules(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _by_module(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def accepts(value: Any) -> bool:
-        return value is None or (
-            isinstance(value, dict) and all(map(_is_regex, value)) and all(map(is_value, value.values()))
-        )
+        return isinstance(value, dict) and all(map(_is_regex, value)) and all(map(is_value, value.values()))
 
     return accepts
 
@@ -96,9 +96,9 @@ _UNDERSTOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "r": (_is_rank, "a whole number above 0"),
     "lora_alpha": (_is_number, "a number"),
     "use_rslora": (_is_bool, "true or false"),
-    "rank_pattern": (_of_modules(_is_rank), "ranks by module"),
-    "alpha_pattern": (_of_modules(_is_number), "numbers by module"),
-    "target_modules": (_are_names, "a list of names, or a regular expression"),
+    "rank_pattern": (_by_module(_is_rank), "ranks by module"),
+    "alpha_pattern": (_by_module(_is_number), "numbers by module"),
+    "target_modules": (lambda value: value is None or _are_names(value), "a list of names, or a regular expression"),
     "exclude_modules": (lambda value: value is None or _are_names(value), "a list of names, or a regular expression"),
     "layers_to_transform": (_are_layers, "a list of whole numbers"),
     "layers_pattern": (_are_patterns, "a list of names"),
@@ -149,6 +149,17 @@ class PeftConfig:
     """A plain LoRA adapter's scales and places; `described` has passed the tables above."""
 
     described: Mapping[str, Any]
+
+    @property
+    def base(self) -> str | None:
+        """The model that it was made for, by name or path."""
+        return self.described.get("base_model_name_or_path")
+
+    @property
+    def takes_out(self) -> str | None:
+        """The initialisation, where it takes a part out of the base model that is found again from the base model."""
+        name = self.described.get("init_lora_weights")
+        return name if name in _TAKING_OUT else None
 
     def rank(self, module: str) -> int:
         return _of_pattern(self.described.get("rank_pattern"), module, self.described.get("r", 8))
@@ -211,8 +222,8 @@ def read_peft_config(folder: Path) -> PeftConfig:
         if accepts is not None and not accepts(value):
             raise DataError(f"{path}: {name} is {value!r}; it has to be {what}")
     initialisation = described.get("init_lora_weights", True)
-    if initialisation not in _PLAIN:
-        raise UserError(f"{path}: init_lora_weights {initialisation} {_CHANGED_BASE}")
+    if initialisation not in (*_PLAIN, *_TAKING_OUT):
+        raise UserError(f"{path}: init_lora_weights {initialisation} {CHANGED_BASE}")
     if described.get("task_type") not in (None, "CAUSAL_LM"):
         raise UserError(
             f"{path} has task_type {described['task_type']}; only adapters of language models are supported"

@@ -18,9 +18,10 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.errors import DataError
 from lit_gpt.tokenizer.special_tokens import any_of, hide
-from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer, refuse_tiktoken
 
 _Piece = ModelProto.SentencePiece
+BEGINS_WITH_SPACE = r"\A[ ▁]"
 Encode = Callable[[list[str]], list[list[int]]]
 
 
@@ -95,6 +96,7 @@ def _required_json(tokenizer: Tokenizer) -> HFTokenizer:
 
 def read_sentencepiece(path: Path) -> ModelProto:
     """Reads a tokenizer.model; a DataError if it is not a SentencePiece model."""
+    refuse_tiktoken(path)
     try:
         proto = ModelProto.FromString(path.read_bytes())
     except DecodeError as e:
@@ -116,7 +118,7 @@ def _normalizers(normalizer: NormalizerSpec) -> list[normalizers.Normalizer]:
         if normalizer.remove_extra_whitespaces:
             steps.append(normalizers.Prepend("▁"))
         else:
-            steps.append(normalizers.Replace(Regex(r"\A[ ▁]"), " ▁"))
+            steps.append(normalizers.Replace(Regex(BEGINS_WITH_SPACE), " ▁"))
     return steps
 
 

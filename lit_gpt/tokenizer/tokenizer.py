@@ -7,6 +7,7 @@ begin and end a text is read from `tokenizer_config.json` and `generation_config
 import hashlib
 import json
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ TOKENIZER_FILES = (
     CHAT_TEMPLATE,
 )
 
+_INSTEAD = ": put the tokenizer.json and tokenizer_config.json of the model's Hugging Face repository in its place"
+
 # Encoded for the fingerprint: two tokenizers with one vocabulary may still differ in normalisation, digits or spaces.
 _PROBE = "[speaker001:] Héllo, l'été 1789…  ça va ?\n[Łukasz:]\tПривет 12 345 €\n\n你好 ﬁn  \u00a0«\u202f!\u202f» 🙂"
 
@@ -49,11 +52,13 @@ class Tokenizer:
                 self._hf.no_truncation()
                 self.vocab_size = 1 + max(self._hf.get_vocab(with_added_tokens=True).values())  # ids may leave gaps
             elif model_path.is_file():
+                refuse_tiktoken(model_path)
                 self._sentencepiece = SentencePieceProcessor(model_file=str(model_path))
                 self.vocab_size = self._sentencepiece.vocab_size()
             else:
+                refuse_other_formats(self.directory)
                 raise UserError(f"{self.directory} has neither tokenizer.json nor tokenizer.model")
-        except UserError:
+        except (UserError, DataError):
             raise
         except Exception as e:  # the tokenizers library raises bare Exception, SentencePiece RuntimeError
             raise DataError(f"the tokenizer of {self.directory} cannot be read: {e}") from e
@@ -176,6 +181,25 @@ class Tokenizer:
         """SHA-256 over the vocabulary and the ids of a probe text: equal for equal tokenizers in any file format."""
         content = json.dumps([self.vocabulary, self.encode(_PROBE), self.bos_id, self.eos_id])
         return hashlib.sha256(content.encode()).hexdigest()
+
+
+def refuse_tiktoken(path: Path) -> None:
+    """Raises a DataError for a tokenizer.model as Meta publishes it since Llama 3: a token in base64 and its id a line.
+
+    Such a file does not say how a text is split, nor which tokens are special: Meta's program does.
+    """
+    with path.open("rb") as file:
+        begin = file.read(200)
+    if re.match(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n", begin):
+        raise DataError(f"{path} is no SentencePiece model but a list of tokens for tiktoken{_INSTEAD}")
+
+
+def refuse_other_formats(directory: Path) -> None:
+    """Raises a DataError for a directory that has a tokenizer of a format that is not read here."""
+    for path in sorted(directory.glob("*.tiktoken")):
+        raise DataError(f"{path} is a list of tokens for tiktoken, which does not say how a text is split{_INSTEAD}")
+    for path in sorted(directory.glob("tekken*.json")):
+        raise DataError(f"{path} is in Mistral's own format, tekken, which is not read here{_INSTEAD}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer as HFTokenizer
+
+from lit_gpt.checksums import add_sums, file_sha256, listed_sums
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -14,6 +17,9 @@ _KEPT = (
     *("clean_up_tokenization_spaces", "spaces_between_special_tokens", "truncation_side"),
     *("add_prefix_space", "legacy", "sp_model_kwargs"),  # of classes that read a tokenizer.model
 )
+
+_TAKEN_AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")  # transformers 4's and 5's general class
+_FOR_LITGPT = "LlamaTokenizerFromFile"
 
 
 def settle_tokenizer_config(folder: Path, source: Tokenizer, context: int, rows: int) -> tuple[int, list[str]]:
@@ -40,6 +46,42 @@ def settle_tokenizer_config(folder: Path, source: Tokenizer, context: int, rows:
     if special:
         _write(folder / SPECIAL_TOKENS, {**special, "pad_token": padding})
     return source.vocabulary.index(padding), sorted(found.keys() - kept.keys())
+
+
+def litgpt_leaves_spaces_out(folder: Path) -> bool:
+    """Whether litgpt's own chat loses the spaces of the tokenizer.json in `folder`.
+
+    It decodes token by token (litgpt/tokenizer.py, 0.5.13). Where a decoder takes away the space that begins a text,
+    it does so of every token, unless the class in tokenizer_config.json says `LlamaTokenizer`.
+    """
+    kind = _read(folder / TOKENIZER_CONFIG).get("tokenizer_class")
+    if not (folder / "tokenizer.json").is_file() or not isinstance(kind, str) or "LlamaTokenizer" in kind:
+        return False
+    made = HFTokenizer.from_file(str(folder / "tokenizer.json"))
+    of_words = (index for token, index in made.get_vocab().items() if token[:1] == "▁" and token[1:].isalpha())
+    word = next(of_words, None)
+    return word is not None and not made.decode([word]).startswith(" ")
+
+
+def keep_spaces_in_litgpt(folder: Path) -> list[str]:
+    """Lets litgpt's own chat keep the spaces in a litgpt directory; returns lines that say what was changed for it.
+
+    transformers 5 takes tokenizer.json as it is both for its general class and for one that it does not know. Its class
+    of the name that litgpt looks for would build another tokenizer from the vocabulary.
+    """
+    if not litgpt_leaves_spaces_out(folder):
+        return []
+    config = _read(folder / TOKENIZER_CONFIG)
+    kind = config["tokenizer_class"]
+    if kind not in _TAKEN_AS_IT_IS:
+        return [f"litgpt's own chat will leave spaces out: it does not know the tokenizer_class {kind}"]
+    staged = folder / f".{TOKENIZER_CONFIG}.tmp"  # the file may be a link to another folder's
+    _write(staged, {**config, "tokenizer_class": _FOR_LITGPT})
+    if TOKENIZER_CONFIG in listed_sums(folder):
+        add_sums(folder, {TOKENIZER_CONFIG: file_sha256(staged)})
+    staged.replace(folder / TOKENIZER_CONFIG)
+    reason = "litgpt's own chat would leave spaces out; transformers 5 reads both alike, 4 only the first"
+    return [f"tokenizer_config.json: tokenizer_class was {kind} and is {_FOR_LITGPT}: {reason}"]
 
 
 def _padding_token(source: Tokenizer, named: list[Any], rows: int) -> str:

@@ -33,7 +33,19 @@ SIZES = {
     **{"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4},
     **{"n_embd": 64, "n_layer": 2, "n_head": 4, "intermediate_size": 256, "max_position_embeddings": 512},
 }
-LLAMA = {"architectures": ["LlamaForCausalLM"], **SIZES}
+
+
+def config_of(architecture: str, **settings: object) -> dict[str, object]:
+    """A config.json with those of `SIZES` and `settings` that the family knows."""
+    family = ARCHITECTURES[architecture]
+    known = {*family.defaults, *family.keys.split()}
+    return {
+        "architectures": [architecture],
+        **{key: value for key, value in {**SIZES, **settings}.items() if key in known},
+    }
+
+
+LLAMA = config_of("LlamaForCausalLM")
 ESCAPES = r" \textbf{C:\new} \\ \" \n \t"
 TEXT = "\n".join(LINES[:4]) + ESCAPES + "  Deux  espaces,\n\n ﬁn Ⅷ, l'été 1789…\t[speaker001:] 12 345 € 你好 🙂 "
 
@@ -90,10 +102,10 @@ def test_the_tables_are_the_installed_converters():
 )
 def test_real_tokenizers(name, architecture, rules, tmp_path):
     tokenizer = Tokenizer(SHARED / "tokenizers" / name)
-    hf = {"architectures": [architecture], **SIZES}
+    hf = config_of(architecture)
     assert unsupported_features(hf, tokenizer) == [] and pre_tokenizer(tokenizer) == rules
     for other in ("GemmaForCausalLM", "Phi3ForCausalLM") if rules else ("GPT2LMHeadModel", "FalconForCausalLM"):
-        assert "tokenizer.model" in unsupported_features({**hf, "architectures": [other]}, tokenizer)[0] or not rules
+        assert "tokenizer.model" in unsupported_features(config_of(other), tokenizer)[0] or not rules
     if rules:  # as OpenAI's own file of GPT-2 has it, and transformers reads it
         content = json.loads((SHARED / "tokenizers" / name / "tokenizer.json").read_text(encoding="utf-8"))
         del content["model"]["type"]
@@ -149,12 +161,12 @@ def test_architectures_in_part():
         ("PhiForCausalLM", {"rope_parameters": {**longer["rope_scaling"], **faster}}, "rope base 20000"),
         ("StableLmForCausalLM", longer, "scaled positions"),
     ]:
-        hf = {"architectures": [architecture], **SIZES, **settings}
+        hf = config_of(architecture, **settings)
         assert word in unsupported_features(hf, tokenizer)[0]
     assert unsupported_features({**LLAMA, **faster, **longer}, tokenizer) == []
-    incomplete = {key: value for key, value in SIZES.items() if key != "n_embd"}
+    incomplete = {key: value for key, value in config_of("GPT2LMHeadModel").items() if key != "n_embd"}
     with pytest.raises(DataError, match="n_embd"):
-        unsupported_features({"architectures": ["GPT2LMHeadModel"], **incomplete}, tokenizer)
+        unsupported_features(incomplete, tokenizer)
     tokenizer.config["add_eos_token"] = True
     assert "add_eos_token" in unsupported_features(LLAMA, tokenizer)[0]
 
@@ -173,9 +185,9 @@ def test_whose_positions_are_lost_is_so_in_the_installed_converter():
             for key, those in lost.items():
                 those |= {name for name in SUPPORTED if name in names and "super()" not in body and key not in body}
     tokenizer, named = Tokenizer(SAMPLE / "tokenizer"), {key: {"GPT2LMHeadModel"} for key in lost}
-    hf = {**SIZES, "rotary_emb_base": 20000, "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 20000}}
+    settings = {"rotary_emb_base": 20000, "rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 20000}}
     for name in SUPPORTED:
-        said = str(unsupported_features({"architectures": [name], **hf}, tokenizer))
+        said = str(unsupported_features(config_of(name, **settings), tokenizer))
         named["freq_base"] |= {name} if "rope base" in said else set()
         named["scaling_type"] |= {name} if "scaled positions" in said else set()
     assert named == lost
@@ -183,10 +195,9 @@ def test_whose_positions_are_lost_is_so_in_the_installed_converter():
 
 
 def test_a_window_that_slides_bounds_the_context():
-    sizes = {**SIZES, "sliding_window": 128}
-    mistral = {"architectures": ["MistralForCausalLM"], **sizes}
+    mistral = config_of("MistralForCausalLM", sliding_window=128)
     assert visible_context(mistral, config_from_hf(mistral)) == 128
-    gemma = {"architectures": ["Gemma2ForCausalLM"], **sizes}
+    gemma = config_of("Gemma2ForCausalLM", sliding_window=128)
     assert visible_context(gemma, config_from_hf(gemma)) == 512
 
 
@@ -196,7 +207,7 @@ def test_an_incomplete_configuration_stops_no_training(tmp_path):
     from pretrain import gguf_warnings
 
     shutil.copytree(SAMPLE / "tokenizer", tmp_path / "model")
-    hf = {key: value for key, value in SIZES.items() if key != "n_embd"} | {"architectures": ["GPT2LMHeadModel"]}
+    hf = {key: value for key, value in config_of("GPT2LMHeadModel").items() if key != "n_embd"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(hf))
     (warning,) = gguf_warnings(SimpleNamespace(model_config=None, checkpoint_dir=tmp_path / "model"), None)
     assert "could not be exported" in warning and "n_embd" in warning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def make_hf(folder: Path, architecture: str = "Llama", config: dict[str, Any] | 
     torch.manual_seed(0)
     is_whole = architecture.endswith(("ForCausalLM", "LMHeadModel"))
     model_class = getattr(transformers, architecture if is_whole else f"{architecture}ForCausalLM")
-    sizes = sizes if model_class.config_class.model_type != "gpt2" else {"vocab_size": VOCABULARY}
+    known = inspect.signature(model_class.config_class.__init__).parameters
+    sizes = {name: size for name, size in sizes.items() if name in known}
     model_config = model_class.config_class(**{**sizes, **(config or {})})
     # the other kinds of attention leave out Gemma 2's soft cap
     model = model_class._from_config(model_config, attn_implementation="eager")

@@ -30,6 +30,7 @@ LORA: dict[str, dict[str, Any]] = {
     "eva": {"init_lora_weights": "eva"},
     "pissa": {"init_lora_weights": "pissa"},
     "pissa, alpha and rslora": {"init_lora_weights": "pissa", "lora_alpha": 3, "use_rslora": True},
+    "pissa with a head": {"init_lora_weights": "pissa", "target_modules": [*SOME, "lm_head"]},
     "pissa converted": {"init_lora_weights": "pissa"},
     "pissa_niter_4": {"init_lora_weights": "pissa_niter_4"},
     "olora": {"init_lora_weights": "olora"},
@@ -187,12 +188,12 @@ def make(base: Path, out: Path) -> dict[str, Any]:
 
 
 def load(base: Path, out: Path) -> dict[str, Any]:
-    """The logits of all adapters in `out` as peft loads them; why it does not, by name."""
+    """The logits of the LoRA adapters in `out` as peft loads them; why it does not, by name."""
     import numpy as np
     from peft import PeftModel
 
     found, reasons = {}, {}
-    for folder in sorted(path.parent for path in out.glob("*/adapter_config.json")):
+    for folder in (out / name for name in LORA):
         try:
             found[folder.name] = _logits(PeftModel.from_pretrained(_base(base), str(folder)).eval())
         except Exception as e:  # what peft raises is its answer

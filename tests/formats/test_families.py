@@ -311,7 +311,7 @@ def test_keys_of_transformers_4():
     def config(architecture, **settings):
         return config_from_hf({"architectures": [architecture], **SIZES, **settings})
 
-    neox = config("GPTNeoXForCausalLM", rotary_pct=0.5, rotary_emb_base=20000)
+    neox = config("GPTNeoXForCausalLM", num_key_value_heads=None, rotary_pct=0.5, rotary_emb_base=20000)
     assert neox.rotary_percentage == 0.5 and neox.rope_base == 20000 and neox.parallel_residual
     gemma = config("Gemma3ForCausalLM", rope_scaling={"rope_type": "linear", "factor": 8.0}, sliding_window=512)
     assert gemma.rope_base == 1000000 and gemma.rope_local_base_freq == 10000.0

@@ -104,6 +104,37 @@ def test_an_adapter_that_peft_made(llama, tmp_path):
         assert_same(merged(ids), made.eval()(ids).logits)
 
 
+@pytest.mark.parametrize(
+    ("family", "initialisation"),
+    [("GPT-2", "pissa"), ("Falcon 40B", "pissa"), ("Falcon 40B", "olora"), ("Phi 3", "olora"), ("SmolLM 2", "pissa")],
+)
+def test_what_an_initialisation_took_out_of_the_base_is_found_again(family, initialisation, tmp_path):
+    """Also of matrices that hold several of ours, one of them in turns, and one transposed; with an adapted head."""
+    from peft import LoraConfig, get_peft_model
+
+    model = make_hf(tmp_path / "base", *FAMILIES[family])
+    hf = read_hf_config(tmp_path / "base")
+    config = config_from_hf(hf)
+    weights = dict(tensors_from_hf(tmp_path / "base", config, hf))
+    linear = r"(transformer|model)\.(h|layers)\.\d+\..*(c_attn|c_proj|c_fc|query_key_value|dense.*|_proj)"
+    made = get_peft_model(
+        model, LoraConfig(r=4, lora_alpha=6, target_modules=linear, init_lora_weights=initialisation)
+    ).eval()
+    ids = some_ids(1, 30)
+    with torch.inference_mode():
+        before = made(ids).logits
+        for name, parameter in made.named_parameters():
+            if "lora_" in name:
+                parameter += torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.1
+        expected = made(ids).logits
+    assert (expected - before).abs().max() > 0.1
+    made.save_pretrained(tmp_path / "adapter")
+    adapter, settings = read_peft(tmp_path / "adapter", config, hf, weights)
+    merged = build_model(config, merge_adapter(weights, adapter, config, settings), None, 0, torch.float32)
+    with torch.inference_mode():
+        assert_same(merged(ids), expected)
+
+
 def change_config(folder, **changes):
     path = folder / ADAPTER_CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -124,6 +155,24 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda folder: change_config(folder, use_dora=True), UserError, "use_dora; only plain LoRA"),
         (lambda folder: change_config(folder, peft_type="LOHA"), UserError, "peft_type LOHA"),
         (lambda folder: change_config(folder, bias="all"), UserError, "bias all"),
+        (lambda folder: change_config(folder, use_new=False), UserError, "has use_new, a field that is not known here"),
+        (lambda folder: change_config(folder, r="3"), DataError, "r is '3'; it has to be a whole number above 0"),
+        (lambda folder: change_config(folder, task_type="SEQ_CLS"), UserError, "task_type SEQ_CLS"),
+        (
+            lambda folder: change_config(folder, target_modules=None),
+            UserError,
+            "target_modules None leaves the modules",
+        ),
+        (
+            lambda folder: change_config(folder, target_modules=["q_proj"]),
+            DataError,
+            "does not adapt 13 modules whose A and B are there, such as lm_head",
+        ),
+        (
+            lambda folder: change_config(folder, target_modules=".*"),
+            DataError,
+            "adapts 14 modules whose A and B are not there, such as model",
+        ),
         (lambda folder: change_config(folder, r=5), DataError, "has rank 3, adapter_config.json says 5"),
         (lambda folder: (folder / ADAPTER_WEIGHTS).unlink(), UserError, "is missing: not an adapter"),
         (lambda folder: (folder / ADAPTER_CONFIG).write_text("{"), DataError, "not valid JSON"),
@@ -169,3 +218,36 @@ def test_what_is_no_adapter_of_this_model_is_one_clear_error(llama, spoil, error
     spoil(tmp_path)
     with pytest.raises(error, match=message):
         read_peft(tmp_path, config, hf, weights)
+
+
+def test_a_module_of_zeros_and_copies_of_the_base_are_no_fault(llama, tmp_path):
+    hf, config, weights = llama
+    write_peft(tmp_path, random_adapter(config, ALL), config, ALL, hf, None)
+    copies = {
+        "base_model.model.lm_head.base_layer.weight": weights["lm_head.weight"].clone(),
+        "base_model.model.model.embed_tokens.weight": weights["transformer.wte.weight"].clone(),
+    }
+    change_tensors(tmp_path, lambda t: t.update(copies))
+    before, _ = read_peft(tmp_path, config, hf, weights)
+    change_tensors(tmp_path, lambda t: t[f"{Q}.lora_B.weight"].zero_())
+    after, _ = read_peft(tmp_path, config, hf, weights)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [
+        "transformer.h.0.attn.qkv.lora_B"
+    ]
+    copies["base_model.model.lm_head.base_layer.weight"][3, 5] += 1e-4
+    change_tensors(tmp_path, lambda t: t.update(copies))
+    with pytest.raises(DataError, match=r"lm_head\.base_layer\.weight differs from the base model's"):
+        read_peft(tmp_path, config, hf, weights)
+
+
+def test_the_table_has_every_field_of_peft():
+    """Also those of a newer peft, once that is the one in use."""
+    from dataclasses import fields
+
+    from peft import LoraConfig
+
+    from lit_gpt.formats.peft_config import _NEUTRAL, _UNDERSTOOD, _WITHOUT_EFFECT
+
+    older = {"enable_lora", "merge_weights"}
+    assert {*_UNDERSTOOD, *_NEUTRAL, *_WITHOUT_EFFECT} - older == {field.name for field in fields(LoraConfig)}
+    assert len(_UNDERSTOOD) + len(_NEUTRAL) + len(_WITHOUT_EFFECT) == len(fields(LoraConfig)) + len(older)

@@ -199,8 +199,23 @@ def test_saved_datasets_are_read_as_datasets_reads_them(saved, name):
 def test_what_is_beside_a_saved_dataset_is_named(saved):
     said: list[str] = []
     find_sources(saved[0], said.append)
-    assert any("1 .arrow (some/cache-" in line and "state.json does not name them" in line for line in said)
+    assert any("1 .arrow (some/cache-" in line and "`map` of datasets" in line for line in said)
     assert any("alone: 1 file held out for validation by the split in alone/state.json" in line for line in said)
+
+
+def test_a_saved_split_alone_is_what_its_folder_says(saved):
+    assert set(our_documents(saved[0] / "halves" / "train")) == {"train"}
+    assert set(our_documents(saved[0] / "halves" / "test")) == {"test"}
+    assert set(our_documents(saved[0] / "dict" / "validation")) == {"test"}
+
+
+def test_other_files_beside_a_saved_dataset_are_named(tmp_path):
+    write(tmp_path, "A/a.arrow", "A/b.arrow", "A/dataset_info.json")
+    write(tmp_path, "A/state.json", content='{"_data_files": [{"filename": "a.arrow"}]}')
+    said: list[str] = []
+    (source,) = find_sources(tmp_path, said.append)
+    assert [file.name for file in source.files] == ["A/a.arrow"]
+    assert "A/b.arrow" in said[0] and "state.json does not name them" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def reference(folder: Path) -> Callable[[list[str]], list[list[int]]]:
 
 def libraries(folder: Path, sample: list[str], special: bool = False) -> list[Library]:
     """The slow one, and the one that is chosen for the sample if that is gigatoken."""
-    chosen = choose_library(Tokenizer(folder), sample, special)
+    chosen = choose_library(Tokenizer(folder), sample, None, special)
     assert (chosen.name == GIGATOKEN) == (folder.name != "falcon")
     return [SLOW, chosen][: 1 + (chosen.name == GIGATOKEN)]
 

@@ -57,10 +57,22 @@ LAYOUTS = {
     "folders with words": ["my corpus/train 1/a.jsonl", "my corpus/the-testing-2/b.jsonl"],
     "as C4": ["en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"],
     "no words": ["testament.jsonl", "contest.jsonl", "evaluated.jsonl", "devices/latest.jsonl"],
+    "a card": ["README.md", "more/a.jsonl", "more/b.jsonl", "deep/er/c.jsonl", "d.jsonl"],
     "folders before names": ["train/my-eval notes.jsonl", "test/a.jsonl"],
 }
 """Folders, by the names of their files. Each file has three documents; `x.json` is an array, `x.json.gz` lines."""
 
+CARD = """---
+license: mit
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: more/a.jsonl}
+  - {split: validation, path: [deep/**, "d*"]}
+  - {split: test, path: "more/[b-c].jsonl"}
+---
+# A dataset
+"""
 LOAD = """
 import json, sys
 import datasets
@@ -86,7 +98,9 @@ def write_file(path: Path, texts: list[str]) -> None:
     records = [{"id": number, "text": text} for number, text in enumerate(texts)]
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     suffix = "".join(path.suffixes[-2:])
-    if path.suffix == ".parquet":
+    if path.name == "README.md":
+        path.write_text(CARD)
+    elif path.suffix == ".parquet":
         parquet.write_table(pyarrow.Table.from_pylist(records), path)
     elif path.suffix == ".arrow":
         write_table(path, pyarrow.Table.from_pylist(records))

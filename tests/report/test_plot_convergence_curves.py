@@ -133,6 +133,17 @@ def test_every_axis(tmp_path, x_axis):
     assert shown_above == {label for axis, (_, _, label) in figures.AXES.items() if axis != x_axis}
 
 
+def test_a_dollar_in_a_name_is_drawn_as_written(tmp_path):
+    """Between two of them matplotlib would read mathematics: `$\\q$` ended the drawing."""
+    run = make_run(tmp_path / "US$ and $x_1$", datasets=("$\\q$", "5$ plays"))
+    assert run_main(run, "--datasets", "true", "--output", tmp_path / "one.svg") == cli.OK
+    assert run_main(run, make_run(tmp_path / "$a$"), "--output", tmp_path / "two.png") == cli.OK
+    drawn = figures.draw([read_curves(run)], PlotOptions([run], datasets=True))
+    texts = [text for panel in drawn.axes for text in panel.texts] + [drawn._suptitle]
+    names = {text.get_text(): text.get_parse_math() for text in texts}
+    assert names["US$ and $x_1$"] is False and names["$\\q$"] is False
+
+
 def test_many_datasets_get_a_panel_of_their_own(tmp_path):
     few = read_curves(make_run(tmp_path / "few", datasets=tuple("abcdefgh")))
     many = read_curves(make_run(tmp_path / "many", datasets=tuple("abcdefghi")))

@@ -212,6 +212,27 @@ def test_corrupt_files(tmp_path, name, content):
     assert str(tmp_path) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer.model", b"IQ== 0\nIg== 1\nIw== 2\n", "tiktoken"),
+        ("tokenizer.model", b"IQ== 0\r\nIg== 1\r\n", "tiktoken"),
+        ("qwen.tiktoken", b"IQ== 0\n", "tiktoken"),
+        ("tekken.json", b'{"config": {"pattern": "x"}, "vocab": []}', "tekken"),
+    ],
+)
+def test_other_formats_are_named(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words) as error:
+        Tokenizer(tmp_path)
+    message = str(error.value)
+    assert str(tmp_path / name) in message and "put the tokenizer.json" in message and "\n" not in message
+    copy(TOKENIZER, tmp_path / "other")
+    export_tokenizer(Tokenizer(tmp_path / "other"), tmp_path, TEXT)  # what the message says to do
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    assert Tokenizer(tmp_path).library == "tokenizers"
+
+
 def test_a_truncated_model(tmp_path):
     path = copy(TOKENIZER, tmp_path) / "tokenizer.model"
     path.write_bytes(path.read_bytes()[:-4000])

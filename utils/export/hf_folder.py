@@ -20,7 +20,7 @@ from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from lit_gpt.tokenizer.tokenizer_config import settle_tokenizer_config
+from lit_gpt.tokenizer.tokenizer_config import litgpt_leaves_spaces_out, settle_tokenizer_config
 from utils.export.provenance import PROVENANCE, foundation_facts, write_json
 from utils.export.verification import verify_adapter, verify_logits, verify_tensors
 from utils.files.staged_folder import carry_over, check_replaceable
@@ -126,5 +126,9 @@ def keep_the_rest(folder: Path, stage: Path) -> None:
     replaced = [name for name in replaced if name != SUMS]
     if (stage / "lit_model.pth").is_file():
         print("kept: lit_model.pth, as it was before this conversion")
+        if litgpt_leaves_spaces_out(stage):
+            print(
+                "warning: beside this tokenizer.json litgpt's own chat leaves spaces out; lit_gpt/chat/base.py does not"
+            )
     if replaced:
         print(f"replaced: {', '.join(replaced)}")

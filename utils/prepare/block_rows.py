@@ -8,7 +8,7 @@ normalised, and their variants put beside them (`dialogue.py`). The documents ar
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
 from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoder, Library, choose_library
+from utils.prepare.gigatoken_proof import Proof
 from utils.prepare.packing import Packing, fill, join, pack
 
 GIVEN_BACK = 8  # rows that a block may give back; a hole of less than a 256th of the window is not worth it
@@ -95,7 +96,7 @@ class BlockRows(NamedTuple):
 class BlockWorker:
     def __init__(self, recipe: Recipe, library: Library) -> None:
         self.recipe = recipe
-        self._library = library
+        self._library = replace(library, avoid=())  # to be said, block by block
         self._encoder = Encoder(
             recipe.checkpoint_dir, recipe.bos, recipe.eos, recipe.window, library, recipe.special_tokens_in_text
         )
@@ -138,9 +139,9 @@ class BlockWorker:
         return [Document(form.encode(), document.at) for form in forms]
 
 
-def start_worker(recipe: Recipe, sample: list[str] | None) -> BlockWorker:
+def start_worker(recipe: Recipe, sample: list[str] | None, proof: Proof | None = None) -> BlockWorker:
     """A worker with the fastest library that tokenises `sample` right; without a sample, with the tokenizer's own."""
-    library = choose_library(Tokenizer(recipe.checkpoint_dir), sample, recipe.special_tokens_in_text)
+    library = choose_library(Tokenizer(recipe.checkpoint_dir), sample, proof, recipe.special_tokens_in_text)
     return BlockWorker(recipe, library)
 
 

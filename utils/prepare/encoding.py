@@ -2,8 +2,8 @@
 
 `gigatoken` is several times as fast as tokenizers and sentencepiece, but does not do every tokenizer, nor all of each.
 So it is used only where it gave the same tokens for a sample of the run's own text (`choose_library`), never sees a
-document with the name of a special token that it treats otherwise, and is compared again on the first documents of each
-block: if it is wrong there, the program stops.
+document with a character (`gigatoken_proof.py`) or the name of a special token that it treats otherwise, and is
+compared again on the first documents of each block: if it is wrong there, the program stops.
 
 A part that continues a document begins with the two words before the cut (`Document.context`). Where their tokens are
 the first of the part, what follows are the whole document's tokens there; the last of them is the one both parts share.
@@ -15,10 +15,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import compress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,11 +28,12 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
 from utils.prepare.blocks import cut_between_words
 from utils.prepare.documents import Document
+from utils.prepare.gigatoken_proof import GIGATOKEN, Proof, load_gigatoken
 
-GIGATOKEN = "gigatoken"
 BATCH_BYTES = 1_000_000  # text that the slower libraries get at once: they take 100 bytes of memory per token
 CHECK_BYTES = 8_192  # text of each block that the slower library checks: 0.2 %, 2 % of the time of the faster one
 MOST_GROWTH = 80 * 10**6  # bytes by which a process may grow: gigatoken keeps every word that it has seen
+FEW_STARTS = 8  # so many searches take less time than one with a pattern
 COUNTED_BYTES = 1 << 18  # text whose words are counted at once: it and the arrays made of it stay in the cache
 
 
@@ -52,14 +52,18 @@ class Encoded(NamedTuple):
 class Library:
     name: str
     reason: str  # why this one
-    avoid: tuple[bytes, ...] = ()  # names of special tokens; a document that holds one is left to the slower library
+    avoid: tuple[bytes, ...] = ()  # a document that holds one is left to the slower library
 
 
-def choose_library(tokenizer: Tokenizer, sample: list[str] | None, special_tokens_in_text: bool = False) -> Library:
+def choose_library(
+    tokenizer: Tokenizer, sample: list[str] | None, proof: Proof | None = None, special_tokens_in_text: bool = False
+) -> Library:
     """gigatoken if it gives the tokens of `tokenizer` for every text of `sample`, else the tokenizer's own library."""
     own = tokenizer.library
     if sample is None:
         return Library(own, "asked for by --fast_tokenizer false")
+    if proof and proof.refused:
+        return Library(own, proof.refused)
     try:
         fast = load_gigatoken(tokenizer.directory)
     except ImportError:
@@ -74,7 +78,7 @@ def choose_library(tokenizer: Tokenizer, sample: list[str] | None, special_token
 
     if wrong := next(filter(differs, sample), None):
         return Library(own, f"gigatoken gives other tokens for {wrong[:40]!r}")
-    avoid = []
+    avoid = proof.avoid() if proof else []
     for name in tokenizer.special_tokens:
         is_text = (
             name in tokenizer.control_tokens and not special_tokens_in_text
@@ -84,25 +88,6 @@ def choose_library(tokenizer: Tokenizer, sample: list[str] | None, special_token
             avoid.append(name.encode())
     size = sum(map(len, sample))
     return Library(GIGATOKEN, f"the same tokens as {own} for {size:,} characters of this corpus", tuple(avoid))
-
-
-@cache
-def load_gigatoken(directory: Path) -> Any:
-    """Raises ImportError where it is not installed, RuntimeError or ValueError for a tokenizer it cannot do."""
-    import gigatoken  # an optional package
-
-    return gigatoken.Tokenizer.from_json(_gigatoken_json(directory)).backend
-
-
-@cache
-def _gigatoken_json(directory: Path) -> bytes:
-    """What gigatoken loads. Making it of a SentencePiece model takes four times as long as the loading."""
-    from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json  # an optional package
-
-    path = directory / "tokenizer.json"
-    if path.is_file():
-        return path.read_bytes()
-    return sentencepiece_to_tokenizer_json((directory / "tokenizer.model").read_bytes())
 
 
 class Encoder:
@@ -266,21 +251,28 @@ class _Names:
     """Texts that are looked for in documents."""
 
     def __init__(self, names: Sequence[bytes]) -> None:
-        self._firsts = {name[:1] for name in names}
         source = any_of(name.decode("latin-1") for name in names) if names else "(?!)"
         self._pattern = re.compile(source.encode("latin-1"))
+        # most documents have no byte with which a name begins, which is found 60 times as fast as the pattern, or at
+        # least not the three or two bytes, where these are few
+        self._starts: list[tuple[bytes, bytes]] = []
+        for first in sorted({name[:1] for name in names}):
+            own = [name for name in names if name.startswith(first)]
+            starts = ({name[:size] for name in own} for size in (3, 2))
+            few = next((found for found in starts if len(found) <= FEW_STARTS), {first})
+            self._starts += [(first, start) for start in sorted(few)]
 
     def in_text(self, text: bytes) -> bool:
-        if not any(first in text for first in self._firsts):  # a single byte is found 30 times as fast as a name
-            return False
-        return self._pattern.search(text) is not None
+        return self._may_be_in(text) and self._pattern.search(text) is not None
 
     def count(self, texts: list[bytes]) -> Counter[str]:
         found: Counter[bytes] = Counter()
-        for text in texts:
-            if any(first in text for first in self._firsts):
-                found.update(self._pattern.findall(text))
+        for text in filter(self._may_be_in, texts):
+            found.update(self._pattern.findall(text))
         return Counter({name.decode(): count for name, count in found.items()})
+
+    def _may_be_in(self, text: bytes) -> bool:
+        return any(first in text and start in text for first, start in self._starts)
 
 
 def _find(chosen: np.ndarray, tokens: np.ndarray) -> np.ndarray:

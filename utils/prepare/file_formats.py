@@ -1,5 +1,6 @@
 """The formats of corpus files, by their names; a .json file is looked into. What is not read, and how it could be."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,15 @@ READABLE = "*.txt, *.jsonl, *.ndjson, *.json, *.csv, *.tsv (each also .gz, .bz2,
 _FORMATS = {".txt": PLAIN, ".jsonl": LINES, ".ndjson": LINES, ".json": RECORDS, ".csv": TABLE, ".tsv": TABLE}
 _BINARY = {".parquet": PARQUET, ".arrow": ARROW}
 _CONVERSATIONS = ("full", "train", "test")
-_DESCRIPTIONS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_DESCRIPTIONS = (
+    "README.md",
+    "config.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+)
+_CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")
 _MAX_FIRST_LINE = 2**25
 
 NOTE = "beside full.txt, train.txt and test.txt they are taken for notes"
@@ -74,6 +83,8 @@ def why_unread(name: str) -> str | None:
     """Why a file is never read, and what to do about it; None for one that is read."""
     if name in _DESCRIPTIONS:
         return "they describe data"
+    if _CACHE.fullmatch(name):
+        return "what `map` of datasets keeps repeats or changes other rows; save_to_disk what is to be read"
     if format_of(name) is not None:
         return None
     _, suffix, packing = _parted(name)

@@ -66,7 +66,7 @@ class PrepareOptions:
     num_workers: int | None = None
     """Processes that tokenise. Default: one per CPU core; in a Slurm step, one per CPU of the task."""
     fast_tokenizer: bool = True
-    """Tokenise by gigatoken, if it is installed and proves itself on a sample of the text."""
+    """Tokenise by gigatoken, if it is installed and proves itself on every character and a sample of the text."""
     max_memory: float | None = None
     """GB of memory to use at most, for all processes: fewer of them tokenise where that is too little."""
     special_tokens_in_text: bool = False

@@ -24,6 +24,7 @@ from utils.prepare.blocks import read_blocks
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.file_formats import Unread
+from utils.prepare.gigatoken_proof import Proof, prove
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
@@ -49,6 +50,7 @@ class PreparePlan:
     dialogues: dict[Source, Dialogue | None]  # how each source's conversations are treated; None for plain text
     recipe: Recipe
     sample: list[str]  # some of the text, on which a fast tokenizer has to prove itself
+    proof: Proof | None  # on which characters it has failed
     tokenizer: str  # the tokenizer's fingerprint
     unread: list[Unread]  # files of the corpus that are not read
 
@@ -86,6 +88,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         dialogues=dialogues,
         recipe=recipe,
         sample=read_sample(sources, options),
+        proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer else None,
         tokenizer=tokenizer.fingerprint,
         unread=unread,
     )
@@ -249,14 +252,19 @@ def block_bytes(plan: PreparePlan, dialogue: Dialogue | None) -> int:
 
 def make_pool(sources: list[Source], plan: PreparePlan) -> WorkPool:
     """As many processes as are wanted, fit in memory, and get enough text to be worth their start."""
-    options = plan.options
+    useful = -(-text_bytes(sources) // BLOCK_BYTES)
+    sample = plan.sample if plan.options.fast_tokenizer else None
+    make_worker = partial(start_worker, plan.recipe, sample, plan.proof)
+    return WorkPool(make_worker, max(1, min(most_workers(plan.options), useful)))
+
+
+def most_workers(options: PrepareOptions) -> int:
+    """Processes that are wanted and fit in memory."""
     wanted = options.num_workers or own_cpus()
     if options.max_memory is not None:
         fitting = int((1000 * options.max_memory - MAIN_MEMORY) / WORKER_MEMORY)
         wanted = min(wanted, max(1, fitting))
-    useful = -(-text_bytes(sources) // BLOCK_BYTES)
-    make_worker = partial(start_worker, plan.recipe, plan.sample if options.fast_tokenizer else None)
-    return WorkPool(make_worker, max(1, min(wanted, useful)))
+    return wanted
 
 
 def own_cpus() -> int:

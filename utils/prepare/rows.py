@@ -48,7 +48,9 @@ def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
 
 def _require_column(path: Path, names: list[str], text_field: str) -> None:
     if text_field not in names:
-        raise DataError(f"{path} has no column '{text_field}' but {_listed(names)}; give --text_field")
+        raise DataError(
+            f"{path} has no column '{text_field}' but {_listed(names)}; give --text_field, or move it elsewhere"
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN
 from utils.data.shards import shard_name
+from utils.prepare.dataset_cards import CARD, files_held_out
 from utils.prepare.file_formats import (
     ARROW,
     CONVERSATIONS,
@@ -41,7 +42,7 @@ from utils.prepare.saved_datasets import (
     saved_files,
     saved_split_is_held_out,
 )
-from utils.prepare.split_names import held_out_by, is_split, names_training, without_splits
+from utils.prepare.split_names import held_out_by, is_held_out, is_split, names_training, without_splits
 
 
 @dataclass(frozen=True)
@@ -155,12 +156,15 @@ class _FolderReader:
         self.unread: list[Unread] = []
         self._options = {path.resolve() for path in options}
         self._conversational = any(map(_has_conversations, folders))
+        self._by_card: dict[Path, str] = {}  # files that a dataset card holds out, and its name
 
     def files_of(self, folder: _Folder) -> Iterator[CorpusFile]:
         self.unread += [Unread(folder.name_of(name), "rename what is to be read") for name in sorted(folder.hidden)]
         saved = saved_files(folder.path, folder.names)
         if SPLITS in folder.names:
             require_splits(folder.path)
+        if CARD in folder.names:
+            self._by_card |= dict.fromkeys(files_held_out(folder.path), str(folder.in_top(CARD)))
         for name in sorted(folder.names):
             if (saved is not None and name in DESCRIBE_SAVED) or name == SPLITS:
                 continue
@@ -196,10 +200,13 @@ class _FolderReader:
         """What says that a file is held out; empty for one to train on."""
         if reason := held_out_by(folder.in_top(file.path.name), file.format == PLAIN):
             return reason
+        if card := self._by_card.get(file.path):
+            return card
         if file.format == ARROW and STATE in folder.names and not names_training(PurePosixPath(folder.relative)):
-            is_part = (folder.path.parent / SPLITS).is_file()
-            if not is_part and saved_split_is_held_out(folder.path):
-                return f"the split in {folder.in_top(STATE)}"
+            state = f"the split in {folder.in_top(STATE)}"
+            if (folder.path.resolve().parent / SPLITS).is_file():  # its name is that of the folder
+                return state if is_held_out(folder.path.resolve().name) else ""
+            return state if saved_split_is_held_out(folder.path) else ""
         return ""
 
 
@@ -238,7 +245,7 @@ def _listed(path: Path) -> list[_Folder]:
         names_of.setdefault(file.parent, set()).add(file.name)
     all_names = {name for names in names_of.values() for name in names}
     if any(format_of(name) == CONVERSATIONS for name in all_names):
-        notes = sorted(name for name in all_names if format_of(name) == PLAIN)
+        notes = sorted(name for name in all_names if format_of(name) == PLAIN and not is_split(stem_of(name)))
         if notes:
             raise UserError(f"{path}: {notes[0]} is no conversation, and beside conversations *.txt files are not read")
     return [_listed_folder(path.parent, folder, names) for folder, names in names_of.items()]

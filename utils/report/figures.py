@@ -36,6 +36,7 @@ STYLE = {
     "axes.grid": True,
     "grid.alpha": 0.3,
     "legend.framealpha": 0.9,
+    "text.parse_math": False,  # a `$` in a name is a dollar
     "svg.hashsalt": "convergence",  # otherwise an SVG's ids are random
 }
 

@@ -115,6 +115,6 @@ def source_commit() -> str | None:
     no_tags = ("--always", "--exclude=*", "--abbrev=40")
     command = ["git", "-C", str(REPOSITORY), "describe", *no_tags, "--dirty=+"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

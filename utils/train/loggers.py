@@ -169,7 +169,7 @@ def _end_service() -> None:
 
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it is over by now
-            name, _, rest = (process / "stat").read_text().rpartition(") ")
+            name, _, rest = (process / "stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")
             parent = int(rest.split()[1])
             if name.endswith("(wandb-core") and parent == os.getpid():
                 os.kill(int(process.name), signal.SIGKILL)
@@ -192,4 +192,4 @@ def _run_id(path: Path) -> str:
     """The id under which W&B knows the run; made at its first start."""
     if not path.is_file():
         write_atomically(path, secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
