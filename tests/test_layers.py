@@ -53,7 +53,7 @@ LINES = {
     "utils/prepare": 4351,
     "utils/run": 1216,
     "utils/train": 2382,
-    "utils/export": 1566,
+    "utils/export": 1596,
     "utils/report": 670,
     "commands": 1574,
 }

@@ -24,7 +24,7 @@ from utils.export.llama_cpp import COMMIT, FOLDER, GIT_URL, PACKAGE, PACKAGE_SHA
 
 STAMP = "installed.json"
 CMAKE = "cmake==4.1.2"
-KEPT = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
+KEPT = ("convert_hf_to_gguf.py", "convert_lora_to_gguf.py", "conversion", "gguf-py", "LICENSE")
 # Added to ggml alone, which does the arithmetic; the rest is compiled at -O1, which takes 0.5 to 0.8 of -O3's time.
 OPTIMISED = 'set(CMAKE_CXX_FLAGS_RELEASE "-O3 -DNDEBUG")\n'
 LOGGED_SOURCE = """\

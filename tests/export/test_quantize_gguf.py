@@ -237,6 +237,34 @@ def test_what_is_no_use_is_said_before_anything_is_written(tiny, copied, tmp_pat
     refused(capsys, tmp_path, 2, ["cannot read", "pre-tokenizer"], "--model_dir", copied)
 
 
+@pytest.mark.go
+@pytest.mark.parametrize("is_equal", [pytest.param(True, marks=pytest.mark.shared), False])
+def test_what_ollama_sends_is_tokenized_as_transformers_does(request, tmp_path, capsys, go, is_equal):
+    """As with GPT-2's tokenizer, or the Modelfile says that it is not: with a SentencePiece model llama.cpp puts a
+    space after the begin token, where the tokenizer that was exported has none if the token stands in the text."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    if is_equal:
+        folder = tmp_path / "model"
+        shutil.copytree(SHARED / "tokenizers" / "gpt2", folder, copy_function=shutil.copyfile)
+        folder.chmod(0o755)
+        GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(folder)
+    else:
+        folder = request.getfixturevalue("copied")
+    turn = "{{ '[' + m.role + '] ' + m.content + '\\n' }}"
+    begin = "" if is_equal else "{{ bos_token }}"
+    end = "{% if add_generation_prompt %}[assistant]{% endif %}"
+    (folder / "chat_template.jinja").write_text(begin + "{% for m in messages %}" + turn + "{% endfor %}" + end)
+    main(QuantizeOptions(model_dir=folder, output_dir=tmp_path / "out", methods=["f32"]))
+    text = (tmp_path / "out" / "Modelfile.f32").read_text()
+    chat = [{"role": "system", "content": "Sois bref."}, {"role": "user", "content": " Ça va ?\n"}]
+    (tmp_path / "chat").write_text(go.render(text.split('"""')[1], chat))
+    theirs = AutoTokenizer.from_pretrained(folder).apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+    ids = LlamaCpp.find(FOLDER).token_ids(tmp_path / "out" / "model-f32.gguf", tmp_path / "chat")
+    assert (ids == theirs) == is_equal
+    assert ("other tokens" in text) == ("other tokens" in capsys.readouterr().out) == (not is_equal)
+
+
 def test_a_truncated_weights_file(copied, tmp_path):
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])

@@ -33,6 +33,10 @@ class HFChat:
         text = self._render(messages, datetime.now())
         return text if text is None or self.lacks_begin else text.removeprefix(self._begin)
 
+    def token_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Those that the model is sent by transformers; the template must not refuse the conversation."""
+        return self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"]
+
     @property
     def has_date(self) -> bool:
         """Whether a text would be another one on another day."""

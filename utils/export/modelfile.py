@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from lit_gpt.formats.hf_files import read_json
 from lit_gpt.tokenizer.chat_template import find_template
+from utils.export.llama_cpp import LlamaCpp
 from utils.export.provenance import PROVENANCE
-from utils.export.template_battery import compare
+from utils.export.template_battery import CHATS, compare, conversations
 from utils.export.turns import Turns, learn
 from utils.prepare.dialogue import normalise
 
@@ -20,6 +21,7 @@ class Form(NamedTuple):
     template: str | None  # None: Ollama takes one by the GGUF file's
     stops: tuple[str, ...]
     notes: tuple[str, ...] = ()  # what a user has to know of it
+    turns: Turns | None = None  # what a chat's template was made from
 
 
 COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
@@ -59,7 +61,31 @@ def _chat(folder: Path) -> Form:
     if chat.lacks_begin:
         notes.append(f"The GGUF file has {chat.begin} put before every text; {SPEAKS} writes none.")
     stops = chat.stops(turns.between.get(("assistant", "user"), ""))
-    return Form(f"chat, as {SPEAKS} writes it: equal in {equal} conversations", turns.go(), stops, tuple(notes))
+    return Form(f"chat, as {SPEAKS} writes it: equal in {equal} conversations", turns.go(), stops, tuple(notes), turns)
+
+
+def with_tokens_compared(form: Form, folder: Path, llama: LlamaCpp, gguf: Path) -> Form:
+    """`form` with a note where llama.cpp makes other tokens of its text than transformers does of the same chat: with a
+    SentencePiece model it may put a space after a special token, say. `gguf` is the model of `folder`."""
+    if form.turns is None:
+        return form
+    # see `_chat`
+    from utils.export.hf_chat import HFChat
+
+    chat = HFChat(folder)
+    text = gguf.with_name("chat")
+    differing, compared = 0, 0
+    for messages in (next(conversations(roles)) for roles in CHATS):
+        written = form.turns.render(messages)
+        if written is None:
+            continue
+        text.write_text(written, encoding="utf-8")
+        compared += 1
+        differing += llama.token_ids(gguf, text) != chat.token_ids(messages)
+    if not differing:
+        return form
+    note = f"llama.cpp makes other tokens of it than transformers in {differing} of {compared} chats, of the same text."
+    return form._replace(notes=(*form.notes, note))
 
 
 def limits(turns: Turns) -> list[str]:
