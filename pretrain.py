@@ -236,6 +236,8 @@ def log_steps(training: Training, progress: TrainingProgress, history: StepHisto
     for record in records:
         if progress.skipped_in_a_row < training.options.max_nonfinite_steps:  # which ends it, whatever came after
             progress = progress.with_step(record.columns["step"], record.loss, record.skipped)
+        if not record.targets:
+            training.log.line(f"step {record.columns['step']} had no target: the weights stay as they are")
         if record.skipped:
             end = record.columns["samples"]
             training.log.line(
@@ -289,11 +291,13 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
     if losses is None:
         return dataclasses.replace(progress, validation_pending=True)
     loss, best = losses[ALL].mean, progress.best_loss
-    is_better = best is None or not math.isfinite(best) or loss < best
+    is_better = bool(losses[ALL].targets) and (best is None or not math.isfinite(best) or loss < best)
+    is_worse = bool(losses[ALL].targets) and not is_better
+    without_improvement = progress.validations_without_improvement + is_worse
     progress = dataclasses.replace(
         spend(training, progress, time.monotonic() - began),
         best_loss=loss if is_better else best,
-        validations_without_improvement=0 if is_better else progress.validations_without_improvement + 1,
+        validations_without_improvement=0 if is_better else without_improvement,
         finite_validation=progress.step if math.isfinite(loss) else progress.finite_validation,
         validation_pending=False,
     )

@@ -150,7 +150,9 @@ def make_split(
             writer.add(*rows)
             sums["rows"] += len(rows.tokens)
             sums["used"] += int(rows.lengths.sum())
-            sums["targets"] += int((rows.lengths - rows.overlaps).sum())
+            targets = rows.lengths - rows.overlaps
+            sums["targets"] += int(targets.sum())
+            sums["alone"] += int((targets == 0).sum())
 
         remainder = Remainder(recipe, write)
         for work, result in results:
@@ -168,6 +170,8 @@ def make_split(
                 removals.add("empty_file", file, 0, "the file is empty")
         shards = writer.publish()
         removals.publish()
+    if sums["alone"]:
+        progress.line(without_targets(source, sums["alone"], sums["documents"]))
     return DatasetSplit(
         dataset=source.dataset,
         split=source.split,
@@ -221,6 +225,13 @@ def summary(entry: DatasetSplit, window: int) -> str:
         f"{name}: {entry.documents:,} documents, {entry.tokens:,} tokens, {entry.rows:,} rows, "
         f"padding {entry.padding / size:.2%}, overlap {entry.overlap / size:.2%}{skipped} → {len(entry.shards)} shards"
     ).replace("%", " %")
+
+
+def without_targets(source: Source, alone: int, documents: int) -> str:
+    return (
+        f"warning: {source.dataset} {source.split}: {alone:,} of {documents:,} documents have one token and so no "
+        "target: nothing is learnt from them (--add_bos, --add_eos, --min_characters)"
+    )
 
 
 def names_in_text(entry: DatasetSplit, are_tokens: bool) -> str:

@@ -76,6 +76,8 @@ class TrainingProgress:
                 skipped_in_a_row=self.skipped_in_a_row + 1,
                 losses_in_a_row=self.losses_in_a_row + (not math.isfinite(loss)),
             )
+        if math.isnan(loss):  # a step without targets, which says nothing
+            return replace(self, step=step)
         smoothed = loss if self.train_loss is None else 0.9 * self.train_loss + 0.1 * loss
         return replace(self, step=step, skipped_in_a_row=0, losses_in_a_row=0, train_loss=smoothed)
 

@@ -125,7 +125,8 @@ class Metrics:
         rows[-1] |= columns
         self.file.write(rows)
         if self.curves:
-            names = ("loss", "learning_rate", "grad_norm", *columns)
+            measured = ("loss",) if records[-1].targets else ()
+            names = (*measured, "learning_rate", "grad_norm", *columns)
             self.curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
 
     def write_losses(self, progress: TrainingProgress, split: str, losses: Mapping[str, Loss]) -> None:
@@ -135,7 +136,7 @@ class Metrics:
             where | {"dataset": name, "loss": loss.mean, "targets": loss.targets} for name, loss in losses.items()
         )
         if self.curves:
-            scalars = {f"{split}/{name}": loss.mean for name, loss in losses.items()}
+            scalars = {f"{split}/{name}": loss.mean for name, loss in losses.items() if loss.targets}
             self.curves.log(progress.step, scalars, always=True)
 
     def close(self) -> None:

@@ -60,6 +60,8 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
     check_data_fits(manifest, Tokenizer(options.checkpoint_dir), config, options)
     mixture = Mixture.of(manifest.select(TRAIN, options.language), options.mixture)
+    if not any(entry.targets for entry in mixture.entries):
+        raise DataError(f"{options.data_dir}: no document of the data to train on has a second token to predict")
     processes = (options.devices or 1, options.num_nodes or 1)
     if not options.dry_run:
         processes = resolve_processes(options.devices, options.num_nodes)

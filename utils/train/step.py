@@ -1,5 +1,7 @@
 """One optimiser step, and the results of steps until somebody looks at them: the host may run ahead of the device."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -41,16 +43,15 @@ def optimiser_step(
     """Makes one step over this process's micro-batches, and never waits for the device.
 
     The gradient is that of the summed loss divided by the number of targets of the whole step, over accumulation and
-    processes. If it is not finite, the optimiser leaves the weights and its state as they are: that is decided on the
-    device, and so on every process alike. `grad_clip` is the gradient's largest norm, 0 for no clipping. `seeds`, one
-    per micro-batch, decide dropout: a resumed step drops what the first one dropped.
+    processes. If it is not finite, or the step has no target, the optimiser leaves the weights and its state as they
+    are: that is decided on the device, and so on every process alike. `grad_clip` is the gradient's largest norm, 0 for
+    no clipping. `seeds`, one per micro-batch, decide dropout: a resumed step drops what the first one dropped.
     """
-    assert data.targets > 0, "a step without targets"
     fused: Any = getattr(optimizer, "optimizer", optimizer)  # Fabric's wrapper has torch's own inside
     if isinstance(fused, MasterAdamW):
         fused.add_up_in_fp32()
     parts = data_parallel_part(fabric)[1]
-    scale = parts / data.targets  # FSDP averages over the parts of the samples
+    scale = parts / max(1, data.targets)  # FSDP averages over the parts of the samples
     loss_sum = torch.zeros((), dtype=torch.float64, device=fabric.device)
     dataset_losses = torch.zeros(len(data.dataset_targets), dtype=torch.float64, device=fabric.device)
     for index, (batch, datasets) in enumerate(zip(data.batches, data.datasets, strict=True)):
@@ -66,7 +67,7 @@ def optimiser_step(
     with timer.phase("communication"):
         norm = clip_gradients(trained_of(model.parameters()), grad_clip or math.inf)
     with timer.phase("optimiser"):
-        fused.found_inf = (~norm.isfinite()).float()
+        fused.found_inf = torch.ones_like(norm) if data.targets == 0 else (~norm.isfinite()).float()
         optimizer.step()
         optimizer.zero_grad()
     return StepResult(loss_sum, dataset_losses, norm)
@@ -100,7 +101,7 @@ class StepRecord(NamedTuple):
     columns: dict[str, Any]
     """What was known of it at once, see `StepHistory.add`."""
     loss: float
-    """Mean cross-entropy per target."""
+    """Mean cross-entropy per target; NaN where there is none."""
     targets: int
     grad_norm: float
     """Before clipping."""
@@ -109,10 +110,14 @@ class StepRecord(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """Mean cross-entropy per target and the number of targets."""
+    """Mean cross-entropy per target, NaN where there is none, and the number of targets."""
 
     mean: float
     targets: int
+
+    @classmethod
+    def of(cls, loss_sum: float, targets: float) -> Loss:
+        return cls(loss_sum / targets if targets else math.nan, round(targets))
 
 
 class StepHistory:
@@ -143,7 +148,7 @@ class StepHistory:
                 targets += data.dataset_targets
         self._dataset_sums += np.array([sums[steps:], targets])
         return [
-            StepRecord(columns, loss / data.targets, data.targets, norm, not math.isfinite(norm))
+            StepRecord(columns, *Loss.of(loss, data.targets), norm, not math.isfinite(norm))
             for loss, norm, (_, data, columns) in zip(sums[:steps], norms, results, strict=True)
         ]
 
@@ -152,6 +157,5 @@ class StepHistory:
         taken, self._dataset_sums = self._dataset_sums, np.zeros_like(self._dataset_sums)
         losses = []
         for loss_sum, targets in zip(*taken, strict=True):
-            mean = loss_sum / targets if targets else math.nan
-            losses.append(Loss(mean, int(targets)))
+            losses.append(Loss.of(loss_sum, targets))
         return losses

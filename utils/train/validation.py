@@ -29,6 +29,8 @@ def validate(
 ) -> dict[str, Loss] | None:
     """The loss on each dataset and over all datasets (`ALL`), weighted by their targets; None if it was cut short.
 
+    Rows without a target give a loss of NaN with a count of zero.
+
     `micro_batch_size` is rows per forward pass. Of each dataset the first `max_rows` are taken (None: all).
     Every process asks `cut_short` before each batch, which must answer the same on all.
     """
@@ -51,9 +53,7 @@ def validate(
     model.train()
     sums = sum_over_processes(sums)
     losses = {
-        entry.dataset: Loss(loss_sum / targets, round(targets))
+        entry.dataset: Loss.of(loss_sum, targets)
         for entry, loss_sum, targets in zip(entries, sums[::2], sums[1::2], strict=True)
-        if targets
     }
-    total = sum(loss.targets for loss in losses.values())
-    return {**losses, ALL: Loss(sum(sums[::2]) / total, total)}
+    return {**losses, ALL: Loss.of(sum(sums[::2]), sum(sums[1::2]))}
