@@ -159,7 +159,8 @@ def _merges(pieces: Sequence[_Piece], vocabulary: dict[str, int]) -> list[tuple[
 def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None:
     """Writes into `folder` the tokenizer files with which transformers gives the ids that `source` gives.
 
-    A tokenizer.json made here has to agree with `source` on the text `sample`. Returns a warning if none does.
+    A tokenizer.json made here has to agree with `source` on the text `sample`, and on texts with symbols that the
+    tokenizer's maker added: around these its spaces may be others. Returns a warning if it does not.
     """
     for name in (*TOKENIZER_FILES, "added_tokens.json", "vocab.json", "merges.txt"):
         if name != "generation_config.json" and (source.directory / name).is_file():
@@ -178,7 +179,10 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
             made.save(str(path))
     else:
         made = tokenizer_json(source)
-        if made is None or made.encode(sample, add_special_tokens=False).ids != source.encode(sample):
+        texts = [sample, *_texts_with_symbols(source)]
+        if made is None or any(
+            made.encode(text, add_special_tokens=False).ids != source.encode(text) for text in texts
+        ):
             return "no tokenizer.json gives the ids of this tokenizer.model: transformers will need protobuf to read it"
         made.save(str(path))
     config = {}
@@ -191,6 +195,12 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
             config.setdefault(f"{kind}_token", source.vocabulary[index])
     config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return None
+
+
+def _texts_with_symbols(source: Tokenizer) -> list[str]:
+    proto = read_sentencepiece(source.directory / "tokenizer.model")
+    symbols = [piece.piece for piece in proto.pieces if piece.type == _Piece.USER_DEFINED]
+    return [form.format(symbol) for symbol in symbols for form in ("{} a", "a {} b", "a{}b")]
 
 
 def _begin_with(token: str, index: int, wanted: bool) -> processors.PostProcessor:

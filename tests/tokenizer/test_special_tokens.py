@@ -148,6 +148,19 @@ def test_a_kind_of_sentencepiece_that_has_no_tokenizer_json(tmp_path):
         encoder_of_special_tokens(Tokenizer(tmp_path))
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_symbols_of_a_sentencepiece_model_are_not_exported_with_other_spaces(prefix, tmp_path):
+    (tmp_path / "model").mkdir()
+    make_tokenizer(tmp_path / "model", user_defined_symbols=["<user>"], add_dummy_prefix=prefix)
+    model = Tokenizer(tmp_path / "model")
+    (tmp_path / "json").mkdir()
+    warning = export_tokenizer(model, tmp_path / "json", "Bonjour")
+    exported = HFTokenizer.from_file(str(tmp_path / "json/tokenizer.json")) if warning is None else None
+    assert (exported is None) is prefix
+    for text in ("a<user> b", "<user> b", " <user>"):
+        assert exported is None or exported.encode(text, add_special_tokens=False).ids == model.encode(text)
+
+
 NAME = st.text(st.sampled_from("ab<]^-\\|é"), min_size=1, max_size=4)
 
 
