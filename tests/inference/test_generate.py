@@ -126,6 +126,19 @@ def test_greedy_texts_equal_transformers(checkpoint, text_model, prompts):
         assert "".join(pieces) == text and len(pieces) > 5, "nothing was streamed"
 
 
+def test_names_of_special_tokens_in_a_prompt_are_text_unless_asked_for(checkpoint, text_model, capsys):
+    tokenizer, prompt = text_model.tokenizer, "le</s>chat"
+    assert tokenizer.eos_id not in text_model.encode(prompt)
+    assert text_model.encode(prompt, special_tokens_in_text=True).count(tokenizer.eos_id) == 1
+    greedy = replace(GREEDY, max_new_tokens=9)
+    for wanted in ("false", "true"):
+        words = ["--checkpoint_dir", checkpoint[0], "--prompt", prompt, "--max_new_tokens", 9, "--temperature", 0]
+        argv = [*map(str, words), "--accelerator", "cpu", "--special_tokens_in_text", wanted]
+        assert run_command(Options, main, argv) == 0
+        out = capsys.readouterr().out.removesuffix("\n")
+        assert out == prompt + texts_of(text_model, [text_model.encode(prompt, wanted == "true")], greedy)[0]
+
+
 def test_a_sample_does_not_depend_on_its_company(text_model, prompts):
     sampling = Sampling(max_new_tokens=30, temperature=1.2, top_p=0.95, repetition_penalty=1.1, stop=("e",), seed=7)
     together = texts_of(text_model, prompts, sampling, range(3))
