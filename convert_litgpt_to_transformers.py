@@ -25,7 +25,7 @@ from utils.export.provenance import write_provenance
 from utils.files.staged_folder import recover, staged
 from utils.report.model_card import write_card
 from utils.run.merge_check import compare_merged
-from utils.run.merged_model import load_merged_model
+from utils.run.merged_model import is_of_peft, load_merged_model
 
 
 def main(options: ConvertOptions) -> None:
@@ -35,12 +35,13 @@ def main(options: ConvertOptions) -> None:
     check_output_dir(output_dir)
     if options.verify == "logits" and not options.as_adapter:
         require_transformers(", or give --verify tensors")
+    if options.verify == "logits" and is_of_peft(options.input_path):
+        require_peft(", or give --verify tensors")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     model = load_merged_model(options.input_path, options.checkpoint_dir, dtype=dtype)
     if options.as_adapter and model.lora is None:
         raise UserError(f"--as_adapter: {options.input_path} holds all weights, not an adapter")
     if model.peft_dir and options.verify == "logits":
-        require_peft(", or give --verify tensors")
         print(compare_merged(model, model.state_dict), flush=True)
 
     with staged(output_dir) as stage, model.check:

@@ -44,18 +44,18 @@ LINES = {
     "lit_gpt": 455,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 727,
-    "lit_gpt/formats": 3249,
+    "lit_gpt/formats": 3260,
     "lit_gpt/inference": 398,
     "utils/files": 382,
     "utils/cluster": 677,
     "utils": 281,
     "utils/data": 988,
     "utils/prepare": 4362,
-    "utils/run": 1218,
+    "utils/run": 1227,
     "utils/train": 2389,
     "utils/export": 1596,
     "utils/report": 670,
-    "commands": 1578,
+    "commands": 1579,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

@@ -23,7 +23,7 @@ from lit_gpt.formats.peft_logits import require_peft
 from lit_gpt.formats.tensor_files import lay_out_memory
 from utils.files.staged_folder import recover, staged_into
 from utils.run.merge_check import compare_merged
-from utils.run.merged_model import companion_files, load_merged_model
+from utils.run.merged_model import companion_files, is_of_peft, load_merged_model
 
 
 def main(options: MergeOptions) -> None:
@@ -36,12 +36,12 @@ def main(options: MergeOptions) -> None:
         raise UserError(f"{folder / WEIGHTS} exists already; give another --save_path")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--save_path {folder} is a file")
+    if options.verify == "logits" and is_of_peft(options.lora_path):
+        require_peft(", or give --verify none")
     dtype = getattr(torch, options.dtype) if options.dtype else None
     model = load_merged_model(options.lora_path, options.checkpoint_dir, dtype=dtype)
     if model.lora is None:
         raise UserError(f"{options.lora_path} holds all weights, not an adapter: there is nothing to merge")
-    if model.peft_dir and options.verify == "logits":
-        require_peft(", or give --verify none")
     with staged_into(folder, last=WEIGHTS) as stage, model.check:
         write_litgpt_directory(stage, model.config, model.state_dict, companion_files(model))
         add_sums(stage, {**listed_sums(folder), **listed_sums(stage)})  # of other files that are there already

@@ -61,9 +61,9 @@ def _are_names(value: Any) -> bool:
 
 
 def _are_patterns(value: Any) -> bool:
-    if isinstance(value, str):
-        return _is_regex(value)
-    return value is None or (_are_names(value) and all(map(_is_regex, value)))
+    if value is None or isinstance(value, str):
+        return _is_regex(_after(value or ""))
+    return isinstance(value, list) and all(isinstance(name, str) and _is_regex(_after(name)) for name in value)
 
 
 def _are_layers(value: Any) -> bool:
@@ -80,9 +80,20 @@ def _is_regex(text: str) -> bool:
 
 def _by_module(is_value: Callable[[Any], bool]) -> Callable[[Any], bool]:
     def accepts(value: Any) -> bool:
-        return isinstance(value, dict) and all(map(_is_regex, value)) and all(map(is_value, value.values()))
+        if not isinstance(value, dict):
+            return False
+        return all(_is_regex(_end(key)) and is_value(values) for key, values in value.items())
 
     return accepts
+
+
+# peft's own expressions, of which the file's values are parts
+def _end(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
+def _after(pattern: str) -> str:
+    return rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\."
 
 
 def _is_initialisation(value: Any) -> bool:
@@ -186,10 +197,10 @@ class PeftConfig:
     def _layer(self, module: str) -> int | None:
         """The first number in a module's name, where there are `layers_pattern` after one of them."""
         patterns = self.described.get("layers_pattern") or []
-        begins = [rf"(?:^|.*?\.){pattern}" for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
-        for begin in begins or [r".*?\.[^.]*"]:
-            if match := re.match(rf"{begin}\.(?P<idx>\d+)\.", module):
-                return int(match["idx"])
+        expressions = [_after(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+        for expression in expressions or [r".*?\.[^.]*\.(?P<idx>\d+)\."]:
+            if match := re.match(expression, module):
+                return None if match["idx"] is None else int(match["idx"])
         return None
 
 
@@ -201,7 +212,7 @@ def _is_named(module: str, names: str | list[str]) -> bool:
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
     """peft's rule: the value of the first key that is the module's name or, after a dot, its end."""
-    matching = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+    matching = (value for key, value in (pattern or {}).items() if re.match(_end(key), module))
     return next(matching, default)
 
 

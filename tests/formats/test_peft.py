@@ -157,6 +157,12 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda folder: change_config(folder, bias="all"), UserError, "bias all"),
         (lambda folder: change_config(folder, use_new=False), UserError, "has use_new, a field that is not known here"),
         (lambda folder: change_config(folder, r="3"), DataError, "r is '3'; it has to be a whole number above 0"),
+        (
+            lambda folder: change_config(folder, rank_pattern={"(?i)Q": 3}),
+            DataError,
+            "rank_pattern is .*; it has to be ranks",
+        ),
+        (lambda folder: change_config(folder, rank_pattern=None), DataError, "rank_pattern is None"),
         (lambda folder: change_config(folder, task_type="SEQ_CLS"), UserError, "task_type SEQ_CLS"),
         (
             lambda folder: change_config(folder, target_modules=None),

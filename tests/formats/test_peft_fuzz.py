@@ -26,7 +26,19 @@ IDS = [[5, 9, 200, 31, 7, 77, 340, 12, 1, 419, 0, 3]]
 TARGETS = ["q_proj", "v_proj", "model.layers.1.mlp.down_proj", "lm_head"]
 
 MODULES = ["down_proj", "k_proj", "self_attn", "model.layers.0.self_attn.q_proj", "layers.1", "norm", "embed_tokens"]
-ODD = ["proj", "x", "", "0", r".*\.q_proj", r"layers\.\d+\.self_attn\.v_proj", r".*(q|v|down)_proj|lm_head", ".*", "("]
+ODD = [
+    "proj",
+    "x",
+    "",
+    "0",
+    r".*\.q_proj",
+    r"layers\.\d+\.self_attn\.v_proj",
+    r".*(q|v|down)_proj|lm_head",
+    ".*",
+    "(",
+    "(?i)Q_PROJ",
+    "h|layers",
+]
 INITIALISATIONS = [True, False, "gaussian", "Gaussian", "eva", "orthogonal", "mica", "olora", "pissa", "loftq", ""]
 names = st.sampled_from([*TARGETS, *MODULES, *ODD])
 numbers = st.one_of(st.integers(-2, 9), st.floats(), st.booleans(), st.sampled_from(["4", None, 4.0, 8, 16, 1e300]))

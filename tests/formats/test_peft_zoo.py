@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -161,3 +162,6 @@ def test_without_peft_nothing_is_called_verified(
     assert not list(tmp_path.iterdir())
     assert run_command(MergeOptions, merge_lora.main, [*merge, "--verify", "none"]) == 0
     assert "not verified" in capsys.readouterr().out
+    shutil.copytree(zoo.out / "default", tmp_path / "merged", dirs_exist_ok=True)
+    with pytest.raises(UserError, match=r"holds an adapter \(adapter_config.json\) and lit_model.pth"):
+        load_merged_model(tmp_path / "merged", zoo.base)

@@ -72,6 +72,15 @@ def find_input(path: Path) -> Path:
     raise UserError(f"{path} is neither a run folder, nor a training checkpoint, nor a {WEIGHTS}")
 
 
+def is_of_peft(path: Path) -> bool:
+    """Whether the folder holds an adapter of peft; a UserError if it holds whole weights too."""
+    if not (path / ADAPTER_CONFIG).is_file():
+        return False
+    if (path / WEIGHTS).is_file():
+        raise UserError(f"{path} holds an adapter ({ADAPTER_CONFIG}) and {WEIGHTS}; move one of them away")
+    return True
+
+
 def load_merged_model(
     input_path: Path, checkpoint_dir: Path | None = None, verify: bool = True, dtype: torch.dtype | None = None
 ) -> MergedModel:
@@ -86,7 +95,7 @@ def load_merged_model(
         UserError: for a path that is none of these.
         DataError: for a damaged checkpoint, or a foundation model other than the one it was trained on.
     """
-    if (input_path / ADAPTER_CONFIG).is_file():
+    if is_of_peft(input_path):
         return _load_peft(input_path, checkpoint_dir, dtype)
     source = find_input(input_path)
     if source.suffix == ".pth":
