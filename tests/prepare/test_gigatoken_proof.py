@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.prepare.test_special_tokens_in_text import tokens_of
 from utils.prepare import gigatoken_proof
 from utils.prepare.documents import Document
 from utils.prepare.encoding import GIGATOKEN, Encoder, Library, choose_library
-from utils.prepare.gigatoken_proof import FORMS, TRIED, Proof, prove
+from utils.prepare.gigatoken_proof import FORMS, TRIED, Proof, Trial, prove
 
 REAL = SHARED / "tokenizers"
 EVERY = 29  # of so many characters one; 1 takes two minutes
@@ -185,6 +186,31 @@ def test_a_proof_that_cannot_be_kept(of_new_characters, quick, tmp_path, monkeyp
     said: list[str] = []
     assert prove(Tokenizer(of_new_characters), 1, said.append).differing
     assert "not kept for later runs" in said[0]
+
+
+def test_a_user_without_a_home(of_new_characters, quick, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/folder")
+    monkeypatch.delenv("HOME")
+
+    def unknown(user: int) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    said: list[str] = []
+    assert prove(Tokenizer(of_new_characters), 1, said.append).differing
+    assert "not kept for later runs: the user has no home folder" in said[0]
+
+
+def test_characters_that_a_tokenizer_may_compose_are_tried(monkeypatch):
+    trial = Trial(TOKENIZER)
+    right = trial._fast
+
+    class Wrong:
+        def encode(self, text: bytes) -> np.ndarray:
+            return right.encode(text)[:-1] if text.decode() == "E\u0323\u0302" else right.encode(text)
+
+    monkeypatch.setattr(trial, "_fast", Wrong())
+    assert trial(range(0x1E00, 0x1F00)) == Proof("", "\u0302")
 
 
 def test_a_tokenizer_that_gigatoken_does_not_do(tmp_path, cache):

@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import time
+import unicodedata
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
@@ -56,12 +57,13 @@ class Trial:
         if self._problem:
             return Proof(f"gigatoken does not do this tokenizer: {self._problem}", "")
         characters = [chr(code) for code in codes if code not in SURROGATES]
+        texts = [form.format(character) for form in FORMS for character in characters]
+        decomposed = [unicodedata.normalize("NFD", character) for character in characters]
+        texts += [text for text in decomposed if len(text) > 1]  # a tokenizer may compose them
         differing = set()
-        for form in FORMS:
-            texts = [form.format(character) for character in characters]
-            for character, text, ids in zip(characters, texts, self._tokenizer.encode_batch(texts), strict=True):
-                if self._fast.encode(text.encode()).tolist() != ids:
-                    differing.add(character)
+        for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+            if self._fast.encode(text.encode()).tolist() != ids:
+                differing.add(text[-1])
         return Proof("", "".join(sorted(differing)))
 
 
@@ -71,11 +73,11 @@ def prove(tokenizer: Tokenizer, num_workers: int, say: Callable[[str], None]) ->
         path = _kept_path(tokenizer)
     except PackageNotFoundError:
         return None
-    proof = _read(path)
+    proof = _read(path) if path else None
     if proof is None:
         began = time.monotonic()
         proof = _try_all(tokenizer.directory, num_workers)
-        problem = _keep(path, proof)
+        problem = _keep(path, proof) if path else "the user has no home folder"
         if not proof.refused:
             kept = f"this is not kept for later runs: {problem}" if problem else f"kept in {path}"
             say(f"gigatoken tried on every Unicode character in {time.monotonic() - began:.1f} s; {kept}")
@@ -97,15 +99,19 @@ def _try_all(directory: Path, num_workers: int) -> Proof:
     return Proof("", "".join(differing))
 
 
-def _kept_path(tokenizer: Tokenizer) -> Path:
-    """Where the proof of this tokenizer is kept; a PackageNotFoundError if there is no gigatoken."""
+def _kept_path(tokenizer: Tokenizer) -> Path | None:
+    """Where the proof of this tokenizer is kept, if anywhere; a PackageNotFoundError if there is no gigatoken."""
     source = tokenizer.directory / ("tokenizer.json" if tokenizer.library == "tokenizers" else "tokenizer.model")
     versions = [version(library) for library in (GIGATOKEN, tokenizer.library)]
-    found = hashlib.sha256(json.dumps([PROOF_VERSION, str(TRIED), FORMS, versions]).encode())
+    tried = [PROOF_VERSION, str(TRIED), FORMS, unicodedata.unidata_version]
+    found = hashlib.sha256(json.dumps([*tried, *versions]).encode())
     found.update(source.read_bytes())
     cache_folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not cache_folder.is_absolute():  # as the XDG Base Directory Specification says
-        cache_folder = Path("~/.cache").expanduser()
+        try:
+            cache_folder = Path("~/.cache").expanduser()
+        except RuntimeError:  # the user has no home
+            return None
     return cache_folder / "fabricant" / GIGATOKEN / f"{found.hexdigest()}.json"
 
 
