@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -289,6 +290,16 @@ def test_a_comparison_for_which_there_is_no_memory_is_left_out_and_said(tmp_path
     said = "\n".join(convert_hf_checkpoint(tmp_path, verify=True))
     assert "not verified: transformers needs about 1.0 GB of memory, 1.0 GB are free" in said
     assert (tmp_path / "lit_model.pth").is_file()
+
+
+def test_a_comparison_that_runs_out_of_memory_is_said(tmp_path, monkeypatch):
+    make_hf(tmp_path)
+    kills_itself = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    (tmp_path / "python").write_text(f"#!/bin/sh\nexec {sys.executable} -c '{kills_itself}'\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    said = "\n".join(convert_hf_checkpoint(tmp_path, verify=True))
+    assert "not verified: transformers was killed by signal 9, probably out of memory" in said
 
 
 def test_memory_that_is_free():
