@@ -41,7 +41,8 @@ def _text_part(hf: dict[str, Any]) -> dict[str, Any]:
     for name in hf.get("architectures") or []:
         if name in _TEXT_PARTS:
             known = _TEXT_PARTS[name]
-            ids = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in hf}
+            outer = ("bos_token_id", "eos_token_id", "pad_token_id", "quantization_config")
+            ids = {key: hf[key] for key in outer if key in hf}
             return {**known, **ids, **hf.get("text_config", {}), "architectures": known["architectures"]}
     return hf
 
