@@ -44,7 +44,7 @@ LINES = {
     "lit_gpt": 455,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 727,
-    "lit_gpt/formats": 3260,
+    "lit_gpt/formats": 3268,
     "lit_gpt/inference": 398,
     "utils/files": 382,
     "utils/cluster": 677,
