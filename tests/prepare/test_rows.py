@@ -10,6 +10,7 @@ import lzma
 import re
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pandas
@@ -19,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.errors import DataError
+from tests.conftest import ROOT
 from tests.prepare.corpus_files import TEXTS, as_read, write
 from tests.prepare.test_blocks import subprocess_peak
 from utils.prepare import rows, unpacking
@@ -212,6 +214,40 @@ def test_arrow_files_of_both_kinds(tmp_path, kind, text_type):
         (tmp_path / "a.arrow").write_bytes(content[: int(len(content) * kept)])
         with pytest.raises(DataError, match=r"a\.arrow is truncated or no Arrow file"):
             read(tmp_path / "a.arrow")
+
+
+FLIP = """
+import random, sys
+from pathlib import Path
+from lit_gpt.errors import DataError
+from utils.prepare.blocks import read_blocks
+from utils.prepare.documents import parse
+from utils.prepare.file_formats import CorpusFile
+path, kind = Path(sys.argv[1]), sys.argv[2]
+content, rng, refused = path.read_bytes(), random.Random(0), 0
+for _ in range(400):
+    flipped = bytearray(content)
+    flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(flipped)
+    try:
+        for block in read_blocks(CorpusFile(path, "a", kind), 1000, "text"):
+            parse(block, "text")
+    except DataError:
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_flipped_bits_end_no_process(tmp_path, kind):
+    table = pyarrow.table({"text": [f"mot {number} é" for number in range(100)], "id": range(100)})
+    new = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
+    with new(tmp_path / "a.arrow", table.schema) as file:
+        file.write_table(table)
+    command = [sys.executable, "-c", FLIP, tmp_path / "a.arrow", "arrow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert int(done.stdout) > 20
 
 
 # --- packed files

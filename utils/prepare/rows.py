@@ -63,7 +63,7 @@ def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
     """Makes what Arrow says of a broken file a `DataError`."""
     try:
         yield
-    except (import_pyarrow().ArrowException, OSError) as e:
+    except (import_pyarrow().ArrowException, OSError, UnicodeDecodeError) as e:  # names of columns are decoded
         if isinstance(e, OSError) and e.errno is not None:
             raise
         raise DataError(f"{path} is truncated or no {kind} file: {str(e).partition(chr(10))[0]}") from None
@@ -85,14 +85,16 @@ def _parquet_values(path: Path, size: int, text_field: str) -> Iterator[Any]:
 def _arrow_values(path: Path, text_field: str) -> Iterator[Any]:
     """Of a stream, as `datasets` writes them, or of a file in Arrow's other format (Feather 2)."""
     arrow = import_pyarrow()
-    with _arrow_errors(path, "Arrow"), path.open("rb") as file:
+    # mapped: of a plain file Arrow would reserve whatever memory a flipped bit in a length asks for
+    with _arrow_errors(path, "Arrow"), arrow.memory_map(str(path)) as file:
         is_stream = file.read(6) != b"ARROW1"
         file.seek(0)
         reader = arrow.ipc.open_stream(file) if is_stream else arrow.ipc.open_file(file)
         _require_column(path, reader.schema.names, text_field)
         batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
         for batch in batches:
-            column = batch.column(text_field)
+            column = _as_binary(batch.column(text_field))
+            column.validate(full=True)  # a flipped bit in an offset would end the process
             for begin in range(0, len(column), 128):
                 yield from _values(column.slice(begin, 128))
 
@@ -103,9 +105,18 @@ def _values(column: Any) -> list[Any]:
 
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if types.is_string(column.type) or types.is_large_string(column.type) or types.is_string_view(column.type):
+    if types.is_string_view(column.type):
         column = column.cast("large_binary")
-    return column.to_pylist()
+    return _as_binary(column).to_pylist()
+
+
+def _as_binary(column: Any) -> Any:
+    """An Arrow array with bytes for text, without looking at them; anything else as it is."""
+    from pyarrow import binary, large_binary, types  # an optional package
+
+    if types.is_string(column.type):
+        return column.view(binary())
+    return column.view(large_binary()) if types.is_large_string(column.type) else column
 
 
 def _csv_values(path: Path, text_field: str) -> Iterator[Any]:
