@@ -50,7 +50,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 281,
     "utils/data": 988,
-    "utils/prepare": 4379,
+    "utils/prepare": 4380,
     "utils/run": 1227,
     "utils/train": 2389,
     "utils/export": 1596,

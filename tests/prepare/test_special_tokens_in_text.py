@@ -46,6 +46,7 @@ def test_both_file_formats_give_the_same_rows(wanted, fast, tokenizers, tmp_path
         assert manifest["splits"][0]["named"] == {"</s>": 1, "<s>": 3, "<unk>": 1}
         assert manifest["made_by"]["special_tokens_in_text"] is (wanted == "true")
     out = capsys.readouterr().out
+    assert out.count("tokenised by gigatoken: ") == (2 if fast == "true" else 0)
     assert "<s> 3×" in out and ("became these tokens" if wanted == "true" else "stay text") in out
     tokenizer = Tokenizer(TOKENIZER)
     flat = [token for rows in found[0] for row in rows for token in row]
