@@ -71,12 +71,16 @@ require_run() {
 # because that one failed. 75 (interrupted) if a signal killed that task, or none could say how it ended: task.sh was
 # killed too, srun could not start the tasks, or the node is lost, for which srun's exit code was seen to be 0.
 run_tasks() {
-    local log=$1 code=0 failed verdict=slurm/logs/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-$BASHPID.exit_code
+    local log=$1 code=0 failed verdict link
+    verdict=slurm/logs/$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}-$BASHPID.exit_code
+    link=${verdict%.exit_code}.log
     shift
     # The verdict's file is made here: over NFS, one that another node makes may be seen too late.
     mkdir -p "$(dirname "$log")" && : >>"$log" && : >"$verdict" || return 74
+    # To srun a file's name is a pattern (%j), in which a backslash cannot be written: it gets one without either.
+    ln --symbolic --force --no-target-directory "$(realpath "$log")" "$link" || return 74
     trap : TERM USR1 # at a signal to the whole job, this script outlives the tasks, which save what they have
-    TRAINING_LOG=$(realpath "$log") srun --kill-on-bad-exit=1 --output="$log" --open-mode=append \
+    TRAINING_LOG=$(realpath "$log") srun --kill-on-bad-exit=1 --output="$link" --open-mode=append \
         slurm/task.sh "$verdict" "$@" || code=$?
     if failed=$(grep --max-count=1 --line-regexp --invert-match 0 "$verdict"); then
         code=$failed
@@ -84,7 +88,7 @@ run_tasks() {
         echo "no task could say how it ended; srun's exit code is $code" >>"$log"
         code=75
     fi
-    rm -f "$verdict"
+    rm -f "$verdict" "$link"
     return "$code"
 }
 

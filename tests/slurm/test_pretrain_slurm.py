@@ -74,6 +74,20 @@ def test_a_signal_before_the_time_limit_makes_no_difference_to_the_run(
     assert read_losses(tmp_path / "run") == read_losses(finished)
 
 
+def test_a_run_folder_is_no_pattern_whatever_its_name(
+    finished: Path, cluster: Cluster, clone: Path, tmp_path: Path
+) -> None:
+    """srun would replace %j and %t, and take a backslash for a sign that nothing is to be replaced."""
+    folder = tmp_path / "50%j %t%% \\%x [a-b]* $HOME"
+    end, output = end_of(cluster, clone, submit(cluster, clone, "pretrain", *STEPS, *BATCH, tasks=2, OUT_DIR=folder))
+    assert end == COMPLETED, output
+    log = (folder / "training_log.out").read_text(encoding="utf-8")
+    assert "done: all 4 steps are made" in log and output.splitlines()[-1].endswith(f"log: {folder}/training_log.out")
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert not [*(clone / "slurm" / "logs").glob("*.log")]
+    assert read_losses(folder) == read_losses(finished)
+
+
 def test_an_option_error_is_the_jobs_exit_code_and_one_clear_line(
     finished: Path, cluster: Cluster, clone: Path
 ) -> None:

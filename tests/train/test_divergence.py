@@ -105,6 +105,7 @@ def test_a_run_whose_every_step_was_skipped_is_not_done(
     weights["transformer.ln_f.weight"] *= 1e-30
     weights["lm_head.weight"] *= 1e30
     torch.save(weights, poisoned / "lit_model.pth")
+    (poisoned / "SHA256SUMS").unlink(missing_ok=True)
     place = pretrain_arguments.index("--model_config")
     arguments = [*pretrain_arguments[:place], *pretrain_arguments[place + 2 :], "--checkpoint_dir", poisoned, *BATCH]
     arguments += ["--max_steps", 2, "--warmup_steps", 0, "--save_interval", 1, "--out_dir", tmp_path / "run"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -19,6 +21,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_gpt.errors import UserError
+from tests.conftest import command_line
+from tests.run.test_resume import steps_made
 from utils.train import loggers
 from utils.train.loggers import check_logger, open_logger
 
@@ -301,3 +305,62 @@ def test_only_this_processs_wandb_service_is_ended(wandb: Wandb, tmp_path: Path)
             process.wait()
         os.kill(grandchild, signal.SIGKILL)
         foreign.wait()
+
+
+# As W&B does it, offline: a file per start, written in blocks, of which a killed process loses the last.
+BLOCKS = """
+import json, os, types
+
+class UsageError(Exception): pass
+errors = types.SimpleNamespace(UsageError=UsageError)
+Settings = dict
+
+class Run:
+    starting_step = 0
+    def __init__(self, folder, id):
+        os.makedirs(folder, exist_ok=True)
+        number = len([name for name in os.listdir(folder) if name.endswith(".wandb")])
+        self.file = open(f"{folder}/{number}-{id}.wandb", "w", buffering=1 << 20)
+    def log(self, data, *, step):
+        self.file.write(json.dumps([step, data]) + "\\n")
+    def finish(self):
+        self.file.close()
+
+def setup(settings):
+    return types.SimpleNamespace(settings=types.SimpleNamespace(base_url="http://127.0.0.1:9"))
+
+def init(*, dir, id, **_):
+    return Run(f"{dir}/wandb", id)
+"""
+
+
+def test_an_offline_run_that_was_killed_has_every_step_after_the_next_start(
+    pretrain_arguments: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "wandb.py").write_text(BLOCKS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site-packages"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run_dir = tmp_path / "run"
+    arguments = [*pretrain_arguments, "--batch_size", 8, "--micro_batch_size", 4, "--logger", "wandb"]
+    command = command_line("pretrain.py", *arguments, "--out_dir", run_dir)
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while steps_made(run_dir) < 7 and killed.poll() is None:
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    newest = sorted((run_dir / "wandb").glob("*.wandb"))[-1]
+    curves: dict[str, dict[int, float]] = {}
+    for line in newest.read_text().splitlines():
+        step, scalars = json.loads(line)
+        for name, value in scalars.items():
+            curves.setdefault(name, {})[step] = value
+    with (run_dir / "metrics.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    losses = {int(row["step"]): float(row["loss"]) for row in rows if row["split"] == "train" and not row["dataset"]}
+    assert list(losses) == list(range(1, 13)) and curves["train/loss"] == losses
+    valid = {
+        int(row["step"]): float(row["loss"]) for row in rows if row["split"] == "valid" and row["dataset"] == "all"
+    }
+    assert curves["valid/all"] == valid

@@ -165,9 +165,7 @@ def make_split(
             named += result.named
             progress.advance(work.block.size, result.tokens)
         remainder.close()
-        for file in source.files:
-            if not file.path.stat().st_size:
-                removals.add("empty_file", file, 0, "the file is empty")
+        note_empty_files(source, removals)
         shards = writer.publish()
         removals.publish()
     if sums["alone"]:
@@ -213,6 +211,12 @@ def note_removals(
             progress.line(f"more documents of {job.source.name} are skipped: the report names them")
     for removed in result.removed:
         removals.add(removed.reason, file, removed.at, removed.detail, removed.text)
+
+
+def note_empty_files(source: Source, removals: RemovalLog) -> None:
+    for file in source.files:
+        if not file.path.stat().st_size:
+            removals.add("empty_file", file, 0, "the file is empty")
 
 
 def summary(entry: DatasetSplit, window: int) -> str:

@@ -5,6 +5,7 @@ That folder has a run.yaml: it can be drawn, validated and exported like any run
 """
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from lit_gpt.errors import UserError
@@ -73,6 +74,8 @@ def set_aside_after(run_dir: Path, step: int) -> str:
     for path in run_dir.iterdir():
         if path.suffix in (".csv", ".yaml"):
             shutil.copy2(path, folder / path.name)
+    with suppress(FileNotFoundError):  # W&B's run has the steps that are given up: the run gets another one
+        (run_dir / "wandb" / "run_id").rename(folder / "wandb_run_id")
     sync([*(path for path in folder.iterdir() if path.is_file()), folder])
     for path in sorted(newer, reverse=True):  # should this be cut short, the next start finds the rest
         path.rename(folder / CHECKPOINTS / path.name)

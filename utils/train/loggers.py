@@ -28,12 +28,16 @@ class ScalarLogger(ABC):
     # Lightning's loggers are not used: TensorBoard's expands `$` in the run folder's name; W&B's imports the Trainer,
     # and a failing client would end the training.
 
+    begins_anew = False
+    """Whether it knows nothing of the run's earlier steps, which metrics.csv holds."""
+
+    _pause = 1.0  # seconds between scalars: a curve needs no more, and W&B's server slows faster writers
     _last = -1e9  # when scalars were passed on, in seconds
 
     def log(self, step: int, scalars: Mapping[str, float], always: bool = False) -> None:
-        """Passes the scalars of a step on (`train/loss` → value), `always` or if the last ones are a second old."""
+        """Passes the scalars of a step on (`train/loss` → value), `always` or if the last ones are old enough."""
         now = time.monotonic()
-        if always or now - self._last >= 1:  # a curve needs no more, and W&B's server slows faster writers
+        if always or now - self._last >= self._pause:
             self._last = now
             self._send(step, scalars)
 
@@ -92,7 +96,8 @@ class WandbLogger(ScalarLogger):
     W&B's own settings decide who logs in, to which project, entity and server (`wandb login`, WANDB_PROJECT,
     WANDB_ENTITY, WANDB_BASE_URL, WANDB_MODE). Where its server cannot be reached, the run is kept in OUT_DIR/wandb for
     `wandb sync`; later failures are logged once, and the training continues. Steps that the server has are not sent
-    again; each offline start is a folder of its own.
+    again. Each offline start is a folder of its own with every step: it begins with those that metrics.csv holds, as
+    W&B writes in blocks of 32 KiB, and a killed process's last one is lost.
     """
 
     def __init__(self, out_dir: Path, config: Mapping[str, Any], say: Callable[[str], None]) -> None:
@@ -123,7 +128,9 @@ class WandbLogger(ScalarLogger):
             if mode == "online":
                 where = self._run.url
             elif mode == "offline":
+                self._pause = 0.0
                 where = f"not sent; later by `wandb sync {folder}/offline-run-*`"
+            self.begins_anew = self._run.starting_step == 0
             say(f"Weights & Biases: {where}")
         except wandb.errors.UsageError as e:
             raise UserError(f"--logger wandb: {e} Or set WANDB_MODE=offline") from None

@@ -14,7 +14,7 @@ import torch
 
 from lit_gpt.model.flops import peak_flops
 from utils.data.batches import StepData
-from utils.run.csv_log import LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog
+from utils.run.csv_log import LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog, read_csv
 from utils.run.progress import TrainingProgress
 from utils.train.loggers import ScalarLogger
 from utils.train.profiler import PHASES, StepTimer
@@ -115,6 +115,21 @@ class Metrics:
 
     file: CsvLog
     curves: ScalarLogger | None
+
+    def show_earlier(self, path: Path) -> None:
+        """Passes on what metrics.csv (`path`) holds of earlier starts, to curves that do not know it."""
+        if self.curves is None or not self.curves.begins_anew:
+            return
+        for row in read_csv(path):
+            names = {"loss": row["dataset"]}
+            if not row["dataset"]:
+                names = {name: name for name in ("loss", "learning_rate", "grad_norm", *METER_COLUMNS)}
+            scalars = {
+                f"{row['split']}/{name}": float(row[column])
+                for column, name in names.items()
+                if row[column] and (column != "loss" or int(row["targets"]))
+            }
+            self.curves.log(int(row["step"]), scalars, always=True)
 
     def write_steps(self, records: Sequence[StepRecord], columns: Mapping[str, Any]) -> None:
         """Writes a line per step, the last one with the `columns` that were measured since the last look."""

@@ -110,6 +110,7 @@ def set_up(
             log.line(f"going on from {checkpoint}")
         curves = open_logger(options.logger, options.out_dir, last_step, cli.public_values(options), log.line)
         opened.append(Metrics(file, curves))
+        opened[0].show_earlier(options.out_dir / METRICS)
 
     on_rank_zero(open_metrics)  # its errors are known on every process
     profiled = None
