@@ -37,11 +37,8 @@ def settle_tokenizer_config(folder: Path, source: Tokenizer, context: int, rows:
     # the same names of special tokens once more, which older versions of transformers prefer
     special = _read(folder / SPECIAL_TOKENS)
     padding = _padding_token(source, [found.get("pad_token"), special.get("pad_token")], rows)
-    kept |= {"model_max_length": context, "pad_token": padding, "padding_side": "left"}
-    kept["model_input_names"] = [
-        "input_ids",
-        "attention_mask",
-    ]  # transformers 4 would add token types, as BERT has them
+    inputs = ["input_ids", "attention_mask"]  # transformers 4 would add token types, as BERT has them
+    kept |= {"model_max_length": context, "pad_token": padding, "padding_side": "left", "model_input_names": inputs}
     _write(path, kept)
     if special:
         _write(folder / SPECIAL_TOKENS, {**special, "pad_token": padding})

@@ -32,7 +32,7 @@ def make_foundation(folder, architecture="Llama", config=None, **tokenizer):
     folder.mkdir(parents=True)
     make_litgpt(folder, architecture, config)
     others = {"auto_map": {"AutoModelForCausalLM": "org/code--modeling.Model"}, "_name_or_path": "/home/someone/base"}
-    edit(folder / "config.json", **others, quantization_config={}, task_specific_params={"x": 1}, use_cache=False)
+    edit(folder / "config.json", **others, quantization_config=None, task_specific_params={"x": 1}, use_cache=False)
     edit(folder / "generation_config.json", _from_model_config=True, eos_token_id=2, temperature=0.5, do_sample=True)
     edit(folder / "tokenizer_config.json", **others, tokenizer_file="/home/someone/x.json", **tokenizer)
     return folder
