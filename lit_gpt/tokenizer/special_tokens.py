@@ -16,7 +16,8 @@ def made_by_model(tokenizer_json: dict[str, Any], names: Collection[str]) -> boo
     """Whether the model of a tokenizer.json may make one of these tokens out of the characters of its name."""
     model = tokenizer_json["model"]
     own = set(names).intersection(_entries(model))
-    if model["type"] != "BPE" or model.get("ignore_merges"):
+    is_bpe = model.get("type") == "BPE" or "merges" in model  # OpenAI's own file of GPT-2 names no type
+    if not is_bpe or model.get("ignore_merges"):
         return bool(own)
     return any(len(name) == 1 for name in own) or any("".join(pair) in own for pair in _merges(model))
 
