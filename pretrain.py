@@ -351,7 +351,7 @@ def finish(training: Training, progress: TrainingProgress, data: TrainingData, e
     finish_saving(training)
     training.writer.require_foundation()  # the reason behind any other failure, if it is damaged
     if ending.is_failure:
-        what_to_do = on_rank_zero(lambda: note_failure(training, progress))
+        what_to_do = on_rank_zero(lambda: note_failure(training, progress, data))
         error = UserError(f"{ending.reason}; {what_to_do}")
         error.on_every_process = True
         raise error
@@ -361,9 +361,10 @@ def finish(training: Training, progress: TrainingProgress, data: TrainingData, e
     training.log.line(f"done: {ending.reason}; loss and checkpoints in {training.options.out_dir}")
 
 
-def note_failure(training: Training, progress: TrainingProgress) -> str:
-    """Writes into run.yaml that the run diverged; returns what to do about it."""
+def note_failure(training: Training, progress: TrainingProgress, data: TrainingData) -> str:
+    """Writes into run.yaml that the run diverged, and what it was trained on; returns what to do about it."""
     run_dir = training.options.out_dir
+    record_mixture(training.options, training.plan, training.log, data.order.counts(progress.samples))
     RunRecord.load(run_dir).note_divergence(run_dir, progress.last_good_step)
     return advice(run_dir, progress, training.options.learning_rate)
 

@@ -55,7 +55,7 @@ LINES = {
     "utils/train": 2412,
     "utils/export": 1596,
     "utils/report": 670,
-    "commands": 1579,
+    "commands": 1580,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

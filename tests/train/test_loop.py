@@ -74,6 +74,8 @@ class Writer:
     def wait(self) -> None:
         self.waited = True
 
+    def require_foundation(self) -> None: ...
+
 
 def test_a_training_that_failed_waits_for_its_checkpoint_before_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.note_failure", lambda *_: "go back")

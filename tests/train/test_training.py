@@ -66,6 +66,7 @@ def test_a_loss_that_is_not_finite_is_skipped_logged_and_stops(
     weights = torch.load(broken / "lit_model.pth", weights_only=True)
     weights["transformer.ln_f.weight"][0] = float("nan")
     torch.save(weights, broken / "lit_model.pth")
+    (broken / "SHA256SUMS").unlink(missing_ok=True)
     arguments = dict(zip(pretrain_arguments[::2], pretrain_arguments[1::2], strict=True))
     del arguments["--model_config"]
     arguments |= {
