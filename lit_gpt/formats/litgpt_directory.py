@@ -62,7 +62,7 @@ def convert_hf_checkpoint(directory: Path, dtype: torch.dtype | None = None, ver
             verified = verify_conversion(directory, config, open_tensors(staged_model), weights.spare) if verify else ""
         staged_config.write_text(yaml.safe_dump(asdict(config)), encoding="utf-8")
         sums = {path.name: found for path, found in check.finish().items()}
-        add_sums(directory, {**sums, WEIGHTS: sha256})
+        add_sums(directory, {**sums, CONFIG: file_sha256(staged_config), WEIGHTS: sha256})
         staged_config.replace(directory / CONFIG)
         staged_model.replace(directory / WEIGHTS)  # last: where it is, the directory is complete
     finally:
@@ -148,7 +148,7 @@ def write_litgpt_directory(
     """Makes `folder` a litgpt directory with `companions` and a list of checksums; returns `lit_model.pth`, which is
     whole or not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = []
+    names = [CONFIG]
     for companion in companions:
         if companion.parent.resolve() != folder.resolve():
             shutil.copyfile(companion, folder / companion.name)
