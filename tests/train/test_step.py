@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 import lit_gpt.model.gpt
+import utils.train.step
 from tests import warm_start
 from tests.conftest import random_rows
 from tests.model import gradient_worker
 from tests.model.gradient_worker import CONFIG, LORA, SAMPLES, VOCABULARY, WINDOW, make_model
-from utils.train.step import clip_gradients
+from utils.train.step import all_finite, clip_gradients
 
 # Processes, how many of them share each matrix, precision → (kind, micro-batch sizes, variant): see gradient_worker.
 WAYS: dict[tuple[int, int, str], list[tuple[str, list[int], str]]] = {
@@ -113,3 +114,16 @@ def test_the_norm_of_bf16_gradients_is_not_rounded_to_bf16() -> None:
     expected = parameter.grad.double().norm().item()
     assert clip_gradients([parameter], 1.0).item() == pytest.approx(expected, rel=1e-6)
     assert parameter.grad.double().norm().item() == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_finite_if_all_processes_say_so(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """A process with a damaged copy of its own would else end alone, and the others wait for it in the checkpoint."""
+    sound = [torch.full((300, 3), 3e38, dtype=dtype), torch.zeros(0, dtype=dtype)]
+    assert all_finite(sound) and all_finite([])
+    for value in (math.nan, math.inf, -math.inf):
+        damaged = torch.ones(5, dtype=dtype)
+        damaged[3] = value
+        assert not all_finite([*sound, damaged])
+    monkeypatch.setattr(utils.train.step, "any_process", lambda flag: True)
+    assert not all_finite(sound)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from utils.cluster.collectives import sum_over_processes
+from utils.cluster.collectives import any_process, sum_over_processes
 from utils.cluster.launch import data_parallel_part
 from utils.data.batches import StepData, moved
 from utils.train.optimizer import MasterAdamW, trained_of
@@ -78,21 +78,21 @@ def clip_gradients(parameters: Sequence[Tensor], largest: float) -> Tensor:
 
     torch's `clip_grad_norm_` rounds the norm of bf16 gradients to bf16, and all of them with it.
     """
-    norm = _joint_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @torch.no_grad()
 def all_finite(parameters: Iterable[Tensor]) -> bool:
-    """Whether no parameter holds a NaN or an infinity, on any process; waits for the device."""
-    norm = _joint_norm(list(parameters), torch.float64)  # in which no fp32 square overflows
-    return math.isfinite(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
-def _joint_norm(tensors: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
-    norms = [torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in tensors]
-    return torch.linalg.vector_norm(torch.stack(norms))
+    """Whether no parameter holds a NaN or an infinity, on any process: all agree. Waits for the device."""
+    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in parameters]
+    # a largest value takes no memory and cannot overflow; a process's part of a tensor may be empty
+    largest = [torch.linalg.vector_norm(tensor, math.inf).float() for tensor in local if tensor.numel()]
+    is_finite = not largest or bool(torch.stack(largest).isfinite().all())
+    return not any_process(not is_finite)
 
 
 class StepRecord(NamedTuple):
