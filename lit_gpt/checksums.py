@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,10 @@ from lit_gpt.errors import DataError, naming
 
 SUMS = "SHA256SUMS"
 """A folder's list of checksums, in the format that `sha256sum -c` reads."""
+
+_LINE = re.compile(
+    r"([0-9a-fA-F]{64}) [ *](?:\./)*(.+)"
+)  # `sha256sum --binary` has a *, of `find`'s names they begin ./
 
 
 class ListedFile(NamedTuple):
@@ -81,10 +86,10 @@ def read_sums(folder: Path) -> list[ListedFile]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise DataError(f"{path} cannot be read ({e})") from None
-    parts = [line.split("  ", 1) for line in lines]
-    if not parts or any(len(part) != 2 for part in parts):
-        raise DataError(f"{path} is damaged")
-    return [ListedFile(name, sha256) for sha256, name in parts]
+    matches = [_LINE.fullmatch(line) for line in lines]
+    if not matches or None in matches:
+        raise DataError(f"{path} is damaged, or no list as sha256sum writes it")
+    return [ListedFile(match[2], match[1].lower()) for match in matches if match]
 
 
 def listed_sums(folder: Path) -> dict[str, str]:
@@ -135,26 +140,34 @@ class Expected(NamedTuple):
     """None where nobody has written it down."""
     source: str = SUMS
     """Who says so."""
+    record: Path | None = None
+    """The file that only says this, where it is not the folder's list."""
 
 
 def expected(folder: Path, is_used: Callable[[str], bool]) -> list[Expected]:
-    """The files of `folder`, there or in its list, whose names are used, with the checksums of the list."""
+    """The files of `folder`, there or in its list, whose names are used, with the checksums of the list.
+
+    What the list says of folders in it is not asked for: a model has no files there.
+    """
     listed = listed_sums(folder)
-    names = {path.name for path in folder.iterdir()} | listed.keys()
+    names = {path.name for path in folder.iterdir()} | {name for name in listed if "/" not in name}
     return [Expected(folder / name, listed.get(name)) for name in sorted(names) if is_used(name)]
 
 
 def require_equal(file: Expected, stop: Event | None = None) -> str:
     """The SHA-256 of a file; a DataError if it is not the expected one."""
     if not file.path.is_file():
-        raise DataError(f"{file.path} is missing, and {file.source} lists it")
+        raise DataError(
+            f"{file.path} is missing, and {file.source} lists it; fetch or make it again, or take its line out"
+        )
     with naming(file.path):
         found = file_sha256(file.path, stop)
     if file.sha256 not in (None, found):
-        advice = "fetch or make it again"
-        if file.source == SUMS:
-            advice += f"; if it was changed on purpose, take its line out of {file.path.parent / SUMS}"
-        raise DataError(f"{file.path} does not have the SHA-256 of {file.source}: its content changed; {advice}")
+        way_out = f"remove {file.record}" if file.record else f"take its line out of {file.path.parent / SUMS}"
+        raise DataError(
+            f"{file.path} does not have the SHA-256 of {file.source}: its content changed; fetch or make it again;"
+            f" if it was changed on purpose, {way_out}"
+        )
     if file.sha256 is None and file.path.suffix in (".pth", ".bin") and zipfile.is_zipfile(file.path):
         _compare_crcs(file.path)
     return found

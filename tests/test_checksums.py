@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from lit_gpt import checksums
-from lit_gpt.checksums import SUMS, ListedFile, file_sha256, find_difference, read_sums, write_sums
+from lit_gpt.checksums import (
+    SUMS,
+    ListedFile,
+    expected,
+    file_sha256,
+    find_difference,
+    listed_sums,
+    read_sums,
+    write_sums,
+)
 from lit_gpt.errors import DataError
 
 NAMES = ("a", "b  c", "d")
@@ -27,6 +36,13 @@ def test_a_list_is_read_as_it_was_written_and_sha256sum_reads_it(folder: Path) -
     assert [file.name for file in files] == sorted(NAMES) and find_difference(folder, files) is None
     done = subprocess.run(["sha256sum", "-c", SUMS], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count(": OK") == 3
+
+
+def test_lists_of_other_people_are_read_and_what_is_in_folders_is_theirs(folder: Path) -> None:
+    digest = file_sha256(folder / "a")
+    (folder / SUMS).write_text(f"{digest.upper()} *a\n{digest}  ./d\n{digest}  ./original/a\n")
+    assert listed_sums(folder) == dict.fromkeys(("a", "d", "original/a"), digest)
+    assert [file.path.name for file in expected(folder, lambda name: name in ("a", "original/a", "e"))] == ["a"]
 
 
 def test_the_first_file_that_differs_is_named(folder: Path) -> None:

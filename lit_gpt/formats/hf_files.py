@@ -100,11 +100,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def noted_sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of the weight files in `folder` that the Hub's client noted when it fetched them."""
+def noted_sums(folder: Path) -> dict[str, tuple[str, Path]]:
+    """The SHA-256 of the weight files in `folder` that the Hub's client noted when it fetched them, and where."""
     noted = {}
     for path in folder.glob(".cache/huggingface/download/*.metadata"):
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[1:2]
         if is_of_model(path.stem) and (folder / path.stem).is_file() and re.fullmatch(r"[0-9a-f]{64}", "".join(lines)):
-            noted[path.stem] = lines[0]
+            noted[path.stem] = lines[0], path
     return noted

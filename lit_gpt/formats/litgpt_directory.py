@@ -96,7 +96,8 @@ def expected_hf(directory: Path) -> list[Expected]:
     files = []
     for file in expected(directory, lambda name: name not in (WEIGHTS, CONFIG) and not name.endswith(".gguf")):
         if file.path.name in noted:
-            files.append(Expected(file.path, noted[file.path.name], "the Hub, noted when it was fetched"))
+            sha256, record = noted[file.path.name]
+            files.append(Expected(file.path, sha256, "the Hub, noted when it was fetched", record))
         elif file.sha256 is not None or is_of_model(file.path.name):
             files.append(file)
     return files
