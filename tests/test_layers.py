@@ -44,7 +44,7 @@ LINES = {
     "lit_gpt": 468,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 727,
-    "lit_gpt/formats": 3269,
+    "lit_gpt/formats": 3274,
     "lit_gpt/inference": 398,
     "utils/files": 382,
     "utils/cluster": 677,

@@ -90,7 +90,7 @@ max_length min_length do_sample early_stopping num_beams num_beam_groups diversi
 typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
 num_return_sequences chunk_size_feed_forward forced_bos_token_id forced_eos_token_id remove_invalid_values
 exponential_decay_length_penalty suppress_tokens begin_suppress_tokens epsilon_cutoff eta_cutoff
-encoder_repetition_penalty max_new_tokens
+encoder_repetition_penalty max_new_tokens _num_labels attention_probs_dropout_prob hidden_dropout_prob ff_factor
 """
 
 # Some classes read these, of this or another version; at these values they change nothing.

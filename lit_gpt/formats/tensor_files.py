@@ -27,6 +27,8 @@ from lit_gpt.formats.direct_file import DirectFile
 from lit_gpt.formats.hf_files import SAFETENSORS_INDEX, shard_name
 from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 
+_LFS_POINTER = b"version https://git-lfs"
+
 CHUNK_BYTES = 1 << 18  # written at once of a tensor that is not contiguous: so much is held twice
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -52,6 +54,9 @@ def lay_out_memory() -> None:
 
 def open_tensors(path: Path) -> LazyTensors:
     """The tensors of a .safetensors file, or of a state dict that `torch.save` wrote; a DataError if it is damaged."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise DataError(f"{path} is Git LFS's pointer to the weights, not the weights: git lfs pull fetches them")
     with reading(path):
         if path.suffix == ".safetensors":
             return _open_safetensors(path)

@@ -238,7 +238,8 @@ def test_a_tensor_under_both_of_its_names(tmp_path, capsys):
 def test_stored_masks_and_frequencies_have_to_be_those_that_are_computed(tmp_path, capsys):
     make_hf(tmp_path / "gpt2", "GPT2LMHeadModel", GPT2)
     mask = torch.ones(1, 1, 32, 32, dtype=torch.uint8).tril()
-    old = {"transformer.h.0.attn.bias": mask, "transformer.h.1.attn.masked_bias": torch.tensor(-1e4)}
+    masked = torch.tensor(-1e4, dtype=torch.bfloat16)  # is -9984
+    old = {"transformer.h.0.attn.bias": mask, "transformer.h.1.attn.masked_bias": masked}
     change(tmp_path / "gpt2", lambda tensors: {**tensors, **old})
     said = compare_with_transformers(tmp_path / "gpt2")
     assert "2 stored masks and frequencies are left out, being what is computed" in said
@@ -255,6 +256,12 @@ def test_stored_masks_and_frequencies_have_to_be_those_that_are_computed(tmp_pat
     (tmp_path / "llama" / "lit_model.pth").unlink()
     change(tmp_path / "llama", lambda tensors: {**tensors, name: 1.0 / 500000 ** (torch.arange(0, 8, 2) / 8)})
     assert name in refused(tmp_path / "llama", capsys)
+
+
+def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path, capsys):
+    make_hf(tmp_path)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "model.safetensors is Git LFS's pointer to the weights" in refused(tmp_path, capsys)
 
 
 # -------------------------------------------------------------------------------------------------------- verification
