@@ -16,7 +16,7 @@ from lit_gpt.errors import DataError
 from lit_gpt.formats.programs import run_transformers
 from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.gpt import GPT, LoRAGPT
-from lit_gpt.model.lazy_tensors import LazyTensors
+from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
 
 TOLERANCE = 1e-5  # largest difference of two float32 logits, times the largest logit where that is above 1
@@ -131,11 +131,8 @@ def verify_conversion(folder: Path, config: Config, weights: LazyTensors, spare:
     A DataError says that the two differ. Where the memory does not suffice, the line says so instead. `spare` are
     tensors of the folder that are no part of the model.
     """
-    parameters = sum(spec.numel() for spec in weights.specs.values())
-    needed, free = 4 * parameters + _PROGRAM_BYTES, free_memory()
-    if free is not None and needed > free:
-        sizes = f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
-        return f"not verified: transformers needs {sizes}; convert again where there is more, or trust the files"
+    if lack := lack_of_memory(weights, bytes_each=4):
+        return f"not verified: transformers needs {lack}; convert again where there is more, or trust the files"
     sequences = probe_sequences(config.padded_vocab_size, config.block_size)
     ours = litgpt_logits(config, weights, sequences)
     dtypes = {spec.dtype for spec in weights.specs.values()}
@@ -147,6 +144,15 @@ def verify_conversion(folder: Path, config: Config, weights: LazyTensors, spare:
             raise
         return f"not verified: {e.strerror}"
     return agreement(ours, theirs, str(folder))
+
+
+def lack_of_memory(weights: Mapping[str, Tensor], bytes_each: int) -> str | None:
+    """What a program that holds so many bytes of each weight needs, and what is free; None where that suffices."""
+    parameters = sum(spec.numel() for spec in specs_of(weights).values())
+    needed, free = bytes_each * parameters + _PROGRAM_BYTES, free_memory()
+    if free is None or needed <= free:
+        return None
+    return f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
 
 
 def free_memory() -> int | None:

@@ -5,6 +5,7 @@ peft makes the adapters in one process and loads them in another; neither shares
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -149,6 +150,24 @@ def test_a_limit_and_its_message_name_the_same_figures(zoo: SimpleNamespace, mon
     monkeypatch.setattr(merge_check, "MOST_LOST_IN_FP32", 1e-8)
     with pytest.raises(DataError, match=r"by \S+e-07 of .*, allowed 1e-08, and by \S+e-0[67] of .*, allowed 1e-09"):
         merge_check.compare_merged(model, model.state_dict)
+
+
+def test_where_the_memory_does_not_suffice_for_peft_the_merge_stays_and_is_not_called_verified(
+    zoo: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = ["--lora_path", str(zoo.out / "default"), "--checkpoint_dir", str(zoo.base), "--save_path"]
+    with monkeypatch.context() as patch:
+        patch.setattr("lit_gpt.formats.hf_logits.free_memory", lambda: 10**9)
+        assert run_command(MergeOptions, merge_lora.main, [*merge, str(tmp_path / "small")]) == 0
+    assert "not verified by peft (it needs about 1.0 GB of memory, 1.0 GB are free)" in capsys.readouterr().out
+
+    def is_killed(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "peft was killed by signal 9, probably out of memory")
+
+    monkeypatch.setattr(merge_check, "ask_peft", is_killed)
+    assert run_command(MergeOptions, merge_lora.main, [*merge, str(tmp_path / "killed")]) == 0
+    assert "not verified by peft (peft was killed by signal 9" in capsys.readouterr().out
+    assert (tmp_path / "killed" / "lit_model.pth").is_file() and (tmp_path / "small" / "lit_model.pth").is_file()
 
 
 def test_without_peft_nothing_is_called_verified(

@@ -1,5 +1,6 @@
 """Whether merged weights are what base model and adapter make together."""
 
+import errno
 from collections import ChainMap
 from collections.abc import Mapping
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_gpt.errors import DataError
-from lit_gpt.formats.hf_logits import TOLERANCE, largest_difference, litgpt_logits, probe_sequences
+from lit_gpt.formats.hf_logits import TOLERANCE, lack_of_memory, largest_difference, litgpt_logits, probe_sequences
 from lit_gpt.formats.peft_logits import ask_peft
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.model.lora import check_merged
@@ -24,17 +25,19 @@ MOST_LOST_IN_FP32 = 1e-3
 def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
     """Compares `merged` weights with base model and adapter, matrix by matrix and by logits; says what was found.
 
-    The logits of base and adapter are peft's where the adapter is, from a fresh process, else litgpt's. A `DataError`
-    if the merged weights are something else, or most of the adapter's effect is lost.
+    The logits of base and adapter are peft's where the adapter is, from a fresh process, else litgpt's; so they are
+    where the memory does not suffice for peft, which is said. A `DataError` if the merged weights are something else,
+    or most of the adapter's effect is lost.
     """
     assert trained.base is not None and trained.adapter is not None and trained.lora is not None
     config = trained.config
     check_merged(trained.base, trained.adapter, merged, config, trained.lora)
     sequences = probe_sequences(config.padded_vocab_size, config.block_size)[-1:]
     base = litgpt_logits(config, trained.base, sequences)
+    wanted, other, lack = None, "peft's base + adapter", None
     if trained.peft_dir:
-        wanted, other = _peft_logits(trained, sequences, base), "peft's base + adapter"
-    else:
+        wanted, lack = _peft_logits(trained, sequences, base)
+    if wanted is None:
         both = ChainMap(dict(trained.adapter), trained.base)
         wanted, other = litgpt_logits(config, both, sequences, trained.lora), "base + adapter"
     found = litgpt_logits(config, merged, sequences)
@@ -53,16 +56,29 @@ def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
             figures += f", and by {relative:.2g} of max(1, largest logit), allowed {TOLERANCE:g}"
         advice = "" if in_fp32 else "; give --dtype float32"
         raise DataError(f"merged, the model differs from {other} {figures}{advice}")
-    return f"verified: each matrix, and the logits of {other} but for {lost:.2g} of the adapter's effect on them"
+    found_equal = f"each matrix, and the logits of {other} but for {lost:.2g} of the adapter's effect on them"
+    if lack:
+        return f"not verified by peft ({lack}), only as this program reads the adapter: {found_equal}"
+    return f"verified: {found_equal}"
 
 
-def _peft_logits(trained: MergedModel, sequences: list[list[int]], base: list[np.ndarray]) -> list[np.ndarray]:
-    assert trained.peft_dir is not None and trained.foundation_dir is not None
-    alone, both = ask_peft(trained.peft_dir, trained.foundation_dir, sequences)
+def _peft_logits(
+    trained: MergedModel, sequences: list[list[int]], base: list[np.ndarray]
+) -> tuple[list[np.ndarray] | None, str | None]:
+    """peft's logits of base and adapter; or None, and why the memory does not suffice for them."""
+    assert trained.peft_dir is not None and trained.foundation_dir is not None and trained.base is not None
+    if lack := lack_of_memory(trained.base, bytes_each=8):  # in float32, beside the weights as they are
+        return None, f"it needs {lack}"
+    try:
+        alone, both = ask_peft(trained.peft_dir, trained.foundation_dir, sequences)
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise
+        return None, e.strerror
     difference, relative = largest_difference(base, alone)
     if not relative <= TOLERANCE:
         raise DataError(
             f"transformers computes another base model from {trained.foundation_dir}: its logits differ by"
             f" {difference:.2g}, {relative:.2g} of max(1, largest logit), allowed {TOLERANCE:g}"
         )
-    return both
+    return both, None
