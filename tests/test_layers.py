@@ -43,7 +43,7 @@ FLOORS = (
 LINES = {
     "lit_gpt": 468,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 727,
+    "lit_gpt/tokenizer": 728,
     "lit_gpt/formats": 3280,
     "lit_gpt/inference": 398,
     "utils/files": 382,

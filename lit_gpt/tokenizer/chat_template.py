@@ -70,6 +70,9 @@ class ChatTemplate:
         require_utf8(text)
         text = names.sub(rf"{HIDDEN}\g<0>", text)
         text = re.sub(f"{_MARK}([0-9]+){_MARK}", lambda found: named[int(found[1])], text)
+        if text.replace(HIDDEN, "") != self.render(messages):
+            where = f"the chat template of {self._tokenizer.directory}"
+            raise UserError(f"{where} does not write {named[0]!r} in a message as it is there")
         return self._encode_hidden([text])[0]
 
     @cached_property

@@ -142,6 +142,16 @@ def test_a_users_name_of_a_special_token_is_no_token_in_a_chat(as_json, tmp_path
         chat.encode([{"role": "user", "content": "\0<s>"}])
 
 
+@pytest.mark.parametrize("looks_into", ["m.content | length", "m.content.split('</s>')[-1]", "m.content | upper"])
+def test_a_template_that_looks_into_a_message_is_not_given_another_one(looks_into, tmp_path):
+    shutil.copytree(TOKENIZER, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(f"{{% for m in messages %}}<s>{{{{ {looks_into} }}}}{{% endfor %}}")
+    chat = ChatTemplate(Tokenizer(tmp_path))
+    assert chat.encode([{"role": "user", "content": "un deux"}])
+    with pytest.raises(UserError, match="does not write '</s>' in a message as it is there"):
+        chat.encode([{"role": "user", "content": "un </s> deux"}])
+
+
 def test_a_kind_of_sentencepiece_that_has_no_tokenizer_json(tmp_path):
     make_tokenizer(tmp_path, treat_whitespace_as_suffix=True)
     with pytest.raises(DataError, match=r"needs a tokenizer\.json"):
