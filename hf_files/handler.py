@@ -65,6 +65,7 @@ ALIASES = {
 NEUTRAL = {
     **dict.fromkeys(("stream", "decoder_input_details", "watermark"), (False,)),
     **dict.fromkeys(("frequency_penalty", "presence_penalty", "top_n_tokens", "top_logprobs"), (0,)),
+    **dict.fromkeys(("wait_for_model", "use_cache", "use_gpu"), (True, False)),  # `options` of the Hub's older servers
     **dict.fromkeys(("stream_options", "tool_prompt", "grammar", "adapter_id"), ()),
     "best_of": (1,),
     "logit_bias": ({}, []),
@@ -130,6 +131,7 @@ class EndpointHandler:
             ValueError: for what cannot be done, by its name; and for inputs that are no texts, are too long, or in a
                 language that cannot be normalised.
         """
+        json.dumps(data, ensure_ascii=False).encode()  # a surrogate, half of a character, is a ValueError
         inputs = data.get("inputs")
         rest = {key: value for key, value in data.items() if key != "inputs"}
         if isinstance(inputs, dict) and "messages" in inputs:
@@ -139,10 +141,11 @@ class EndpointHandler:
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError("inputs must be a text or a list of texts")
-        given = rest.pop("parameters", None) or {}
-        if not isinstance(given, dict):
-            raise ValueError("parameters must be an object")
-        parameters = read_parameters({**rest, **given}, self.language)
+        for name in ("options", "parameters"):
+            if not isinstance(given := rest.pop(name, None) or {}, dict):
+                raise ValueError(f"{name} must be an object")
+            rest |= given
+        parameters = read_parameters(rest, self.language)
         results = []
         for text in texts:
             text = text.rstrip() if parameters["language"] else text
@@ -311,7 +314,7 @@ def read_parameters(given: dict[str, Any], language: str | None) -> dict[str, An
             raise ValueError(f"{name} {json.dumps(value)[:100]} is not supported: {reason}")
     found = {**DEFAULTS, **found}
     count, beams = found.get("num_return_sequences", 1), found.get("num_beams", 1)
-    if found["temperature"] == 0 or not found["do_sample"]:
+    if found["temperature"] < 1e-6 or not found["do_sample"]:  # floats do not hold logits divided by less
         found = {name: value for name, value in found.items() if name not in OF_SAMPLING} | {"do_sample": False}
     if count > beams and (beams > 1 or not found["do_sample"]):
         raise ValueError(f"num_return_sequences {count}: without sampling there is one answer, or one for each beam")

@@ -250,6 +250,12 @@ def test_chat_is_refused_by_name(client, settings, words):
         client.chat_completion(**{"messages": MESSAGES, **settings})
 
 
+def test_options_of_older_servers_and_a_tiny_temperature_are_taken(endpoint):
+    data = {"inputs": PROMPT, "options": {"wait_for_model": True, "use_cache": False}}
+    first, second = (endpoint({**data, "parameters": {"max_new_tokens": 3, "temperature": t}}) for t in (0, 1e-45))
+    assert first == second
+
+
 def test_what_asks_for_nothing_is_taken(client):
     neutral = {"frequency_penalty": 0.0, "best_of": 1, "watermark": False, "details": False}
     assert client.text_generation(PROMPT, max_new_tokens=2, **neutral, decoder_input_details=False, stream=False)
@@ -268,6 +274,9 @@ def test_what_asks_for_nothing_is_taken(client):
         ({"inputs": PROMPT, "parameters": {"seed": "1"}}, 'seed must be a whole number .* not "1"'),
         ({"inputs": PROMPT, "parameters": {"min_new_tokens": 99, "max_new_tokens": 99}}, "min_new_tokens must not be"),
         ({"inputs": PROMPT, "parameters": {"num_beams": 2, "details": True}}, "answers without beams"),
+        ({"inputs": PROMPT, "options": {"priority": 1}}, "unknown parameter priority"),
+        ({"inputs": "half of a character: \ud83d"}, "surrogates not allowed"),
+        ({"messages": [{"role": "user", "content": "\ud83d"}]}, "surrogates not allowed"),
         ({"messages": MESSAGES, "return_full_text": True}, "return_full_text is a parameter of inputs"),
         ({"messages": "Ça va ?"}, "messages must be a list"),
         ({"messages": [{"content": "x"}]}, "message 1 must have a role"),
