@@ -60,3 +60,9 @@ def test_another_value_makes_the_rows_anew(tokenizers, tmp_path, capsys):
     for value, kept in (("false", False), ("false", True), ("true", False)):
         assert prepare(source, tmp_path / "out", "--special_tokens_in_text", value) == 0
         assert ("kept" in capsys.readouterr().out) is kept
+
+
+def test_a_percent_sign_in_a_name_is_printed_as_it_is(tmp_path, capsys):
+    source = write(tmp_path / "source", "50%/a.txt", "un deux").parents[1]
+    assert prepare(source, tmp_path / "data", "--fast_tokenizer", "false") == 0
+    assert "50% train: 1 documents" in capsys.readouterr().out

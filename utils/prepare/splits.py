@@ -227,8 +227,9 @@ def summary(entry: DatasetSplit, window: int) -> str:
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in entry.skipped.items())
     return (
         f"{name}: {entry.documents:,} documents, {entry.tokens:,} tokens, {entry.rows:,} rows, "
-        f"padding {entry.padding / size:.2%}, overlap {entry.overlap / size:.2%}{skipped} → {len(entry.shards)} shards"
-    ).replace("%", " %")
+        f"padding {100 * entry.padding / size:.2f} %, overlap {100 * entry.overlap / size:.2f} %{skipped} → "
+        f"{len(entry.shards)} shards"
+    )
 
 
 def without_targets(source: Source, alone: int, documents: int) -> str:
