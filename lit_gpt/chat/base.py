@@ -94,6 +94,8 @@ def talk(
         print(end="" if answer.endswith("\n") else "\n", flush=True)
         messages = [*kept, {"role": "assistant", "content": answer.strip()}]
         answers += 1
+    if answers:
+        model.require_undamaged()  # an answer that Ctrl-C ended has not asked for it
 
 
 def read_line(prompt: str) -> str:

@@ -110,7 +110,7 @@ class TextModel:
                     yield row.number, piece
             open_rows = [index for index, row in enumerate(rows) if not row.text.ended]
             if not open_rows or self._check.has_failed():
-                self._check.finish()
+                self.require_undamaged()
                 return
             if len(open_rows) < len(rows):
                 self._select(open_rows)
@@ -119,6 +119,10 @@ class TextModel:
                 if seen is not None:
                     seen = seen[open_rows]
             logits = self._decode(tokens, [row.length - 1 for row in rows])
+
+    def require_undamaged(self) -> None:
+        """Waits for the check of the files, where texts were left before their end; raises its DataError."""
+        self._check.finish()
 
     def check(self, prompts: Sequence[list[int]]) -> None:
         """Raises a UserError or DataError for prompts that cannot be continued; of several it says which one."""

@@ -140,6 +140,20 @@ def test_chat_notices_a_flipped_bit(
     assert f"{path} does not have the SHA-256" in capsys.readouterr().err
 
 
+def test_chat_whose_answers_were_broken_off_notices_a_flipped_bit(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken_off(*_: object, **__: object) -> list[tuple[int, str]]:
+        raise KeyboardInterrupt
+
+    path = folders["base"] / WEIGHTS
+    monkeypatch.setattr("sys.stdin", io.StringIO("Good morning?\n"))
+    monkeypatch.setattr("lit_gpt.inference.generation.TextModel.stream", broken_off)
+    with flipped(path, 4 * path.stat().st_size):
+        assert run_command(chat.Options, chat.main, ["--checkpoint_dir", str(path.parent)]) == 65
+    assert f"{path} does not have the SHA-256" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_training_and_its_resumption_notice_a_flipped_bit(
     processes: int, folders: dict[str, Path], lora_arguments: list[object], tmp_path: Path
