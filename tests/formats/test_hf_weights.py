@@ -258,6 +258,14 @@ def test_stored_masks_and_frequencies_have_to_be_those_that_are_computed(tmp_pat
     assert name in refused(tmp_path / "llama", capsys)
 
 
+def test_weights_are_compared_with_what_the_hubs_client_noted(tmp_path, capsys):
+    make_hf(tmp_path)
+    record = tmp_path / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
+    record.parent.mkdir(parents=True)
+    record.write_text(f"a commit\n{'0' * 64}\n1.0\n")
+    assert f"on purpose, remove {record}" in refused(tmp_path, capsys)
+
+
 def test_a_pointer_of_git_lfs_is_named_as_one(tmp_path, capsys):
     make_hf(tmp_path)
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
