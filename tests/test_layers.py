@@ -50,7 +50,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 281,
     "utils/data": 988,
-    "utils/prepare": 4385,
+    "utils/prepare": 4388,
     "utils/run": 1246,
     "utils/train": 2412,
     "utils/export": 1596,

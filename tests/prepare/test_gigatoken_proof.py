@@ -93,7 +93,7 @@ def by_tokenizers(folder: Path) -> Callable[[list[str]], list[list[int]]]:
     ],
     ids=lambda folder: folder.name,
 )
-def test_every_assigned_character_in_three_positions(folder):
+def test_every_assigned_character_in_four_positions(folder):
     said: list[str] = []
     proof = prove(Tokenizer(folder), 1, said.append)
     library = choose_library(Tokenizer(folder), ["Bonjour"], proof)
@@ -105,10 +105,20 @@ def test_every_assigned_character_in_three_positions(folder):
         assert encoded(folder, library, texts) == twin(texts)
 
 
+@pytest.mark.shared
+def test_a_character_that_differs_only_before_others_is_left_to_the_slower_library():
+    """No version of Unicode has U+3327E yet: a letter for gigatoken, so that GPT-2's `'s` would begin behind it."""
+    tokenizer = Tokenizer(REAL / "gpt2")
+    library = choose_library(tokenizer, ["Bonjour"], prove(tokenizer, 1, print))
+    texts = ["\U0003327e's", "un \U0003327e'll"]
+    assert library.name == GIGATOKEN
+    assert encoded(REAL / "gpt2", library, texts) == by_tokenizers(REAL / "gpt2")(texts)
+
+
 def test_a_character_that_differs_is_left_to_the_slower_library(of_new_characters, quick, cache, tmp_path, capsys):
     tokenizer = Tokenizer(of_new_characters)
     proof = prove(tokenizer, 1, print)
-    assert set(NEW[:2]) <= set(proof.differing) <= {chr(code) for code in range(0x11DE0, 0x11DEA)}
+    assert set(NEW[:2]) <= set(proof.differing) and len(proof.differing) < 10_000
     said = capsys.readouterr().out
     assert f"other tokens for {len(proof.differing)} characters: documents that hold one are left to tokenizers" in said
     texts = [f"le {character} marché" for character in "ab" + NEW[:2]]

@@ -23,7 +23,7 @@ from utils.prepare.work_pool import WorkPool
 
 GIGATOKEN = "gigatoken"
 PROOF_VERSION = 1  # another one makes every tokenizer be tried again
-FORMS = ("{}", " {}", "a{}")  # what stands before a character may decide where a text is split
+FORMS = ("{}", " {}", "a{}", "{}'s")  # what stands beside a character may decide where a text is split
 TRIED = (range(0x40000), range(0xE0000, 0xE1000))  # whatever has been assigned, and what of these planes will be
 SURROGATES = range(0xD800, 0xE000)
 STEP = 4096  # characters that a process tries at once: 0.1 s of work
@@ -58,12 +58,15 @@ class Trial:
             return Proof(f"gigatoken does not do this tokenizer: {self._problem}", "")
         characters = [chr(code) for code in codes if code not in SURROGATES]
         texts = [form.format(character) for form in FORMS for character in characters]
+        tried = characters * len(FORMS)
         decomposed = [unicodedata.normalize("NFD", character) for character in characters]
-        texts += [text for text in decomposed if len(text) > 1]  # a tokenizer may compose them
+        decomposed = [text for text in decomposed if len(text) > 1]  # a tokenizer may compose them
+        tried += [text[-1] for text in decomposed]
         differing = set()
-        for text, ids in zip(texts, self._tokenizer.encode_batch(texts), strict=True):
+        texts += decomposed
+        for character, text, ids in zip(tried, texts, self._tokenizer.encode_batch(texts), strict=True):
             if self._fast.encode(text.encode()).tolist() != ids:
-                differing.add(text[-1])
+                differing.add(character)
         return Proof("", "".join(sorted(differing)))
 
 
