@@ -189,13 +189,6 @@ class ForeignWeights:
             yield from _our_tensors(weight, self._files, self._stored, dtype)
 
 
-def tensors_from_hf(
-    checkpoint_dir: Path, config: Config, hf: Mapping[str, Any], dtype: torch.dtype | None = None
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """`ForeignWeights.tensors` of a folder of which nothing else is asked."""
-    return ForeignWeights(checkpoint_dir, config, hf).tensors(dtype)
-
-
 def _check_computed(name: str, tensor: torch.Tensor, config: Config) -> None:
     """Raises a DataError if a mask, or frequencies, that an older checkpoint carries are not those of its config.json.
 

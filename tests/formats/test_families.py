@@ -14,7 +14,7 @@ from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.families import ARCHITECTURES
 from lit_gpt.formats.hf_config import config_from_hf, is_tied, read_hf_config, settle_config
-from lit_gpt.formats.hf_weights import tensors_from_hf, tensors_to_hf
+from lit_gpt.formats.hf_weights import ForeignWeights, tensors_to_hf
 from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint, read_config, read_weights
 from lit_gpt.model.building import build_model
 from lit_gpt.model.gpt import GPT, OffsetRMSNorm
@@ -83,7 +83,7 @@ def converted(checkpoint):
     """config.json, litgpt's configuration and weights."""
     hf = read_hf_config(checkpoint[0])
     config = config_from_hf(hf)
-    return hf, config, {name: t.clone() for name, t in tensors_from_hf(checkpoint[0], config, hf)}
+    return hf, config, {name: t.clone() for name, t in ForeignWeights(checkpoint[0], config, hf).tensors()}
 
 
 def some_ids(*shape, seed=1):
@@ -226,13 +226,13 @@ def test_wrong_missing_and_left_over_tensors_are_named(checkpoint, converted, tm
         changed = {key: tensor for key, tensor in tensors.items() if key != name}
         write(tmp_path, hf, changed.items())
         with pytest.raises(DataError, match=f"1 tensors are missing from the weight files: {name}"):
-            dict(tensors_from_hf(tmp_path, config, hf))
+            dict(ForeignWeights(tmp_path, config, hf).tensors())
         write(tmp_path, hf, {**changed, name: tensors[name][1:]}.items())
         with pytest.raises(DataError, match=rf"{name} in .* has shape"):
-            dict(tensors_from_hf(tmp_path, config, hf))
+            dict(ForeignWeights(tmp_path, config, hf).tensors())
     write(tmp_path, hf, {**tensors, "transformer.extra": torch.zeros(1)}.items())
     with pytest.raises(DataError, match=r"1 tensors are in the weight files, but not in this architecture: .*extra"):
-        dict(tensors_from_hf(tmp_path, config, hf))
+        dict(ForeignWeights(tmp_path, config, hf).tensors())
     for change, message in (
         ({"transformer.ln_f.weight": None}, "missing from the trained model"),
         ({"transformer.extra": torch.zeros(1)}, "not in its configuration: transformer.extra"),
@@ -271,11 +271,11 @@ def test_older_gpt2_files_name_no_transformer_and_carry_masks(tmp_path):
     make_hf(tmp_path, "GPT2LMHeadModel", GPT2)
     hf = read_hf_config(tmp_path)
     config = config_from_hf(hf)
-    expected = dict(tensors_from_hf(tmp_path, config, hf))
+    expected = dict(ForeignWeights(tmp_path, config, hf).tensors())
     tensors = {key.removeprefix("transformer."): t for key, t in load_file(tmp_path / "model.safetensors").items()}
     tensors |= {"h.0.attn.bias": torch.ones(1, 1, 128, 128).tril(), "h.1.attn.masked_bias": torch.tensor(-1e4)}
     write(tmp_path, hf, {**tensors, "lm_head.weight": tensors["wte.weight"].clone()}.items())
-    found = dict(tensors_from_hf(tmp_path, config, hf))
+    found = dict(ForeignWeights(tmp_path, config, hf).tensors())
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
 

@@ -12,7 +12,7 @@ from litgpt.model import GPT
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, config_to_hf, is_tied, read_hf_config, settle_config
-from lit_gpt.formats.hf_weights import TensorFiles, tensors_from_hf, tensors_to_hf
+from lit_gpt.formats.hf_weights import ForeignWeights, TensorFiles, tensors_to_hf
 from tests.formats.hf_models import SCRATCH_MODEL, VOCABULARY, make_hf
 
 LLAMA3 = {
@@ -41,7 +41,7 @@ VARIANTS = {
 def convert(folder):
     hf = read_hf_config(folder)
     config = config_from_hf(hf)
-    return hf, config, dict(tensors_from_hf(folder, config, hf))
+    return hf, config, dict(ForeignWeights(folder, config, hf).tensors())
 
 
 def litgpt_logits(config, state_dict, ids):
@@ -110,9 +110,9 @@ def test_bin_files_are_read_like_safetensors(tmp_path):
     torch.save(rest, tmp_path / "pytorch_model-00002-of-00002.bin", _use_new_zipfile_serialization=False)
     places = {n: f"pytorch_model-0000{1 if n in half else 2}-of-00002.bin" for n in weights}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
-    found = dict(tensors_from_hf(tmp_path, config, hf))
+    found = dict(ForeignWeights(tmp_path, config, hf).tensors())
     assert found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
-    found = dict(tensors_from_hf(tmp_path, config, hf, torch.bfloat16))
+    found = dict(ForeignWeights(tmp_path, config, hf).tensors(torch.bfloat16))
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
-from lit_gpt.formats.hf_weights import tensors_from_hf
+from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_peft, write_peft
 from lit_gpt.model.building import build_model
 from lit_gpt.model.lora import LoRASettings, is_adapter, merge_adapter
@@ -30,7 +30,7 @@ def base(request, tmp_path_factory):
     make_hf(folder, *FAMILIES[request.param])
     hf = read_hf_config(folder)
     config = config_from_hf(hf)
-    return folder, hf, config, dict(tensors_from_hf(folder, config, hf))
+    return folder, hf, config, dict(ForeignWeights(folder, config, hf).tensors())
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def llama(tmp_path_factory):
     make_hf(folder, *FAMILIES["Llama"])
     hf = read_hf_config(folder)
     config = config_from_hf(hf)
-    return hf, config, dict(tensors_from_hf(folder, config, hf))
+    return hf, config, dict(ForeignWeights(folder, config, hf).tensors())
 
 
 def random_adapter(config, settings):
@@ -115,7 +115,7 @@ def test_what_an_initialisation_took_out_of_the_base_is_found_again(family, init
     model = make_hf(tmp_path / "base", *FAMILIES[family])
     hf = read_hf_config(tmp_path / "base")
     config = config_from_hf(hf)
-    weights = dict(tensors_from_hf(tmp_path / "base", config, hf))
+    weights = dict(ForeignWeights(tmp_path / "base", config, hf).tensors())
     linear = r"(transformer|model)\.(h|layers)\.\d+\..*(c_attn|c_proj|c_fc|query_key_value|dense.*|_proj)"
     made = get_peft_model(
         model, LoraConfig(r=4, lora_alpha=6, target_modules=linear, init_lora_weights=initialisation)

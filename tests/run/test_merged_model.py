@@ -19,7 +19,7 @@ from convert_litgpt_to_transformers import main as convert
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats import litgpt_directory
 from lit_gpt.formats.hf_config import read_hf_config
-from lit_gpt.formats.hf_weights import TensorFiles, tensors_from_hf
+from lit_gpt.formats.hf_weights import ForeignWeights, TensorFiles
 from lit_gpt.formats.litgpt_directory import WEIGHTS, read_config, read_weights, write_litgpt_directory
 from lit_gpt.formats.tensor_files import write_lit_model
 from lit_gpt.model.building import build_model
@@ -112,7 +112,7 @@ def test_checkpoints_of_3_and_of_8_processes_give_the_same_bytes(trained_run: Pa
     assert found[3] == found[8] and len([name for name in found[3] if name.startswith("model-")]) > 2
     files = TensorFiles(tmp_path / "8" / "model")
     trained, hf = load_merged_model(checkpoint), read_hf_config(tmp_path / "8" / "model")
-    for name, tensor in tensors_from_hf(tmp_path / "8" / "model", trained.config, hf):
+    for name, tensor in ForeignWeights(tmp_path / "8" / "model", trained.config, hf).tensors():
         assert torch.equal(tensor, trained.state_dict[name]), name
     assert files.keys() == json.loads(found[8]["model.safetensors.index.json"])["weight_map"].keys()
 

@@ -38,7 +38,9 @@ def expected_base(folder: Path) -> list[Expected]:
 def require_base(folder: Path, recorded: str | None, source: Path) -> None:
     """Raises a DataError unless the weights in `folder` are those that `source` recorded."""
     if recorded is not None and base_record(folder, recorded) != recorded:
-        raise DataError(f"{folder} is not the model that {source} was trained on")
+        raise DataError(
+            f"{folder} is not the model that {source} was trained on, or has its weights in another type (--dtype)"
+        )
 
 
 def begin_check(files: Sequence[Expected]) -> Check:
