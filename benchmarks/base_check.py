@@ -5,7 +5,8 @@
 A random Llama in bf16 is converted, and two commands run on it in turns with and without the comparison, each in a
 process of its own: a LoRA training of two steps on the sample, and a generation of four tokens. The file is in the
 system's cache of pages ("warm"), or has been taken out of it ("cold"). Measured are the seconds until the first step or
-text, and those of the whole command. Appends to benchmarks/results.csv; writes about twice the model under --work_dir.
+text, those of the whole command, and processor time, which other work on the machine changes least. Appends to
+benchmarks/results.csv; writes about twice the model under --work_dir.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as name:
         folder = Path(name)
         model = make_model(folder, arguments.gigabytes)
-        found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
+        found: dict[tuple[str, str, str], list[tuple[float, float, float]]] = {}
         for number in range(arguments.rounds):
             for state in STATES:
                 for kind in KINDS:
@@ -91,8 +92,8 @@ def prepare_cache(model: Path, state: str) -> None:
             pass
 
 
-def run(words: list[object], kind: str, mark: str) -> tuple[float, float]:
-    """Seconds until the command writes `mark`, and until it ends."""
+def run(words: list[object], kind: str, mark: str) -> tuple[float, float, float]:
+    """Seconds until the command writes `mark`, until it ends, and of processor time."""
     began = time.perf_counter()
     line = [sys.executable, "-u", "-c", PROGRAM, kind, *map(str, words)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -101,18 +102,21 @@ def run(words: list[object], kind: str, mark: str) -> tuple[float, float]:
         written += piece
         if not first and mark in written:
             first = time.perf_counter() - began
-    if process.wait() or not first:
+    _, status, usage = os.wait4(process.pid, 0)
+    if status or not first:
         sys.exit(f"{words[0]} failed:\n{written}")
-    return first, time.perf_counter() - began
+    return first, time.perf_counter() - began, usage.ru_utime + usage.ru_stime
 
 
-def report(found: dict[tuple[str, str, str], list[tuple[float, float]]], size: str, keep: bool) -> None:
+def report(found: dict[tuple[str, str, str], list[tuple[float, float, float]]], size: str, keep: bool) -> None:
     figures = []
     for (command, state, kind), times in found.items():
-        first, whole = (statistics.median(column) for column in zip(*times, strict=True))
-        print(f"{command:9} {state:5} {kind:9} {first:6.2f} s to the first step or text, {whole:6.2f} s in all")
+        first, whole, cpu = (statistics.median(column) for column in zip(*times, strict=True))
+        said = f"{first:6.2f} s to the first step or text, {whole:6.2f} s in all, {cpu:6.2f} s of processor time"
+        print(f"{command:9} {state:5} {kind:9} {said}", flush=True)
         name = f"{command}, {state}, {kind}"
         figures += [Figure(name, size, f"{first:.2f}", "s to the first"), Figure(name, size, f"{whole:.2f}", "s")]
+        figures.append(Figure(name, size, f"{cpu:.2f}", "s of processor time"))
     if keep:
         record("base_check", figures)
 

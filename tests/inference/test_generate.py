@@ -469,6 +469,7 @@ def test_weights_of_another_model_are_bad_data(checkpoint, tmp_path, capsys):
     config = tmp_path / "model_config.yaml"
     whole = config.read_text()
     config.write_text(whole.replace("intermediate_size: 56", "intermediate_size: 64"))
+    (tmp_path / "SHA256SUMS").unlink(missing_ok=True)  # which would name the config as changed
     assert run_command(Options, main, ["--checkpoint_dir", str(tmp_path), "--prompt", "a"]) == 65
     assert "the weights are not of the model" in capsys.readouterr().err
 
