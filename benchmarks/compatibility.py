@@ -357,7 +357,7 @@ def llama_cpp(chain: Chain) -> Rows:
 
 
 def gguf(chain: Chain) -> Rows:
-    sys.path.insert(0, str(LLAMA_CPP / "gguf-py"))
+    sys.path.append(str(LLAMA_CPP / "gguf-py"))  # at the end: it has a package `tests`
     import numpy
     from gguf import GGUFReader
     from gguf.quants import dequantize
@@ -395,7 +395,8 @@ def tensorboard(chain: Chain) -> Rows:
             ours |= {(f"train/{column}", step): row[column] for column in ("loss", "learning_rate", "grad_norm")}
     tags = {tag for tag, _ in ours}
     theirs = {(tag, event.step): event.value for tag in tags for event in read.Scalars(tag)}
-    differences = [abs(theirs[key] - float(value)) / abs(float(value)) for key, value in ours.items() if value]
+    # between two training losses a second passes, as said in loggers.py: the file has not every step
+    differences = [abs(value - float(ours[key])) / abs(float(ours[key])) for key, value in theirs.items() if ours[key]]
     yield (
         f"{len(tags)} curves, {len(differences)} values, beside metrics.csv",
         f"differ by {max(differences):.1e} at most",
