@@ -21,10 +21,8 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -436,34 +434,12 @@ def datasets(chain: Chain) -> Rows:
 def inference_client(chain: Chain) -> Rows:
     from huggingface_hub import InferenceClient, constants
 
+    from tests.endpoint_server import load_endpoint, serving
+
     constants.HF_HUB_OFFLINE = False  # the server is on this machine
 
-    sys.path.insert(0, str(chain.hf))
-    import handler  # the one that was exported
-
-    endpoint = handler.EndpointHandler(str(chain.hf))
-
-    class Answering(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            try:
-                answer, status = endpoint(body), 200
-            except ValueError as e:
-                answer, status = {"error": str(e)}, 400
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        client = InferenceClient(base_url=None, model=f"http://127.0.0.1:{server.server_port}")
+    with serving(load_endpoint(chain.hf)) as (address, _):
+        client = InferenceClient(base_url=None, model=address)
         text = client.text_generation(PROMPT, max_new_tokens=32, do_sample=False, return_full_text=False)
         expected = chain.text
         yield "`text_generation`, greedy, 32 tokens, beside generate/base.py", equal_start(expected, PROMPT + text)
@@ -483,8 +459,6 @@ def inference_client(chain: Chain) -> Rows:
             "`chat_completion`",
             f"{len(answer.choices[0].message.content)} characters, ended by {answer.choices[0].finish_reason}",
         )
-    finally:
-        server.shutdown()
 
 
 def ollama(chain: Chain) -> Rows:

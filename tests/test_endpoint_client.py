@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -13,6 +10,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import BadRequestError
 
 from convert_litgpt_to_transformers import main
+from tests.endpoint_server import load_endpoint, serving
 from tests.formats.hf_models import make_litgpt
 from utils.export.options import ConvertOptions
 
@@ -40,42 +38,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def endpoint(folder):
-    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
-    handler = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(handler)
-    return handler.EndpointHandler(str(folder))
+    return load_endpoint(folder)
 
 
 @pytest.fixture(scope="module")
 def client(endpoint):
-    """A client of a server that does with a request and an error what huggingface-inference-toolkit does."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.requests.append((self.path, body))
-            try:
-                status, answer = 200, endpoint(body)
-            except Exception as e:
-                status, answer = 400, {"error": str(e)}
-            content = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    client = InferenceClient(f"http://127.0.0.1:{server.server_port}", token="hf_x", timeout=60)
-    client.requests = server.requests
-    yield client
-    server.shutdown()
-    server.server_close()
+    """A client of the endpoint's server."""
+    with serving(endpoint) as (address, requests):
+        client = InferenceClient(address, token="hf_x", timeout=60)
+        client.requests = requests
+        yield client
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import sys
 import pytest
 
 from tests.conftest import SAMPLE, TOKENIZER, run
+from tests.endpoint_server import load_endpoint
 
 PROMPT = "[speaker001:]   bonjour ,  ça va[NOISE] ?\n[speaker002:]"
 NORMAL = "[Intervenant 1:] bonjour, ça va ?\n[Intervenant 2:]"
@@ -32,10 +32,7 @@ def folder(tmp_path_factory, model_config):
 
 @pytest.fixture(scope="module")
 def endpoint(folder):
-    spec = importlib.util.spec_from_file_location("handler", folder / "handler.py")
-    handler = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(handler)
-    return handler.EndpointHandler(str(folder))
+    return load_endpoint(folder)
 
 
 def asked(endpoint, monkeypatch, answer, text, **parameters):
