@@ -3,9 +3,10 @@
 import errno
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.gpt import GPT, LoRAGPT
 from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter
+
+AnswerT = TypeVar("AnswerT")
 
 TOLERANCE = 1e-5  # largest difference of two float32 logits, times the largest logit where that is above 1
 
@@ -131,28 +134,32 @@ def verify_conversion(folder: Path, config: Config, weights: LazyTensors, spare:
     A DataError says that the two differ. Where the memory does not suffice, the line says so instead. `spare` are
     tensors of the folder that are no part of the model.
     """
-    if lack := lack_of_memory(weights, bytes_each=4):
-        return f"not verified: transformers needs {lack}; convert again where there is more, or trust the files"
     sequences = probe_sequences(config.padded_vocab_size, config.block_size)
-    ours = litgpt_logits(config, weights, sequences)
     dtypes = {spec.dtype for spec in weights.specs.values()}
     dtype = str(dtypes.pop()).removeprefix("torch.") if len(dtypes) == 1 else None
-    try:
-        theirs, _, _ = ask_transformers(folder, sequences, None, spare=spare, dtype=dtype)
-    except OSError as e:
-        if e.errno != errno.ENOMEM:
-            raise
-        return f"not verified: {e.strerror}"
+    asking = partial(ask_transformers, folder, sequences, None, spare=spare, dtype=dtype)
+    answer, lack = where_memory_suffices(asking, "transformers", weights, bytes_each=4)
+    if answer is None:
+        return f"not verified: {lack}; convert again where there is more memory, or trust the files"
+    ours = litgpt_logits(config, weights, sequences)
+    theirs, _, _ = answer
     return agreement(ours, theirs, str(folder))
 
 
-def lack_of_memory(weights: Mapping[str, Tensor], bytes_each: int) -> str | None:
-    """What a program that holds so many bytes of each weight needs, and what is free; None where that suffices."""
+def where_memory_suffices(
+    ask: Callable[[], AnswerT], program: str, weights: Mapping[str, Tensor], bytes_each: int
+) -> tuple[AnswerT | None, str]:
+    """What `ask` returns, which starts a `program` that holds so many bytes of each weight; or None, and why not."""
     parameters = sum(spec.numel() for spec in specs_of(weights).values())
     needed, free = bytes_each * parameters + _PROGRAM_BYTES, free_memory()
-    if free is None or needed <= free:
-        return None
-    return f"about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+    if free is not None and needed > free:
+        return None, f"{program} needs about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+    try:
+        return ask(), ""
+    except OSError as e:
+        if e.errno != errno.ENOMEM:
+            raise
+        return None, e.strerror
 
 
 def free_memory() -> int | None:

@@ -1,15 +1,22 @@
 """Whether merged weights are what base model and adapter make together."""
 
-import errno
 from collections import ChainMap
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lit_gpt.errors import DataError
-from lit_gpt.formats.hf_logits import TOLERANCE, lack_of_memory, largest_difference, litgpt_logits, probe_sequences
+from lit_gpt.formats.hf_logits import (
+    TOLERANCE,
+    agreement,
+    largest_difference,
+    litgpt_logits,
+    probe_sequences,
+    where_memory_suffices,
+)
 from lit_gpt.formats.peft_logits import ask_peft
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.model.lora import check_merged
@@ -34,7 +41,7 @@ def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
     check_merged(trained.base, trained.adapter, merged, config, trained.lora)
     sequences = probe_sequences(config.padded_vocab_size, config.block_size)[-1:]
     base = litgpt_logits(config, trained.base, sequences)
-    wanted, other, lack = None, "peft's base + adapter", None
+    wanted, other, lack = None, "peft's base + adapter", ""
     if trained.peft_dir:
         wanted, lack = _peft_logits(trained, sequences, base)
     if wanted is None:
@@ -64,21 +71,14 @@ def compare_merged(trained: MergedModel, merged: Mapping[str, Tensor]) -> str:
 
 def _peft_logits(
     trained: MergedModel, sequences: list[list[int]], base: list[np.ndarray]
-) -> tuple[list[np.ndarray] | None, str | None]:
+) -> tuple[list[np.ndarray] | None, str]:
     """peft's logits of base and adapter; or None, and why the memory does not suffice for them."""
     assert trained.peft_dir is not None and trained.foundation_dir is not None and trained.base is not None
-    if lack := lack_of_memory(trained.base, bytes_each=8):  # in float32, beside the weights as they are
-        return None, f"it needs {lack}"
-    try:
-        alone, both = ask_peft(trained.peft_dir, trained.foundation_dir, sequences)
-    except OSError as e:
-        if e.errno != errno.ENOMEM:
-            raise
-        return None, e.strerror
-    difference, relative = largest_difference(base, alone)
-    if not relative <= TOLERANCE:
-        raise DataError(
-            f"transformers computes another base model from {trained.foundation_dir}: its logits differ by"
-            f" {difference:.2g}, {relative:.2g} of max(1, largest logit), allowed {TOLERANCE:g}"
-        )
-    return both, None
+    asking = partial(ask_peft, trained.peft_dir, trained.foundation_dir, sequences)
+    # 8: in float32, beside the weights as they are
+    answer, lack = where_memory_suffices(asking, "it", trained.base, bytes_each=8)
+    if answer is None:
+        return None, lack
+    alone, both = answer
+    agreement(base, alone, str(trained.foundation_dir))
+    return both, ""
