@@ -9,8 +9,8 @@ from litgpt.config import Config
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.families import ARCHITECTURES, Architecture
-from lit_gpt.formats.hf_files import read_json
 from lit_gpt.formats.hf_keys import check_keys, check_type
+from lit_gpt.json_files import read_json
 
 BIASES = {"attention_bias": "attn", "mlp_bias": "mlp"}  # some classes' options, and whose matrices they give biases
 

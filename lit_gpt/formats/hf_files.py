@@ -1,13 +1,12 @@
 """The names of the files that hold a model's weights in Hugging Face's layout, and the JSON beside them."""
 
-import json
 import re
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from lit_gpt.checksums import as_listed
 from lit_gpt.errors import DataError, UserError
+from lit_gpt.json_files import read_json
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
@@ -87,17 +86,6 @@ def _read_index(path: Path) -> dict[str, Path]:
 
 def _is_plain_name(file: Any) -> bool:
     return isinstance(file, str) and file not in ("", ".", "..") and not re.search(r"[/\\\0]", file)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in `path`; a DataError names the file if it holds something else, or has changed."""
-    try:
-        values = json.loads(as_listed(path).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise DataError(f"{path} is not valid JSON: {e}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path} does not hold a JSON object")
-    return values
 
 
 def noted_sums(folder: Path) -> dict[str, tuple[str, Path]]:

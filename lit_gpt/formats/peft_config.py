@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.formats.hf_files import ADAPTER_CONFIG, read_json
+from lit_gpt.formats.hf_files import ADAPTER_CONFIG
+from lit_gpt.json_files import read_json
 
 # Initialisations that leave the base model as it is: what was trained is base + adapter.
 _PLAIN = (True, False, "gaussian", "orthogonal", "eva", "mica")

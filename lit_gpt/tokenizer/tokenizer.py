@@ -10,7 +10,6 @@ import os
 import re
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sentencepiece import SentencePieceProcessor
@@ -18,6 +17,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.checksums import as_listed
 from lit_gpt.errors import DataError, UserError
+from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.special_tokens import hide, made_by_model
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -62,8 +62,8 @@ class Tokenizer:
             raise
         except Exception as e:  # the tokenizers library raises bare Exception, SentencePiece RuntimeError
             raise DataError(f"the tokenizer of {self.directory} cannot be read: {e}") from e
-        self.config = _read_json(self.directory / "tokenizer_config.json")
-        self._generation_config = _read_json(self.directory / "generation_config.json")
+        self.config = read_json_if_there(self.directory / "tokenizer_config.json")
+        self._generation_config = read_json_if_there(self.directory / "generation_config.json")
         self.bos_id, self.eos_id = self._special_id("bos"), self._special_id("eos")
         self.adds_bos = self._adds_bos()
 
@@ -200,16 +200,6 @@ def refuse_other_formats(directory: Path) -> None:
         raise DataError(f"{path} is a list of tokens for tiktoken, which does not say how a text is split{_INSTEAD}")
     for path in sorted(directory.glob("tekken*.json")):
         raise DataError(f"{path} is in Mistral's own format, tekken, which is not read here{_INSTEAD}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as e:
-        raise DataError(f"{path} is not valid JSON: {e}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is no JSON object")
-    return values
 
 
 def require_utf8(text: str) -> None:

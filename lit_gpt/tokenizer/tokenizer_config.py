@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.checksums import add_sums, file_sha256, listed_sums
+from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
@@ -29,13 +30,13 @@ def settle_tokenizer_config(folder: Path, source: Tokenizer, context: int, rows:
     number of embeddings.
     """
     path = folder / TOKENIZER_CONFIG
-    found = _read(path)
+    found = read_json_if_there(path)
     kept = {}
     for key, value in found.items():
         if key in _KEPT or (key.endswith("_token") and not key.startswith("add_")):
             kept[key] = value
     # the same names of special tokens once more, which older versions of transformers prefer
-    special = _read(folder / SPECIAL_TOKENS)
+    special = read_json_if_there(folder / SPECIAL_TOKENS)
     padding = _padding_token(source, [found.get("pad_token"), special.get("pad_token")], rows)
     inputs = ["input_ids", "attention_mask"]  # transformers 4 would add token types, as BERT has them
     kept |= {"model_max_length": context, "pad_token": padding, "padding_side": "left", "model_input_names": inputs}
@@ -51,7 +52,7 @@ def litgpt_leaves_spaces_out(folder: Path) -> bool:
     It decodes token by token (litgpt/tokenizer.py, 0.5.13). Where a decoder takes away the space that begins a text,
     it does so of every token, unless the class in tokenizer_config.json says `LlamaTokenizer`.
     """
-    kind = _read(folder / TOKENIZER_CONFIG).get("tokenizer_class")
+    kind = read_json_if_there(folder / TOKENIZER_CONFIG).get("tokenizer_class")
     if not (folder / "tokenizer.json").is_file() or not isinstance(kind, str) or "LlamaTokenizer" in kind:
         return False
     made = HFTokenizer.from_file(str(folder / "tokenizer.json"))
@@ -68,7 +69,7 @@ def keep_spaces_in_litgpt(folder: Path) -> list[str]:
     """
     if not litgpt_leaves_spaces_out(folder):
         return []
-    config = _read(folder / TOKENIZER_CONFIG)
+    config = read_json_if_there(folder / TOKENIZER_CONFIG)
     kind = config["tokenizer_class"]
     if kind not in _TAKEN_AS_IT_IS:
         return [f"litgpt's own chat will leave spaces out: it does not know the tokenizer_class {kind}"]
@@ -93,10 +94,6 @@ def _padding_token(source: Tokenizer, named: list[Any], rows: int) -> str:
             return token
     known = [index for index in (source.eos_id, source.bos_id) if index is not None]
     return source.vocabulary[next(iter(known), 0)]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write(path: Path, values: dict[str, Any]) -> None:

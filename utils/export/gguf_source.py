@@ -11,10 +11,11 @@ from typing import Any
 from lit_gpt.checksums import Check
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
-from lit_gpt.formats.hf_files import ANY_WEIGHTS, PICKLE_INDEX, SAFETENSORS_INDEX, matches, read_json
+from lit_gpt.formats.hf_files import ANY_WEIGHTS, PICKLE_INDEX, SAFETENSORS_INDEX, matches
 from lit_gpt.formats.hf_weights import TensorFiles
 from lit_gpt.formats.litgpt_directory import expected_hf
 from lit_gpt.formats.programs import require_transformers
+from lit_gpt.json_files import read_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.hf_probabilities import Reference, ask
 from utils.export.llama_cpp import LlamaCpp

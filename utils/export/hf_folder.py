@@ -11,11 +11,12 @@ from lit_gpt.checksums import SUMS, add_sums, file_sha256, listed_sums
 from lit_gpt.errors import UserError
 from lit_gpt.formats.config_keys import describing_keys, generating_keys
 from lit_gpt.formats.hf_config import config_to_hf, is_tied, read_hf_config, settle_config
-from lit_gpt.formats.hf_files import SAFETENSORS_LAYOUT, matches, read_json
+from lit_gpt.formats.hf_files import SAFETENSORS_LAYOUT, matches
 from lit_gpt.formats.hf_logits import PROBE_TEXT
 from lit_gpt.formats.hf_weights import tensors_to_hf
 from lit_gpt.formats.peft import write_peft
 from lit_gpt.formats.tensor_files import write_safetensors
+from lit_gpt.json_files import read_json
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer

@@ -3,9 +3,9 @@ Source of the format: https://docs.ollama.com/modelfile; templates are Go's text
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lit_gpt.formats.hf_files import read_json
+from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.chat_template import find_template
 from utils.export.llama_cpp import LlamaCpp
 from utils.export.provenance import PROVENANCE
@@ -29,7 +29,7 @@ COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
 
 def form_of(folder: Path) -> Form:
     """How the model in `folder`, a Hugging Face folder, was trained to be spoken to."""
-    provenance = _read_if_there(folder / PROVENANCE)
+    provenance = read_json_if_there(folder / PROVENANCE)
     languages = list((provenance.get("normalised") or {}).values())
     if languages:
         return _dialogue(Counter(languages).most_common(1)[0][0])
@@ -38,7 +38,7 @@ def form_of(folder: Path) -> Form:
     if provenance.get("options"):
         return COMPLETION
     # a run of this program teaches conversations or plain text; a chat template counts for other models
-    if find_template(folder, _read_if_there(folder / "tokenizer_config.json")) is None:
+    if find_template(folder, read_json_if_there(folder / "tokenizer_config.json")) is None:
         return COMPLETION
     return _chat(folder)
 
@@ -134,13 +134,9 @@ def dialogue_turns(user: str, model: str) -> Turns:
 
 def served_context(folder: Path, positions: int) -> int:
     """Tokens of context: those of a row in the run that trained the model, else `positions`, all that it can see."""
-    schedule = _read_if_there(folder / PROVENANCE).get("schedule") or {}
+    schedule = read_json_if_there(folder / PROVENANCE).get("schedule") or {}
     window = schedule.get("window")  # one token more than the model sees: the last is only predicted
     return min(positions, window - 1) if window else positions
-
-
-def _read_if_there(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
 
 
 def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str:

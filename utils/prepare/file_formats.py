@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
-from utils.prepare.unpacking import PACKED, unpacked
+from utils.prepare.unpacking import packing_of, unpacked
 
 CONVERSATIONS, PLAIN, LINES = "conversations", "plain", "lines"
 PARQUET, ARROW, TABLE, RECORDS = "parquet", "arrow", "table", "records"  # RECORDS: JSON that is not one per line
@@ -73,7 +73,7 @@ def stem_of(name: str) -> str:
 def _parted(name: str) -> tuple[str, str, str]:
     """A file name without its suffixes, its suffix, and that of its packing, both in lower case."""
     path = PurePath(name)
-    packing = path.suffix.lower() if path.suffix.lower() in PACKED else ""
+    packing = packing_of(path)
     if packing:
         path = path.with_suffix("")
     return path.stem, path.suffix.lower(), packing

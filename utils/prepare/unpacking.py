@@ -7,7 +7,7 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 from lit_gpt.errors import DataError, UserError
@@ -16,7 +16,7 @@ PACKED = {".gz": 4, ".bz2": 4, ".xz": 5, ".zst": 4}  # estimated text in a file,
 READ = 1 << 20
 
 
-def packing_of(path: Path) -> str:
+def packing_of(path: PurePath) -> str:
     """The suffix that says how a file is packed, in lower case; empty where it is not."""
     suffix = path.suffix.lower()
     return suffix if suffix in PACKED else ""

@@ -12,10 +12,10 @@ from torch import Tensor
 from lit_gpt.checksums import SUMS, Check, expected
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import read_hf_config
-from lit_gpt.formats.hf_files import read_json
 from lit_gpt.formats.litgpt_directory import CONFIG, WEIGHTS, lazy_weights, read_config, read_weights
 from lit_gpt.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_peft
 from lit_gpt.inference.generation import TextModel
+from lit_gpt.json_files import read_json_if_there
 from lit_gpt.model.lazy_tensors import in_dtype
 from lit_gpt.model.lora import LoRASettings, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
@@ -128,7 +128,7 @@ def load_merged_model(
 def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> MergedModel:
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
-    provenance = read_json(folder / PROVENANCE) if (folder / PROVENANCE).is_file() else {}
+    provenance = read_json_if_there(folder / PROVENANCE)
     config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
     require_base(checkpoint_dir, provenance.get("base"), folder)
     own = expected(folder, lambda name: name == ADAPTER_WEIGHTS)
