@@ -23,9 +23,8 @@ from lit_gpt.errors import DataError, naming
 SUMS = "SHA256SUMS"
 """A folder's list of checksums, in the format that `sha256sum -c` reads."""
 
-_LINE = re.compile(
-    r"([0-9a-fA-F]{64}) [ *](?:\./)*(.+)"
-)  # `sha256sum --binary` has a *, of `find`'s names they begin ./
+# `sha256sum --binary` has a * before a name, and the names that `find` gives begin with ./
+_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](?:\./)*(.+)")
 
 
 class ListedFile(NamedTuple):
@@ -204,7 +203,7 @@ class Check:
     def _run(self) -> None:
         try:
             self._result.set_result({file.path: require_equal(file, self._stop) for file in self._files})
-        except Exception as e:
+        except Exception as e:  # whatever it is, `finish` raises it where somebody waits
             self._result.set_exception(e)
 
     def has_failed(self) -> bool:
