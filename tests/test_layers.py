@@ -44,7 +44,7 @@ LINES = {
     "lit_gpt": 491,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 715,
-    "lit_gpt/formats": 3272,
+    "lit_gpt/formats": 3265,
     "lit_gpt/inference": 402,
     "utils/files": 382,
     "utils/cluster": 677,

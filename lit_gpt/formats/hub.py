@@ -17,7 +17,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, get_token
 from safetensors import SafetensorError, safe_open
 
-from lit_gpt.checksums import Check, expected
+from lit_gpt.checksums import Check, expected, file_sha256
 from lit_gpt.errors import DataError, Interrupted, UserError
 from lit_gpt.formats.hf_files import (
     ADAPTER_CONFIG,
@@ -102,22 +102,15 @@ def _check_token() -> None:
         )
 
 
-def file_hash(path: Path, algorithm: str = "sha256", prefix: bytes = b"") -> str:
-    """The hexadecimal digest of `prefix` and the file's content."""
-    digest = hashlib.new(algorithm, prefix, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
     """Whether `path` is the file that the Hub lists: by SHA-256 where that is kept (large files), else by git's."""
     if not path.is_file():
         return False
     if listed.lfs:
-        return (sha256 or file_hash(path)) == listed.lfs.sha256
-    return file_hash(path, "sha1", b"blob %d\0" % path.stat().st_size) == listed.blob_id
+        return (sha256 or file_sha256(path)) == listed.lfs.sha256
+    content = path.read_bytes()  # small, or it would be kept by SHA-256
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return blob.hexdigest() == listed.blob_id
 
 
 # --------------------------------------------------------------------------------------------------------------- upload
