@@ -32,6 +32,7 @@ FLOORS = (
     ("utils/cluster",),
     ("utils",),  # cli.py
     ("utils/data",),
+    ("utils/prepare/chat",),
     ("utils/prepare", "utils/run"),
     ("utils/train",),
     ("utils/export",),
@@ -49,7 +50,8 @@ LINES = {
     "utils/files": 382,
     "utils/cluster": 677,
     "utils": 281,
-    "utils/data": 988,
+    "utils/data": 1005,
+    "utils/prepare/chat": 52,
     "utils/prepare": 4388,
     "utils/run": 1248,
     "utils/train": 2412,

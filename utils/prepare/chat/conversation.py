@@ -1,0 +1,46 @@
+"""A conversation, and what decides its tokens."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+Message = dict[str, Any]
+"""As OpenAI writes it: `role` (system, developer, user, assistant, tool) and `content`; where there are any,
+`tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and `weight` 0 or 1 (0: an answer that is not trained)."""
+
+Targets = Literal["assistant", "last", "all"]
+TooLong = Literal["turns", "drop"]
+
+
+class Conversation(NamedTuple):
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    at: int  # the byte or row of the file where its record begins
+
+
+class LeftOut(NamedTuple):
+    """A record that becomes no conversation, or a conversation that becomes no sample."""
+
+    reason: str  # one word for counting, such as `no_answer`
+    at: int  # the byte or row of the file
+    detail: str  # what is wrong, for a person
+    text: str = ""  # how it begins
+
+
+@dataclass(frozen=True)
+class ChatRecipe:
+    """What decides the tokens of a conversation, beside the tokenizer."""
+
+    template: str  # the Jinja source
+    targets: Targets
+    too_long: TooLong
+    system: str | None  # the system message of conversations that have none
+
+
+@dataclass(frozen=True)
+class Converter:
+    """How the records of a dataset become conversations."""
+
+    name: str  # of a shipped one (`messages`, `instruction`, …), or `module:function` of the user's own
+    mapping: tuple[tuple[str, str], ...] = ()  # what the converter reads → the record's field that has it
+    keep: tuple[tuple[str, tuple[str, ...]], ...] = ()  # a field → its values to keep; other records are left out
+    without: tuple[str, ...] = ()  # lower-case texts: a conversation with an answer that holds one is left out
