@@ -254,6 +254,10 @@ def _wrong_value(name: str, reason: str, annotation: str) -> str:
     choices = re.search(r"Literal\[(.*?)\]", annotation)
     if choices:
         return f"--{name} must be one of {choices[1]}"
+    if annotation.startswith("list[dict"):
+        return f"--{name} must be a list of mappings, in a --config file or as JSON"
+    if annotation.startswith("dict"):
+        return f"--{name} must be a mapping of texts, in a --config file or as JSON"
     reason = re.sub(r"<class '(\w+)'>", r"\1", reason)
     kinds = re.search(r"Subtypes: \[(.*?)\].*Given value: (.*)", reason, flags=re.DOTALL)
     if kinds:

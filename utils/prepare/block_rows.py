@@ -19,6 +19,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
+from utils.prepare.chat.conversation import ChatRecipe
 from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoder, Library, choose_library
 from utils.prepare.gigatoken_proof import Proof
@@ -42,6 +43,7 @@ class Recipe:
     max_characters: int | None
     seed: int
     special_tokens_in_text: bool = False
+    chat: ChatRecipe | None = None  # where there are conversations of records
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from utils.data.manifest import MANIFEST, TOKENIZER, DatasetSplit, Manifest
 from utils.data.shards import token_dtype
 from utils.files.atomic import write_atomically
 from utils.prepare.duplicates import PARTS
+from utils.prepare.entry_sources import where_of
 from utils.prepare.options import PrepareOptions
 from utils.prepare.plan import PreparePlan
 from utils.prepare.progress import say
@@ -27,12 +28,15 @@ OWN_FILE = re.compile(  # files of splits, relative to the data folder
 
 def require_folder(options: PrepareOptions) -> Path:
     """The data folder to write; a UserError if it is a file, or the next call would read it as a corpus."""
-    source, path = options.source_path, options.destination_path
-    assert source is not None and path is not None
+    path = options.destination_path
+    assert path is not None
     if path.exists() and not path.is_dir():
         raise UserError(f"--destination_path: {path} is not a directory")
-    if source.is_dir() and path.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"--destination_path: {path} lies in --source_path, the next call would read what is written")
+    corpora = {"--source_path": options.source_path} if options.source_path else {}
+    corpora |= {where_of(entry): Path(entry.path) for entry in options.entries if entry.path}
+    for what, corpus in corpora.items():
+        if corpus.is_dir() and path.resolve().is_relative_to(corpus.resolve()):
+            raise UserError(f"--destination_path: {path} lies in {what}, the next call would read what is written")
     return path
 
 
@@ -48,7 +52,7 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
         path.unlink(missing_ok=True)
         for file in stale:
             file.unlink()
-            say(f"deleted {file.relative_to(data_dir)}: of no dataset in {plan.options.source_path}")
+            say(f"deleted {file.relative_to(data_dir)}: of no dataset in {plan.options.corpus}")
         manifest.save(data_dir)
     for folder in (data_dir / PARTS).glob("*.signatures"):
         shutil.rmtree(folder)

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lit_gpt.errors import raise_problems
+from utils.prepare.chat.conversation import Converter
+from utils.prepare.dataset_entries import TEXT, DatasetEntry, pairs, read_entries
 
 LEAST = {
     "max_length": 1,
@@ -31,6 +33,24 @@ class PrepareOptions:
     """Raw corpus: a folder tree, one file, or a .list file that names files. A dataset is a folder with full.txt, or
     train.txt and/or test.txt (conversations), *.jsonl, *.json, *.csv, *.parquet, *.arrow, or *.txt (one document each).
     Text files may be packed. Folders and files named after a split, such as test, dev or validation, are held out."""
+    datasets: list[dict[str, Any]] | None = None
+    """Instead of --source_path: a list of datasets, best in a --config file. Of each its name; its path or hub (with a
+    revision and a subset); split, converter, mapping, filter (field → values to keep), without (texts that no answer
+    may hold), language and group, where they are needed."""
+    converter: str = TEXT
+    """What makes conversations of the records of --source_path (JSON, CSV, Parquet, Arrow): messages, instruction,
+    conversations, prompt_completion, reasoning, roleplay, function_calls, or module:function of your own.
+    text: records are plain text."""
+    mapping: dict[str, str] | None = None
+    """Names that the converter reads → the records' fields that have it: '{"output": "answer"}'."""
+    template: str = "tokenizer"
+    """Chat template: the tokenizer's own, a Jinja file, or saiga, impruver, chatml, llama3 or vicuna."""
+    system: str | None = None
+    """System message of conversations that have none. Default: none is added."""
+    targets: Literal["assistant", "last", "all"] = "assistant"
+    """Which tokens of a conversation are trained: every answer, the last answer, or all tokens."""
+    too_long: Literal["turns", "drop"] = "turns"
+    """A conversation that is too long loses whole turns from its end, or is left out."""
     checkpoint_dir: Path | None = None
     """Foundation model directory; with --max_length only its tokenizer is needed."""
     destination_path: Path | None = None
@@ -59,8 +79,16 @@ class PrepareOptions:
     """Leave out documents that are longer."""
     deduplicate: Literal["no", "exact", "near"] = "no"
     """Leave out documents that repeat one of this corpus: the same text, or nearly the same (MinHash)."""
+    deduplicate_by: Literal["conversation", "prompt"] = "conversation"
+    """Two chats are compared as a whole, or by what the user asks first."""
     similarity: float = 0.8
     """Share of common word 5-grams from which on --deduplicate near takes documents for duplicates."""
+    validation_share: float = 0.0
+    """Share of the training conversations to hold out for validation; nearly equal prompts stay on one side."""
+    contamination: tuple[str, ...] = ()
+    """Test files (JSONL or text) whose n-grams are looked for in the conversations."""
+    contaminated: Literal["leave_out", "report"] = "leave_out"
+    """What to do about conversations that share n-grams with a test file."""
     on_bad_input: Literal["error", "skip"] = "error"
     """What to do about what is no document (not UTF-8, NUL, broken JSON, no such field); skipped ones are counted."""
     num_workers: int | None = None
@@ -75,19 +103,22 @@ class PrepareOptions:
     """Begin each document with the begin-of-text token. Default: as the tokenizer is configured."""
     add_eos: bool | None = None
     """End each document with the end-of-text token. Default: if the tokenizer has one."""
+    check: bool = False
+    """Read 100 rows of every source, and print what would become of them; write nothing."""
     inspect: Path | None = None
     """Look at this data folder instead: its table, its checksums, and some rows as text."""
     show: int = 3
     """Rows that --inspect shows, of each split."""
+    worst: Literal["longest", "fewest_targets", "most_left_out"] | None = None
+    """Rows that --inspect shows: the worst ones by this. Default: some at random."""
+    html: Path | None = None
+    """Write what --inspect shows as a page to this file."""
     debug: bool = False
     """Show a traceback for any error."""
 
     def __post_init__(self) -> None:
         values = vars(self)
-        problems = []
-        if self.inspect is None:
-            needed = ("source_path", "checkpoint_dir", "destination_path")
-            problems += [f"--{name} is missing" for name in needed if values[name] is None]
+        problems = [*self._problems_of_sources(), *self._problems_of_chats()]
         for name, bound in LEAST.items():
             if values[name] is not None and values[name] < bound:
                 problems.append(f"--{name} must be at least {bound}, not {values[name]}")
@@ -102,3 +133,45 @@ class PrepareOptions:
         if self.max_memory is not None and self.max_memory < least_memory:
             problems.append(f"--max_memory must be at least {least_memory} GB, not {self.max_memory}")
         raise_problems(problems)
+
+    def _problems_of_sources(self) -> list[str]:
+        if self.inspect is not None:
+            return []
+        problems = read_entries(self.datasets or [])[1]
+        if self.datasets is None and self.source_path is None:
+            problems.append("--source_path is missing")
+        if self.datasets is not None and self.source_path is not None:
+            problems.append("--datasets and --source_path are both given; keep one")
+        if self.datasets is not None and not self.datasets:
+            problems.append("--datasets names none")
+        needed = ["checkpoint_dir"] if self.check else ["checkpoint_dir", "destination_path"]
+        problems += [f"--{name} is missing" for name in needed if vars(self)[name] is None]
+        return problems
+
+    def _problems_of_chats(self) -> list[str]:
+        problems = []
+        if self.datasets is not None and (self.converter != TEXT or self.mapping):
+            problems.append("--converter and --mapping are of --source_path; --datasets has them in each entry")
+        if self.mapping and self.converter == TEXT:
+            problems.append("--mapping needs a --converter; the field of plain text is --text_field")
+        if not 0 <= self.validation_share < 1:
+            problems.append(f"--validation_share must be at least 0 and below 1, not {self.validation_share}")
+        if self.inspect is None and (self.worst or self.html):
+            problems.append("--worst and --html need --inspect")
+        if self.inspect is not None and self.check:
+            problems.append("--check and --inspect are both given; keep one")
+        return problems
+
+    @property
+    def entries(self) -> list[DatasetEntry]:
+        return read_entries(self.datasets or [])[0]
+
+    @property
+    def own_converter(self) -> Converter | None:
+        """What makes conversations of the records of --source_path; None where they are plain text."""
+        return None if self.converter == TEXT else Converter(self.converter, pairs(self.mapping))
+
+    @property
+    def corpus(self) -> str:
+        """Where the data come from, for messages."""
+        return "--datasets" if self.datasets is not None else str(self.source_path)

@@ -8,21 +8,24 @@ processes.
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import yaml
 
 from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.tokenizer.chat_template import find_template
 from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.slurm import slurm_tasks
 from utils.data.manifest import TEST
 from utils.prepare.block_rows import Dialogue, Recipe, Work, start_worker
 from utils.prepare.blocks import read_blocks
+from utils.prepare.chat.conversation import ChatRecipe
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
+from utils.prepare.entry_sources import find_entry_sources
 from utils.prepare.file_formats import Unread
 from utils.prepare.gigatoken_proof import Proof, prove
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
@@ -62,15 +65,17 @@ class PreparePlan:
 
 def make_plan(options: PrepareOptions) -> PreparePlan:
     """Raises a UserError or a DataError for whatever is wrong in the options, the files they name, and the corpus."""
-    assert options.source_path is not None and options.checkpoint_dir is not None
+    assert options.checkpoint_dir is not None
     unread: list[Unread] = []
-    of_options = [path for path in (options.metadata, options.group_datasets_by_genre) if path]
-    sources = find_sources(options.source_path, say, of_options, unread)
+    sources = sources_of(options, unread)
     tokenizer = Tokenizer(options.checkpoint_dir)
     if options.special_tokens_in_text:
         encoder_of_special_tokens(tokenizer)  # which raises where there is none
     recipe = make_recipe(options, tokenizer)
+    if any(source.converter for source in sources):
+        recipe = replace(recipe, chat=make_chat_recipe(options, tokenizer))
     groups = read_groups(options.group_datasets_by_genre)
+    groups |= {source.dataset: source.group for source in sources if source.group}
     facts = read_metadata(options.metadata) if options.metadata else {}
     dialogues = {source: dialogue_of(source, facts, options) for source in sources}
     for dialogue in filter(None, dialogues.values()):
@@ -92,6 +97,35 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         tokenizer=tokenizer.fingerprint,
         unread=unread,
     )
+
+
+def sources_of(options: PrepareOptions, unread: list[Unread]) -> list[Source]:
+    of_options = [path for path in (options.metadata, options.group_datasets_by_genre) if path]
+    of_options += [Path(file) for file in options.contamination]
+    if options.source_path is None:
+        return find_entry_sources(options.entries, say, of_options, unread)
+    sources = find_sources(options.source_path, say, of_options, unread)
+    return [replace(source, converter=options.own_converter) for source in sources]
+
+
+def make_chat_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> ChatRecipe:
+    return ChatRecipe(read_template(options.template, tokenizer), options.targets, options.too_long, options.system)
+
+
+def read_template(name: str, tokenizer: Tokenizer) -> str:
+    """The source of the template that --template names."""
+    if name != "tokenizer":
+        path = Path(name)
+        if not path.is_file():
+            raise UserError(f"--template: {path} does not exist")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"--template: {path} is not UTF-8 text") from None
+    source = find_template(tokenizer.directory, tokenizer.config)
+    if source is None:
+        raise UserError(f"{tokenizer.directory} has no chat template; give --template")
+    return source
 
 
 def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
@@ -179,7 +213,10 @@ def warn_of_unknown(facts: Mapping[str, DatasetFacts], sources: list[Source]) ->
 
 
 def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
-    """Documents of up to 16 of the sources, some 128 KB together; of others where these have none."""
+    """Documents of up to 16 of the sources of plain text, some 128 KB together; of others where these have none."""
+    sources = [source for source in sources if not source.converter]
+    if not sources:
+        return []
     every = -(-len(sources) // SAMPLE_SOURCES)
     chosen = sources[::every]
     others = [source for source in sources if source not in chosen]
@@ -188,7 +225,7 @@ def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
         if source in chosen or not sample:
             sample += sample_of(source, options)
     if not sample:
-        raise DataError(f"{options.source_path} holds no conversation and no other text: its files are empty")
+        raise DataError(f"{options.corpus} holds no conversation and no other text: its files are empty")
     return sample
 
 

@@ -1,12 +1,12 @@
 """The datasets of a raw corpus, and which files make a split of each; only the names of files are looked at,
 and the beginning of .json files.
 
-A corpus is a folder tree, one file, or a `.list` file that names files.
+A corpus is a folder tree, one file, a pattern of files, or a `.list` file that names files.
 """
 
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Event
@@ -16,6 +16,7 @@ from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN
 from utils.data.shards import shard_name
+from utils.prepare.chat.conversation import Converter
 from utils.prepare.dataset_cards import CARD, files_held_out
 from utils.prepare.file_formats import (
     ARROW,
@@ -50,6 +51,13 @@ class Source:
     dataset: str
     split: str
     files: tuple[CorpusFile, ...]
+    converter: Converter | None = None  # of the records in its files; None where they are plain text
+    named_language: str = ""  # as the user names it
+    group: str = ""  # as the user names it
+
+    def converter_of(self, file: CorpusFile) -> Converter | None:
+        """What makes conversations of a file's records; None for plain text, as *.txt files are beside records."""
+        return None if file.format in (CONVERSATIONS, PLAIN) else self.converter
 
     @property
     def name(self) -> str:
@@ -59,7 +67,7 @@ class Source:
     @property
     def language(self) -> str:
         """`fr` for the dataset `FR/Theatre`; empty where the first part of the name is not a language code."""
-        return language_of_code(self.dataset.split("/")[0])
+        return self.named_language or language_of_code(self.dataset.split("/")[0])
 
 
 def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]]:
@@ -98,20 +106,21 @@ def find_sources(
     log: Callable[[str], None] = print,
     options: Collection[Path] = (),
     unread: list[Unread] | None = None,
+    what: str = "--source_path",
 ) -> list[Source]:
     """The splits of the datasets in a folder tree, of the files that a list names, or of one file, by dataset name.
 
     In a tree without conversations (full.txt, train.txt, test.txt) each other `*.txt` file is one document. `log` is
     told what is held out and what is not read, `unread` gets each file that is not; `options` are files that belong to
-    options. Raises a UserError if `source_path` does not exist, a DataError if there is no dataset or one cannot be
-    told from another.
+    options, and `what` names the option of the path. Raises a UserError if `source_path` does not exist, a DataError
+    if there is no dataset or one cannot be told from another.
     """
     if source_path.is_dir():
-        folders = list(_walk(source_path))
+        folders = list(_walk(source_path, source_path))
     elif source_path.is_file():
-        folders = _listed(source_path)
+        folders = _listed(source_path, what)
     else:
-        raise UserError(f"--source_path: {source_path} is neither a directory nor a file")
+        folders = _matching(source_path, what)
     reader = _FolderReader(folders, options)
     found: dict[tuple[str, str], list[CorpusFile]] = {}
     held_out: dict[str, Counter[str]] = {}
@@ -234,21 +243,44 @@ def _require_name_of_its_own(homes: dict[str, tuple[Path, Path]], prefix: str, h
         raise DataError(f"{other} and {file} would have the same shard names; rename a folder")
 
 
-def _listed(path: Path) -> list[_Folder]:
+def _listed(path: Path, what: str) -> list[_Folder]:
     """The folders of the files that `path`, a `.list` file, names by line; or that of `path` with this file alone."""
     if path.suffix != ".list":
         if why_unread(path.name):
-            raise UserError(f"--source_path: {path} is none of {READABLE}, and no *.list")
+            raise UserError(f"{what}: {path} is none of {READABLE}, and no *.list")
         return [_Folder(path.parent, ".", {path.name})]
-    names_of: dict[Path, set[str]] = {}
-    for file in _read_list(path):
-        names_of.setdefault(file.parent, set()).add(file.name)
+    names_of = _by_folder(_read_list(path))
     all_names = {name for names in names_of.values() for name in names}
     if any(format_of(name) == CONVERSATIONS for name in all_names):
         notes = sorted(name for name in all_names if format_of(name) == PLAIN and not is_split(stem_of(name)))
         if notes:
             raise UserError(f"{path}: {notes[0]} is no conversation, and beside conversations *.txt files are not read")
     return [_listed_folder(path.parent, folder, names) for folder, names in names_of.items()]
+
+
+def _by_folder(files: Iterable[Path]) -> dict[Path, set[str]]:
+    names_of: dict[Path, set[str]] = {}
+    for file in files:
+        names_of.setdefault(file.parent, set()).add(file.name)
+    return names_of
+
+
+def _matching(pattern: Path, what: str) -> list[_Folder]:
+    """The folders of what a pattern such as `chats/*.jsonl` matches: files, and folders with all that is in them."""
+    is_plain = [not set(part) & set("*?[") for part in pattern.parts]
+    if all(is_plain):
+        raise UserError(f"{what}: {pattern} is neither a directory nor a file")
+    first = is_plain.index(False)
+    top = Path(*pattern.parts[:first])
+    matches = sorted(top.glob(str(Path(*pattern.parts[first:]))))
+    files = [path.relative_to(top) for path in matches if path.is_file() and not why_unread(path.name)]
+    folders = [_Folder(top, folder.as_posix(), names) for folder, names in _by_folder(files).items()]
+    for path in matches:
+        if path.is_dir():
+            folders += _walk(path, top)
+    if not folders:
+        raise UserError(f"{what}: {pattern} matches no file that is read ({READABLE})")
+    return folders
 
 
 def _listed_folder(parent: Path, folder: Path, names: set[str]) -> _Folder:
@@ -283,14 +315,14 @@ def _own_name(folder: Path) -> str:
     return folder.resolve().name or "corpus"  # the root directory has no name
 
 
-def _walk(top: Path) -> Iterator[_Folder]:
-    """Every folder from `top` down and the names of its files; follows links, but yields no folder twice."""
+def _walk(start: Path, top: Path) -> Iterator[_Folder]:
+    """Every folder from `start` down and the names of its files; follows links, but yields no folder twice."""
 
     def fail(error: OSError) -> None:
         raise error
 
     seen: set[str] = set()
-    for folder, subfolders, names in os.walk(top, followlinks=True, onerror=fail):
+    for folder, subfolders, names in os.walk(start, followlinks=True, onerror=fail):
         if os.path.realpath(folder) in seen:
             subfolders.clear()
             continue

@@ -64,7 +64,8 @@ class SplitJob:
         options, language = self.plan.options, self.plan.languages[self.source]
         versions = (FORMAT_VERSION, PREPARATION_VERSION)
         made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
-        how = (language, dialogue and asdict(dialogue), duplicates.digest(self.duplicates))
+        converter = self.source.converter and asdict(self.source.converter)
+        how = (language, dialogue and asdict(dialogue), converter, duplicates.digest(self.duplicates))
         settings = (options.multiple_of, options.on_bad_input, options.fast_tokenizer)
         content = json.dumps([versions, made_from, how, settings], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
