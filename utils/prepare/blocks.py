@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
+from utils.prepare.chat.conversation import Fields
 from utils.prepare.file_formats import CONVERSATIONS, LINES, ROWS, CorpusFile
-from utils.prepare.rows import row_values
+from utils.prepare.rows import row_records, row_values
 from utils.prepare.unpacking import READ, packing_of, unpacked
 
 MAX_LINE = 32 * 2**20  # bytes of a JSON line: json.loads takes five times as much memory, tokenising four times
@@ -34,7 +35,8 @@ class TextBlock(NamedTuple):
     begin: int
     end: int
     ends: bool  # whether its last document ends with it
-    payload: bytes | list[Any] | None  # the text from `context` on, or the rows' values; None if the file is to be read
+    # the text from `context` on, the rows' values, or their records as Arrow's stream; None if the file is to be read
+    payload: bytes | list[Any] | None
 
     @property
     def continues(self) -> bool:
@@ -42,15 +44,21 @@ class TextBlock(NamedTuple):
 
     @property
     def size(self) -> int:
+        if self.file.format in ROWS and isinstance(self.payload, list):
+            return sum(map(_size, self.payload))
         if self.file.format in ROWS:
-            return sum(map(_size, self.payload or []))
+            return _size(self.payload)
         return self.end - self.begin
 
 
-def read_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
-    """Blocks of at most `size` bytes where documents are shorter; a DataError if the file is truncated or misnamed."""
+def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[TextBlock]:
+    """Blocks of at most `size` bytes where documents are shorter; a DataError if the file is truncated or misnamed.
+
+    Args:
+        fields: the one that holds the text, for `documents.parse`; or those of whole records, for `parse_records`.
+    """
     if file.format in ROWS:
-        yield from _row_blocks(file, size, text_field)
+        yield from _row_blocks(file, size, fields) if isinstance(fields, str) else _record_blocks(file, size, fields)
         return
     packed = packing_of(file.path) != ""
     with unpacked(file.path) as stream:
@@ -194,6 +202,8 @@ def cut_between_words(buffer: bytes, start: int, target: int) -> tuple[int, int]
 def _size(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogateescape"))
+    if isinstance(value, dict):
+        return sum(map(_size, value.values()))
     return len(value) if isinstance(value, bytes) else 0
 
 
@@ -218,6 +228,13 @@ def _row_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBl
             values, begin, held = [], begin + len(values), 0
     if values:
         yield TextBlock(file, begin, begin, begin + len(values), True, values)
+
+
+def _record_blocks(file: CorpusFile, size: int, fields: Fields) -> Iterator[TextBlock]:
+    begin = 0
+    for payload, rows in row_records(file, size, fields):
+        yield TextBlock(file, begin, begin, begin + rows, True, payload)
+        begin += rows
 
 
 def read_bytes(block: TextBlock) -> bytes:

@@ -1,4 +1,4 @@
-"""The texts of files that are tables: Parquet, Arrow, CSV, and JSON that is not one record per line."""
+"""The texts or records of files that are tables: Parquet, Arrow, CSV, and JSON that is not one record per line."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_gpt.errors import DataError
+from utils.prepare.chat.conversation import Fields
 from utils.prepare.file_formats import ARROW, PARQUET, TABLE, CorpusFile
 from utils.prepare.unpacking import READ, import_pyarrow, unpacked
 
@@ -37,20 +38,74 @@ def no_field(text_field: str, record: Any) -> str:
 
 def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
     """The value of each row in `text_field`, or a `BadRow`; a DataError if there is no such column or no such table."""
-    if file.format == PARQUET:
-        return _parquet_values(file.path, size, text_field)
-    if file.format == ARROW:
-        return _arrow_values(file.path, text_field)
     if file.format == TABLE:
-        return _csv_values(file.path, text_field)
-    return _json_values(file.path, text_field)
+        rows = _csv_rows(file.path, Fields((text_field,)), "give --text_field")
+        return (row if isinstance(row, BadRow) else _as_bytes(row[text_field]) for row in rows)
+    if file.format not in (PARQUET, ARROW):
+        return _json_values(file.path, text_field)
+    batches = _batches(file, size, Fields((text_field,)), "give --text_field")
+    return chain.from_iterable(_values(batch.column(0)) for batch in batches)
 
 
-def _require_column(path: Path, names: list[str], text_field: str) -> None:
-    if text_field not in names:
-        raise DataError(
-            f"{path} has no column '{text_field}' but {_listed(names)}; give --text_field, or move it elsewhere"
-        )
+def row_records(file: CorpusFile, size: int, fields: Fields) -> Iterator[tuple[bytes | list[Any], int]]:
+    """The records of some `size` bytes together, and how many: of Parquet and Arrow a stream of Arrow batches, of CSV
+    a dict or a `BadRow` each, else the JSON of each. A DataError if a required field has no column, or there is no such
+    table.
+    """
+    way = "say by `mapping` which columns the converter reads"
+    if file.format in (PARQUET, ARROW):
+        yield from _packed_batches(_batches(file, size, fields, way), size)
+        return
+    rows = _csv_rows(file.path, fields, way) if file.format == TABLE else _json_texts(file.path)
+    held: list[Any] = []
+    held_size = 0
+    for row in rows:
+        held.append(row)
+        held_size += sum(map(len, row.values())) if isinstance(row, dict) else len(row)
+        if held_size >= size:
+            yield held, len(held)
+            held, held_size = [], 0
+    if held:
+        yield held, len(held)
+
+
+def _packed_batches(batches: Iterator[Any], size: int) -> Iterator[tuple[bytes, int]]:
+    """Batches joined to some `size` bytes, as Arrow's stream format has them."""
+    held: list[Any] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(part.nbytes for part in held) >= size:
+            yield _as_stream(held)
+            held = []
+    if held:
+        yield _as_stream(held)
+
+
+def _as_stream(batches: list[Any]) -> tuple[bytes, int]:
+    from pyarrow import BufferOutputStream, ipc  # an optional package
+
+    sink = BufferOutputStream()
+    with ipc.new_stream(sink, batches[0].schema) as stream:
+        for batch in batches:
+            stream.write_batch(batch)
+    return sink.getvalue().to_pybytes(), sum(batch.num_rows for batch in batches)
+
+
+def _columns(path: Path, names: list[str], fields: Fields, way: str) -> list[str]:
+    """The columns that hold the fields, in their order; a DataError if a required one is not there.
+
+    A path `a.b` is a field within the column `a`, unless a column has this name.
+    """
+    wanted = dict.fromkeys(name if name in names else name.partition(".")[0] for name in fields.required)
+    for name in wanted:
+        if name not in names:
+            raise DataError(f"{path} has no column '{name}' but {_listed(names)}; {way}, or move it elsewhere")
+    optional = names if fields.optional is None else fields.optional
+    for name in optional:
+        column = name if name in names else name.partition(".")[0]
+        if column in names:
+            wanted[column] = None
+    return list(wanted)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -69,20 +124,24 @@ def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
         raise DataError(f"{path} is truncated or no {kind} file: {str(e).partition(chr(10))[0]}") from None
 
 
-def _parquet_values(path: Path, size: int, text_field: str) -> Iterator[Any]:
+def _batches(file: CorpusFile, size: int, fields: Fields, way: str) -> Iterator[Any]:
+    reader = _parquet_batches if file.format == PARQUET else _arrow_batches
+    return reader(file.path, size, fields, way)
+
+
+def _parquet_batches(path: Path, size: int, fields: Fields, way: str) -> Iterator[Any]:
     import_pyarrow()
     from pyarrow import parquet  # an optional package
 
     with _arrow_errors(path, "Parquet"), parquet.ParquetFile(path, buffer_size=READ) as table:
-        _require_column(path, table.schema_arrow.names, text_field)
+        columns = _columns(path, table.schema_arrow.names, fields, way)
         groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
         total_bytes = sum(group.total_byte_size for group in groups)
         rows = max(1, min(128, size * table.metadata.num_rows // max(1, total_bytes)))
-        batches = table.iter_batches(batch_size=rows, columns=[text_field])
-        yield from chain.from_iterable(_values(batch.column(0)) for batch in batches)
+        yield from table.iter_batches(batch_size=rows, columns=columns)
 
 
-def _arrow_values(path: Path, text_field: str) -> Iterator[Any]:
+def _arrow_batches(path: Path, size: int, fields: Fields, way: str) -> Iterator[Any]:
     """Of a stream, as `datasets` writes them, or of a file in Arrow's other format (Feather 2)."""
     arrow = import_pyarrow()
     # mapped: of a plain file Arrow would reserve whatever memory a flipped bit in a length asks for
@@ -90,13 +149,14 @@ def _arrow_values(path: Path, text_field: str) -> Iterator[Any]:
         is_stream = file.read(6) != b"ARROW1"
         file.seek(0)
         reader = arrow.ipc.open_stream(file) if is_stream else arrow.ipc.open_file(file)
-        _require_column(path, reader.schema.names, text_field)
+        columns = _columns(path, reader.schema.names, fields, way)
         batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
-        for batch in batches:
-            column = _as_binary(batch.column(text_field))
-            column.validate(full=True)  # a flipped bit in an offset would end the process
-            for begin in range(0, len(column), 128):
-                yield from _values(column.slice(begin, 128))
+        for whole in batches:
+            batch = whole.select(columns)
+            for column in batch.columns:
+                _as_binary(column).validate(full=True)  # a flipped bit in an offset would end the process
+            for begin in range(0, batch.num_rows, 128):
+                yield batch.slice(begin, 128)
 
 
 def _values(column: Any) -> list[Any]:
@@ -111,15 +171,30 @@ def _values(column: Any) -> list[Any]:
 
 
 def _as_binary(column: Any) -> Any:
-    """An Arrow array with bytes for text, without looking at them; anything else as it is."""
-    from pyarrow import binary, large_binary, types  # an optional package
-
-    if types.is_string(column.type):
-        return column.view(binary())
-    return column.view(large_binary()) if types.is_large_string(column.type) else column
+    """An Arrow array with bytes for text, within lists and structs too, without looking at them; else as it is."""
+    wanted = _binary_type(column.type)
+    return column if wanted == column.type else column.view(wanted)
 
 
-def _csv_values(path: Path, text_field: str) -> Iterator[Any]:
+def _binary_type(kind: Any) -> Any:
+    import pyarrow  # an optional package
+    from pyarrow import types  # an optional package
+
+    if types.is_string(kind):
+        return pyarrow.binary()
+    if types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_binary_type(field.type)) for field in kind])
+    if types.is_list(kind):
+        return pyarrow.list_(kind.value_field.with_type(_binary_type(kind.value_type)))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(kind.value_field.with_type(_binary_type(kind.value_type)))
+    return kind
+
+
+def _csv_rows(path: Path, fields: Fields, way: str) -> Iterator[Any]:
+    """A dict of the fields of each row, or a `BadRow`; bytes that are not UTF-8 stay in them."""
     with unpacked(path) as stream:
         delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
         csv.field_size_limit(MAX_RECORD)
@@ -130,8 +205,7 @@ def _csv_values(path: Path, text_field: str) -> Iterator[Any]:
             raise DataError(f"{path}: the first line does not name columns: {e}") from None
         if not header:
             return
-        _require_column(path, header, text_field)
-        number = header.index(text_field)
+        columns = {name: header.index(name) for name in _columns(path, header, fields, way)}
         while True:
             try:
                 row = next(lines, None)
@@ -141,7 +215,7 @@ def _csv_values(path: Path, text_field: str) -> Iterator[Any]:
             if row is None:
                 return
             if len(row) == len(header):
-                yield _as_bytes(row[number])
+                yield {name: row[number] for name, number in columns.items()}
             elif row:
                 yield BadRow(
                     f"{len(row)} fields, where the first line names {len(header)}, up to line {lines.line_num},"
@@ -161,7 +235,7 @@ def _as_bytes(value: str) -> bytes:
 
 
 def _json_values(path: Path, text_field: str) -> Iterator[Any]:
-    for record in _json_records(path):
+    for record, _ in _json_records(path):
         if isinstance(record, dict) and text_field in record:
             value = record[text_field]
             yield _as_bytes(value) if isinstance(value, str) else value
@@ -169,8 +243,12 @@ def _json_values(path: Path, text_field: str) -> Iterator[Any]:
             yield NoField(no_field(text_field, record))
 
 
-def _json_records(path: Path) -> Iterator[Any]:
-    """Of an array, or one after the other; holds a part of the file at a time."""
+def _json_texts(path: Path) -> Iterator[str]:
+    return (text for _, text in _json_records(path))
+
+
+def _json_records(path: Path) -> Iterator[tuple[Any, str]]:
+    """The records of an array, or one after the other, and their JSON; holds a part of the file at a time."""
     with unpacked(path) as stream:
         reader = _JsonReader(path, _as_text(stream))
         if reader.next_character() != "[":
@@ -211,13 +289,15 @@ class _JsonReader:
     def skip_character(self) -> None:
         self._at += 1
 
-    def read_value(self) -> Any:
+    def read_value(self) -> tuple[Any, str]:
+        """The next value, and its JSON."""
         self.next_character()  # the decoder takes no white space
         while True:
             try:
-                value, self._at = self._decoder.raw_decode(self._buffer, self._at)
+                value, end = self._decoder.raw_decode(self._buffer, self._at)
+                text, self._at = self._buffer[self._at : end], end
                 self.values += 1
-                return value
+                return value, text
             except (ValueError, RecursionError) as e:
                 problem = str(e)
             if len(self._buffer) - self._at > MAX_RECORD:

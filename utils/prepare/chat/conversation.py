@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 Message = dict[str, Any]
-"""As OpenAI writes it: `role` (system, developer, user, assistant, tool) and `content`; where there are any,
-`tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and `weight` 0 or 1 (0: an answer that is not trained)."""
+"""As OpenAI writes it: `role` (system, developer, user, assistant, tool) and `content`, always text; where there are
+any, `tool_calls` (`arguments` a dict), `tool_call_id`, `name`, `reasoning_content`, and `weight` 0 or 1 (0: an answer
+that is not trained)."""
 
 Targets = Literal["assistant", "last", "all"]
 TooLong = Literal["turns", "drop"]
@@ -41,6 +42,15 @@ class Converter:
     """How the records of a dataset become conversations."""
 
     name: str  # of a shipped one (`messages`, `instruction`, …), or `module:function` of the user's own
-    mapping: tuple[tuple[str, str], ...] = ()  # what the converter reads → the record's field that has it
+    # what the converter reads → the record's field that has it, `a.b` for one within another; of several for one, the
+    # first that holds something
+    mapping: tuple[tuple[str, str], ...] = ()
     keep: tuple[tuple[str, tuple[str, ...]], ...] = ()  # a field → its values to keep; other records are left out
     without: tuple[str, ...] = ()  # lower-case texts: a conversation with an answer that holds one is left out
+
+
+class Fields(NamedTuple):
+    """The fields of records that a converter reads; those within others by their path, `a.b`."""
+
+    required: tuple[str, ...]
+    optional: tuple[str, ...] | None = ()  # read where a file has them; None: every field is read
