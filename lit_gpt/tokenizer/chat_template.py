@@ -1,101 +1,177 @@
-"""A conversation as the text that a model was trained on, by the Jinja template among its tokenizer's files.
+"""A conversation as the text that a model was trained on, by a Jinja template: its tokenizer's own or another.
 
-transformers renders it in Jinja's sandbox (https://huggingface.co/docs/transformers/chat_templating).
+https://huggingface.co/docs/transformers/chat_templating says what a template is given.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.tokenizer.hf_tokenizer import Encode, encoder_of_hidden_names, encoder_of_special_tokens
+from lit_gpt.tokenizer.jinja_sandbox import MARK_END, MARK_START, TooMuch, compile_template
 from lit_gpt.tokenizer.special_tokens import HIDDEN, any_of
 from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, Tokenizer, require_utf8
 
-_MARK = "\ufdd0"  # for use within a program only, says Unicode
-Message = dict[str, str]  # `role` (system, user or assistant) and `content`
+_NAME = "\ufdd0"  # for use within a program only, says Unicode
+_MARKS = re.compile(f"([{MARK_START}{MARK_END}])")
+NO_CHARACTERS = re.compile(f"[{HIDDEN}{_NAME}{MARK_START}{MARK_END}]")
+Message = dict[str, Any]
+"""`role` and `content`; where there are any, `tool_calls`, `reasoning_content` and what else a template looks for."""
+
+
+class Guarded(NamedTuple):
+    """Messages in which numbers stand for the names of control tokens, so that these can be told from a template's."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None
+    names: list[str]  # by number
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer's directory: a UserError if it has none, a DataError if it cannot be used."""
+    """A chat template with its tokenizer: a UserError if there is none, a DataError if it cannot be used.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        source = find_template(tokenizer.directory, tokenizer.config)
+    `source` is the template's text if it is not the tokenizer's own. `now` is the date for templates that write one.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, source: str | None = None, now: Callable[[], datetime] = datetime.now
+    ) -> None:
+        self._whose = "the chat template" if source is not None else f"the chat template of {tokenizer.directory}"
+        if source is None:
+            source = find_template(tokenizer.directory, tokenizer.config)
         if source is None:
             raise UserError(f"{tokenizer.directory} has no chat template (chat_template in tokenizer_config.json)")
-        # 1.7 s, paid by who renders a template, not by who only looks for one
-        from transformers.utils.chat_template_utils import _compile_jinja_template
-
         try:
-            self._template = _compile_jinja_template(source)
+            self._compiled = compile_template(source)
         except Exception as e:  # beside Jinja's own, what compiling its Python raises: SyntaxError, RecursionError, …
-            raise DataError(f"the chat template of {tokenizer.directory} cannot be read: {e}") from None
-        self._special = {}
+            raise DataError(f"{self._whose} cannot be read: {e}") from None
+        self.source = source
+        self.tokenizer = tokenizer
+        self._now = now
+        self._values: dict[str, Any] = {"documents": None}
         for key, value in tokenizer.config.items():
             text = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(text, str):
-                self._special[key] = text
-        self._tokenizer = tokenizer
+                self._values[key] = text
 
-    def render(self, messages: list[Message], add_generation_prompt: bool = True) -> str:
-        """The conversation's text, up to the assistant's answer; a UserError if the template refuses it."""
-        values = {"messages": messages, "tools": None, "documents": None, **self._special}
+    @property
+    def has_marks(self) -> bool:
+        """Whether the template says by `{% generation %}` what a model writes."""
+        return self._compiled.has_marks
+
+    def render(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None = None, add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation's text, up to the assistant's answer; a UserError if the template refuses it.
+
+        A DataError for a template that does not come to an end, or writes without an end.
+        """
+        return self.render_marked(messages, tools, add_generation_prompt)[0]
+
+    def render_marked(
+        self,
+        messages: list[Message],
+        tools: list[dict[str, Any]] | None,
+        add_generation_prompt: bool,
+        names: list[str] | None = None,
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Likewise, with the first and last + 1 character of what the template's own marks hold.
+
+        With `names`, those of guarded messages, the text is what `put_names_back` makes of it.
+        """
+        values = {**self._values, "messages": messages, "tools": tools}
         try:
-            return self._template.render(**values, add_generation_prompt=add_generation_prompt)
+            text = self._compiled.render({**values, "add_generation_prompt": add_generation_prompt}, self._now)
+        except (TooMuch, MemoryError) as e:
+            raise DataError(f"{self._whose} cannot be used: {e or 'it takes more memory than there is'}") from None
         except Exception as e:  # what the template's expressions raise: TypeError, OverflowError and others
-            raise UserError(f"the chat template of {self._tokenizer.directory} refuses the conversation: {e}") from None
+            raise UserError(f"{self._whose} refuses the conversation: {_first_line(e)}") from None
+        if names is not None:
+            text = self.put_names_back(text, names)
+        return _without_marks(text) if self._compiled.has_marks else (text, [])
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Token ids of `render`: special tokens that the template writes are tokens, those named in a message text."""
-        names = self._control_names
-        if names is None or not any(names.search(message["content"]) for message in messages):
+        guarded = self.guard(messages, None)
+        if guarded is None:
             text = self.render(messages)
             require_utf8(text)
             return self._encode([text])[0]
-        # the template sees a number in place of each name; what it writes itself is then hidden before these come back
-        named: list[str] = []
+        if any(NO_CHARACTERS.search(text) for message in messages for text in strings_of(message)):
+            raise UserError("a message holds NUL or U+FDD0, which are no characters")
+        text, _ = self.render_marked(guarded.messages, None, True, guarded.names)
+        require_utf8(text)
+        if text.replace(HIDDEN, "") != self.render(messages):
+            raise UserError(f"{self._whose} does not write {guarded.names[0]!r} in a message as it is there")
+        return self._encode_hidden([text])[0]
+
+    def guard(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> Guarded | None:
+        """The same messages with numbers for control tokens' names; None if they hold none.
+
+        What a template makes of them is to be given to `put_names_back`, as `render_marked` does.
+        """
+        pattern = self._control_names
+        if pattern is None or not any(map(self.names_in, strings_of([messages, tools]))):
+            return None
+        names: list[str] = []
 
         def put_number(found: re.Match[str]) -> str:
-            named.append(found[0])
-            return f"{_MARK}{len(named) - 1}{_MARK}"
+            names.append(found[0])
+            return f"{_NAME}{len(names) - 1}{_NAME}"
 
-        numbered = []
-        for message in messages:
-            if HIDDEN in message["content"] or _MARK in message["content"]:
-                raise UserError("a message holds NUL or U+FDD0, which are no characters")
-            numbered.append({**message, "content": names.sub(put_number, message["content"])})
-        text = self.render(numbered)
-        require_utf8(text)
-        text = names.sub(rf"{HIDDEN}\g<0>", text)
-        text = re.sub(f"{_MARK}([0-9]+){_MARK}", lambda found: named[int(found[1])], text)
-        if text.replace(HIDDEN, "") != self.render(messages):
-            where = f"the chat template of {self._tokenizer.directory}"
-            raise UserError(f"{where} does not write {named[0]!r} in a message as it is there")
-        return self._encode_hidden([text])[0]
+        return Guarded(*_replaced([messages, tools], lambda text: pattern.sub(put_number, text)), names)
+
+    def put_names_back(self, text: str, names: list[str]) -> str:
+        """A text of guarded messages with their names again, and NUL before the names that the template wrote."""
+        assert self._control_names is not None
+        text = self._control_names.sub(rf"{HIDDEN}\g<0>", text)
+        return re.sub(f"{_NAME}([0-9]+){_NAME}", lambda found: names[int(found[1])], text)
+
+    def names_in(self, text: str) -> list[str]:
+        """Every name of a control token in the text."""
+        # most texts have none of the characters with which a name begins, and these are found much faster
+        for first in self._first_characters:
+            if first in text:
+                return self._control_names.findall(text) if self._control_names else []
+        return []
+
+    @cached_property
+    def _first_characters(self) -> list[str]:
+        return sorted({name[0] for name in self.tokenizer.control_tokens if name})
 
     @cached_property
     def end_of_turn(self) -> int | None:
         """The special token after an answer, or None: generation_config.json does not always name `<|im_end|>`."""
         answer = "An answer."
-        text = self.render([{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], False)
+        text = self.render(
+            [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], add_generation_prompt=False
+        )
         rest = text.rpartition(answer)[2].lstrip()
-        following = [token for token in self._tokenizer.special_tokens if token.strip() and rest.startswith(token)]
-        return self._tokenizer.token_id(max(following, key=len)) if following else None
+        following = [token for token in self.tokenizer.special_tokens if token.strip() and rest.startswith(token)]
+        return self.tokenizer.token_id(max(following, key=len)) if following else None
 
     @cached_property
     def _control_names(self) -> re.Pattern[str] | None:
-        names = self._tokenizer.control_tokens
+        names = self.tokenizer.control_tokens
         return re.compile(any_of(names)) if names else None
 
     @cached_property
+    def special_names(self) -> re.Pattern[str]:
+        """Finds the names of special tokens, those that are text too included."""
+        names = [name for name in self.tokenizer.special_tokens if name]
+        return re.compile(any_of(names) if names else r"(?!)")
+
+    @cached_property
     def _encode(self) -> Encode:
-        return encoder_of_special_tokens(self._tokenizer)
+        return encoder_of_special_tokens(self.tokenizer)
 
     @cached_property
     def _encode_hidden(self) -> Encode:
-        return encoder_of_hidden_names(self._tokenizer)
+        return encoder_of_hidden_names(self.tokenizer)
 
 
 def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
@@ -111,3 +187,45 @@ def find_template(directory: Path, tokenizer_config: Mapping[str, Any]) -> str |
         named = [entry for entry in found if isinstance(entry, dict) and entry.get("name") == "default"]
         found = named[0].get("template") if named else None
     return found if isinstance(found, str) else None
+
+
+def strings_of(value: Any) -> Iterator[str]:
+    """Every text in messages or tools, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from (key, inner) if type(inner) is str else (key, *strings_of(inner))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from strings_of(inner)
+
+
+def _replaced(value: Any, replace: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return replace(value)
+    if isinstance(value, dict):
+        return {
+            replace(key) if isinstance(key, str) else key: _replaced(inner, replace) for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_replaced(inner, replace) for inner in value]
+    return value
+
+
+def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
+    pieces, spans = [], []
+    size = start = 0
+    for piece in _MARKS.split(text):
+        if piece == MARK_START:
+            start = size
+        elif piece == MARK_END:
+            spans.append((start, size))
+        else:
+            pieces.append(piece)
+            size += len(piece)
+    return "".join(pieces), spans
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

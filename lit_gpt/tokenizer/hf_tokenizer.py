@@ -80,12 +80,25 @@ def encoder_of_special_tokens(tokenizer: Tokenizer) -> Encode:
 
 def encoder_of_hidden_names(tokenizer: Tokenizer) -> Encode:
     """Likewise, but of names that `hide` gave these tokens: so a text can hold both them and their names."""
-    if tokenizer.library == "tokenizers":
-        content = (tokenizer.directory / "tokenizer.json").read_bytes()
-    else:
-        content = _required_json(tokenizer).to_str()
-    hidden = HFTokenizer.from_str(json.dumps(hide(json.loads(content), tokenizer.control_tokens)))
+    hidden = tokenizer_with_offsets(tokenizer, hidden_names=True)
     return lambda texts: [hidden.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def tokenizer_with_offsets(tokenizer: Tokenizer, hidden_names: bool) -> HFTokenizer:
+    """The tokenizer as Hugging Face's library has it, so that each token says which characters it covers.
+
+    The name of a special token in a text is that token: its own name, or the one that `hide` gave it. A DataError for a
+    kind of SentencePiece model that has no tokenizer.json.
+    """
+    if tokenizer.library == "tokenizers":
+        content = json.loads((tokenizer.directory / "tokenizer.json").read_bytes())
+    else:
+        content = json.loads(_required_json(tokenizer).to_str())
+    # a post-processor would take the spaces from what tokens cover
+    content |= {"post_processor": None, "padding": None, "truncation": None}
+    if hidden_names:
+        content = hide(content, tokenizer.control_tokens)
+    return HFTokenizer.from_str(json.dumps(content))
 
 
 def _required_json(tokenizer: Tokenizer) -> HFTokenizer:
