@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1005,
     "utils/prepare/chat": 1321,
-    "utils/prepare": 4937,
+    "utils/prepare": 5313,
     "utils/run": 1248,
     "utils/train": 2412,
     "utils/export": 1594,

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_gpt.errors import UserError
+from utils.prepare.words import MULTIPLIERS, hash_words, spread
 
 PERMUTATIONS = 128  # slots of a sketch: the estimated index has a standard deviation of 0.035 at 0.8, 0.044 at 0.5
 SEED = 42
@@ -23,7 +24,6 @@ PIECE = 1 << 18  # bytes hashed at a time, so that the arrays stay in the cache:
 MIN_FOUND = 0.9  # least share of the pairs whose similarity is exactly the threshold that banding brings to be compared
 MAX_COMPARED = 32  # of a bucket: texts of one template may all meet in one, and comparing all takes quadratic time
 ROWS_AT_ONCE = 1 << 14
-MULTIPLIERS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93)  # odd 64-bit numbers that spread a word's and a shingle's bits
 
 
 class Signatures(NamedTuple):
@@ -95,7 +95,7 @@ def _shingle_hashes(pieces: list[bytes], fold: bytes) -> tuple[np.ndarray, np.nd
     if not blob.isascii():
         _blank_punctuation(text)
     starts, ends = _word_bounds(text)
-    words = _word_hashes(text, starts, ends - starts)
+    words = hash_words(text, starts, ends - starts)
     piece_ends = np.searchsorted(starts, np.cumsum([len(piece) + 1 for piece in pieces]))
     counts = np.diff(piece_ends, prepend=0)
     # missing words are zeros; the last shingles of a piece, which reach into the next one, repeat its first
@@ -106,7 +106,7 @@ def _shingle_hashes(pieces: list[bytes], fold: bytes) -> tuple[np.ndarray, np.nd
     for later in range(1, SHINGLE):
         hashes *= np.uint64(MULTIPLIERS[1])
         hashes += words[later : later + len(hashes)]
-    _spread(hashes)
+    spread(hashes)
     for last in range(1, SHINGLE):
         hashes[offsets[1:] - last] = hashes[offsets[:-1]]
     return hashes, offsets
@@ -136,27 +136,6 @@ def _word_bounds(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.flatnonzero(begins)
     following = np.append(starts[1:], len(text))
     return starts, np.minimum(following, ends[np.searchsorted(ends, starts, side="right")])
-
-
-def _word_hashes(text: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Hashes [words] uint64, from eight bytes of every word at a time."""
-    eights = np.ndarray(len(text) - 7, dtype="<u8", buffer=text, strides=(1,))  # those that begin at every byte
-    masks = np.array([(1 << 8 * size) - 1 for size in range(9)], dtype=np.uint64)
-    hashes = eights[starts] & masks[np.minimum(sizes, 8)]
-    _spread(hashes)
-    done, longer = 8, np.flatnonzero(sizes > 8)
-    while len(longer):
-        further = hashes[longer] + (eights[starts[longer] + done] & masks[np.minimum(sizes[longer] - done, 8)])
-        _spread(further)
-        hashes[longer] = further
-        done += 8
-        longer = longer[sizes[longer] > done]
-    return hashes
-
-
-def _spread(hashes: np.ndarray) -> None:
-    hashes *= np.uint64(MULTIPLIERS[0])
-    hashes ^= hashes >> np.uint64(32)
 
 
 def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: float) -> np.ndarray:
