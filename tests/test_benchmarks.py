@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import pretrain
-from benchmarks import generate, padding, prepare, prepare_peers, stagnation, steady, step
+from benchmarks import chat_rows, generate, padding, prepare, prepare_peers, stagnation, steady, step
 from tests.conftest import ROOT, SAMPLE, TOKENIZER, run
 from utils import cli
 
@@ -62,6 +63,20 @@ def test_prepare_compares_what_is_installed(tmp_path, source):
         row[0]: float(row[1]) / float(row[2]) for row in re.findall(r"(.*?)  +0\.3 +(\S+) +(\S+)", output)
     }
     assert bytes_per_token["ours"] == pytest.approx(bytes_per_token["sentencepiece alone"], rel=0.05)
+
+
+def test_synthetic_conversations_are_the_same_for_the_same_seed_and_of_the_shape_that_is_promised(tmp_path, source):
+    [first, again, longer] = [
+        chat_rows.make_rows(tmp_path / name, source, count, 1).read_text(encoding="utf-8").splitlines()
+        for name, count in (("first", 300), ("again", 300), ("longer", 1200))
+    ]
+    assert again == first and longer[: len(first)] == first and len(set(longer)) > 1150
+    conversations = [json.loads(line)["messages"] for line in longer]
+    turns = [[message["role"] for message in messages if message["role"] != "system"] for messages in conversations]
+    assert all(roles == ["user", "assistant"] * (len(roles) // 2) and 2 <= len(roles) <= 10 for roles in turns)
+    assert all(message["content"].strip() for messages in conversations for message in messages)
+    text = "".join(longer)
+    assert re.search("[а-я]", text) and re.search("[一-龥]", text) and "```python" in text and "<|" not in text
 
 
 def test_sample_order_prints_every_place():
