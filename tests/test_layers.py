@@ -51,7 +51,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 285,
     "utils/data": 1005,
-    "utils/prepare/chat": 1321,
+    "utils/prepare/chat": 1624,
     "utils/prepare": 5313,
     "utils/run": 1248,
     "utils/train": 2412,

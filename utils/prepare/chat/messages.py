@@ -70,7 +70,7 @@ def read_messages(
         if not isinstance(content, str) or not content:
             content = _content(content, value, content_key, role, number)
         message = {"role": role, "content": checked_text(content, f"message {number}")}
-        if len(value) > 2:
+        if len(value) > 2 or content_key not in value:
             _add_others(message, value, parameters, number)
         if role in ("user", "assistant") and not content.strip() and "tool_calls" not in message:
             raise Malformed("empty_turn", f"message {number}, of the {role}, is empty")
@@ -116,11 +116,16 @@ def _content(content: Any, value: dict[str, Any], content_key: str, role: str, n
         return ""
     if isinstance(content, str):
         return content
+    if role == "tool" and isinstance(content, dict | list) and not _has_parts(content):
+        return json.dumps(checked_value(content, f"message {number}", None), ensure_ascii=False)
     if isinstance(content, list):
         return _joined(content, number)
-    if isinstance(content, dict) and role == "tool":
-        return json.dumps(checked_value(content, f"message {number}", None), ensure_ascii=False)
     raise Malformed("wrong_type", f"the '{content_key}' of message {number} is {kind_of(content)}, no text")
+
+
+def _has_parts(content: dict[str, Any] | list[Any]) -> bool:
+    """Whether a tool's answer is made of parts such as `{"type": "text", "text": …}`, and not what the tool found."""
+    return isinstance(content, list) and any(isinstance(part, dict) and "type" in part for part in content)
 
 
 def _joined(parts: list[Any], number: int) -> str:
@@ -143,11 +148,13 @@ def _add_others(message: Message, value: dict[str, Any], parameters: Mapping[str
     for key in _NOT_TEXT:
         if value.get(key):
             raise Malformed("not_text", f"message {number} has '{key}'")
+    calls = read_calls(value.get("tool_calls") or value.get("function_call"), parameters, number)
     if message["role"] == "assistant":
         _add_reasoning(message, value, number)
-        raw = value.get("tool_calls") or value.get("function_call")
-        if raw:
-            message["tool_calls"] = read_calls(raw, parameters, number)
+    elif calls:
+        raise Malformed("wrong_type", f"message {number}, of the {message['role']}, calls a tool")
+    if calls:
+        message["tool_calls"] = calls
     for key in ("name", "tool_call_id"):
         if value.get(key):
             message[key] = _text(value[key], f"the '{key}' of message {number}")
@@ -185,6 +192,8 @@ def _add_calls(
 ) -> None:
     """Adds the calls in a message's content to the assistant's message before it, or as a message of their own."""
     calls = read_calls(value.get(content_key), parameters, number)
+    if not calls:
+        raise Malformed("empty_turn", f"message {number}, the call of a tool, is empty")
     message: Message = {"role": "assistant", "content": "", "tool_calls": calls}
     _add_weight(message, value, number)
     before = found[-1] if found else {}
@@ -192,6 +201,17 @@ def _add_calls(
         before["tool_calls"] = before.get("tool_calls", []) + calls
     else:
         found.append(message)
+
+
+def with_reasoning_in_content(messages: list[Message]) -> list[Message]:
+    """The messages for a template that knows no `reasoning_content`: it stands before the answer, between marks."""
+    found = []
+    for message in messages:
+        others = {key: value for key, value in message.items() if key != "reasoning_content"}
+        if reasoning := message.get("reasoning_content"):
+            others["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}"
+        found.append(others)
+    return found
 
 
 def _match_ids(messages: list[Message]) -> None:

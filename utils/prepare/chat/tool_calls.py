@@ -49,9 +49,11 @@ def parameters_of(tools: list[dict[str, Any]] | None) -> dict[str, Parameters]:
 
 
 def read_calls(raw: Any, parameters: Mapping[str, Parameters], number: int) -> list[dict[str, Any]]:
-    """The calls of message `number`: an object, a list of objects, or JSON of these."""
+    """The calls of message `number`: an object, a list of objects, or JSON of these; none of null or an empty text."""
     what = f"the call in message {number}"
     calls = _from_json(raw, what)
+    if calls is None:
+        return []
     return [_call(call, parameters, what) for call in (calls if isinstance(calls, list) else [calls])]
 
 

@@ -1,0 +1,237 @@
+"""The shipped converters: the fields of a record → a conversation.
+
+Each reads its fields by names of its own; which fields of the record have these, the user may say. What a message may
+be, `messages.py` alone decides.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from utils.prepare.chat.conversation import Message
+from utils.prepare.chat.json_values import Malformed, checked_text, kind_of, listed, read_json
+from utils.prepare.chat.messages import ROLES, read_messages, rows_of
+from utils.prepare.chat.tool_calls import parameters_of, read_tools
+
+Chat = tuple[list[Message], list[dict[str, Any]] | None]
+"""The messages of a conversation, and its tools."""
+
+MISSING = object()
+SHARE = 5  # one of so many dialogues of role play shows the greeting, and one the example, as in Saiga's data
+_ROLE_PLAY = {**ROLES, "char": "assistant", "character": "assistant", "operator": "user"}
+_CYRILLIC = re.compile("[а-яё]", re.IGNORECASE)
+
+
+class Record:
+    """The fields of a record by the names that a converter has for them."""
+
+    def __init__(self, values: dict[str, Any], paths: dict[str, tuple[str, ...]]) -> None:
+        self._values, self._paths = values, paths
+
+    def with_field(self, name: str, value: Any) -> "Record":
+        return Record({**self._values, name: value}, self._paths)
+
+    def value(self, name: str) -> Any:
+        """The field; null if there is none, a text that is empty if all that it may be in are."""
+        found = None
+        for path in self._paths.get(name, (name,)):
+            value = look_up(self._values, path)
+            if value is not MISSING and value is not None:
+                found = value
+                if value != "":
+                    break
+        return found
+
+    def required(self, name: str) -> Any:
+        value = self.value(name)
+        if value is None:
+            path = " or ".join(self._paths.get(name, (name,)))
+            raise Malformed("no_field", f"no field '{path}' among {listed(self._values)}")
+        return value
+
+    def text(self, name: str) -> str:
+        """The field's text, empty if there is none."""
+        value = self.value(name)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise Malformed("wrong_type", f"the field '{name}' is {kind_of(value)}, no text")
+        return value
+
+    def required_text(self, name: str) -> str:
+        self.required(name)
+        return self.text(name)
+
+    def decoded(self, name: str) -> Any:
+        """The required field; of a text, what it is JSON of."""
+        value = self.required(name)
+        if not isinstance(value, str):
+            return value
+        try:
+            return read_json(value)
+        except ValueError as e:
+            raise Malformed("broken_json", f"the field '{name}' is no JSON: {str(e)[:80]}") from None
+
+
+def look_up(values: dict[str, Any], path: str) -> Any:
+    """The field of this name, or that within others which the dots in it lead to."""
+    while path not in values:
+        outer, _, path = path.partition(".")
+        inner = values.get(outer)
+        if not path or not isinstance(inner, dict):
+            return MISSING
+        values = inner
+    return values[path]
+
+
+def _messages(record: Record) -> Chat:
+    tools = read_tools(record.value("tools"), "the field 'tools'")
+    return read_messages(record.decoded("messages"), "the field 'messages'", parameters_of(tools)), tools
+
+
+def _function_calls(record: Record) -> Chat:
+    tools = read_tools(record.value("functions"), "the field 'functions'")
+    return read_messages(record.decoded("messages"), "the field 'messages'", parameters_of(tools)), tools
+
+
+def _conversations(record: Record) -> Chat:
+    tools = read_tools(record.value("tools"), "the field 'tools'")
+    raw, what = record.decoded("conversations"), "the field 'conversations'"
+    turns = read_messages(raw, what, parameters_of(tools), role_key="from", content_key="value")
+    return _introduced(record, turns), tools
+
+
+def _instruction(record: Record) -> Chat:
+    return [*_question(record), _answer(record)], None
+
+
+def _reasoning(record: Record) -> Chat:
+    answer = _answer(record)
+    reasoning = record.required_text("reasoning")
+    if reasoning.strip():
+        answer["reasoning_content"] = checked_text(reasoning, "the reasoning")
+    return [*_question(record), answer], None
+
+
+def _prompt_completion(record: Record) -> Chat:
+    """Answers within the prompt are not trained, unless their weight says so."""
+    tools = read_tools(record.value("tools"), "the field 'tools'")
+    prompt = _side(record, "prompt", "user", tools)
+    for message in prompt:
+        if message["role"] == "assistant":
+            message.setdefault("weight", 0)
+    return _introduced(record, prompt) + _side(record, "completion", "assistant", tools), tools
+
+
+def _side(record: Record, name: str, role: str, tools: list[dict[str, Any]] | None) -> list[Message]:
+    raw = record.required(name)
+    if isinstance(raw, str):
+        raw = [{"role": role, "content": raw}]
+    return read_messages(raw, f"the field '{name}'", parameters_of(tools))
+
+
+def _question(record: Record) -> list[Message]:
+    texts = record.required_text("instruction"), record.text("input")
+    question = "\n".join(text for text in texts if text.strip())
+    if not question:
+        raise Malformed("empty_turn", "the instruction is empty")
+    return [*_system(record), {"role": "user", "content": checked_text(question, "the instruction")}]
+
+
+def _answer(record: Record) -> Message:
+    output = record.required_text("output")
+    if not output.strip():
+        raise Malformed("empty_turn", "the output is empty")
+    return {"role": "assistant", "content": checked_text(output, "the output")}
+
+
+def _system(record: Record) -> list[Message]:
+    system = record.text("system")
+    if not system.strip():
+        return []
+    return [{"role": "system", "content": checked_text(system, "the system message")}]
+
+
+def _introduced(record: Record, turns: list[Message]) -> list[Message]:
+    """The turns after the record's system message; a `Malformed` if they begin with another one."""
+    system = _system(record)
+    if not system or not turns or turns[0]["role"] not in ("system", "developer"):
+        return system + turns
+    if turns[0]["content"] != system[0]["content"]:
+        raise Malformed("two_systems", "the field 'system' and the first message are different system messages")
+    return turns
+
+
+def _dialogues(record: Record) -> list[Record]:
+    """A record for each dialogue of a character."""
+    raw = record.decoded("dialogues")
+    dialogues = rows_of(raw, "chat", "the field 'dialogues'")
+    if not dialogues:
+        raise Malformed("no_answer", "the character has no dialogue")
+    return [record.with_field("dialogue", dialogue) for dialogue in dialogues]
+
+
+def _roleplay(record: Record) -> Chat:
+    """A dialogue with the character, who is introduced; a hash of both decides what else the introduction shows."""
+    dialogue = record.value("dialogue")
+    raw = dialogue.get("chat") if isinstance(dialogue, dict) else dialogue
+    turns = read_messages(raw, "the dialogue", roles=_ROLE_PLAY)
+    name, context, greeting = record.required_text("name"), record.required_text("context"), record.text("greeting")
+    words = _RUSSIAN if _CYRILLIC.search(context) else _ENGLISH
+    system = words.introduction.format(name=name, context=context)
+    identity = json.dumps([name, context, greeting, turns], ensure_ascii=False)
+    digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    if greeting.strip() and int.from_bytes(digest[:8], "big") % SHARE == 0:
+        system += f"\n{words.greeting}: {greeting}"
+        turns.insert(0, {"role": "assistant", "content": checked_text(greeting, "the greeting")})
+    example = record.value("example_dialogue")
+    if example and int.from_bytes(digest[8:], "big") % SHARE == 0:
+        system += f"\n{words.example}:" + _lines(example, words)
+    return [{"role": "system", "content": checked_text(system, "the introduction")}, *turns], None
+
+
+class _Words(NamedTuple):
+    """How the introduction of a character is put."""
+
+    introduction: str
+    greeting: str
+    example: str
+    user: str
+    character: str
+
+
+_RUSSIAN = _Words("Ты {name}. {context}", "Приветствие", "Пример диалога", "Пользователь", "Персонаж")
+_ENGLISH = _Words("You are {name}. {context}", "Greeting", "Example of a dialogue", "User", "Character")
+
+
+def _lines(example: Any, words: _Words) -> str:
+    if isinstance(example, str):
+        return f"\n{example}"
+    speakers = {"user": words.user, "assistant": words.character}
+    messages = read_messages(example, "the field 'example_dialogue'", roles=_ROLE_PLAY)
+    return "".join(f"\n{speakers.get(message['role'], words.user)}: {message['content']}" for message in messages)
+
+
+def _itself(record: Record) -> list[Record]:
+    return [record]
+
+
+class Kind(NamedTuple):
+    convert: Callable[[Record], Chat]
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    split: Callable[[Record], list[Record]] = _itself  # into those of one conversation each
+
+
+KINDS = {
+    "messages": Kind(_messages, ("messages",), ("tools",)),
+    "instruction": Kind(_instruction, ("instruction", "output"), ("input", "system")),
+    "conversations": Kind(_conversations, ("conversations",), ("system", "tools")),
+    "prompt_completion": Kind(_prompt_completion, ("prompt", "completion"), ("system", "tools")),
+    "reasoning": Kind(_reasoning, ("instruction", "reasoning", "output"), ("input", "system")),
+    "roleplay": Kind(_roleplay, ("name", "context", "dialogues"), ("greeting", "example_dialogue"), _dialogues),
+    "function_calls": Kind(_function_calls, ("messages", "functions")),
+}
+"""By their names, with the fields that they read."""
