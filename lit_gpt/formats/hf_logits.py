@@ -3,10 +3,10 @@
 import errno
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -90,23 +90,36 @@ def _take_turns(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             module.register_forward_hook(lambda module, *_, names=frozen: let_go(module, names))
 
 
+class Theirs(NamedTuple):
+    """What transformers makes of a folder."""
+
+    logits: list[np.ndarray]  # of each sequence, float32 [length, vocabulary]
+    ids: list[int] | None = None  # of the text, without special tokens
+    starts_with: int | None = None  # its first id with them
+    chats: list[list[int]] | None = None  # of each conversation, up to the answer
+
+
 def ask_transformers(
-    folder: Path, sequences: list[list[int]], text: str | None, **loading: Any
-) -> tuple[list[np.ndarray], list[int] | None, int | None]:
+    folder: Path,
+    sequences: list[list[int]],
+    text: str | None,
+    chats: Sequence[Sequence[Mapping[str, str]]] = (),
+    **loading: Any,
+) -> Theirs:
     """Loads `folder` with transformers in a fresh process; raises what `run_transformers` does.
 
-    It returns each sequence's logits, float32 [length, vocabulary]; the token ids of `text` without special tokens, and
-    its first id with them, both None without a text. `loading` are `spare` and `dtype` of `hf_logits_process.py`.
+    Without a `text` it is not asked for token ids. `loading` are `spare` and `dtype` of `hf_logits_process.py`.
     """
-    request = {"sequences": sequences, "text": text, **loading}
+    request = {"sequences": sequences, "text": text, "chats": chats, **loading}
     with tempfile.TemporaryDirectory() as scratch:
         answer = Path(scratch) / "answer.npz"
         run_transformers("lit_gpt.formats.hf_logits_process", folder, request, answer)
         with np.load(answer) as values:
             logits = [values[f"logits{index}"] for index in range(len(sequences))]
             if text is None:
-                return logits, None, None
-            return logits, values["ids"].tolist(), int(values["starts_with"])
+                return Theirs(logits)
+            ids_of_chats = [values[f"chat{index}"].tolist() for index in range(len(chats))]
+            return Theirs(logits, values["ids"].tolist(), int(values["starts_with"]), ids_of_chats)
 
 
 def largest_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> tuple[float, float]:
@@ -142,8 +155,7 @@ def verify_conversion(folder: Path, config: Config, weights: LazyTensors, spare:
     if answer is None:
         return f"not verified: {lack}; convert again where there is more memory, or trust the files"
     ours = litgpt_logits(config, weights, sequences)
-    theirs, _, _ = answer
-    return agreement(ours, theirs, str(folder))
+    return agreement(ours, answer.logits, str(folder))
 
 
 def where_memory_suffices(

@@ -30,8 +30,9 @@ def load_model(folder: Path, spare: Sequence[str] = ()) -> PreTrainedModel:
 
 def answer(folder: Path, request: dict[str, Any], path: Path) -> None:
     """Writes an .npz file of `logits0`, … (float32 [length, vocabulary] of each of `sequences`) and, where there is a
-    `text`, of its token ids: `ids` without special tokens, and `starts_with`, the first one with them. With a `dtype`
-    the weights are rounded to it, and computed with in float32 all the same."""
+    `text`, of its token ids: `ids` without special tokens, and `starts_with`, the first one with them; and `chat0`, …,
+    those of each of `chats` up to the answer. With a `dtype` the weights are rounded to it, and computed with in
+    float32 all the same."""
     model = load_model(folder, request.get("spare", ()))
     values = {}
     with torch.inference_mode():
@@ -45,6 +46,9 @@ def answer(folder: Path, request: dict[str, Any], path: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder, **FROM_FOLDER)
         values["ids"] = np.array(tokenizer.encode(text, add_special_tokens=False))
         values["starts_with"] = np.array(tokenizer.encode(text)[0])
+        for index, messages in enumerate(request["chats"]):
+            ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+            values[f"chat{index}"] = np.array(ids)
     np.savez(path, **values)
 
 

@@ -21,12 +21,14 @@ from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.special_tokens import hide, made_by_model
 
 CHAT_TEMPLATE = "chat_template.jinja"
+GENERATION_CONFIG = "generation_config.json"
+CHAT_FILES = (CHAT_TEMPLATE, GENERATION_CONFIG)  # what a training on chats changes
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
-    "generation_config.json",
+    GENERATION_CONFIG,
     CHAT_TEMPLATE,
 )
 
@@ -63,7 +65,7 @@ class Tokenizer:
         except Exception as e:  # the tokenizers library raises bare Exception, SentencePiece RuntimeError
             raise DataError(f"the tokenizer of {self.directory} cannot be read: {e}") from e
         self.config = read_json_if_there(self.directory / "tokenizer_config.json")
-        self._generation_config = read_json_if_there(self.directory / "generation_config.json")
+        self._generation_config = read_json_if_there(self.directory / GENERATION_CONFIG)
         self.bos_id, self.eos_id = self._special_id("bos"), self._special_id("eos")
         self.adds_bos = self._adds_bos()
 

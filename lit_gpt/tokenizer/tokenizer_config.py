@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.checksums import add_sums, file_sha256, listed_sums
 from lit_gpt.json_files import read_json_if_there
-from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 # Which tokens have a meaning, `..._token`, is kept too. https://huggingface.co/docs/transformers/main_classes/tokenizer
@@ -32,6 +32,8 @@ def settle_tokenizer_config(folder: Path, source: Tokenizer, context: int, rows:
     path = folder / TOKENIZER_CONFIG
     found = read_json_if_there(path)
     kept = {}
+    if (folder / CHAT_TEMPLATE).is_file():
+        found.pop("chat_template", None)  # transformers takes the file, llama.cpp's converter would take this
     for key, value in found.items():
         if key in _KEPT or (key.endswith("_token") and not key.startswith("add_")):
             kept[key] = value

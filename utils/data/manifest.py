@@ -67,6 +67,7 @@ class Manifest:
     window: int
     splits: list[DatasetSplit]
     made_by: dict[str, Any] = field(default_factory=dict)
+    template: str = ""  # SHA-256 of the chat template (tokenizer/chat_template.jinja); empty without chats
     format_version: int = FORMAT_VERSION
 
     @property

@@ -20,8 +20,8 @@ from lit_gpt.json_files import read_json
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
-from lit_gpt.tokenizer.tokenizer import Tokenizer
-from lit_gpt.tokenizer.tokenizer_config import litgpt_leaves_spaces_out, settle_tokenizer_config
+from lit_gpt.tokenizer.tokenizer import GENERATION_CONFIG, Tokenizer
+from lit_gpt.tokenizer.tokenizer_config import TOKENIZER_CONFIG, litgpt_leaves_spaces_out, settle_tokenizer_config
 from utils.export.provenance import PROVENANCE, foundation_facts, write_json
 from utils.export.verification import verify_adapter, verify_logits, verify_tensors
 from utils.files.staged_folder import carry_over, check_replaceable
@@ -54,12 +54,7 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
     specs = dict(tensors_to_hf(specs_of(model.state_dict), model.config, hf))
     tensors = tensors_to_hf(model.state_dict, model.config, hf)
     write_safetensors(stage, specs, tensors, max_shard_bytes)
-    if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
-        print(f"warning: {warning}")
-    sizes = (model.config.block_size, model.config.padded_vocab_size)
-    padding, left_out = settle_tokenizer_config(stage, tokenizer, *sizes)
-    _say_left_out("tokenizer_config.json", left_out)
-    write_json(stage / "generation_config.json", generation_config(model, tokenizer, padding))
+    write_tokenizer(stage, model, tokenizer)
     for name, source in COMPANIONS.items():
         shutil.copyfile(REPOSITORY / source, stage / name)
     if verify == "logits":
@@ -69,12 +64,25 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
     return hf, "not verified"
 
 
+def write_tokenizer(stage: Path, model: MergedModel, tokenizer: Tokenizer) -> None:
+    """The files by which transformers reads and writes the model's text, with its chat template and its ends."""
+    if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
+        print(f"warning: {warning}")
+    sizes = (model.config.block_size, model.config.padded_vocab_size)
+    padding, left_out = settle_tokenizer_config(stage, tokenizer, *sizes)
+    _say_left_out(TOKENIZER_CONFIG, left_out)
+    write_json(stage / GENERATION_CONFIG, generation_config(model, tokenizer, padding))
+
+
 def write_adapter(stage: Path, model: MergedModel, base: str | None) -> tuple[dict[str, Any], str]:
     """Fills `stage` with the adapter for peft; returns its base's config.json and what the comparison found.
 
     `base` is the base model's name on the Hub, where its folder does not tell it.
     """
-    hf = make_config(model, model.base, Tokenizer(model.tokenizer_dir))
+    tokenizer = Tokenizer(model.tokenizer_dir)
+    hf = make_config(model, model.base, tokenizer)
+    if model.is_chat:  # else all that it changes are weights
+        write_tokenizer(stage, model, tokenizer)
     base = base or foundation_facts(model.foundation_dir)[0]
     if "/" not in base:
         print(f"warning: the adapter names its base {base}, which the Hub does not know: give --base_model ORG/NAME")
@@ -98,10 +106,10 @@ def make_config(model: MergedModel, state_dict: Mapping[str, Tensor], tokenizer:
 
 def generation_config(model: MergedModel, tokenizer: Tokenizer, padding: int) -> dict[str, Any]:
     """generation_config.json: the foundation's, or the ids that begin and end a text; and what fills up a batch."""
-    for folder in (model.foundation_dir, model.tokenizer_dir):
-        if folder and (folder / "generation_config.json").is_file():
-            kept, left_out = generating_keys(read_json(folder / "generation_config.json"))
-            _say_left_out("generation_config.json", left_out)
+    for folder in (model.tokenizer_dir, model.foundation_dir):
+        if folder and (folder / GENERATION_CONFIG).is_file():
+            kept, left_out = generating_keys(read_json(folder / GENERATION_CONFIG))
+            _say_left_out(GENERATION_CONFIG, left_out)
             return {**kept, "pad_token_id": padding}
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": padding}
     return {name: index for name, index in ids.items() if index is not None}

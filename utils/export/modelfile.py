@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.chat_template import find_template
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.llama_cpp import LlamaCpp
 from utils.export.provenance import PROVENANCE
 from utils.export.template_battery import CHATS, compare, conversations
@@ -30,6 +31,8 @@ COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
 def form_of(folder: Path) -> Form:
     """How the model in `folder`, a Hugging Face folder, was trained to be spoken to."""
     provenance = read_json_if_there(folder / PROVENANCE)
+    if provenance.get("template"):  # of chats, whatever else there was in the data
+        return _chat(folder)
     languages = list((provenance.get("normalised") or {}).values())
     if languages:
         return _dialogue(Counter(languages).most_common(1)[0][0])
@@ -37,7 +40,7 @@ def form_of(folder: Path) -> Form:
         return _dialogue(None)
     if provenance.get("options"):
         return COMPLETION
-    # a run of this program teaches conversations or plain text; a chat template counts for other models
+    # where a run of this program had no chats, a chat template counts for other models only
     if find_template(folder, read_json_if_there(folder / "tokenizer_config.json")) is None:
         return COMPLETION
     return _chat(folder)
@@ -49,14 +52,16 @@ def _chat(folder: Path) -> Form:
     from utils.export.hf_chat import HFChat
 
     chat = HFChat(folder)
+    tokenizer = Tokenizer(folder)
+    ends = tuple(tokenizer.vocabulary[index] for index in sorted(tokenizer.end_ids))
     if chat.has_date:
-        return _left_to_ollama("it writes the day's date, which Ollama's templates cannot")
+        return _left_to_ollama("it writes the day's date, which Ollama's templates cannot", ends)
     turns = learn(chat.render)
     if turns is None:
-        return _left_to_ollama("what it writes does not follow from the roles of a message and its neighbour")
+        return _left_to_ollama("what it writes does not follow from the roles of a message and its neighbour", ends)
     equal, differing = compare(turns.render, chat.render)
     if differing:
-        return _left_to_ollama(f"a conversation of {differing} comes out otherwise")
+        return _left_to_ollama(f"a conversation of {differing} comes out otherwise", ends)
     notes = limits(turns)
     if chat.lacks_begin:
         notes.append(f"The GGUF file has {chat.begin} put before every text; {SPEAKS} writes none.")
@@ -104,13 +109,13 @@ def limits(turns: Turns) -> list[str]:
     return notes
 
 
-def _left_to_ollama(reason: str) -> Form:
+def _left_to_ollama(reason: str, ends: tuple[str, ...]) -> Form:
     notes = (
         f"Without TEMPLATE, as no form of this program says what {SPEAKS} says: {reason}.",
         "Ollama takes a template that it knows, by the one in the GGUF file, or the bare prompt: see `ollama show`.",
         "llama.cpp's `llama-server --jinja` renders the model's own.",
     )
-    return Form("chat", None, (), notes)
+    return Form("chat", None, ends, notes)
 
 
 def _dialogue(language: str | None) -> Form:

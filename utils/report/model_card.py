@@ -17,6 +17,7 @@ import yaml
 from lit_gpt.formats.peft import ADAPTER_CONFIG
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.mixture import MIXTURE
 from utils.export.provenance import foundation_facts
 from utils.prepare.dialogue import normalise
@@ -96,6 +97,11 @@ def model_values(model: MergedModel, hf: dict[str, Any], provenance: dict[str, A
     prompt = "Once upon a time"
     if languages:
         prompt = normalise(PROMPTS[languages[0]], languages[0], open_end=True)
+    uses = {"prompt": json.dumps(prompt, ensure_ascii=False), "goes_on": "goes on with a text"}
+    if model.is_chat:
+        tokenizer = Tokenizer(model.tokenizer_dir)
+        ends = " or ".join(f"`{tokenizer.vocabulary[index]}`" for index in sorted(tokenizer.end_ids))
+        uses = {"messages": json.dumps([{"role": "user", "content": "Hello!"}]), "ends": ends}
     return {
         "kind": "A causal language model",
         "name": cell(model_id.rpartition("/")[2]),
@@ -104,19 +110,25 @@ def model_values(model: MergedModel, hf: dict[str, Any], provenance: dict[str, A
         "parameters": f"{sum(spec.numel() for spec in specs_of(model.state_dict).values()):,}",
         "context": f"{model.config.block_size:,}",
         "dtype": hf["torch_dtype"],
-        "prompt": json.dumps(prompt, ensure_ascii=False),
+        "tokenizer_id": json.dumps(model_id, ensure_ascii=False),
+        **uses,
         "normalised": " and ".join(f"`{language}`" for language in languages),
         "verification": provenance["conversion"]["verification"],
     }
 
 
 def adapter_values(model: MergedModel, model_id: str, base: str | None) -> dict[str, Any]:
-    """What is different of an adapter: transformers loads its base, and peft the adapter."""
+    """What is different of an adapter: transformers loads its base, and peft the adapter, which has the tokenizer
+    where it was trained on chats."""
+    tokenizer_id = model_id if model.is_chat else base
     return {
         "kind": "A LoRA adapter of a causal language model",
         "peft_import": "from peft import PeftModel",
         "adapter_id": json.dumps(model_id, ensure_ascii=False),
         "model_id": json.dumps(base, ensure_ascii=False),
+        "tokenizer_id": json.dumps(tokenizer_id, ensure_ascii=False),
+        "ending_id": json.dumps(model_id, ensure_ascii=False) if model.is_chat else None,
+        "ending_import": "from transformers import GenerationConfig" if model.is_chat else None,
         "normalised": None,  # beside an adapter there are no programs that bring text into that form
         "adapted_head": "output layer" if model.lora.head else None,
     }
@@ -127,6 +139,9 @@ def origin_values(
 ) -> dict[str, Any]:
     """The base model, both licences, and the metadata that the Hub reads."""
     on_hub = base is not None and "/" in base
+    kind = "continual-pretraining" if base else "pretraining"
+    if model.is_chat:
+        kind = "conversational"
     named = {key: base_card.get(key) for key in ("license", "license_name", "license_link")}
     front = {
         **({"license": licence} if licence else named),
@@ -134,16 +149,18 @@ def origin_values(
         "base_model": base if on_hub else None,
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["continual-pretraining" if base else "pretraining", *(["lora"] if is_adapter else [])],
+        "tags": [kind, *(["lora"] if is_adapter else [])],
     }
     front = {key: value for key, value in front.items() if value}
     link = base and cell(base)
     if on_hub:
         link = f"[{base}](https://huggingface.co/{base})"
     merged = "not merged" if is_adapter else "merged"
+    training = "training on chats" if model.is_chat else "continuing the pretraining"
     return {
         "front_matter": yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "base_model": link,
+        "training": training,
         "method": f"LoRA, {merged} into its weights" if model.lora else "training of all its weights",
         "license": cell(front["license"]) if "license" in front else None,
         "base_license": cell(base_card["license"]) if base_card.get("license") else None,

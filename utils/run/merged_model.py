@@ -56,6 +56,11 @@ class MergedModel:
     check: Check = field(default_factory=Check)
     """Compares the files with their checksums; who publishes what he made of the weights waits for it."""
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether it was trained on chats: by the template, and to the ends, that are in `tokenizer_dir`."""
+        return bool(self.provenance.get("template"))
+
 
 def find_input(path: Path) -> Path:
     """Finds a training checkpoint (of a run folder the best, else the newest) or a `lit_model.pth` by a user's path."""
@@ -135,7 +140,8 @@ def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | N
     check = begin_check([*own, *expected_base(checkpoint_dir)])
     adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir), base)
     merged = merge_adapter(base, adapter, config, lora, dtype)
-    trained = MergedModel(config, merged, checkpoint_dir, checkpoint_dir, lora, base=base, adapter=adapter)
+    tokenizer_dir = folder if provenance.get("template") else checkpoint_dir  # an adapter on chats has its own
+    trained = MergedModel(config, merged, tokenizer_dir, checkpoint_dir, lora, base=base, adapter=adapter)
     return replace(trained, peft_dir=folder, check=check)
 
 
@@ -157,7 +163,7 @@ def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str,
             losses[row["dataset"]] = float(row["loss"])
     return {
         **{key: value for key, value in vars(record).items() if key != "identity"},
-        **{key: getattr(record.identity, key) for key in ("lora", "base", "data", "mixture", "seed")},
+        **{key: getattr(record.identity, key) for key in ("lora", "base", "data", "template", "mixture", "seed")},
         **asdict(progress),
         "checkpoint": checkpoint.name,
         "validation_loss": losses.pop(ALL, None),

@@ -32,6 +32,8 @@ class RunIdentity:
     """How the base's matrices are kept (QLoRA, `bnb.nf4`); None: as they are. Older versions did not write it."""
     data: str
     """Fingerprint of the manifest's entries that are trained on."""
+    template: str | None = None
+    """SHA-256 of the data's chat template; None without chats. Older versions did not write it."""
     mixture: dict[str, int]
     """Weight of each dataset."""
     samples_per_step: int

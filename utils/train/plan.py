@@ -2,18 +2,20 @@
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 from litgpt.config import Config
 from torch import Tensor
 
+from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.litgpt_directory import config_values, read_config, read_weights
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import import_bitsandbytes
 from lit_gpt.model.tensor_parallel import sharing_problems
-from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.tokenizer.tokenizer import CHAT_FILES, CHAT_TEMPLATE, TOKENIZER_FILES, Tokenizer
 from utils.cluster.launch import resolve_processes
-from utils.data.manifest import TEST, TRAIN, DatasetSplit, Manifest
+from utils.data.manifest import TEST, TOKENIZER, TRAIN, DatasetSplit, Manifest
 from utils.data.mixture import Mixture
 from utils.run.csv_log import METRICS, check_columns
 from utils.run.foundation import base_record
@@ -59,6 +61,7 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     manifest = Manifest.load(options.data_dir)
     config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
     check_data_fits(manifest, Tokenizer(options.checkpoint_dir), config, options)
+    check_template(manifest, options.data_dir)
     mixture = Mixture.of(manifest.select(TRAIN, options.language), options.mixture)
     if not any(entry.targets for entry in mixture.entries):
         raise DataError(f"{options.data_dir}: no document of the data to train on has a second token to predict")
@@ -78,6 +81,7 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
         base=weights and recorded_base(options),
         quantize=options.quantize,
         data=manifest.fingerprint(mixture.entries),
+        template=manifest.template or None,
         mixture={entry.dataset: weight for entry, weight in shares},
         samples_per_step=samples_per_step,
         mask_documents=options.mask_documents,
@@ -120,6 +124,29 @@ def check_data_fits(manifest: Manifest, tokenizer: Tokenizer, config: Config, op
         raise UserError(
             f"the tokenizer has {manifest.vocab_size} entries, the model's vocabulary {config.padded_vocab_size}"
         )
+
+
+def check_template(manifest: Manifest, data_dir: Path) -> None:
+    """Raises unless the chat template in the data folder is the one that its shards were made with."""
+    path = data_dir / TOKENIZER / CHAT_TEMPLATE
+    if not manifest.template:
+        return
+    if not path.is_file():
+        raise DataError(
+            f"{path}, the chat template of the shards, is missing; prepare the data again (prepare_data.py)"
+        )
+    if file_sha256(path) != manifest.template:
+        raise DataError(f"{path} is not the template that the shards were made with; prepare the data again")
+
+
+def tokenizer_files(manifest: Manifest, options: PretrainOptions) -> list[Path]:
+    """The files by which the trained model reads and writes text: the foundation's, or where the data have chats, their
+    chat template and, with the tokens that end an answer, their generation_config.json."""
+    folders = dict.fromkeys(TOKENIZER_FILES, options.checkpoint_dir)
+    if manifest.template:
+        folders |= dict.fromkeys(CHAT_FILES, options.data_dir / TOKENIZER)
+    files = [folder / name for name, folder in folders.items()]
+    return [path for path in files if path.is_file()]
 
 
 def check_batch(options: PretrainOptions, processes: tuple[int, int]) -> int:

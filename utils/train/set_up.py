@@ -19,11 +19,11 @@ from lit_gpt.errors import DataError
 from lit_gpt.formats.litgpt_directory import CONFIG
 from lit_gpt.model.building import empty_model
 from lit_gpt.model.flops import flops_per_token, mean_context
-from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
 from utils import cli
 from utils.cluster.collectives import on_rank_zero
 from utils.cluster.stop_request import StopRequest
 from utils.cluster.watchdog import Watchdog
+from utils.data.manifest import Manifest
 from utils.data.mixture import MIXTURE, mixture_table, table_csv, table_text
 from utils.files.atomic import write_atomically
 from utils.files.folder_lock import FolderLock
@@ -41,7 +41,7 @@ from utils.train.metrics import METRIC_COLUMNS, Meter, Metrics, device_peak
 from utils.train.optimizer import make_optimizer, trained_of
 from utils.train.options import PretrainOptions
 from utils.train.placement import place_model
-from utils.train.plan import TrainingPlan, check_out_dir
+from utils.train.plan import TrainingPlan, check_out_dir, tokenizer_files
 from utils.train.profiler import StepProfiler, parse_profile_steps
 from utils.train.workload import elements
 
@@ -122,7 +122,7 @@ def set_up(
         fabric=fabric,
         model=model,
         optimizer=optimizer,
-        writer=make_writer(options, lock, check),
+        writer=make_writer(options, plan.manifest, lock, check),
         stop=stop,
         watchdog=watchdog,
         log=log,
@@ -186,11 +186,11 @@ def checkpoint_to_go_back_to(options: PretrainOptions) -> Path | None:
     return checkpoint
 
 
-def make_writer(options: PretrainOptions, lock: FolderLock | None, check: Check) -> CheckpointWriter:
+def make_writer(
+    options: PretrainOptions, manifest: Manifest, lock: FolderLock | None, check: Check
+) -> CheckpointWriter:
     """The writer of the run's checkpoints, each of which gets what it needs to be used alone."""
-    tokenizer_files = [options.checkpoint_dir / name for name in TOKENIZER_FILES]
-    companions = [options.out_dir / RUN, options.out_dir / CONFIG]
-    companions += [path for path in tokenizer_files if path.is_file()]
+    companions = [options.out_dir / RUN, options.out_dir / CONFIG, *tokenizer_files(manifest, options)]
     return CheckpointWriter(options.out_dir, companions, lock, check)
 
 

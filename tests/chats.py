@@ -1,0 +1,27 @@
+"""A tokenizer for chats made on the spot, whose end of a turn is not its end of a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
+NAMES = (END_OF_TEXT, "<|im_start|>", END_OF_TURN)
+WORDS = ("user", "assistant", "system", "Reverse", "Repeat", "First", "Last")
+
+
+def make_chat_tokenizer(folder: Path) -> Path:
+    """Byte-level BPE of the 256 bytes, `NAMES`, and what `WORDS` are merged of."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=[*NAMES], initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([word for word in WORDS for _ in range(2)], trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -1,0 +1,230 @@
+"""What was trained on chats is spoken to by their template, and ends its answers, wherever it goes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from lit_gpt.chat.base import Options as ChatOptions
+from lit_gpt.chat.base import main as chat
+from lit_gpt.inference.generation import TextModel
+from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
+from lit_gpt.tokenizer.chat_template import ChatTemplate
+from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
+from tests.chats import END_OF_TEXT, END_OF_TURN, make_chat_tokenizer
+from tests.conftest import TINY_MODEL, assert_error, run
+from tests.export.test_modelfile import CHATML, parse
+from utils.data.manifest import Manifest
+from utils.export.modelfile import form_of, modelfile
+from utils.run.checkpoint_folders import list_checkpoints
+
+SYSTEM = 'Ты — "Сайга".\nBe {{kind}} {% and } brief\\.'
+OTHER = CHATML.replace("<|im_start|>", "<|im_start|>role: ")
+SMALL = ("--precision", "32-true", "--interval_unit", "steps", "--max_steps", 2, "--warmup_steps", 1, "--batch_size", 2)
+ASK = """
+import json, sys
+from transformers import AutoTokenizer, GenerationConfig
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+chats = json.loads(sys.argv[2])
+ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
+print(json.dumps([ids, GenerationConfig.from_pretrained(sys.argv[1]).eos_token_id]))
+"""
+
+
+class Place(NamedTuple):
+    data: Path  # by CHATML, with a default system message
+    run: Path  # of all weights, from random ones
+    published: Path  # its Hugging Face folder, and litgpt directory
+    other: Path  # data by `OTHER`
+    lora: Path  # a run on them, from that directory
+
+
+def question(*contents, system=None):
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for number, content in enumerate(contents):
+        messages.append({"role": ("user", "assistant")[number % 2], "content": content})
+    return messages
+
+
+CHATS = (question("Ça va ?"), question(" a\n", "b ", "c", system="Be brief."), question("a", "b", "c"))
+
+
+def prepare(corpus: Path, checkpoint_dir: Path, folder: Path, template: str) -> Path:
+    words = ("--source_path", corpus, "--checkpoint_dir", checkpoint_dir, "--destination_path", folder)
+    run("prepare_data.py", *words, "--max_length", 64, "--num_workers", 1)
+    make_chat_data(folder, template)
+    return folder
+
+
+def make_chat_data(folder: Path, template: str) -> None:
+    for name, content in chat_files(Tokenizer(folder / "tokenizer"), template).items():
+        (folder / "tokenizer" / name).write_bytes(content)
+    values = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**values, "template": sha256(template)}))
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """All by the programs themselves."""
+    folder = tmp_path_factory.mktemp("chats")
+    model_config = folder / "tiny.yaml"
+    model_config.write_text(TINY_MODEL.replace("block_size: 64", "block_size: 256"))
+    tokenizer = make_chat_tokenizer(folder / "tokenizer")
+    corpus = folder / "corpus" / "EN" / "chats" / "full.txt"
+    corpus.parent.mkdir(parents=True)
+    corpus.write_text("\n".join(f"Reverse {number}" for number in range(200)))
+    data = prepare(folder / "corpus", tokenizer, folder / "data", with_default_system(CHATML, SYSTEM))
+    scratch = ("--checkpoint_dir", tokenizer, "--model_config", model_config, "--out_dir", folder / "run")
+    run("pretrain.py", "--data_dir", data, *scratch, *SMALL)
+    published = folder / "published"
+    run("convert_litgpt_to_transformers.py", "--input_path", folder / "run", "--output_dir", published)
+    run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", published, "--verify", "none")
+    other = prepare(folder / "corpus", published, folder / "other", OTHER)
+    lora = ("--checkpoint_dir", published, "--out_dir", folder / "lora", "--use_lora", "true", "--learning_rate", 0.1)
+    run("pretrain.py", "--data_dir", other, *lora, *SMALL)
+    return Place(data, folder / "run", published, other, folder / "lora")
+
+
+def asked_in_a_fresh_process(folder: Path) -> tuple[list[list[int]], list[int]]:
+    words = [sys.executable, "-c", ASK, str(folder), json.dumps(CHATS)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def names_of_ends(folder: Path) -> list[str]:
+    tokenizer = Tokenizer(folder)
+    return sorted(tokenizer.vocabulary[index] for index in tokenizer.end_ids)
+
+
+def test_the_default_system_message_is_said_where_there_is_none(tmp_path):
+    tokenizer = Tokenizer(make_chat_tokenizer(tmp_path))
+    plain, ours = (ChatTemplate(tokenizer, source) for source in (CHATML, with_default_system(CHATML, SYSTEM)))
+    for messages in CHATS:
+        had_one = messages[0]["role"] == "system"
+        expected = messages if had_one else [{"role": "system", "content": SYSTEM}, *messages]
+        assert ours.render(messages) == plain.render(expected)
+    # white space at the template's beginning means what it meant
+    for start in ("\n\n  {% if true %} a{% endif %}", "  \n", "{{- 'a' }}", "\t{%- if true %} a{% endif %}"):
+        assert ChatTemplate(tokenizer, with_default_system(start + CHATML, SYSTEM)).render(
+            question("b", system="c")
+        ) == ChatTemplate(tokenizer, start + CHATML).render(question("b", system="c")), start
+
+
+def test_a_checkpoint_has_the_datas_template_and_the_end_of_its_turns(place):
+    for run_dir, data, template in (
+        (place.run, place.data, with_default_system(CHATML, SYSTEM)),
+        (place.lora, place.other, OTHER),
+    ):
+        (checkpoint,) = list_checkpoints(run_dir)
+        assert (checkpoint / "chat_template.jinja").read_text() == template
+        assert names_of_ends(checkpoint) == sorted([END_OF_TEXT, END_OF_TURN])
+        identity = yaml.safe_load((checkpoint / "run.yaml").read_text())["identity"]
+        assert identity["template"] == sha256(template) == Manifest.load(data).template
+        assert Tokenizer(checkpoint).fingerprint == Manifest.load(data).tokenizer
+
+
+def test_transformers_sends_what_was_trained(place):
+    (checkpoint,) = list_checkpoints(place.run)
+    ids, ends = asked_in_a_fresh_process(place.published)
+    template = ChatTemplate(Tokenizer(checkpoint))
+    assert ids == [template.encode(messages) for messages in CHATS]
+    tokenizer = Tokenizer(checkpoint)
+    assert ends == [tokenizer.token_id(END_OF_TEXT), tokenizer.token_id(END_OF_TURN)]
+    assert SYSTEM in tokenizer._hf.decode(ids[0], skip_special_tokens=False)
+    provenance = json.loads((place.published / "training_provenance.json").read_text())
+    assert provenance["template"] == Manifest.load(place.data).template
+    assert "4 chats by its template" in provenance["conversion"]["verification"]
+    card = (place.published / "README.md").read_text()
+    assert "apply_chat_template" in card and END_OF_TURN in card and "base model: it" not in card
+
+
+@pytest.mark.go
+def test_ollama_sends_what_was_trained(place, go):
+    form = form_of(place.published)
+    assert form.description.startswith("chat, as the model's own chat template writes it")
+    commands = parse(modelfile("m.gguf", form, 64, END_OF_TEXT))
+    (checkpoint,) = list_checkpoints(place.run)
+    for messages in CHATS:
+        assert go.render(commands["TEMPLATE"][0], messages) == ChatTemplate(Tokenizer(checkpoint)).render(messages)
+    assert END_OF_TURN in commands["PARAMETER stop"]
+
+
+def test_an_adapter_brings_its_template_along(place, tmp_path):
+    words = ("--input_path", place.lora, "--output_dir", tmp_path / "adapter", "--as_adapter", "true")
+    run("convert_litgpt_to_transformers.py", *words, "--base_model", "org/Base")
+    ids, ends = asked_in_a_fresh_process(tmp_path / "adapter")
+    template = ChatTemplate(Tokenizer(place.other / "tokenizer"))
+    assert ids == [template.encode(messages) for messages in CHATS] and len(ends) == 2
+    card = (tmp_path / "adapter" / "README.md").read_text()
+    assert 'AutoTokenizer.from_pretrained("adapter")' in card and 'GenerationConfig.from_pretrained("adapter")' in card
+    merged = tmp_path / "merged"
+    run("utils/merge_lora.py", "--lora_path", place.lora, "--save_path", merged, "--verify", "none")
+    again = ("--lora_path", tmp_path / "adapter", "--checkpoint_dir", place.published, "--verify", "none")
+    run("utils/merge_lora.py", *again, "--save_path", tmp_path / "again")
+    for folder in (merged, tmp_path / "again"):
+        assert (folder / "chat_template.jinja").read_text() == OTHER
+        assert names_of_ends(folder) == sorted([END_OF_TEXT, END_OF_TURN])
+
+
+def test_the_chat_asks_by_the_template_and_stops_at_the_end_of_a_turn(place, monkeypatch, capsys):
+    end = Tokenizer(place.published).token_id(END_OF_TURN)
+    for options, data, has_system in (
+        (ChatOptions(lora_path=place.lora, accelerator="cpu"), place.other, False),
+        (ChatOptions(checkpoint_dir=place.published, accelerator="cpu"), place.data, True),
+    ):
+        lines, read, real = iter(["Ça va ?", ""]), [], TextModel.stream
+
+        def stream(self, prompts, *rest, read=read, real=real, **options):
+            read.append(list(prompts[0]))
+            return real(self, prompts, *rest, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("lit_gpt.chat.base.read_line", lambda _, lines=lines: next(lines))
+            patch.setattr(TextModel, "stream", stream)
+            patch.setattr("lit_gpt.inference.generation.choose", lambda *_: [end])
+            chat(options)
+        expected = ChatTemplate(Tokenizer(data / "tokenizer")).encode(CHATS[0])
+        assert read == [expected] and capsys.readouterr().out == "\n"
+        assert (SYSTEM in Tokenizer(data / "tokenizer")._hf.decode(expected, False)) == has_system
+
+
+def test_another_template_is_refused_in_one_run(place, tmp_path):
+    copy = shutil.copytree(place.data, tmp_path / "data")
+    words = ("--data_dir", copy, "--checkpoint_dir", place.published, "--out_dir", tmp_path / "run", *SMALL)
+    run("pretrain.py", *words)
+    make_chat_data(copy, OTHER)
+    assert_error(run("pretrain.py", *words, check=False), 2, "holds another run (template was", "another --out_dir")
+    (copy / "tokenizer" / "chat_template.jinja").write_text(CHATML)
+    assert_error(run("pretrain.py", *words, check=False), 65, "is not the template that the shards were made with")
+    (copy / "tokenizer" / "chat_template.jinja").unlink()
+    assert_error(run("pretrain.py", *words, check=False), 65, "the chat template of the shards, is missing")
+
+
+def test_plain_text_leaves_the_foundations_template(place, tmp_path):
+    """It was not trained by it: what the model does with text is to go on."""
+    copy = shutil.copytree(place.data, tmp_path / "data")
+    values = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps({**values, "template": ""}))
+    words = ("--data_dir", copy, "--checkpoint_dir", place.published, "--out_dir", tmp_path / "run", *SMALL)
+    run("pretrain.py", *words)
+    (checkpoint,) = list_checkpoints(tmp_path / "run")
+    for name in TOKENIZER_FILES:
+        if (place.published / name).is_file():
+            assert (checkpoint / name).read_bytes() == (place.published / name).read_bytes()
+    words = ("--input_path", tmp_path / "run", "--output_dir", tmp_path / "hf", "--verify", "none")
+    run("convert_litgpt_to_transformers.py", *words)
+    assert form_of(tmp_path / "hf").description == "completion of text"
+    assert "It is a base model: it goes on with a text" in (tmp_path / "hf" / "README.md").read_text()
