@@ -1,12 +1,14 @@
 """The data folder as a whole: whether it may be written, and what completes it once every split is there."""
 
+import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from lit_gpt.errors import UserError
-from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES
+from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, TOKENIZER_FILES
 from utils.data.manifest import MANIFEST, TOKENIZER, DatasetSplit, Manifest
 from utils.data.shards import token_dtype
 from utils.files.atomic import write_atomically
@@ -44,7 +46,7 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
     """Deletes what belongs to no split any more and writes the manifest, unless it already says the same."""
     data_dir, recipe = plan.data_dir, plan.recipe
     manifest = make_manifest(found, plan)
-    copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER)
+    copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER, plan.chat_files)
     write_unread(plan)
     stale = find_stale(data_dir, found)
     path = data_dir / MANIFEST
@@ -96,16 +98,18 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
             "normalised": {source.dataset: dialogue.language for source, dialogue in dialogues.items()},
             "version": PREPARATION_VERSION,
         },
+        template=hashlib.sha256(plan.chat_files[CHAT_TEMPLATE]).hexdigest() if plan.chat_files else "",
     )
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path, chats: Mapping[str, bytes]) -> None:
+    """Copies the tokenizer's files, with those of `chats` in their place."""
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:
-        if not (source / name).is_file():
+        if name not in chats and not (source / name).is_file():
             (target / name).unlink(missing_ok=True)
             continue
-        content = (source / name).read_bytes()
+        content = chats.get(name) or (source / name).read_bytes()
         if not (target / name).is_file() or (target / name).read_bytes() != content:
             write_atomically(target / name, content)
 

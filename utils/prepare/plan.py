@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from lit_gpt.errors import DataError, UserError, raise_problems
+from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
 from lit_gpt.tokenizer.chat_template import find_template
 from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ class PreparePlan:
     sample: list[str]  # some of the text, on which a fast tokenizer has to prove itself
     proof: Proof | None  # on which characters it has failed
     tokenizer: str  # the tokenizer's fingerprint
+    chat_files: Mapping[str, bytes]  # of chats, files to go with the tokenizer's: the template, the ends of answers
     unread: list[Unread]  # files of the corpus that are not read
 
     @property
@@ -74,6 +76,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     recipe = make_recipe(options, tokenizer)
     if any(source.converter for source in sources):
         recipe = replace(recipe, chat=make_chat_recipe(options, tokenizer))
+    chats = recipe.chat and chat_files(tokenizer, with_default_system(recipe.chat.template, recipe.chat.system))
     groups = read_groups(options.group_datasets_by_genre)
     groups |= {source.dataset: source.group for source in sources if source.group}
     facts = read_metadata(options.metadata) if options.metadata else {}
@@ -95,6 +98,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         sample=read_sample(sources, options),
         proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer else None,
         tokenizer=tokenizer.fingerprint,
+        chat_files=chats or {},
         unread=unread,
     )
 

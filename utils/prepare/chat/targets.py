@@ -58,7 +58,8 @@ class Chat:
 
     def __init__(self, template: ChatTemplate, conversation: Conversation, recipe: ChatRecipe) -> None:
         given = conversation.messages
-        if recipe.system is not None and not any(message["role"] in ("system", "developer") for message in given):
+        # as the template will do where it is served: lit_gpt/tokenizer/chat_files.py
+        if recipe.system is not None and not (given and given[0]["role"] in ("system", "developer")):
             given = [{"role": "system", "content": recipe.system}, *given]
         self.template, self.policy = template, recipe.targets
         self.messages = [_without_weight(message) for message in given]
