@@ -66,10 +66,8 @@ def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True
         bounds.append(edges[edges < positions] + index * positions)
         if row is None:
             continue
-        used = int(edges[-1])
         tokens[index] = row.tokens
-        offsets = np.arange(used) - np.repeat(edges[:-1], lengths)
-        is_target[index, :used] = offsets >= np.repeat(row.segment_overlaps, lengths)
+        is_target[index, : int(edges[-1])] = row.is_target()
     targets = np.where(is_target, tokens, IGNORE)
     segments = np.concatenate([*bounds, [len(rows) * positions]]).astype(np.int32)
     return Batch(

@@ -12,7 +12,8 @@ from typing import Any
 from lit_gpt.errors import DataError, UserError
 from utils.files.atomic import write_atomically
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READ_VERSIONS = (2, FORMAT_VERSION)  # version 2 has no chats, and counts no bytes of text
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"  # folder with the tokenizer's files beside the shards, to read them by
 TRAIN, TEST = "train", "test"
@@ -28,18 +29,21 @@ class Shard:
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """A part of a dataset: targets == tokens - documents and rows * window == tokens + overlap + padding."""
+    """A part of a dataset: rows * window == tokens + overlap + padding, and every token is counted once,
+
+    tokens == targets + documents (their first tokens, before which there is nothing) + sum(masked.values()).
+    """
 
     dataset: str
     split: str
     language: str
     group: str
-    documents: int  # documents, their variants (augmentation) included
+    documents: int  # documents, their variants (augmentation) included; of chats, their samples
     variants: int
     turns: int
     words: int
     tokens: int  # every token of the documents once, begin- and end-of-text tokens included
-    targets: int  # tokens that are predicted: all but each document's first
+    targets: int  # tokens that are predicted: all but each document's first, and what is masked
     rows: int
     overlap: int  # tokens that repeat others as left context
     padding: int  # positions of the rows that hold no token
@@ -47,9 +51,17 @@ class DatasetSplit:
     sources: list[dict[str, Any]]  # the corpus' files: path, bytes, SHA-256
     shards: list[Shard]
     named: dict[str, int] = field(default_factory=dict)  # how often the text has each name of a special token
+    masked: dict[str, int] = field(default_factory=dict)  # tokens that are no targets, by what they are (parts.py)
+    text_bytes: int | None = None  # UTF-8 bytes of the documents' text; None: not counted (format version 2)
+    target_bytes: int | None = None  # of the text that is predicted
+    conversations: int = 0  # of which samples were made: several of one, where its history changes with each answer
+    messages: int = 0
+    shortened: int = 0  # conversations from whose end turns were left out
+    turns_left_out: int = 0
 
     def __post_init__(self) -> None:
-        assert self.targets == self.tokens - self.documents, "a token of the corpus is not a target exactly once"
+        counted = self.targets + self.documents + sum(self.masked.values())
+        assert self.tokens == counted, f"{self.tokens} tokens, but {counted} targets, first and masked tokens"
         assert self.rows == sum(shard.rows for shard in self.shards)
 
     @classmethod
@@ -108,8 +120,9 @@ class Manifest:
             raise UserError(f"{path} is missing: not a data folder, or its preparation did not end (prepare_data.py)")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format_version"] != FORMAT_VERSION:
-                versions = f"format version {values['format_version']}, this program {FORMAT_VERSION}"
+            if values["format_version"] not in READ_VERSIONS:
+                read = " and ".join(map(str, READ_VERSIONS))
+                versions = f"format version {values['format_version']}, this program reads {read}"
                 raise DataError(f"{path} has {versions}; prepare the data again (prepare_data.py)")
             return cls(**{**values, "splits": [DatasetSplit.from_dict(entry) for entry in values["splits"]]})
         except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as e:

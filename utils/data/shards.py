@@ -10,6 +10,12 @@ A data folder holds, for each dataset and split, `<dataset>-<split>-00000-of-000
 - `row_segments` int64 [rows + 1], where each row's segments begin in the two arrays above.
 
 In a row, pieces follow each other from position 0; what they leave free at the end is padding.
+
+Where not all that is left are targets, as in chats, a shard says what each token is (utils/data/parts.py), in runs:
+
+- `run_lengths` int32 [runs] and `run_parts` uint8 [runs], the tokens of each run and what they are, row after row;
+- `row_runs` int64 [rows + 1], where each row's runs begin. A row that has none is all targets; the others' runs add up
+  to the row's tokens but for the padding. A piece's first tokens (`segment_overlaps`) are never targets.
 """
 
 from __future__ import annotations
@@ -30,6 +36,7 @@ from safetensors import safe_open
 from lit_gpt.checksums import ListedFile, file_sha256, find_difference
 from lit_gpt.errors import DataError, naming
 from utils.data.manifest import DatasetSplit, Shard
+from utils.data.parts import TARGET, Runs, find_problem, predicted, to_runs
 from utils.files.atomic import staged_path, write_array
 
 
@@ -38,6 +45,12 @@ class Row:
     tokens: np.ndarray  # [window]
     segment_lengths: np.ndarray  # [segments] int32
     segment_overlaps: np.ndarray  # [segments] int32: the first tokens of each that are not targets
+    parts: np.ndarray | None = None  # [tokens but for the padding] uint8: what each is; None if all are targets
+
+    def is_target(self) -> np.ndarray:
+        """bool [tokens but for the padding]."""
+        beyond = predicted(self.segment_lengths, self.segment_overlaps)
+        return beyond if self.parts is None else beyond & (self.parts == TARGET)
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -78,11 +91,22 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         self._resources.close()
 
-    def add(self, tokens: np.ndarray, lengths: np.ndarray, overlaps: np.ndarray, row_segments: np.ndarray) -> None:
-        """Writes rows: `tokens` [rows, window], the other arrays as in a shard. An OSError names the shard."""
+    def add(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        overlaps: np.ndarray,
+        row_segments: np.ndarray,
+        parts: np.ndarray | None = None,
+    ) -> None:
+        """Writes rows: `tokens` [rows, window], `parts` uint8 [rows, window], or None where all are targets, the other
+        arrays as in a shard. An OSError names the shard.
+        """
         if not len(tokens):
             return
         counts = np.diff(row_segments)
+        if parts is not None:
+            used = np.diff(np.append(0, np.cumsum(lengths, dtype=np.int64))[row_segments])
         shard_of_row = (self._rows + np.arange(len(tokens))) % len(self._files)
         shard_of_segment = np.repeat(shard_of_row, counts)
         for shard, (file, segments) in enumerate(self._files):
@@ -90,8 +114,12 @@ class ShardWriter:
             own = shard_of_segment == shard
             with naming(self._paths[shard]):
                 write_array(file, tokens[first :: len(self._files)])
-                for values in (counts[first :: len(self._files)], lengths[own], overlaps[own]):
-                    write_array(segments, np.append(len(values), values).astype(np.int32))
+                arrays = [counts[first :: len(self._files)], lengths[own], overlaps[own]]
+                if parts is not None:
+                    runs = to_runs(parts[first :: len(self._files)], used[first :: len(self._files)])
+                    arrays += [runs.counts, runs.lengths, runs.parts]
+                for number, values in enumerate(arrays):
+                    write_array(segments, np.append([number, len(values)], values).astype(np.int32))
         self._rows += len(tokens)
 
     def publish(self) -> list[Shard]:
@@ -112,12 +140,16 @@ class ShardWriter:
         rows = self._rows // len(self._files) + (shard < self._rows % len(self._files))
         with naming(path):
             segments.seek(0)
-            counts, lengths, overlaps = _read_segments(np.frombuffer(segments.read(), np.int32))
+            counts, lengths, overlaps, runs = _read_segments(np.frombuffer(segments.read(), np.int32))
             arrays = {
                 "row_segments": np.cumsum([0, *counts], dtype=np.int64),
                 "segment_lengths": lengths,
                 "segment_overlaps": overlaps,
             }
+            if len(runs.lengths):
+                arrays["row_runs"] = np.cumsum([0, *runs.counts], dtype=np.int64)
+                arrays["run_lengths"] = runs.lengths
+                arrays["run_parts"] = runs.parts
             begin = rows * self._window * self._dtype.itemsize
             header = {"tokens": _tensor(self._dtype, (rows, self._window), 0)}
             for name, values in arrays.items():
@@ -142,17 +174,24 @@ def _tensor(dtype: np.dtype, shape: tuple[int, ...], begin: int) -> dict[str, An
     return {"dtype": kind, "shape": list(shape), "data_offsets": [begin, begin + size]}
 
 
-def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Segments per row [rows], their lengths and overlaps [segments], int32: `add` wrote them in turn, sizes first."""
-    found: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in range(3)]
-    position = number = 0
+def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, Runs]:
+    """Segments per row [rows], their lengths and overlaps [segments], int32, and the runs, as `add` wrote them."""
+    found: list[list[np.ndarray]] = [[np.zeros(0, np.int32)] for _ in range(6)]
+    position = 0
     while position < len(values):
-        size = int(values[position])
-        found[number % 3].append(values[position + 1 : position + 1 + size])
-        position += 1 + size
-        number += 1
-    counts, lengths, overlaps = map(np.concatenate, found)
-    return counts, lengths, overlaps
+        number, size = values[position : position + 2].tolist()
+        array = values[position + 2 : position + 2 + size]
+        position += 2 + size
+        found[number].append(array)
+        if number == _SEGMENT_COUNTS:
+            found[_RUN_COUNTS].append(np.zeros_like(array))
+        elif number == _RUN_COUNTS:
+            del found[number][-2]
+    counts, lengths, overlaps, run_counts, run_lengths, run_parts = map(np.concatenate, found)
+    return counts, lengths, overlaps, Runs(run_lengths, run_parts.astype(np.uint8), run_counts)
+
+
+_SEGMENT_COUNTS, _RUN_COUNTS = 0, 3  # the first of `_read_segments`' arrays, and of those that rows of targets lack
 
 
 def verify_shards(data_dir: Path, entries: Iterable[DatasetSplit], part: int = 0, parts: int = 1) -> None:
@@ -172,20 +211,52 @@ class RowReader:
         self._open: dict[int, Any] = {}
 
     def read(self, row: int) -> Row:
-        tokens, local, segments, index = self._find(row)
-        return Row(tokens[local], index["segment_lengths"][segments], index["segment_overlaps"][segments])
+        tokens, index, local = self._find(row)
+        return _row(tokens[local], index, local)
 
     def count_targets(self, row: int) -> int:
-        _, _, segments, index = self._find(row)
+        _, index, local = self._find(row)
+        if "row_runs" in index:
+            return int(np.count_nonzero(_row(_NOTHING, index, local).is_target()))
+        segments = slice(*index["row_segments"][local : local + 2])
         return int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
 
-    def _find(self, row: int) -> tuple[Any, int, slice, dict[str, np.ndarray]]:
-        """The tokens of the row's shard, the row's number there, its segments, and the shard's other arrays."""
+    def _find(self, row: int) -> tuple[Any, dict[str, np.ndarray], int]:
+        """The tokens of the row's shard, the shard's other arrays, and the row's number there."""
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         if shard not in self._open:
             file = safe_open(self._paths[shard], framework="np")
-            index = {name: file.get_tensor(name) for name in ("segment_lengths", "segment_overlaps", "row_segments")}
+            names = set(file.keys()) - {"tokens"}
+            index = {name: file.get_tensor(name) for name in names}
+            _require_whole_runs(index, self._paths[shard])
             self._open[shard] = (file, file.get_slice("tokens"), index)
         _, tokens, index = self._open[shard]
-        local = row - int(self._starts[shard])
-        return tokens, local, slice(*index["row_segments"][local : local + 2]), index
+        return tokens, index, row - int(self._starts[shard])
+
+
+_NOTHING = np.zeros(0, np.uint8)
+
+
+def _row(tokens: np.ndarray, index: dict[str, np.ndarray], local: int) -> Row:
+    """Row number `local` of a shard whose arrays but for the tokens are `index`."""
+    segments = slice(*index["row_segments"][local : local + 2])
+    parts = None
+    if "row_runs" in index:
+        runs = slice(*index["row_runs"][local : local + 2])
+        if runs.start < runs.stop:
+            parts = np.repeat(index["run_parts"][runs], index["run_lengths"][runs])
+    return Row(tokens, index["segment_lengths"][segments], index["segment_overlaps"][segments], parts)
+
+
+def _require_whole_runs(index: dict[str, np.ndarray], path: Path) -> None:
+    """Raises a DataError if a row's runs do not add up to its tokens: then something else would be the target."""
+    names = [name for name in ("row_runs", "run_lengths", "run_parts") if name in index]
+    if not names:
+        return
+    if len(names) < 3:
+        problem = f"it has {' and '.join(names)} alone"
+    else:
+        used = np.diff(np.append(0, np.cumsum(index["segment_lengths"], dtype=np.int64))[index["row_segments"]])
+        problem = find_problem(*(index[name] for name in names), used)
+    if problem:
+        raise DataError(f"{path} is damaged: {problem}; remove that file and run prepare_data.py again")

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.data.parts import PARTS, TARGET, predicted
 from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
@@ -72,6 +73,7 @@ class Pieces(NamedTuple):
 
     tokens: np.ndarray  # [tokens]: the pieces, one after the other
     lengths: np.ndarray  # [pieces] int64
+    parts: np.ndarray | None = None  # [tokens] uint8: what each token is (utils/data/parts.py); None: all are targets
 
 
 class Rows(NamedTuple):
@@ -79,6 +81,17 @@ class Rows(NamedTuple):
     lengths: np.ndarray  # [segments] int32
     overlaps: np.ndarray  # [segments] int32: how many of a segment's first tokens are not targets
     row_segments: np.ndarray  # [rows + 1] int64: where the segments of each row begin
+    parts: np.ndarray | None = None  # [rows, window] uint8: what each token is; None: all are targets
+
+    def count_parts(self) -> Counter[str]:
+        """How many of the tokens that are not left context are each part, targets among them."""
+        if self.parts is None:
+            return Counter({PARTS[TARGET]: int(self.lengths.sum() - self.overlaps.sum())})
+        used = np.diff(np.append(0, np.cumsum(self.lengths, dtype=np.int64))[self.row_segments])
+        is_token = np.arange(self.parts.shape[1]) < used[:, None]
+        found = self.parts[is_token][predicted(self.lengths, self.overlaps)]
+        counts = np.bincount(found, minlength=len(PARTS))
+        return Counter(dict(zip(PARTS, counts.tolist(), strict=True)))
 
 
 class BlockRows(NamedTuple):
@@ -89,10 +102,16 @@ class BlockRows(NamedTuple):
     turns: int
     words: int
     tokens: int  # every token of the documents once
+    text_bytes: int  # UTF-8 bytes of the documents' text
+    target_bytes: int  # of the text that is predicted
     named: Counter[str]  # how often the text has each name of a control token
     library: Library
     bad: list[Bad]
     removed: list[Removed]
+    conversations: int = 0  # of which documents were made: samples
+    messages: int = 0
+    shortened: int = 0  # conversations from whose end turns were left out
+    turns_left_out: int = 0
 
 
 class BlockWorker:
@@ -113,8 +132,7 @@ class BlockWorker:
             documents = list(chain.from_iterable(forms))
         encoded = self._encoder(documents)
         removed += [_removed("no_tokens", documents[number], "") for number in encoded.empty]
-        packed = _packed(encoded.lengths, encoded.turns, self.recipe)
-        rows, rest = part_rows(packed, encoded.tokens, encoded.lengths, self.recipe, GIVEN_BACK)
+        rows, rest = packed_rows(Pieces(encoded.tokens, encoded.lengths), encoded.turns, self.recipe, GIVEN_BACK)
         return BlockRows(
             rows,
             rest,
@@ -123,6 +141,8 @@ class BlockWorker:
             turns=encoded.turn_count,
             words=encoded.words,
             tokens=len(encoded.tokens) - encoded.shared,
+            text_bytes=encoded.text_bytes,
+            target_bytes=encoded.text_bytes,
             named=encoded.named,
             library=self._library,
             bad=bad,
@@ -177,16 +197,13 @@ def _removed(reason: str, document: Document, detail: str) -> Removed:
     return Removed(reason, document.at, detail, begin[:80])
 
 
-def _packed(lengths: np.ndarray, turns: np.ndarray, recipe: Recipe) -> Packing:
-    if recipe.padding:
-        return pack(lengths, turns, recipe.window)
-    return join(lengths, recipe.window)
+def packed_rows(documents: Pieces, turns: np.ndarray, recipe: Recipe, give_back: int) -> tuple[Rows, Pieces]:
+    """Documents in rows but for the `give_back` emptiest ones, and the pieces that those would hold.
 
-
-def part_rows(
-    packed: Packing, tokens: np.ndarray, lengths: np.ndarray, recipe: Recipe, give_back: int
-) -> tuple[Rows, Pieces]:
-    """The rows without the `give_back` emptiest ones, and their pieces; `tokens` [tokens] are of all documents."""
+    `turns` int64 [boundaries], ascending, counts through all tokens: where a document longer than a window is best cut.
+    """
+    tokens, lengths, parts = documents
+    packed = pack(lengths, turns, recipe.window) if recipe.padding else join(lengths, recipe.window)
     firsts = np.cumsum(lengths) - lengths
     used = np.zeros(0, np.int64)
     if len(packed.row_pieces) > 1:
@@ -195,10 +212,13 @@ def part_rows(
     emptiest = np.argsort(-holes, kind="stable")[:give_back]
     left = np.zeros(len(holes), bool)
     left[emptiest[holes[emptiest] > recipe.window >> 8]] = True
-    rest = _pieces(_select(packed, left), tokens, firsts)
+    rest = _pieces(_select(packed, left), documents, firsts)
     kept = _select(packed, ~left)
     filled, segments = fill(kept, tokens, firsts, recipe.window)
-    return Rows(filled, segments, kept.overlap.astype(np.int32), kept.row_pieces), rest
+    filled_parts = None
+    if parts is not None:
+        filled_parts, _ = fill(kept, parts, firsts, recipe.window)
+    return Rows(filled, segments, kept.overlap.astype(np.int32), kept.row_pieces, filled_parts), rest
 
 
 def _select(packed: Packing, chosen: np.ndarray) -> Packing:
@@ -210,23 +230,27 @@ def _select(packed: Packing, chosen: np.ndarray) -> Packing:
     )
 
 
-def _pieces(packed: Packing, tokens: np.ndarray, firsts: np.ndarray) -> Pieces:
+def _pieces(packed: Packing, documents: Pieces, firsts: np.ndarray) -> Pieces:
     """The pieces of all rows, each from its last token on that is not a target."""
-    begins = (firsts[packed.document] + packed.start + packed.overlap - 1).tolist()
-    ends = (firsts[packed.document] + packed.end).tolist()
-    parts = [tokens[begin:end] for begin, end in zip(begins, ends, strict=True)]
-    lengths = np.array([len(part) for part in parts], np.int64)
-    return Pieces(np.concatenate([np.zeros(0, tokens.dtype), *parts]), lengths)
+    begins = firsts[packed.document] + packed.start + packed.overlap - 1
+    ends = firsts[packed.document] + packed.end
+    slices = [slice(begin, end) for begin, end in zip(begins.tolist(), ends.tolist(), strict=True)]
+    tokens, parts = documents.tokens, documents.parts
+    cut_tokens = np.concatenate([tokens[:0], *(tokens[piece] for piece in slices)])
+    cut_parts = None
+    if parts is not None:
+        cut_parts = np.concatenate([parts[:0], *(parts[piece] for piece in slices)])
+    return Pieces(cut_tokens, ends - begins, cut_parts)
 
 
 class Remainder:
     def __init__(self, recipe: Recipe, emit: Callable[[Rows], None]) -> None:
         self._recipe, self._emit = recipe, emit
-        self._parts: list[Pieces] = []
+        self._rests: list[Pieces] = []
         self._size = 0
 
     def add(self, rest: Pieces) -> None:
-        self._parts.append(rest)
+        self._rests.append(rest)
         self._size += len(rest.tokens)
         if self._size >= 256 * self._recipe.window:
             self._pack(GIVEN_BACK)
@@ -235,11 +259,20 @@ class Remainder:
         self._pack(0)
 
     def _pack(self, give_back: int) -> None:
-        dtype = token_dtype(self._recipe.vocab_size)
-        tokens = np.concatenate([np.zeros(0, dtype), *(part.tokens for part in self._parts)])
-        lengths = np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in self._parts)])
         no_turns = np.zeros(0, np.int64)  # pieces are no longer than a window, so none is cut
-        packed = _packed(lengths, no_turns, self._recipe)
-        rows, rest = part_rows(packed, tokens, lengths, self._recipe, give_back)
+        rows, rest = packed_rows(self._joined(), no_turns, self._recipe, give_back)
         self._emit(rows)
-        self._parts, self._size = [rest], len(rest.tokens)
+        self._rests, self._size = [rest], len(rest.tokens)
+
+    def _joined(self) -> Pieces:
+        dtype = token_dtype(self._recipe.vocab_size)
+        tokens = np.concatenate([np.zeros(0, dtype), *(rest.tokens for rest in self._rests)])
+        lengths = np.concatenate([np.zeros(0, np.int64), *(rest.lengths for rest in self._rests)])
+        if all(rest.parts is None for rest in self._rests):
+            return Pieces(tokens, lengths)
+        parts = []
+        for rest in self._rests:
+            # the pieces of one block may all be targets where those of another are not
+            all_targets = np.full(len(rest.tokens), TARGET, np.uint8)
+            parts.append(all_targets if rest.parts is None else rest.parts)
+        return Pieces(tokens, lengths, np.concatenate(parts))

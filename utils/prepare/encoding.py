@@ -44,6 +44,7 @@ class Encoded(NamedTuple):
     shared: int  # how many documents' first tokens repeat the last one of an earlier part of their document
     turn_count: int  # lines of the text that begin with a speaker's tag
     words: int  # what white space separates in the text
+    text_bytes: int  # UTF-8 bytes of the documents that gave a token, what parts of one repeat only once
     empty: list[int]  # numbers of the documents that gave no token
     named: Counter[str]  # how often the text has each name of a control token
 
@@ -156,6 +157,7 @@ class Encoder:
             shared=shared,
             turn_count=turn_count,
             words=words,
+            text_bytes=sum(map(len, own_texts)) - sum(len(own_texts[number]) for number in empty),
             empty=empty,
             named=self._control_names.count(own_texts),
         )

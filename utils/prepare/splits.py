@@ -36,6 +36,10 @@ MOST_SHARDS = 64  # shards of a split, but where --multiple_of asks for more
 MOST_NAMED = 10  # documents left out of a split that the log names, of each kind; the report names them all
 
 
+_COUNTS = ("documents", "variants", "turns", "words", "tokens", "text_bytes", "target_bytes")
+_COUNTS += ("conversations", "messages", "shortened", "turns_left_out")
+
+
 @dataclass(frozen=True)
 class SplitJob:
     source: Source
@@ -142,6 +146,7 @@ def make_split(
     names = [shard_name(source.dataset, source.split, index, count) for index in range(count)]
     sums: Counter[str] = Counter()
     named: Counter[str] = Counter()
+    tokens_of: Counter[str] = Counter()  # by what they are (utils/data/parts.py)
     with (
         RemovalLog(job.report_path) as removals,
         ShardWriter(job.plan.data_dir, names, recipe.window, token_dtype(recipe.vocab_size)) as writer,
@@ -151,9 +156,8 @@ def make_split(
             writer.add(*rows)
             sums["rows"] += len(rows.tokens)
             sums["used"] += int(rows.lengths.sum())
-            targets = rows.lengths - rows.overlaps
-            sums["targets"] += int(targets.sum())
-            sums["alone"] += int((targets == 0).sum())
+            sums["alone"] += int((rows.lengths == rows.overlaps).sum())
+            tokens_of.update(rows.count_parts())
 
         remainder = Remainder(recipe, write)
         for work, result in results:
@@ -161,7 +165,7 @@ def make_split(
             note_removals(source.files[work.file], result, removals, job, progress)
             write(result.rows)
             remainder.add(result.rest)
-            for name in ("documents", "variants", "turns", "words", "tokens"):
+            for name in _COUNTS:
                 sums[name] += getattr(result, name)
             named += result.named
             progress.advance(work.block.size, result.tokens)
@@ -176,12 +180,9 @@ def make_split(
         split=source.split,
         language=job.plan.languages[source],
         group=job.group,
-        documents=sums["documents"],
-        variants=sums["variants"],
-        turns=sums["turns"],
-        words=sums["words"],
-        tokens=sums["tokens"],
-        targets=sums["targets"],
+        **{name: sums[name] for name in _COUNTS},
+        targets=tokens_of.pop("target", 0),
+        masked=dict(sorted((+tokens_of).items())),
         rows=sums["rows"],
         overlap=sums["used"] - sums["tokens"],
         padding=sums["rows"] * recipe.window - sums["used"],
