@@ -20,7 +20,7 @@ from utils.data.parts import PARTS, TARGET, predicted
 from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
-from utils.prepare.chat.conversation import ChatRecipe
+from utils.prepare.chat.conversation import ChatRecipe, Converter
 from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoder, Library, choose_library
 from utils.prepare.gigatoken_proof import Proof
@@ -59,6 +59,7 @@ class Work(NamedTuple):
     block: TextBlock
     dialogue: Dialogue | None
     duplicates: dict[int, str]  # number of a document in the block → the document that it repeats
+    converter: Converter | None = None  # what makes chats of the block's records; None where they are texts
 
 
 class Removed(NamedTuple):

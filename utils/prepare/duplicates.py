@@ -22,7 +22,7 @@ from lit_gpt.errors import naming
 from utils.cluster.slurm import Tasks
 from utils.data.manifest import TEST
 from utils.files.atomic import write_array, write_atomically
-from utils.prepare.block_rows import BlockWorker, Work, length_problem
+from utils.prepare.block_rows import Work, length_problem
 from utils.prepare.documents import parse
 from utils.prepare.plan import Duplicates, PreparePlan, block_bytes, text_bytes, works_of
 from utils.prepare.progress import ProgressLine
@@ -30,6 +30,7 @@ from utils.prepare.signatures import PERMUTATIONS, Signatures, find_repeats, sig
 from utils.prepare.sources import Source, file_facts
 from utils.prepare.tasks import gather, on_first_task
 from utils.prepare.work_pool import WorkPool
+from utils.prepare.worker import Worker
 
 PARTS = "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
 Signed = tuple[Signatures, np.ndarray]  # of a block's documents, and [documents, 2] int64: number, and byte or row
@@ -70,7 +71,7 @@ def signature_key(source: Source, plan: PreparePlan) -> str:
     return json.dumps([file_facts(source), settings, block_bytes(plan, plan.dialogues[source])])
 
 
-def sign(worker: BlockWorker, work: Work, near: bool) -> Signed:
+def sign(worker: Worker, work: Work, near: bool) -> Signed:
     documents, _ = parse(work.block, worker.recipe.text_field)
     texts, locations = [], []
     for number, document in enumerate(documents):

@@ -16,14 +16,15 @@ import yaml
 
 from lit_gpt.errors import DataError, UserError, raise_problems
 from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
-from lit_gpt.tokenizer.chat_template import find_template
 from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
+from lit_gpt.tokenizer.shipped_templates import missing_tokens, template_source
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.slurm import slurm_tasks
 from utils.data.manifest import TEST
-from utils.prepare.block_rows import Dialogue, Recipe, Work, start_worker
+from utils.prepare.block_rows import Dialogue, Recipe, Work
 from utils.prepare.blocks import read_blocks
 from utils.prepare.chat.conversation import ChatRecipe
+from utils.prepare.chat.converters import fields_of
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.entry_sources import find_entry_sources
@@ -35,6 +36,7 @@ from utils.prepare.progress import say
 from utils.prepare.sources import Source, find_sources
 from utils.prepare.unpacking import PACKED
 from utils.prepare.work_pool import WorkPool
+from utils.prepare.worker import Worker
 
 SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
 SAMPLE_SOURCES = 16  # from how many sources it comes
@@ -76,6 +78,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     recipe = make_recipe(options, tokenizer)
     if any(source.converter for source in sources):
         recipe = replace(recipe, chat=make_chat_recipe(options, tokenizer))
+        if missing := missing_tokens(recipe.chat.template, tokenizer):
+            say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
     chats = recipe.chat and chat_files(tokenizer, with_default_system(recipe.chat.template, recipe.chat.system))
     groups = read_groups(options.group_datasets_by_genre)
     groups |= {source.dataset: source.group for source in sources if source.group}
@@ -87,6 +91,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         except ValueError as e:
             raise UserError(str(e)) from None
     warn_of_unknown(facts, sources)
+    sample = read_sample(sources, options)
     return PreparePlan(
         options=options,
         sources=sources,
@@ -95,8 +100,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         groups=groups,
         dialogues=dialogues,
         recipe=recipe,
-        sample=read_sample(sources, options),
-        proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer else None,
+        sample=sample,
+        proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer and sample else None,
         tokenizer=tokenizer.fingerprint,
         chat_files=chats or {},
         unread=unread,
@@ -113,23 +118,7 @@ def sources_of(options: PrepareOptions, unread: list[Unread]) -> list[Source]:
 
 
 def make_chat_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> ChatRecipe:
-    return ChatRecipe(read_template(options.template, tokenizer), options.targets, options.too_long, options.system)
-
-
-def read_template(name: str, tokenizer: Tokenizer) -> str:
-    """The source of the template that --template names."""
-    if name != "tokenizer":
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"--template: {path} does not exist")
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise DataError(f"--template: {path} is not UTF-8 text") from None
-    source = find_template(tokenizer.directory, tokenizer.config)
-    if source is None:
-        raise UserError(f"{tokenizer.directory} has no chat template; give --template")
-    return source
+    return ChatRecipe(template_source(options.template, tokenizer), options.targets, options.too_long, options.system)
 
 
 def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
@@ -228,7 +217,7 @@ def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
     for source in chosen + others:
         if source in chosen or not sample:
             sample += sample_of(source, options)
-    if not sample:
+    if not sample and not any(source.converter for source in sources):
         raise DataError(f"{options.corpus} holds no conversation and no other text: its files are empty")
     return sample
 
@@ -246,7 +235,10 @@ def sample_of(source: Source, options: PrepareOptions) -> list[str]:
 
 
 def read_documents(source: Source, options: PrepareOptions) -> Iterator[bytes]:
+    """The texts of a source that are no chats."""
     for file in source.files:
+        if source.converter_of(file):
+            continue
         for block in read_blocks(file, SAMPLE_BYTES, options.text_field):
             documents, bad = parse(block, options.text_field)
             if bad and options.on_bad_input == "error":
@@ -276,8 +268,10 @@ def works_of(source: Source, plan: PreparePlan, duplicates: Duplicates) -> Itera
     dialogue = plan.dialogues[source]
     size = block_bytes(plan, dialogue)
     for index, file in enumerate(source.files):
-        for number, block in enumerate(read_blocks(file, size, plan.recipe.text_field)):
-            yield Work(index, number, block, dialogue, duplicates.get((index, number), {}))
+        converter = source.converter_of(file)
+        fields = fields_of(converter) if converter else plan.recipe.text_field
+        for number, block in enumerate(read_blocks(file, size, fields)):
+            yield Work(index, number, block, dialogue, duplicates.get((index, number), {}), converter)
 
 
 def block_bytes(plan: PreparePlan, dialogue: Dialogue | None) -> int:
@@ -295,7 +289,7 @@ def make_pool(sources: list[Source], plan: PreparePlan) -> WorkPool:
     """As many processes as are wanted, fit in memory, and get enough text to be worth their start."""
     useful = -(-text_bytes(sources) // BLOCK_BYTES)
     sample = plan.sample if plan.options.fast_tokenizer else None
-    make_worker = partial(start_worker, plan.recipe, sample, plan.proof)
+    make_worker = partial(Worker, plan.recipe, sample, plan.proof)
     return WorkPool(make_worker, max(1, min(most_workers(plan.options), useful)))
 
 

@@ -18,6 +18,7 @@ class RemovalLog(AbstractContextManager["RemovalLog"]):
 
     def __init__(self, path: Path) -> None:
         self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}  # where the first one of each reason is, and what is wrong
         self._path = path
         self._staged = path.with_name(f".{path.name}.tmp")
         self._resources = ExitStack()
@@ -29,6 +30,7 @@ class RemovalLog(AbstractContextManager["RemovalLog"]):
 
     def add(self, reason: str, file: CorpusFile, at: int, detail: str, text: str = "") -> None:
         self.counts[reason] += 1
+        self.first.setdefault(reason, f"{file.name}, {file.unit} {at:,}: {detail}")
         line = {"reason": reason, "file": file.name, file.unit: at, "detail": detail, "text": text}
         with naming(self._path):
             if self._file is None:

@@ -20,7 +20,7 @@ from utils.data.manifest import FORMAT_VERSION, MANIFEST, DatasetSplit
 from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shards
 from utils.files.atomic import write_atomically
 from utils.prepare import duplicates
-from utils.prepare.block_rows import BlockRows, BlockWorker, Remainder, Rows, Work
+from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
 from utils.prepare.documents import problem_message
 from utils.prepare.duplicates import PARTS
 from utils.prepare.file_formats import CorpusFile
@@ -29,6 +29,7 @@ from utils.prepare.progress import ProgressLine, say
 from utils.prepare.removals import REPORTS, RemovalLog
 from utils.prepare.sources import Source, file_facts
 from utils.prepare.work_pool import WorkPool
+from utils.prepare.worker import Worker
 
 PREPARATION_VERSION = 2  # another one makes every split be done again
 SHARD_BYTES = 512 * 2**20  # text per shard: some 256 MB of tokens
@@ -65,6 +66,8 @@ class SplitJob:
         del recipe["checkpoint_dir"]  # the tokenizer's fingerprint says more
         if not (dialogue and dialogue.level):
             del recipe["seed"]  # which chooses variants alone
+        if self.source.converter is None:
+            del recipe["chat"]
         options, language = self.plan.options, self.plan.languages[self.source]
         versions = (FORMAT_VERSION, PREPARATION_VERSION)
         made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
@@ -122,7 +125,7 @@ def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict
     with ThreadPoolExecutor(1) as hashing, ExitStack() as at_end:
         at_end.callback(progress.close)
         at_end.callback(stop.set)  # nobody waits for the hash of a file that could not be read
-        results = pool.map(BlockWorker.__call__, works())
+        results = pool.map(Worker.rows, works())
         for job in jobs:
             of_job = iter(lambda: next(results), (None, None))
             facts = hashing.submit(file_facts, job.source, stop)
@@ -173,6 +176,8 @@ def make_split(
         note_empty_files(source, removals)
         shards = writer.publish()
         removals.publish()
+    if source.converter and not sums["documents"]:
+        refuse_loss(source, removals)
     if sums["alone"]:
         progress.line(without_targets(source, sums["alone"], sums["documents"]))
     return DatasetSplit(
@@ -219,6 +224,18 @@ def note_empty_files(source: Source, removals: RemovalLog) -> None:
     for file in source.files:
         if not file.path.stat().st_size:
             removals.add("empty_file", file, 0, "the file is empty")
+
+
+def refuse_loss(source: Source, removals: RemovalLog) -> None:
+    """Raises a `DataError` if nothing of a source's chats is left, unless others have it: a wrong column or template
+    does that."""
+    reasons = removals.counts.most_common()
+    if not reasons or reasons[0][0] == "duplicate":
+        return
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
+    raise DataError(
+        f"{source.dataset} {source.split}: all chats are left out ({counts}); {removals.first[reasons[0][0]]}"
+    )
 
 
 def summary(entry: DatasetSplit, window: int) -> str:

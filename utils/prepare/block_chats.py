@@ -1,0 +1,77 @@
+"""A block of chats in, rows out, as `block_rows.py` does for texts: records, conversations, tokens, rows.
+
+What is malformed, a duplicate, or cannot be proven is left out and named, so that every record is accounted for.
+"""
+
+from functools import cache, cached_property
+
+import numpy as np
+
+from utils.data.shards import token_dtype
+from utils.prepare.block_rows import GIVEN_BACK, BlockRows, Pieces, Recipe, Removed, Work, packed_rows
+from utils.prepare.chat.conversation import Conversation, LeftOut
+from utils.prepare.chat.converters import convert_records, make_converter
+from utils.prepare.chat.encoding import ChatEncoder
+from utils.prepare.encoding import Library
+from utils.prepare.records import parse_records
+
+
+class ChatBlocks:
+    """What a process needs to make rows of blocks of chats."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._converter = cache(make_converter)
+
+    @cached_property
+    def _encoder(self) -> ChatEncoder:
+        assert self._recipe.chat is not None
+        return ChatEncoder(self._recipe.checkpoint_dir, self._recipe.chat, self._recipe.window)
+
+    def __call__(self, work: Work) -> BlockRows:
+        conversations, removed = self.convert(work)
+        encoded = self._encoder(conversations)
+        removed += map(as_removed, encoded.left_out)
+        tokens = encoded.tokens.astype(token_dtype(self._recipe.vocab_size))
+        documents = Pieces(tokens, encoded.lengths, encoded.parts)
+        no_turns = np.zeros(0, np.int64)  # a conversation is never longer than a row
+        rows, rest = packed_rows(documents, no_turns, self._recipe, GIVEN_BACK)
+        return BlockRows(
+            rows,
+            rest,
+            documents=len(encoded.lengths),
+            variants=0,
+            turns=0,
+            words=encoded.words,
+            tokens=len(tokens),
+            text_bytes=encoded.text_bytes,
+            target_bytes=encoded.target_bytes,
+            named=encoded.named,
+            library=Library("tokenizers", "which says where in the text each token is"),
+            bad=[],
+            removed=removed,
+            conversations=len(np.unique(encoded.made_from)),
+            messages=encoded.messages,
+            shortened=encoded.shortened,
+            turns_left_out=encoded.turns_left_out,
+        )
+
+    def convert(self, work: Work) -> tuple[list[Conversation], list[Removed]]:
+        """The conversations of a block that stay, and what does not."""
+        assert work.converter is not None
+        convert = self._converter(work.converter)
+        records, bad = parse_records(work.block)
+        removed = [Removed(found.reason, found.at, found.problem, "") for found in bad]
+        found, left_out = convert_records(convert, records)
+        removed += map(as_removed, left_out)
+        conversations = []
+        for number, conversation in enumerate(found):
+            if number in work.duplicates:
+                removed.append(Removed("duplicate", conversation.at, work.duplicates[number], ""))
+            else:
+                conversations.append(conversation)
+        return conversations, removed
+
+
+def as_removed(left_out: LeftOut) -> Removed:
+    return Removed(left_out.reason, left_out.at, left_out.detail, left_out.text)
