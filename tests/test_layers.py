@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1138,
     "utils/prepare/chat": 1625,
-    "utils/prepare": 5475,
+    "utils/prepare": 6021,
     "utils/run": 1256,
     "utils/train": 2439,
     "utils/export": 1628,

@@ -45,7 +45,7 @@ PICKLES = ("pytorch_model*.bin", "adapter_model.bin")  # they run code when they
 
 
 @contextmanager
-def hub_errors(repo_id: str) -> Iterator[None]:
+def hub_errors(repo_id: str, revision: str = "") -> Iterator[None]:
     """Turns what goes wrong with the Hub into a UserError, Interrupted or OSError that says what to do."""
     broken_off = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.ReadTimeout, httpx.WriteTimeout)
     unreachable = (httpx.TransportError, httpx.InvalidURL, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError)
@@ -64,7 +64,7 @@ def hub_errors(repo_id: str) -> Iterator[None]:
             f"{repo_id} is gated: ask for access on {page}, then run hf auth login or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
-        raise UserError(f"{repo_id} has no such revision") from None
+        raise UserError(f"{repo_id} has no such revision{f': {revision}' if revision else ''}") from None
     except errors.RepositoryNotFoundError:
         hint = "if it is private, run hf auth login or set HF_TOKEN"
         raise UserError(f"{repo_id} was not found on the Hugging Face Hub; check the name; {hint}") from None

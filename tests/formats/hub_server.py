@@ -1,4 +1,4 @@
-"""A Hugging Face Hub in a thread, in memory: the few endpoints that huggingface_hub's client uses for models.
+"""A Hugging Face Hub in a thread, in memory: the few endpoints that huggingface_hub's client uses.
 
 `Hub` is the server; its client runs in other processes, with `Hub.environment`. Repositories have commits, large files
 (`LARGE`) go through git-lfs in one piece or in parts, and downloads may begin in the middle. After `stop_after` bytes
@@ -32,7 +32,10 @@ def git_hash(content):
 
 
 class Hub(ThreadingHTTPServer):
-    """`repositories[ORG/NAME]` is a dictionary: private, and commits, the newest last, as (id, name → content)."""
+    """`repositories[ORG/NAME]` is a dictionary: private, and commits, the newest last, as (id, name → content).
+
+    A dataset's is `repositories["datasets/ORG/NAME"]`.
+    """
 
     daemon_threads = True
 
@@ -92,13 +95,14 @@ class Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/repos/create", "create"),
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
+        ("GET", r"/api/(datasets/[^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
         ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
         ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
         ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/([0-9a-f]{64})(?:/(\d+))?", "put"),
         ("POST", r"/lfs/([0-9a-f]{64})", "complete"),
-        ("GET", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
-        ("HEAD", r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        ("GET", r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
+        ("HEAD", r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
     )
 
     def answer(self):

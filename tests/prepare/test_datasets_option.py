@@ -77,8 +77,8 @@ def test_a_recipe_file_says_the_same_as_the_command_line(tmp_path: Path, monkeyp
         keep=(("good", ("true",)), ("lang", ("ru", "en")), ("stars", ("5",))),
         without=("as an ai",),
     )
-    assert (chats.language, chats.group, chats.name) == ("ru", "talk", "RU--mine-train")
-    assert (books.converter, books.language, books.group) == (None, "fr", "")
+    assert (chats.language, chats.entry.group, chats.name) == ("ru", "talk", "RU--mine-train")
+    assert (books.converter, books.language, books.entry.group) == (None, "fr", "")
 
 
 def test_records_have_a_converter_and_text_files_beside_them_have_none(tmp_path: Path):
@@ -103,6 +103,11 @@ def test_records_have_a_converter_and_text_files_beside_them_have_none(tmp_path:
         ({"name": "/a", "path": "x"}, "/a: name must be a readable name"),
         ({"name": "a\nb", "path": "x"}, "name must be a readable name"),
         ({"name": False, "path": "x"}, "entry 1: name must be text, not False"),
+        ({"name": "a", "hub": "x"}, "a: hub must be ORG/NAME"),
+        ({"name": "a", "hub": "o/n", "revision": "a/../b"}, "a: revision must be a branch, a tag or a commit"),
+        ({"name": "a", "path": "x", "split": "train[:5"}, "a: split: 'train[:5' is no split such as train"),
+        ({"name": "a", "path": "x", "split": "train[1:5%]"}, "a: split: 'train[1:5%]': both ends of a part are rows"),
+        ({"name": "a", "path": "x", "split": "train[:101%]"}, "a: split: 'train[:101%]': a percent is at most 100"),
         ({"name": "a", "path": "x", "mapping": ["b"]}, "a: mapping must be names → names of fields"),
         ({"name": "a", "path": "x", "mapping": {"b": 3}}, "a: mapping must be names → names of fields"),
         ({"name": "a", "path": "x", "filter": {"b": []}}, "a: filter must be fields → a value or a list"),

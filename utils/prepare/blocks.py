@@ -6,6 +6,7 @@ ends near. A text longer than two blocks is cut between two words; its second bl
 depends on the file and the block size alone.
 """
 
+import io
 import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
@@ -63,7 +64,10 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
     packed = packing_of(file.path) != ""
     with unpacked(file.path) as stream:
         begin, head = 0, stream.read(len(BOM))
-        if head == BOM:
+        if file.span is not None and file.span[0]:
+            begin, head = file.span[0], head[file.span[0] :]
+            _skip(stream, begin - len(BOM), packed)
+        elif head == BOM:
             begin, head = len(BOM), b""
         if file.format == LINES:
             spans = _lines(stream, head, min(size, MAX_LINE), packed)
@@ -71,9 +75,22 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
             spans = _texts(stream, head, size, file.format, packed)
         for span in spans:
             end = begin + span.length
-            payload = span.text if packed else None
-            yield TextBlock(file, begin - span.context, begin, end, span.ends, payload)
+            text = span.text
+            if file.span is not None and end >= file.span[1]:
+                end = file.span[1]
+                text = text[: end - begin]
+            yield TextBlock(file, begin - span.context, begin, end, span.ends, text if packed else None)
+            if file.span is not None and end == file.span[1]:
+                return
             begin = end
+
+
+def _skip(stream: IO[bytes], size: int, packed: bool) -> None:
+    if not packed and size > 0:
+        stream.seek(size, io.SEEK_CUR)
+        return
+    while size > 0 and (skipped := stream.read(min(size, READ))):
+        size -= len(skipped)
 
 
 class _Span(NamedTuple):
@@ -219,7 +236,8 @@ def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
 def _row_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
     """The rows of a table in blocks of at least `size` bytes of text, but for the last one."""
     values: list[Any] = []
-    begin = held = 0
+    begin = file.span[0] if file.span else 0
+    held = 0
     for value in row_values(file, size, text_field):
         values.append(value)
         held += _size(value)
@@ -231,7 +249,7 @@ def _row_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBl
 
 
 def _record_blocks(file: CorpusFile, size: int, fields: Fields) -> Iterator[TextBlock]:
-    begin = 0
+    begin = file.span[0] if file.span else 0
     for payload, rows in row_records(file, size, fields):
         yield TextBlock(file, begin, begin, begin + rows, True, payload)
         begin += rows

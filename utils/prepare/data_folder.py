@@ -5,7 +5,9 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, TOKENIZER_FILES
@@ -90,6 +92,7 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
             "deduplicate": options.deduplicate,
             "similarity": options.similarity if options.deduplicate == "near" else None,
             "text_field": recipe.text_field,
+            "datasets": described_entries(plan),
             "augmentation_level": options.augmentation_level,
             "min_characters": recipe.min_characters,
             "max_characters": recipe.max_characters,
@@ -100,6 +103,17 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
         },
         template=hashlib.sha256(plan.chat_files[CHAT_TEMPLATE]).hexdigest() if plan.chat_files else "",
     )
+
+
+def described_entries(plan: PreparePlan) -> list[dict[str, Any]]:
+    """What --datasets says of each dataset, and the commit of one of the Hub; what it does not say is left out."""
+    entries = {source.dataset: source.entry for source in plan.sources if source.entry}
+    described = []
+    for entry in entries.values():
+        converter = {key: value for key, value in asdict(entry.converter).items() if value}
+        values = {key: value for key, value in asdict(entry).items() if value}
+        described.append({**values, "converter": converter})
+    return described
 
 
 def copy_tokenizer(source: Path, target: Path, chats: Mapping[str, bytes]) -> None:

@@ -8,12 +8,16 @@ Nothing heavy is imported here: the options are checked by it.
 """
 
 import difflib
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from lit_gpt.formats.repo_id import check_repo_id
 from utils.prepare.chat.conversation import Converter
+from utils.prepare.named_splits import parse_split
 
 TEXT = "text"  # the converter of plain text and of transcribed dialogue
 KEYS = (
@@ -36,6 +40,7 @@ class DatasetEntry:
     split: str = ""
     language: str = ""
     group: str = ""
+    commit: str = ""  # what the revision is, once the files are here
 
 
 def read_entries(datasets: Sequence[Mapping[str, Any]]) -> tuple[list[DatasetEntry], list[str]]:
@@ -57,8 +62,12 @@ def read_entries(datasets: Sequence[Mapping[str, Any]]) -> tuple[list[DatasetEnt
     return entries, problems
 
 
-def pairs(mapping: Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((mapping or {}).items()))
+def pairs(mapping: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """A mapping as a `Converter` has it: a pair for each field that a name may be in, in the order of preference."""
+    found = []
+    for name, fields in sorted((mapping or {}).items()):
+        found += [(name, field) for field in (fields if isinstance(fields, list) else [fields])]
+    return tuple(found)
 
 
 def _entry(values: Mapping[str, Any]) -> DatasetEntry:
@@ -80,9 +89,7 @@ def _listed(values: Any) -> tuple[str, ...]:
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return str(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _problems(values: Mapping[str, Any]) -> list[str]:
@@ -97,9 +104,13 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     given = [key for key in ("path", "hub") if values.get(key)]
     if len(given) != 1:
         problems.append("it needs a path or a hub" if not given else "it has both a path and a hub; keep one")
-    if values.get("path"):
-        needless = [key for key in ("revision", "subset") if values.get(key)]
-        problems += [f"{key} is of a dataset on the Hub, and this one has a path" for key in needless]
+    problems += _problems_of_hub(values.get("hub") or "", values.get("revision") or "")
+    if values.get("path") and values.get("revision"):
+        problems.append("revision is of a dataset on the Hub, and this one has a path")
+    try:
+        parse_split(values.get("split") or "train")
+    except ValueError as e:
+        problems.append(f"split: {e}")
     mapping = values.get("mapping")
     if mapping is not None and not _is_mapping_of_texts(mapping):
         problems.append(f"mapping must be names → names of fields, such as {{output: answer}}, not {mapping!r}")
@@ -122,13 +133,25 @@ def _problems_of_name(name: str) -> list[str]:
     return []
 
 
+def _problems_of_hub(repo_id: str, revision: str) -> list[str]:
+    problems = check_repo_id(repo_id, "hub") if repo_id else []
+    if revision and (not re.fullmatch(r"[\w./-]+", revision) or ".." in revision or revision.startswith("/")):
+        problems.append(f"revision must be a branch, a tag or a commit, not {revision!r}")
+    return problems
+
+
 def _is_mapping_of_texts(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(text, str) for text in (*value, *value.values()))
+    if not isinstance(value, Mapping):
+        return False
+    texts = [*value]
+    for fields in value.values():
+        texts += fields if isinstance(fields, list) and fields else [fields]
+    return all(isinstance(text, str) for text in texts)
 
 
 def _is_plain(value: Any) -> bool:
     several = value if isinstance(value, (list, tuple)) else [value]
-    return bool(several) and all(isinstance(one, (str, int, float, bool)) for one in several)
+    return bool(several) and all(one is None or isinstance(one, (str, int, float)) for one in several)
 
 
 def _nearest(key: str) -> str:

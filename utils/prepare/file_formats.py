@@ -44,6 +44,7 @@ class CorpusFile:
     path: Path
     name: str  # the path relative to the corpus, with `/`
     format: str
+    span: tuple[int, int] | None = None  # the rows or bytes (`unit`) that are read, up to the second; None: all
 
     @property
     def unit(self) -> str:
@@ -77,6 +78,10 @@ def _parted(name: str) -> tuple[str, str, str]:
     if packing:
         path = path.with_suffix("")
     return path.stem, path.suffix.lower(), packing
+
+
+def describes_data(name: str) -> bool:
+    return name in _DESCRIPTIONS
 
 
 def why_unread(name: str) -> str | None:

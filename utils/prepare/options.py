@@ -41,8 +41,9 @@ class PrepareOptions:
     """What makes conversations of the records of --source_path (JSON, CSV, Parquet, Arrow): messages, instruction,
     conversations, prompt_completion, reasoning, roleplay, function_calls, or module:function of your own.
     text: records are plain text."""
-    mapping: dict[str, str] | None = None
-    """Names that the converter reads → the records' fields that have it: '{"output": "answer"}'."""
+    mapping: dict[str, str | list[str]] | None = None
+    """Names that the converter reads → the record's field that has it, or several of which the first that holds
+    something counts: '{"output": "answer"}'."""
     template: str = "tokenizer"
     """Chat template: the tokenizer's own, a Jinja file, or saiga, impruver, chatml, llama3 or vicuna."""
     system: str | None = None

@@ -82,7 +82,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
             say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
     chats = recipe.chat and chat_files(tokenizer, with_default_system(recipe.chat.template, recipe.chat.system))
     groups = read_groups(options.group_datasets_by_genre)
-    groups |= {source.dataset: source.group for source in sources if source.group}
+    groups |= {source.dataset: source.entry.group for source in sources if source.entry and source.entry.group}
     facts = read_metadata(options.metadata) if options.metadata else {}
     dialogues = {source: dialogue_of(source, facts, options) for source in sources}
     for dialogue in filter(None, dialogues.values()):

@@ -39,10 +39,10 @@ def no_field(text_field: str, record: Any) -> str:
 def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
     """The value of each row in `text_field`, or a `BadRow`; a DataError if there is no such column or no such table."""
     if file.format == TABLE:
-        rows = _csv_rows(file.path, Fields((text_field,)), "give --text_field")
+        rows = _within_rows(_csv_rows(file.path, Fields((text_field,)), "give --text_field"), file.span)
         return (row if isinstance(row, BadRow) else _as_bytes(row[text_field]) for row in rows)
     if file.format not in (PARQUET, ARROW):
-        return _json_values(file.path, text_field)
+        return _within_rows(_json_values(file.path, text_field), file.span)
     batches = _batches(file, size, Fields((text_field,)), "give --text_field")
     return chain.from_iterable(_values(batch.column(0)) for batch in batches)
 
@@ -57,6 +57,7 @@ def row_records(file: CorpusFile, size: int, fields: Fields) -> Iterator[tuple[b
         yield from _packed_batches(_batches(file, size, fields, way), size)
         return
     rows = _csv_rows(file.path, fields, way) if file.format == TABLE else _json_texts(file.path)
+    rows = _within_rows(rows, file.span)
     held: list[Any] = []
     held_size = 0
     for row in rows:
@@ -126,7 +127,36 @@ def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
 
 def _batches(file: CorpusFile, size: int, fields: Fields, way: str) -> Iterator[Any]:
     reader = _parquet_batches if file.format == PARQUET else _arrow_batches
-    return reader(file.path, size, fields, way)
+    batches = reader(file.path, size, fields, way)
+    return batches if file.span is None else _within(batches, *file.span)
+
+
+def _within_rows(rows: Iterator[Any], span: tuple[int, int] | None) -> Iterator[Any]:
+    return rows if span is None else islice(rows, *span)
+
+
+def _within(batches: Iterator[Any], begin: int, end: int) -> Iterator[Any]:
+    """The rows of batches from `begin` up to `end`."""
+    at = 0
+    for batch in batches:
+        first, last = max(begin - at, 0), min(end - at, batch.num_rows)
+        if first < last:
+            yield batch.slice(first, last - first)
+        at += batch.num_rows
+        if at >= end:
+            return
+
+
+def count_of_table(file: CorpusFile) -> int:
+    """The rows of a Parquet or Arrow file, without reading them."""
+    arrow = import_pyarrow()
+    from pyarrow import parquet  # an optional package
+
+    if file.format == PARQUET:
+        with _arrow_errors(file.path, "Parquet"), parquet.ParquetFile(file.path) as table:
+            return table.metadata.num_rows
+    with _arrow_errors(file.path, "Arrow"), arrow.memory_map(str(file.path)) as stream:
+        return sum(batch.num_rows for batch in _record_batches(arrow, stream)[1])
 
 
 def _parquet_batches(path: Path, size: int, fields: Fields, way: str) -> Iterator[Any]:
@@ -146,17 +176,23 @@ def _arrow_batches(path: Path, size: int, fields: Fields, way: str) -> Iterator[
     arrow = import_pyarrow()
     # mapped: of a plain file Arrow would reserve whatever memory a flipped bit in a length asks for
     with _arrow_errors(path, "Arrow"), arrow.memory_map(str(path)) as file:
-        is_stream = file.read(6) != b"ARROW1"
-        file.seek(0)
-        reader = arrow.ipc.open_stream(file) if is_stream else arrow.ipc.open_file(file)
-        columns = _columns(path, reader.schema.names, fields, way)
-        batches = reader if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+        schema, batches = _record_batches(arrow, file)
+        columns = _columns(path, schema.names, fields, way)
         for whole in batches:
             batch = whole.select(columns)
             for column in batch.columns:
                 _as_binary(column).validate(full=True)  # a flipped bit in an offset would end the process
             for begin in range(0, batch.num_rows, 128):
                 yield batch.slice(begin, 128)
+
+
+def _record_batches(arrow: Any, file: Any) -> tuple[Any, Iterator[Any]]:
+    """The schema and the batches of a mapped file."""
+    is_stream = file.read(6) != b"ARROW1"
+    file.seek(0)
+    reader = arrow.ipc.open_stream(file) if is_stream else arrow.ipc.open_file(file)
+    batches = iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
+    return reader.schema, batches
 
 
 def _values(column: Any) -> list[Any]:

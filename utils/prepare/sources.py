@@ -18,6 +18,7 @@ from utils.data.manifest import TEST, TRAIN
 from utils.data.shards import shard_name
 from utils.prepare.chat.conversation import Converter
 from utils.prepare.dataset_cards import CARD, files_held_out
+from utils.prepare.dataset_entries import DatasetEntry
 from utils.prepare.file_formats import (
     ARROW,
     CONVERSATIONS,
@@ -52,8 +53,7 @@ class Source:
     split: str
     files: tuple[CorpusFile, ...]
     converter: Converter | None = None  # of the records in its files; None where they are plain text
-    named_language: str = ""  # as the user names it
-    group: str = ""  # as the user names it
+    entry: DatasetEntry | None = None  # of --datasets, if it comes from there
 
     def converter_of(self, file: CorpusFile) -> Converter | None:
         """What makes conversations of a file's records; None for plain text, as *.txt files are beside records."""
@@ -67,15 +67,19 @@ class Source:
     @property
     def language(self) -> str:
         """`fr` for the dataset `FR/Theatre`; empty where the first part of the name is not a language code."""
-        return self.named_language or language_of_code(self.dataset.split("/")[0])
+        named = self.entry.language.lower() if self.entry else ""
+        return named or language_of_code(self.dataset.split("/")[0])
 
 
 def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]]:
     """The source files as the manifest names them; their checksums are wrong if `stop` is set on the way."""
-    return [
-        {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path, stop)}
-        for file in source.files
-    ]
+    facts = []
+    for file in source.files:
+        fact = {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path, stop)}
+        if file.span is not None:
+            fact[f"{file.unit}s"] = list(file.span)  # those that were read
+        facts.append(fact)
+    return facts
 
 
 class _Folder(NamedTuple):
@@ -107,15 +111,20 @@ def find_sources(
     options: Collection[Path] = (),
     unread: list[Unread] | None = None,
     what: str = "--source_path",
+    only: Collection[str] | None = None,
 ) -> list[Source]:
     """The splits of the datasets in a folder tree, of the files that a list names, or of one file, by dataset name.
 
     In a tree without conversations (full.txt, train.txt, test.txt) each other `*.txt` file is one document. `log` is
     told what is held out and what is not read, `unread` gets each file that is not; `options` are files that belong to
-    options, and `what` names the option of the path. Raises a UserError if `source_path` does not exist, a DataError
-    if there is no dataset or one cannot be told from another.
+    options, `what` names the option of the path, and `only` the files of a folder to look at. Raises a UserError if
+    `source_path` does not exist, a DataError if there is no dataset or one cannot be told from another.
     """
-    if source_path.is_dir():
+    if only is not None:
+        folders = [
+            _Folder(source_path, folder.as_posix(), names) for folder, names in _by_folder(map(Path, only)).items()
+        ]
+    elif source_path.is_dir():
         folders = list(_walk(source_path, source_path))
     elif source_path.is_file():
         folders = _listed(source_path, what)

@@ -10,8 +10,11 @@ import re
 from pathlib import PurePosixPath
 
 _TRAIN = "(?:train|training)"
-_HELD_OUT = "(?:validation|valid|dev|val|test|testing|eval|evaluation)"
+_VALIDATION = "(?:validation|valid|dev|val)"
+_TEST = "(?:test|testing|eval|evaluation)"
+_HELD_OUT = f"(?:{_VALIDATION}|{_TEST})"
 _SEPARATOR = "[-._ 0-9]"
+_WORDS = {"train": _TRAIN, "validation": _VALIDATION, "test": _TEST}
 
 _TRAIN_FOLDER = re.compile(rf"(?s:(?:.*{_SEPARATOR})?{_TRAIN}(?:{_SEPARATOR}.*)?)")
 _HELD_OUT_FOLDER = re.compile(rf"(?s:(?:.*{_SEPARATOR})?{_HELD_OUT}(?:{_SEPARATOR}.*)?)|(?i:{_HELD_OUT})")
@@ -57,3 +60,9 @@ def is_split(name: str) -> bool:
 def without_splits(folder: PurePosixPath) -> PurePosixPath:
     """A folder's path without the parts that are nothing but the name of a split: the `web` of `web/test`."""
     return PurePosixPath(*[part for part in folder.parts if not is_split(part)])
+
+
+def split_words(name: str, is_file: bool = False) -> set[str]:
+    """The splits train, validation and test that the name of a folder or a file has a word for."""
+    end = f"{_SEPARATOR}.*" if is_file else f"(?:{_SEPARATOR}.*)?"
+    return {split for split, word in _WORDS.items() if re.fullmatch(rf"(?s:(?:.*{_SEPARATOR})?{word}{end})", name)}

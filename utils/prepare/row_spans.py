@@ -1,0 +1,49 @@
+"""Some rows of a file, for splits such as `train[:1000]`: how many there are, and where those begin and end."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+
+from lit_gpt.errors import UserError
+from utils.prepare.chat.conversation import Fields
+from utils.prepare.file_formats import ARROW, LINES, PARQUET, ROWS, CorpusFile
+from utils.prepare.rows import count_of_table, row_records
+from utils.prepare.unpacking import READ, unpacked
+
+
+def count_rows(file: CorpusFile) -> int:
+    if file.format == LINES:
+        return sum(1 for _ in _lines(file))
+    if file.format in (PARQUET, ARROW):
+        return count_of_table(file)
+    if file.format in ROWS:
+        return sum(count for _, count in row_records(file, READ, Fields((), None)))
+    raise UserError(f"{file.name} is text, which has no rows: a part of a split is of records")
+
+
+def with_rows(file: CorpusFile, begin: int, end: int) -> CorpusFile:
+    """The file with the rows from `begin` up to `end` alone, of which there is at least one."""
+    if file.format != LINES:
+        return replace(file, span=(begin, end))
+    for number, line in enumerate(_lines(file)):
+        if number == begin:
+            first = line[0]
+        if number == end - 1:
+            return replace(file, span=(first, line[1]))
+    raise AssertionError("the file has fewer rows")
+
+
+def _lines(file: CorpusFile) -> Iterator[tuple[int, int]]:
+    """Where each line that is not blank begins and ends, in bytes of the unpacked file; holds 1 MB of a line."""
+    at = begin = 0
+    is_blank = True
+    with unpacked(file.path) as stream, io.BufferedReader(stream, READ) as reader:
+        while piece := reader.readline(READ):
+            at += len(piece)
+            is_blank = is_blank and not piece.strip()
+            if piece.endswith(b"\n"):
+                if not is_blank:
+                    yield begin, at
+                begin, is_blank = at, True
+    if not is_blank:
+        yield begin, at
