@@ -51,7 +51,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 285,
     "utils/data": 1138,
-    "utils/prepare/chat": 1625,
+    "utils/prepare/chat": 1643,
     "utils/prepare": 6021,
     "utils/run": 1256,
     "utils/train": 2439,

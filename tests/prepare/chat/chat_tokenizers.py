@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import AddedToken
+from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers import Tokenizer as HFTokenizer
 
 from tests.conftest import SHARED, TOKENIZER
@@ -16,13 +16,27 @@ _SPECIAL = re.compile(
 )
 
 
+# how Llama 3 and Qwen split a text: line ends stay together, whatever follows (OpenAI's GPT-2 puts the last one apart)
+_LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
 def with_tokens(base: str, folder: Path, tokens: Sequence[str], bos: str | None = None, eos: str | None = None) -> Path:
-    """Writes into `folder` the tokenizer `base` of ../shared with more special tokens."""
+    """Writes into `folder` the tokenizer `base` of ../shared with more special tokens.
+
+    `llama3` is GPT-2's vocabulary with Llama 3's way to split a text; `sample` is the sample's SentencePiece model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if base == "sample":  # SentencePiece
         shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
         return folder
-    made = HFTokenizer.from_file(str(SHARED / "tokenizers" / base / "tokenizer.json"))
+    source = "gpt2" if base == "llama3" else base
+    made = HFTokenizer.from_file(str(SHARED / "tokenizers" / source / "tokenizer.json"))
+    if base == "llama3":
+        split = pre_tokenizers.Split(Regex(_LLAMA_3), "isolated")
+        made.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     wanted = [*tokens, *filter(None, (bos, eos))]
     made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in dict.fromkeys(wanted)])
     made.save(str(folder / "tokenizer.json"))

@@ -27,6 +27,7 @@ from utils.prepare.chat.conversation import ChatRecipe, Conversation, Message
 _PART_OF_ROLE = {role: PARTS.index(role) for role in ("system", "user", "tool")} | {"developer": PARTS.index("system")}
 TEMPLATE, WEIGHT_0, EARLIER_ANSWER = (PARTS.index(name) for name in ("template", "weight_0", "earlier_answer"))
 _PROBE = {"role": "user", "content": "?"}  # a message that may follow an answer
+_OPENING = "<think>"
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -177,7 +178,7 @@ def _run_in_history(chat: Chat, number: int, text: str) -> Span | None:
     whole = text if is_last else chat.text(number + 1, False)
     end = _end_when_last(chat, number, begin, whole) if is_last else _common(chat, whole, text)
     run = text[begin:end]
-    if end < begin or _what_is_missing(chat.messages[number], run):
+    if end < begin or _what_is_missing(chat.messages[number], run, prompt):
         return None
     return Span(begin, end, TARGET) if _is_closed(chat.messages[number], run, whole[end:]) else None
 
@@ -186,14 +187,22 @@ def _last_answer(chat: Chat, number: int) -> Sample:
     """A sample in which one answer is the last message and alone a target."""
     text, prompt = chat.text(number + 1, False), chat.text(number, True)
     if not text.startswith(prompt):
-        at = _common(chat, text, prompt)
-        there, asked = (repr(found[max(0, at - 20) : at + 40]) for found in (text, prompt))
-        raise Unproven("prefix", f"the text has {there} where the prompt for the answer has {asked}")
+        raise Unproven("prefix", _two_texts(text, prompt, _common(chat, text, prompt)))
     end = _end_when_last(chat, number, len(prompt), text)
     run = text[len(prompt) : end]
-    if missing := _what_is_missing(chat.messages[number], run):
+    if missing := _what_is_missing(chat.messages[number], run, prompt):
         raise Unproven(*missing)
     return _sample(chat, text, {number: [Span(len(prompt), end, TARGET)]}, number + 1)
+
+
+def _two_texts(text: str, prompt: str, at: int) -> str:
+    there, asked = (repr(found[max(0, at - 20) : at + 40]) for found in (text, prompt))
+    advice = ""
+    if _OPENING in prompt[at:] or _OPENING in prompt[-20:]:
+        advice = (
+            ": a copy of the template that begins with {% set enable_thinking = false %} may ask for such an answer"
+        )
+    return f"the text has {there} where the prompt for the answer has {asked}{advice}"
 
 
 def _end_when_last(chat: Chat, number: int, begin: int, text: str) -> int:
@@ -204,7 +213,7 @@ def _end_when_last(chat: Chat, number: int, begin: int, text: str) -> int:
         return len(text)
     message = chat.messages[number]
     end = _common(chat, text, longer)
-    if end < begin or _what_is_missing(message, text[begin:end]):
+    if end < begin or _what_is_missing(message, text[begin:end], text[:begin]):
         # the history is another one; what follows the content may be the same
         content = _own_text(message)
         here, there = (found.rfind(content) + len(content) for found in (text, longer)) if content else (0, 0)
@@ -215,13 +224,17 @@ def _end_when_last(chat: Chat, number: int, begin: int, text: str) -> int:
 
 
 def _is_closed(message: Message, run: str, rest: str) -> bool:
-    """Whether something in the run follows the content, or nothing follows it in the text either."""
+    """Whether something in the run follows the message's last words, or nothing follows them in the text either."""
     content = _own_text(message)
-    return not rest.strip() or not (content and run.rstrip().endswith(content))
+    return not rest.strip() or (content != "" and not run.rstrip().endswith(content))
 
 
 def _own_text(message: Message) -> str:
-    return next(reversed(list(_texts(message.get("content")))), "").strip()
+    """The last words of a message that can be looked for: of its content, or the name of what it calls."""
+    texts = [*_texts(message.get("content"))]
+    for call in message.get("tool_calls") or []:
+        texts.append(str(call.get("function", call).get("name", "")))
+    return next((text.strip() for text in reversed(texts) if text.strip()), "")
 
 
 def _marked_runs(chat: Chat, text: str, marks: list[tuple[int, int]], wanted: list[int]) -> dict[int, list[Span]]:
@@ -243,13 +256,18 @@ def _marked_runs(chat: Chat, text: str, marks: list[tuple[int, int]], wanted: li
     return {number: found for number, found in runs.items() if number in wanted}
 
 
-def _what_is_missing(message: Message, run: str) -> tuple[str, str] | None:
-    """What of an answer is not in its run: a reason and a sentence; None if all is there."""
+def _what_is_missing(message: Message, run: str, prompt: str = "") -> tuple[str, str] | None:
+    """What of an answer is not in its run: a reason and a sentence; None if all is there.
+
+    The prompt may have opened the thoughts with which the content begins.
+    """
     squeezed = None
     for reason, wanted in _wanted(message):
         if wanted in run:
             continue
-        squeezed = "".join(run.split()) if squeezed is None else squeezed
+        if squeezed is None:
+            opening = _OPENING if prompt.rstrip().endswith(_OPENING) else ""
+            squeezed = "".join((opening + run).split())
         if "".join(wanted.split()) not in squeezed:
             return reason, f"the chat template writes {short(run)} for an answer with {short(wanted)}"
     if message.get("content") is None and run.lstrip().startswith("None"):
