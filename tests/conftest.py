@@ -6,7 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from tests import warm_start
 from tests.warm_start import ROOT
+from tests.warm_transformers import PYTHON, warm_python
 from utils import cli
 from utils.export.llama_cpp import FOLDER as LLAMA_CPP
 from utils.install_llama_cpp import STAMP
@@ -78,6 +80,14 @@ def run(
     return done
 
 
+@contextmanager
+def as_users_start_it() -> Iterator[None]:
+    """Within, what a command starts to compare with transformers imports it by itself."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "executable", PYTHON)
+        yield
+
+
 def run_command(options_class: type[Any], main: Callable[[Any], None], argv: Sequence[str]) -> int:
     """What `python SCRIPT ARGV` exits with, of a script with these options and this `main`, in this process."""
     try:
@@ -98,6 +108,14 @@ def assert_error(done: subprocess.CompletedProcess[str], exit_code: int, *words:
     assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
     for word in words:
         assert word in errors[0], errors[0]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_transformers() -> Iterator[None]:
+    """What commands start by `sys.executable` to compare with transformers finds it imported."""
+    with warm_python() as script, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "executable", str(script))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,9 @@ def start(
     `output` and `errors`; its `exitcode` is the negative number of the signal that killed it.
     """
     started = [
-        _forkserver().Process(target=_become, args=({**os.environ, **place}, output, errors, target, arguments))
+        _forkserver().Process(
+            target=_become, args=(sys.executable, {**os.environ, **place}, output, errors, target, arguments)
+        )
         for place in _places(processes)
     ]
     for process in started:
@@ -118,8 +120,14 @@ def _forkserver() -> ForkServerContext:
 
 
 def _become(
-    environment: Mapping[str, str], output: Path, errors: Path, target: Callable[..., None], arguments: Sequence[Any]
+    python: str,
+    environment: Mapping[str, str],
+    output: Path,
+    errors: Path,
+    target: Callable[..., None],
+    arguments: Sequence[Any],
 ) -> None:
+    sys.executable = python  # as tests/warm_transformers.py changes it
     os.setsid()
     os.chdir(ROOT)
     os.environ.clear()

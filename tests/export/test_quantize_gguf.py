@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_gpt.scripts import convert_hf_checkpoint
-from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, assert_error, run, run_command
+from tests.conftest import LLAMA_CPP, SAMPLE, SHARED, as_users_start_it, assert_error, run, run_command
 from tests.formats.hf_models import make_hf
 from utils import quantize_gguf
 from utils.export import gguf_source, hf_probabilities, hf_probabilities_process
@@ -95,7 +95,8 @@ def exported(request, tmp_path_factory) -> tuple[Path, Path, str]:
     words = ["--input_path", trained, "--output_dir", folder / "hf", "--verify", "tensors"]  # GGUF's own check is next
     run("convert_litgpt_to_transformers.py", *words)
     words = ["--model_dir", folder / "hf", "--output_dir", folder / "gguf", "--methods", *DEFAULT_TYPES]
-    return folder / "hf", folder / "gguf", run("utils/quantize_gguf.py", *words).stdout
+    with as_users_start_it() if request.param == "Llama" else nullcontext():
+        return folder / "hf", folder / "gguf", run("utils/quantize_gguf.py", *words).stdout
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, str]]:

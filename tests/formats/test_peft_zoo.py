@@ -23,7 +23,7 @@ import convert_litgpt_to_transformers
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_logits import TOLERANCE, litgpt_logits
 from lit_gpt.formats.peft_logits import ask_peft
-from tests.conftest import run_command
+from tests.conftest import as_users_start_it, run_command
 from tests.formats.hf_models import make_litgpt
 from tests.formats.peft_zoo import IDS, LORA
 from utils import merge_lora
@@ -122,7 +122,8 @@ def test_a_merge_is_verified_by_peft_itself(
 
     def ask_once(folder: Path, base: Path, sequences: list[list[int]]) -> Any:
         if "answer" not in answers:
-            answers["answer"] = ask_peft(folder, base, sequences)
+            with as_users_start_it():
+                answers["answer"] = ask_peft(folder, base, sequences)
         return answers["answer"]
 
     monkeypatch.setattr(merge_check, "ask_peft", ask_once)

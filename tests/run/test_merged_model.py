@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import subprocess
-import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_merge_lora_makes_a_directory_that_litgpt_runs(lora_run: Path, tmp_path:
     run("utils/merge_lora.py", "--lora_path", lora_run, "--save_path", save_path)
     merged, trained = read_weights(save_path.parent), load_merged_model(lora_run)
     assert all(torch.equal(merged[name], tensor) for name, tensor in trained.state_dict.items())
-    litgpt_command = [str(Path(sys.executable).with_name("litgpt")), "generate", str(save_path.parent)]
+    litgpt_command = [str(Path(sysconfig.get_path("scripts"), "litgpt")), "generate", str(save_path.parent)]
     done = subprocess.run(
         [*litgpt_command, "--prompt", "[speaker001:] Good", "--max_new_tokens", "5", "--num_samples", "1"],
         capture_output=True,

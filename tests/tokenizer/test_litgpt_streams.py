@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
+import sysconfig
 from pathlib import Path
 
 import litgpt.tokenizer
@@ -135,7 +135,7 @@ def test_litgpts_own_chat_on_an_exported_model(tmp_path):
     assert all(by_token.removeprefix(" ") == whole for by_token, whole in streamed(again))
 
     settings = ("--precision", "32-true", "--top_k", "1", "--max_new_tokens", "60")
-    words = [str(Path(sys.executable).with_name("litgpt")), "chat", str(exported), *settings]
+    words = [str(Path(sysconfig.get_path("scripts"), "litgpt")), "chat", str(exported), *settings]
     done = subprocess.run(words, input="Il était une fois\n\n", capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     reply = done.stdout.partition(">> Reply: ")[2].partition(">> Prompt")[0]
