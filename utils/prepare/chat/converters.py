@@ -139,12 +139,14 @@ def _as_text(value: Any) -> str:
 
 
 def _require_answer(messages: list[Message], unwanted: tuple[str, ...]) -> None:
-    answers = [message for message in messages if message["role"] == "assistant"]
-    if not any(message.get("weight", 1) for message in answers):
+    for message in messages:
+        if message["role"] == "assistant" and message.get("weight", 1):
+            break
+    else:
         raise Malformed("no_answer", "no answer of the assistant to train on")
-    if not unwanted:
-        return
-    for message in answers:
+    for message in messages if unwanted else ():
+        if message["role"] != "assistant":
+            continue
         answer = f"{message.get('reasoning_content', '')}\n{message['content']}".lower()
         found = next((text for text in unwanted if text in answer), None)
         if found is not None:
@@ -152,7 +154,7 @@ def _require_answer(messages: list[Message], unwanted: tuple[str, ...]) -> None:
 
 
 def _left_out(problem: Malformed, values: Any, at: int) -> LeftOut:
-    return LeftOut(problem.reason, at, _printable(problem.detail), _beginning(values))
+    return LeftOut(problem.reason, at, _printable(problem.detail[:300]), _beginning(values))
 
 
 def _beginning(value: Any) -> str:

@@ -59,16 +59,25 @@ def listed(names: Any) -> str:
     return ", ".join(keys[:10]) + (", …" if len(keys) > 10 else "")
 
 
-def checked_text(text: str, what: str) -> str:
-    """The text itself; a `Malformed` if it holds what is no character."""
+def is_text(text: str) -> bool:
+    """Whether a text holds neither NUL nor half of a surrogate pair, which are no characters."""
     if "\0" in text:
-        raise Malformed("nul", f"{what} holds a NUL character")
+        return False
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Malformed("not_utf8", f"{what} holds what is no valid Unicode") from None
-    return text
+            return False
+    return True
+
+
+def checked_text(text: str, what: str) -> str:
+    """The text itself; a `Malformed` if it holds what is no character."""
+    if is_text(text):
+        return text
+    if "\0" in text:
+        raise Malformed("nul", f"{what} holds a NUL character")
+    raise Malformed("not_utf8", f"{what} holds what is no valid Unicode")
 
 
 def checked_value(value: Any, what: str, keep_null: tuple[str, ...] | None, level: int = 0) -> Any:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from utils.prepare.chat.conversation import Message
-from utils.prepare.chat.json_values import Malformed, checked_text, checked_value, kind_of, listed
+from utils.prepare.chat.json_values import Malformed, checked_text, checked_value, is_text, kind_of, listed
 from utils.prepare.chat.tool_calls import Parameters, read_calls
 
 ROLES = {
@@ -59,23 +59,31 @@ def read_messages(
     """
     parameters = parameters or {}
     found: list[Message] = []
+    has_answers_of_tools = False
     for number, value in enumerate(rows_of(raw, content_key, what), start=1):
         if not isinstance(value, dict):
             raise Malformed("wrong_type", f"message {number} is {kind_of(value)}, no message")
-        role = _role(value, role_key, number, roles)
+        name = value.get(role_key)
+        role = roles.get(name) if isinstance(name, str) else None
+        if role is None:
+            role = _role(value, role_key, number, roles)
         if role == "function_call":
             _add_calls(found, value, content_key, parameters, number)
             continue
         content = value.get(content_key)
         if not isinstance(content, str) or not content:
             content = _content(content, value, content_key, role, number)
-        message = {"role": role, "content": checked_text(content, f"message {number}")}
+        if not is_text(content):
+            checked_text(content, f"message {number}")
+        message: Message = {"role": role, "content": content}
         if len(value) > 2 or content_key not in value:
             _add_others(message, value, parameters, number)
         if role in ("user", "assistant") and not content.strip() and "tool_calls" not in message:
             raise Malformed("empty_turn", f"message {number}, of the {role}, is empty")
+        has_answers_of_tools |= role == "tool"
         found.append(message)
-    _match_ids(found)
+    if has_answers_of_tools:
+        _match_ids(found)
     return found
 
 
@@ -97,12 +105,13 @@ def rows_of(raw: Any, column: str, what: str) -> list[Any]:
 
 
 def _role(value: dict[str, Any], role_key: str, number: int, roles: Mapping[str, str]) -> str:
+    """The role that an unusual name stands for."""
     name = value.get(role_key)
     if not isinstance(name, str):
         if role_key not in value:
             raise Malformed("no_field", f"message {number} has no '{role_key}' among {listed(value)}")
         raise Malformed("wrong_type", f"the '{role_key}' of message {number} is {kind_of(name)}")
-    role = roles.get(name) or roles.get(name.strip().lower())
+    role = roles.get(name[:40].strip().lower())
     if role is None:
         raise Malformed("unknown_role", f"message {number} has the role {name[:40]!r}")
     return role
