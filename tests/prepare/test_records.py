@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -13,7 +15,9 @@ import pytest
 from pyarrow import parquet
 
 from lit_gpt.errors import DataError
+from tests.conftest import ROOT
 from tests.prepare.corpus_files import write
+from tests.prepare.test_blocks import subprocess_peak
 from utils.prepare.blocks import read_blocks
 from utils.prepare.chat.conversation import Conversation, Converter, Fields
 from utils.prepare.chat.converters import convert_records, fields_of, make_converter
@@ -132,3 +136,84 @@ def test_arrow_text_that_is_no_utf8_costs_its_row_alone(tmp_path):
     assert [at for _, at in records] == [0, 2] and [(bad.reason, bad.at) for bad in bads] == [("not_utf8", 1)]
     parquet.write_table(table, tmp_path / "a.parquet")
     assert read(tmp_path / "a.parquet") == (records, bads)
+
+
+FLIP = """
+import random, sys
+from pathlib import Path
+from lit_gpt.errors import DataError
+from utils.prepare.blocks import read_blocks
+from utils.prepare.chat.conversation import Fields
+from utils.prepare.file_formats import CorpusFile
+from utils.prepare.records import parse_records
+path, kind = Path(sys.argv[1]), sys.argv[2]
+content, rng, refused = path.read_bytes(), random.Random(0), 0
+for number in range(200):
+    flipped = bytearray(content)
+    if number:
+        flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(flipped)
+    try:
+        for block in read_blocks(CorpusFile(path, "a", kind), 3000, Fields((), None)):
+            parse_records(block)
+    except DataError:
+        assert number, "the file is whole"
+        refused += 1
+print(refused)
+"""
+
+
+@pytest.mark.parametrize("kind", ["stream", "file", "parquet"])
+def test_flipped_bits_in_nested_columns_end_no_process(tmp_path, kind):
+    calls = [None, [{"function": {"name": "f", "arguments": {"city": "Orléans", "none": None}}}]]
+    turns = [{"role": "user", "content": "чат " * number, "tool_calls": calls[number % 2]} for number in range(4)]
+    table = pyarrow.Table.from_pylist(
+        [{"messages": turns[: number % 5], "tools": [str(number)]} for number in range(60)]
+    )
+    path = tmp_path / "a"
+    if kind == "parquet":
+        parquet.write_table(table, path, row_group_size=20)
+    else:
+        new = pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file
+        with new(path, table.schema) as file:
+            file.write_table(table, max_chunksize=20)
+    command = [sys.executable, "-c", FLIP, path, "parquet" if kind == "parquet" else "arrow"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert int(done.stdout) > 10
+
+
+READ = """
+from utils.prepare import blocks, records
+from utils.prepare.chat.conversation import Fields
+from utils.prepare.file_formats import CorpusFile
+found, bads = [], []
+for block in blocks.read_blocks(CorpusFile(Path({path!r}), "a", {kind!r}), 2**22, Fields(("messages",))):
+    records_of_block, bad = records.parse_records(block)
+    found += [at for _, at in records_of_block]
+    bads += bad
+"""
+
+
+def test_a_line_of_200_mb_is_named_in_little_memory(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = json.dumps(ROWS[0]) + "\n"
+    with path.open("w") as file:
+        file.write(row + '{"messages": [{"role": "user", "content": "')
+        for _ in range(200):
+            file.write("слово " * 100_000)
+        file.write('"}]}\n' + row)
+    assert path.stat().st_size > 200e6
+    peak = subprocess_peak(READ.format(path=str(path), kind="lines"), "(len(found), [bad.reason for bad in bads])", 200)
+    assert peak == "(2, ['line_too_long'])"
+
+
+def test_a_parquet_file_of_300_mb_takes_little_memory(tmp_path):
+    path = tmp_path / "a.parquet"
+    turns = [{"role": "user", "content": "слово " * 250}, {"role": "assistant", "content": "mot " * 800}]
+    table = pyarrow.Table.from_pylist([{"messages": turns}] * 1000)
+    with parquet.ParquetWriter(path, table.schema) as file:
+        for _ in range(50):
+            file.write_table(table)
+    peak = subprocess_peak(READ.format(path=str(path), kind="parquet"), "(len(found), len(bads))", 250)
+    assert peak == "(50000, 0)"
