@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1138,
     "utils/prepare/chat": 1663,
-    "utils/prepare": 6034,
+    "utils/prepare": 6300,
     "utils/run": 1256,
     "utils/train": 2439,
     "utils/export": 1628,

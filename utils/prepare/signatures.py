@@ -41,25 +41,39 @@ def sign_texts(texts: list[str], near: bool) -> Signatures:
     every character is a word. A text of fewer than `SHINGLE` words is one shingle; texts without a word are equal.
     Texts are cut every `PIECE` bytes, which changes some 10 in 40,000 shingles. A UserError if `near` needs rensa.
     """
-    encoded = [text.strip().encode("utf-8", "surrogatepass") for text in texts]
-    digests = [hashlib.blake2b(text, digest_size=16).digest() for text in encoded]
-    exact = np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64).reshape(-1, 2)
-    return Signatures(exact, _sketch(encoded) if near else None)
+    return Signatures(digests_of(texts), _sketch(list(map(_encoded, texts))) if near else None)
 
 
-def _sketch(texts: list[bytes]) -> np.ndarray:
-    """Rensa's full-set R-MinHash of each text's shingles: [n, `PERMUTATIONS`] uint32."""
+def _encoded(text: str) -> bytes:
+    return text.strip().encode("utf-8", "surrogatepass")
+
+
+def digests_of(texts: list[str]) -> np.ndarray:
+    """128-bit BLAKE2b of each text without the white space at its ends, [n, 2] uint64."""
+    digests = [hashlib.blake2b(_encoded(text), digest_size=16).digest() for text in texts]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64).reshape(-1, 2)
+
+
+def sketch_shingles(hashes: np.ndarray, begins: np.ndarray) -> np.ndarray:
+    """Rensa's full-set R-MinHash of n sets, of which each has a member: [n, `PERMUTATIONS`] uint32."""
     try:
         from rensa import RMinHash  # an optional package
     except ImportError:
-        raise UserError("looking for near-duplicates needs rensa: pip install rensa") from None
+        raise UserError("looking for nearly equal texts needs rensa: pip install rensa") from None
+    if len(begins) == 1:
+        return np.zeros((0, PERMUTATIONS), np.uint32)
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, begins, PERMUTATIONS, SEED)
+    return np.array(matrix.to_rows(), dtype=np.uint32)
+
+
+def _sketch(texts: list[bytes]) -> np.ndarray:
+    """Sketches of each text's shingles: [n, `PERMUTATIONS`] uint32."""
     sketches = np.full((len(texts), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
     fold = _fold_table()
     for owners, pieces in _batches(texts):
         hashes, offsets = _shingle_hashes(pieces, fold)
-        matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, SEED)
         # the sketch of a union is the minimum of the sketches: the pieces of a long text need not be in memory together
-        sketches[owners] = np.minimum(sketches[owners], np.array(matrix.to_rows(), dtype=np.uint32))
+        sketches[owners] = np.minimum(sketches[owners], sketch_shingles(hashes, offsets))
     return sketches
 
 
@@ -151,7 +165,7 @@ def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: floa
     of 0.8 (16 bands) and 450 at 0.5 (42 bands).
     """
     assert 0 < threshold <= 1, threshold
-    result = _find_equal(exact)
+    result = find_equal(exact)
     if sketches is None:
         return result
     copies, originals = np.flatnonzero(result >= 0), np.flatnonzero(result < 0)
@@ -161,7 +175,7 @@ def find_repeats(exact: np.ndarray, sketches: np.ndarray | None, threshold: floa
     return result
 
 
-def _find_equal(exact: np.ndarray) -> np.ndarray:
+def find_equal(exact: np.ndarray) -> np.ndarray:
     """For each document the first one with the same digest, -1 if it is that: [n] int64."""
     order = np.lexsort((exact[:, 1], exact[:, 0]))  # stable: equal digests stay in the order of the documents
     ordered = exact[order]

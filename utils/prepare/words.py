@@ -140,3 +140,20 @@ def runs_of(words: Words, lengths: Iterable[int]) -> Iterator[tuple[int, np.ndar
         found = hashes[firsts]
         spread(found)
         yield length, found, firsts
+
+
+def shingles_of(words: Words, size: int, without_words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes [m] uint64 of the runs of `size` words of n texts, and where each text's begin, [n + 1] int64.
+
+    A text of fewer words is one run; one without a word is known by its number in `without_words`, [n] uint64.
+    """
+    sizes = np.diff(words.begins)
+    hashes, of_text = [without_words[sizes == 0]], [np.flatnonzero(sizes == 0)]
+    for run, found, firsts in runs_of(words, range(1, size + 1)):
+        texts = np.searchsorted(words.begins, firsts, side="right") - 1
+        chosen = np.ones(len(found), bool) if run == size else sizes[texts] == run
+        hashes.append(found[chosen])
+        of_text.append(texts[chosen])
+    order = np.argsort(np.concatenate(of_text), kind="stable")
+    begins = np.searchsorted(np.concatenate(of_text)[order], np.arange(len(sizes) + 1))
+    return np.concatenate(hashes)[order], begins
