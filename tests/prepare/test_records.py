@@ -22,7 +22,7 @@ from utils.prepare.blocks import read_blocks
 from utils.prepare.chat.conversation import Conversation, Converter, Fields
 from utils.prepare.chat.converters import convert_records, fields_of, make_converter
 from utils.prepare.documents import Bad
-from utils.prepare.records import parse_records
+from utils.prepare.records import parse_records, require_fields
 from utils.prepare.sources import find_sources
 
 EVERY = Fields((), None)
@@ -102,6 +102,16 @@ def test_a_record_of_json_without_the_field_names_those_it_has(tmp_path):
     found, left_out = conversations(path, Converter("messages", mapping=(("messages", "dialog"),)))
     assert not found and {item.reason for item in left_out} == {"no_field"}
     assert left_out[0].detail == "no field 'dialog' among id, messages" and left_out[0].text == "Вопрос 0?"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_field_that_no_first_record_has_is_an_error_in_every_format(tmp_path, name):
+    (source,) = find_sources(write_rows(tmp_path / name, ROWS), lambda _: None)
+    require_fields(source.files[0], fields_of(Converter("messages", mapping=(("tools", "id"),))))
+    require_fields(source.files[0], fields_of(Converter("messages", keep=(("id", ("1",)),))))
+    for converter in (Converter("conversations"), Converter("messages", mapping=(("tools", "conversations"),))):
+        with pytest.raises(DataError, match=r"no (column|field) 'conversations' but id, messages; say by `mapping`"):
+            require_fields(source.files[0], fields_of(converter))
 
 
 def test_what_is_no_record_in_lines(tmp_path):

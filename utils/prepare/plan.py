@@ -33,6 +33,7 @@ from utils.prepare.gigatoken_proof import Proof, prove
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
+from utils.prepare.records import require_fields
 from utils.prepare.sources import Source, find_sources
 from utils.prepare.unpacking import PACKED
 from utils.prepare.work_pool import WorkPool
@@ -72,6 +73,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     assert options.checkpoint_dir is not None
     unread: list[Unread] = []
     sources = sources_of(options, unread)
+    require_fields_of(sources)
     tokenizer = Tokenizer(options.checkpoint_dir)
     if options.special_tokens_in_text:
         encoder_of_special_tokens(tokenizer)  # which raises where there is none
@@ -115,6 +117,14 @@ def sources_of(options: PrepareOptions, unread: list[Unread]) -> list[Source]:
         return find_entry_sources(options.entries, say, of_options, unread)
     sources = find_sources(options.source_path, say, of_options, unread)
     return [replace(source, converter=options.own_converter) for source in sources]
+
+
+def require_fields_of(sources: list[Source]) -> None:
+    """A DataError if the first file of chats of a source has not what its converter reads."""
+    for source in sources:
+        files = [file for file in source.files if source.converter_of(file)]
+        if source.converter and files:
+            require_fields(files[0], fields_of(source.converter))
 
 
 def make_chat_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> ChatRecipe:

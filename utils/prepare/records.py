@@ -4,13 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_gpt.errors import DataError
-from utils.prepare.blocks import MAX_LINE, TextBlock, read_bytes
-from utils.prepare.chat.json_values import read_json
+from utils.prepare.blocks import MAX_LINE, TextBlock, read_blocks, read_bytes
+from utils.prepare.chat.conversation import Fields
+from utils.prepare.chat.json_values import listed, read_json
+from utils.prepare.chat.kinds import MISSING, look_up
 from utils.prepare.documents import Bad
-from utils.prepare.file_formats import ARROW, LINES, PARQUET, ROWS
+from utils.prepare.file_formats import ARROW, LINES, PARQUET, ROWS, CorpusFile
 from utils.prepare.rows import BadRow
 from utils.prepare.unpacking import import_pyarrow
 
+FIRST_RECORDS = 2**17  # bytes of a file in which a required field has to be
 Records = list[tuple[Any, int]]  # each with the byte or row of the file where it is
 
 
@@ -31,6 +34,18 @@ def parse_records(block: TextBlock) -> tuple[Records, list[Bad]]:
         raise DataError(f"{block.file.path} is text without fields; chats are JSON, Parquet, Arrow or CSV")
     records = [item for item in found if not isinstance(item, Bad)]
     return records, [item for item in found if isinstance(item, Bad)]
+
+
+def require_fields(file: CorpusFile, fields: Fields) -> None:
+    """Raises a DataError if none of a file's first records has one of the required fields, as for a missing column."""
+    for block in read_blocks(file, FIRST_RECORDS, fields):
+        records = [record for record, _ in parse_records(block)[0] if isinstance(record, dict)]
+        for field in fields.required:
+            if records and all(look_up(record, field) is MISSING for record in records):
+                names = listed({name: None for record in records for name in record})
+                found = f"the first {len(records):,} records of {file.path} have no field '{field}' but {names}"
+                raise DataError(f"{found}; say by `mapping` which fields the converter reads")
+        return
 
 
 def _from_lines(block: TextBlock) -> Iterator[tuple[Any, int] | Bad]:

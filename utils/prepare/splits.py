@@ -21,6 +21,7 @@ from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shard
 from utils.files.atomic import write_atomically
 from utils.prepare import duplicates
 from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
+from utils.prepare.chat.converters import identity_of
 from utils.prepare.documents import problem_message
 from utils.prepare.duplicates import PARTS
 from utils.prepare.file_formats import CorpusFile
@@ -71,7 +72,7 @@ class SplitJob:
         options, language = self.plan.options, self.plan.languages[self.source]
         versions = (FORMAT_VERSION, PREPARATION_VERSION)
         made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
-        converter = self.source.converter and asdict(self.source.converter)
+        converter = self.source.converter and identity_of(self.source.converter)
         how = (language, dialogue and asdict(dialogue), converter, duplicates.digest(self.duplicates))
         settings = (options.multiple_of, options.on_bad_input, options.fast_tokenizer)
         content = json.dumps([versions, made_from, how, settings], sort_keys=True)

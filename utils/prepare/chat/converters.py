@@ -1,6 +1,7 @@
 """A record of a dataset → its conversation, by the converter's name; or what is wrong with it."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -8,7 +9,7 @@ from lit_gpt.errors import DataError, UserError
 from utils.prepare.chat.conversation import Conversation, Converter, Fields, LeftOut, Message
 from utils.prepare.chat.json_values import Malformed, kind_of, listed
 from utils.prepare.chat.kinds import KINDS, MISSING, Chat, Kind, Record, look_up
-from utils.prepare.chat.own_converter import convert_own, is_own, load_own
+from utils.prepare.chat.own_converter import convert_own, is_own, load_own, own_source
 
 Convert = Callable[[Any, int], list[Conversation | LeftOut]]
 """A record and the byte or row of the file where it is → its conversations: one, but for `roleplay`."""
@@ -60,6 +61,12 @@ def make_converter(converter: Converter) -> Convert:
     if is_own(converter.name):
         return partial(_converted_by_own, converter, load_own(converter.name))
     return partial(_converted, converter, _kind_of(converter), paths)
+
+
+def identity_of(converter: Converter) -> dict[str, Any]:
+    """All that decides what a converter makes, for a fingerprint: the code of the user's own too."""
+    code = own_source(converter.name) if is_own(converter.name) else ""
+    return {**asdict(converter), "code": code}
 
 
 def _converted(
