@@ -51,7 +51,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 285,
     "utils/data": 1138,
-    "utils/prepare/chat": 1670,
+    "utils/prepare/chat": 1669,
     "utils/prepare": 6326,
     "utils/run": 1256,
     "utils/train": 2439,

@@ -39,8 +39,8 @@ class PrepareOptions:
     may hold), language and group, where they are needed."""
     converter: str = TEXT
     """What makes conversations of the records of --source_path (JSON, CSV, Parquet, Arrow): messages, instruction,
-    conversations, prompt_completion, reasoning, roleplay, function_calls, or module:function of your own.
-    text: records are plain text."""
+    conversations, prompt_completion, reasoning, reasoning_as_text, roleplay, function_calls, or module:function of
+    your own. text: records are plain text."""
     mapping: dict[str, str | list[str]] | None = None
     """Names that the converter reads → the record's field that has it, or several of which the first that holds
     something counts: '{"output": "answer"}'."""

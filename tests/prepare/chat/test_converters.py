@@ -18,7 +18,6 @@ from tests.prepare.test_records import conversations, write_rows
 from utils.prepare.chat.conversation import Conversation, Converter, LeftOut
 from utils.prepare.chat.converters import convert_records, fields_of, make_converter
 from utils.prepare.chat.kinds import KINDS
-from utils.prepare.chat.messages import with_reasoning_in_content
 
 USER, ANSWER = {"role": "user", "content": "Привет!"}, {"role": "assistant", "content": "Здравствуйте."}
 COLUMNS = {"role": ["user", "bot"], "content": ["Привет!", "Здравствуйте."]}
@@ -107,8 +106,10 @@ def test_reasoning():
         {"role": "assistant", "content": "4", "reasoning_content": "2+2"},
     ]
     # as Impruver writes it
-    assert with_reasoning_in_content(found)[1] == {"role": "assistant", "content": "<think>\n2+2\n</think>\n\n4"}
-    assert with_reasoning_in_content([USER, ANSWER]) == [USER, ANSWER]
+    as_text = told(("user", "Сложи."), ("assistant", "<think>\n2+2\n</think>\n\n4"))
+    assert messages("reasoning_as_text", record) == as_text
+    for name in ("reasoning", "reasoning_as_text"):
+        assert messages(name, record | {"reasoning": ""}) == told(("user", "Сложи."), ("assistant", "4"))
 
 
 CHARACTER = {

@@ -115,6 +115,15 @@ def _reasoning(record: Record) -> Chat:
     return [*_question(record), answer], None
 
 
+def _reasoning_as_text(record: Record) -> Chat:
+    """The reasoning before the answer, as Impruver writes it: for templates that know no `reasoning_content`."""
+    messages, tools = _reasoning(record)
+    reasoning = messages[-1].pop("reasoning_content", "")
+    if reasoning:
+        messages[-1]["content"] = f"<think>\n{reasoning}\n</think>\n\n{messages[-1]['content']}"
+    return messages, tools
+
+
 def _prompt_completion(record: Record) -> Chat:
     """Answers within the prompt are not trained, unless their weight says so."""
     tools = read_tools(record.value("tools"), "the field 'tools'")
@@ -231,6 +240,7 @@ KINDS = {
     "conversations": Kind(_conversations, ("conversations",), ("system", "tools")),
     "prompt_completion": Kind(_prompt_completion, ("prompt", "completion"), ("system", "tools")),
     "reasoning": Kind(_reasoning, ("instruction", "reasoning", "output"), ("input", "system")),
+    "reasoning_as_text": Kind(_reasoning_as_text, ("instruction", "reasoning", "output"), ("input", "system")),
     "roleplay": Kind(_roleplay, ("name", "context", "dialogues"), ("greeting", "example_dialogue"), _dialogues),
     "function_calls": Kind(_function_calls, ("messages", "functions")),
 }

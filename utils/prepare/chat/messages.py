@@ -212,17 +212,6 @@ def _add_calls(
         found.append(message)
 
 
-def with_reasoning_in_content(messages: list[Message]) -> list[Message]:
-    """The messages for a template that knows no `reasoning_content`: it stands before the answer, between marks."""
-    found = []
-    for message in messages:
-        others = {key: value for key, value in message.items() if key != "reasoning_content"}
-        if reasoning := message.get("reasoning_content"):
-            others["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}"
-        found.append(others)
-    return found
-
-
 def _match_ids(messages: list[Message]) -> None:
     """Gives a tool's answer the id of the only call it can answer; a `Malformed` if it names one that was not made."""
     calls: list[dict[str, Any]] = []
