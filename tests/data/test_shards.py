@@ -20,6 +20,7 @@ from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from tests.conftest import random_rows
 from utils.data.manifest import MANIFEST, DatasetSplit, Manifest, Shard
+from utils.data.parts import PARTS
 from utils.data.shards import Row, RowReader, ShardWriter, shard_name, token_dtype, verify_shards
 from utils.files.atomic import write_atomically
 
@@ -36,13 +37,18 @@ def write_rows(folder: Path, names: list[str], rows: list[Row], at_once: int, dt
         return writer.publish()
 
 
-def joined(rows: list[Row], window: int, dtype: str) -> tuple[np.ndarray, ...]:
-    """Rows as the arrays of a shard; the types of the numbers of segments are any."""
+def joined(rows: list[Row], window: int, dtype: str) -> tuple[np.ndarray | None, ...]:
+    """Rows as the arrays of a shard, parts as they are before; the types of the numbers of segments are any."""
+    parts = np.zeros((len(rows), window), np.uint8)
+    for index, row in enumerate(rows):
+        if row.parts is not None:
+            parts[index, : len(row.parts)] = row.parts
     return (
         np.array([row.tokens for row in rows], dtype).reshape(-1, window),
         np.concatenate([np.zeros(0, np.int32), *(row.segment_lengths for row in rows)]).astype(np.int32),
         np.concatenate([np.zeros(0, np.int64), *(row.segment_overlaps for row in rows)]),
         np.cumsum([0, *(len(row.segment_lengths) for row in rows)]),
+        None if all(row.parts is None for row in rows) else parts,
     )
 
 
@@ -79,7 +85,7 @@ def twins(rows: list[Row], count: int, dtype: str) -> list[dict[str, np.ndarray]
     """What each shard's arrays are to be."""
     found = []
     for shard in range(count):
-        tokens, lengths, overlaps, row_segments = joined(rows[shard::count], len(rows[0].tokens), dtype)
+        tokens, lengths, overlaps, row_segments, _ = joined(rows[shard::count], len(rows[0].tokens), dtype)
         segments = {"segment_lengths": lengths, "segment_overlaps": overlaps.astype(np.int32)}
         found.append({"tokens": tokens, **segments, "row_segments": row_segments.astype(np.int64)})
     return found
@@ -131,6 +137,87 @@ def test_rows_of_one_token(tmp_path):
     shards = write_rows(tmp_path, ["a", "b"], rows, 2)
     assert [shard.rows for shard in shards] == [3, 2]
     assert safetensors.numpy.load_file(tmp_path / "a")["tokens"].tolist() == [[0], [2], [4]]
+
+
+def with_parts(rows: list[Row], seed: int, all_targets: float = 0.3) -> list[Row]:
+    """The rows with random parts in runs, some of them all targets, some with a run per token."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for row in rows:
+        used = int(row.segment_lengths.sum())
+        changes = rng.random(used) < rng.choice([0.05, 0.5, 1])
+        parts = rng.integers(0, len(PARTS), used).astype(np.uint8)[np.cumsum(changes) - changes[0]]
+        kept = None if rng.random() < all_targets or not parts.any() else parts
+        found.append(replace(row, parts=kept))
+    return found
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(st.integers(1, 30), st.integers(1, 5), st.integers(1, 40), st.sampled_from([0, 0.5, 1]))
+def test_parts_come_back_as_they_were_written(tmp_path_factory, rows, count, at_once, all_targets):
+    """In whatever portions rows come, some with and some without; where all are targets, nothing is stored."""
+    folder = tmp_path_factory.mktemp("shards")
+    written = with_parts(random_rows(rows, WINDOW, VOCABULARY, seed=rows), rows, all_targets)
+    names = [f"{index}.safetensors" for index in range(count)]
+    shards = write_rows(folder, names, written, at_once)
+    assert shards == write_rows(folder, names, written, 1)
+    entry = DatasetSplit("x", "train", "", "x", 0, 0, 0, 0, 0, 0, rows, 0, 0, {}, [], shards)
+    reader = RowReader(folder, entry)
+    in_shards = [index for shard in range(count) for index in range(shard, rows, count)]
+    for index, number in enumerate(in_shards):
+        read, expected = reader.read(index), written[number]
+        assert (read.parts is None) == (expected.parts is None)
+        assert read.parts is None or np.array_equal(read.parts, expected.parts)
+        assert reader.count_targets(index) == len(targets_by_hand(expected))
+    for shard, name in enumerate(names):
+        stored = safetensors.numpy.load_file(folder / name)
+        mixed = any(row.parts is not None for row in written[shard::count])
+        assert stored.keys() & {"row_runs", "run_lengths", "run_parts"} == (RUNS if mixed else set())
+        if mixed:
+            assert [stored[name].dtype.name for name in sorted(RUNS)] == ["int64", "int32", "uint8"]
+
+
+RUNS = {"row_runs", "run_lengths", "run_parts"}
+
+
+def targets_by_hand(row: Row) -> list[int]:
+    """The positions of the row's targets, token by token."""
+    found, place = [], 0
+    for length, overlap in zip(row.segment_lengths.tolist(), row.segment_overlaps.tolist(), strict=True):
+        for offset in range(length):
+            is_part = row.parts is None or PARTS[row.parts[place + offset]] == "target"
+            if offset >= overlap and is_part:
+                found.append(place + offset)
+        place += length
+    return found
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda runs: {**runs, "run_lengths": runs["run_lengths"] + np.int32(1)},
+            r"runs of its row \d+ are \d+ tokens",
+        ),
+        (lambda runs: {**runs, "run_parts": runs["run_parts"][:-1]}, "not divided among its rows"),
+        (lambda runs: {**runs, "row_runs": runs["row_runs"][:-1]}, "not divided among its rows"),
+        (lambda runs: {**runs, "row_runs": runs["row_runs"][::-1].copy()}, "not divided among its rows"),
+        (lambda runs: {**runs, "run_parts": runs["run_parts"] + np.uint8(99)}, r"part \d+ of its tokens is unknown"),
+        (lambda runs: {"row_runs": runs["row_runs"]}, "row_runs alone"),
+    ],
+)
+def test_runs_that_do_not_add_up_are_refused(tmp_path, damage, words):
+    """Instead of training on other tokens: the shard is named."""
+    written = with_parts(random_rows(9, WINDOW, VOCABULARY), 1, all_targets=0.5)
+    [shard] = write_rows(tmp_path, ["x.safetensors"], written, 9)
+    arrays = safetensors.numpy.load_file(tmp_path / "x.safetensors")
+    runs = {name: arrays.pop(name) for name in RUNS}
+    safetensors.numpy.save_file({**arrays, **damage(runs)}, tmp_path / "x.safetensors")
+    entry = DatasetSplit("x", "train", "", "x", 0, 0, 0, 0, 0, 0, 9, 0, 0, {}, [], [shard])
+    for use in (RowReader.read, RowReader.count_targets):
+        with pytest.raises(DataError, match=words) as error:
+            use(RowReader(tmp_path, entry), 0)
+        assert str(tmp_path / "x.safetensors") in str(error.value)
 
 
 def test_a_split_without_rows(tmp_path):

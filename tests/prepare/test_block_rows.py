@@ -225,7 +225,7 @@ def test_a_block_is_a_function_of_its_text(tmp_path):
         for values, again in zip(
             (*one(work).rows, *one(work).rest), (*other(work).rows, *other(work).rest), strict=True
         ):
-            assert np.array_equal(values, again) and values.dtype == again.dtype
+            assert np.array_equal(values, again) and np.asarray(values).dtype == np.asarray(again).dtype
 
 
 # --- dialogue
