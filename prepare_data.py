@@ -30,7 +30,7 @@ from utils.prepare.tasks import gather, on_first_task
 
 def main(options: PrepareOptions) -> None:
     if options.inspect is not None:
-        inspect(options.inspect, options.show, options.seed)
+        inspect(options.inspect, options.show, options.seed, options.worst, options.html)
         return
     data_dir = require_folder(options)
     tasks = join_tasks(data_dir)

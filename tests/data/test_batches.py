@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
 from lit_gpt.model.loss import IGNORE
@@ -12,12 +15,19 @@ from tests.conftest import random_rows
 from utils.data.batches import Batch, TrainingData, collate, validation_batches
 from utils.data.manifest import TEST, TRAIN, Manifest
 from utils.data.mixture import Mixture
+from utils.data.parts import TARGET
 
 WINDOW = 33
 
 
-def test_collate_equals_a_token_by_token_twin() -> None:
+@pytest.mark.parametrize("with_parts", [False, True])
+def test_collate_equals_a_token_by_token_twin(with_parts: bool) -> None:
     rows = random_rows(20, WINDOW, 100)
+    if with_parts:
+        rng = np.random.default_rng(0)
+        rows = [replace(row, parts=rng.integers(0, 3, row.segment_lengths.sum()).astype(np.uint8)) for row in rows]
+        rows[3] = replace(rows[3], parts=None)
+        rows[4].parts[:] = 1  # no target in a whole row
     batch = collate(rows, WINDOW)
     owners = owner_of_each_position(batch)
     for index, row in enumerate(rows):
@@ -26,7 +36,8 @@ def test_collate_equals_a_token_by_token_twin() -> None:
         for number, (length, overlap) in enumerate(zip(row.segment_lengths, row.segment_overlaps, strict=True)):
             for offset in range(length):
                 owner[place + offset] = number
-                if offset >= overlap:
+                masked = row.parts is not None and row.parts[place + offset] != TARGET
+                if offset >= overlap and not masked:
                     expected[place + offset] = int(row.tokens[place + offset])
             place += length
         assert batch.input_ids[index].tolist() == row.tokens[:-1].tolist()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import SAMPLE, SHARED, TOKENIZER
+from utils.data.parts import PARTS
 from utils.prepare import block_rows, dialogue, encoding
 from utils.prepare.block_rows import (
     GIVEN_BACK,
@@ -25,6 +26,7 @@ from utils.prepare.block_rows import (
     Remainder,
     Rows,
     Work,
+    packed_rows,
     start_worker,
 )
 from utils.prepare.blocks import read_blocks
@@ -400,3 +402,67 @@ def test_the_sample(tmp_path):
         texts = [part.strip() for part in path.read_text().split("\n\n") if part.strip()]
         results, rows = run(BlockWorker(RECIPE, SLOW), works(tmp_path, texts, 2000))
         assert_conserved(results, rows, tokens_of(texts))
+
+
+def documents_with_parts(
+    count: int, seed: int, longest: int, all_targets: bool
+) -> tuple[list[list[tuple[int, int]]], Pieces]:
+    """Random documents as lists of (token, part), and as arrays; all tokens of all documents are different."""
+    rng = np.random.default_rng(seed)
+    documents = []
+    for _ in range(count):
+        length = int(rng.integers(1, longest))
+        parts = [0] * length if all_targets else rng.integers(0, len(PARTS), length).tolist()
+        first = sum(map(len, documents)) + 10_000 * seed
+        documents.append(list(zip(range(first, first + length), parts, strict=True)))
+    flat = np.array([pair for document in documents for pair in document]).reshape(-1, 2)
+    parts = None if all_targets else flat[:, 1].astype(np.uint8)
+    return documents, Pieces(flat[:, 0].astype(np.uint32), np.array([*map(len, documents)], np.int64), parts)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 6),
+    st.integers(0, 40),
+    st.sampled_from([8, 33, 65]),
+    st.sampled_from([20, 65, 200]),
+    st.booleans(),
+    st.sampled_from([0, 3, 8]),
+)
+def test_every_token_is_found_once_with_its_part(blocks, count, window, longest, padding, give_back):
+    """In however many blocks documents come, some of which are all targets. The twin looks at one token after another.
+
+    What a token is goes with it wherever it is: as target or masked in one place, and as left context.
+    """
+    recipe = replace(RECIPE, window=window, padding=padding, vocab_size=2**20)
+    several: list[Rows] = []
+    remainder = Remainder(recipe, several.append)
+    part_of: dict[int, int] = {}
+    firsts = set()
+    for block in range(1, blocks + 1):
+        documents, arrays = documents_with_parts(count, block, longest, all_targets=block % 3 == 0)
+        part_of |= {token: part for document in documents for token, part in document}
+        firsts |= {document[0][0] for document in documents}
+        rows, rest = packed_rows(arrays, np.zeros(0, np.int64), recipe, give_back)
+        several.append(rows)
+        remainder.add(rest)
+        if arrays.parts is None:
+            assert rows.parts is None and rest.parts is None, "what is all targets costs an array"
+    remainder.close()
+    found: Counter[int] = Counter()
+    counts: Counter[str] = Counter()
+    for rows in several:
+        counts.update(rows.count_parts())
+        for row, tokens in enumerate(rows.tokens.tolist()):
+            place = 0
+            for segment in range(rows.row_segments[row], rows.row_segments[row + 1]):
+                for offset in range(rows.lengths[segment]):
+                    token = tokens[place + offset]
+                    part = 0 if rows.parts is None else int(rows.parts[row, place + offset])
+                    assert part == part_of[token]
+                    if offset >= rows.overlaps[segment]:
+                        found[token] += 1
+                place += rows.lengths[segment]
+    assert found == Counter(part_of.keys() - firsts), "a token is not counted exactly once"
+    by_hand = Counter(PARTS[part_of[token]] for token in part_of.keys() - firsts)
+    assert +counts == by_hand

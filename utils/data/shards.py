@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from safetensors import safe_open
@@ -221,6 +221,14 @@ class RowReader:
         segments = slice(*index["row_segments"][local : local + 2])
         return int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
 
+    def segments(self) -> Iterator[Segments]:
+        """All segments of the split, some thousand rows' at once."""
+        for shard in range(len(self._paths)):
+            first = int(self._starts[shard])
+            _, index, _ = self._find(first)
+            for begin in range(0, int(self._starts[shard + 1]) - first, _ROWS_AT_ONCE):
+                yield _segments_of(index, first, slice(begin, begin + _ROWS_AT_ONCE))
+
     def _find(self, row: int) -> tuple[Any, dict[str, np.ndarray], int]:
         """The tokens of the row's shard, the shard's other arrays, and the row's number there."""
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -235,6 +243,28 @@ class RowReader:
 
 
 _NOTHING = np.zeros(0, np.uint8)
+_ROWS_AT_ONCE = 1024
+
+
+class Segments(NamedTuple):
+    rows: np.ndarray  # [segments] int64: the row of each in the split
+    numbers: np.ndarray  # [segments] int64: its number in that row
+    lengths: np.ndarray  # [segments]: tokens
+    targets: np.ndarray  # [segments] int64
+
+
+def _segments_of(index: dict[str, np.ndarray], first: int, rows: slice) -> Segments:
+    """The segments of some of a shard's rows, of which the first is row `first` of the split."""
+    bounds = index["row_segments"][rows.start : rows.stop + 1]
+    own = slice(bounds[0], bounds[-1])
+    lengths, overlaps = index["segment_lengths"][own], index["segment_overlaps"][own]
+    counts = np.diff(bounds)
+    targets = (lengths - overlaps).astype(np.int64)
+    if "row_runs" in index:
+        found = [_row(_NOTHING, index, rows.start + number).is_target() for number in range(len(counts))]
+        targets = np.add.reduceat(np.concatenate(found), np.cumsum(lengths) - lengths, dtype=np.int64)
+    row = np.repeat(np.arange(len(counts)), counts)
+    return Segments(first + rows.start + row, np.arange(len(row)) - (bounds[:-1] - bounds[0])[row], lengths, targets)
 
 
 def _row(tokens: np.ndarray, index: dict[str, np.ndarray], local: int) -> Row:
