@@ -21,6 +21,7 @@ if __name__ == "__main__":
 from utils.cluster.slurm import join_tasks
 from utils.data.inspection import inspect
 from utils.files.folder_lock import locked
+from utils.prepare.check import check
 from utils.prepare.data_folder import publish, require_folder
 from utils.prepare.duplicates import find_duplicates
 from utils.prepare.plan import make_plan, make_pool, share_out
@@ -31,6 +32,9 @@ from utils.prepare.tasks import gather, on_first_task
 def main(options: PrepareOptions) -> None:
     if options.inspect is not None:
         inspect(options.inspect, options.show, options.seed, options.worst, options.html)
+        return
+    if options.check:
+        check(options)
         return
     data_dir = require_folder(options)
     tasks = join_tasks(data_dir)

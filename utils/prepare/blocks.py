@@ -6,7 +6,6 @@ ends near. A text longer than two blocks is cut between two words; its second bl
 depends on the file and the block size alone.
 """
 
-import io
 import re
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import IO, Any, NamedTuple
 from utils.prepare.chat.conversation import Fields
 from utils.prepare.file_formats import CONVERSATIONS, LINES, ROWS, CorpusFile
 from utils.prepare.rows import row_records, row_values
-from utils.prepare.unpacking import READ, packing_of, unpacked
+from utils.prepare.unpacking import READ, packing_of, skip, unpacked
 
 MAX_LINE = 32 * 2**20  # bytes of a JSON line: json.loads takes five times as much memory, tokenising four times
 BOM = b"\xef\xbb\xbf"
@@ -58,6 +57,8 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
     Args:
         fields: the one that holds the text, for `documents.parse`; or those of whole records, for `parse_records`.
     """
+    if isinstance(fields, str):
+        fields = file.text_field or fields
     if file.format in ROWS:
         yield from _row_blocks(file, size, fields) if isinstance(fields, str) else _record_blocks(file, size, fields)
         return
@@ -66,7 +67,7 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
         begin, head = 0, stream.read(len(BOM))
         if file.span is not None and file.span[0]:
             begin, head = file.span[0], head[file.span[0] :]
-            _skip(stream, begin - len(BOM), packed)
+            skip(stream, begin - len(BOM), packed)
         elif head == BOM:
             begin, head = len(BOM), b""
         if file.format == LINES:
@@ -83,14 +84,6 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
             if file.span is not None and end == file.span[1]:
                 return
             begin = end
-
-
-def _skip(stream: IO[bytes], size: int, packed: bool) -> None:
-    if not packed and size > 0:
-        stream.seek(size, io.SEEK_CUR)
-        return
-    while size > 0 and (skipped := stream.read(min(size, READ))):
-        size -= len(skipped)
 
 
 class _Span(NamedTuple):

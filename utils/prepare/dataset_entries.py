@@ -42,6 +42,11 @@ class DatasetEntry:
     group: str = ""
     commit: str = ""  # what the revision is, once the files are here
 
+    @property
+    def text_field(self) -> str:
+        """The field of plain text, empty if it is that of --text_field."""
+        return dict(self.converter.mapping).get(TEXT, "") if self.converter.name == TEXT else ""
+
 
 def read_entries(datasets: Sequence[Mapping[str, Any]]) -> tuple[list[DatasetEntry], list[str]]:
     """The entries, and everything that is wrong with them; entries with a problem are not among the first."""
@@ -114,6 +119,7 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     mapping = values.get("mapping")
     if mapping is not None and not _is_mapping_of_texts(mapping):
         problems.append(f"mapping must be names → names of fields, such as {{output: answer}}, not {mapping!r}")
+    problems += _problems_of_text(values)
     keep = values.get("filter")
     if keep is not None and not (isinstance(keep, Mapping) and all(map(_is_plain, keep.values()))):
         problems.append(f"filter must be fields → a value or a list of values, such as {{lang: ru}}, not {keep!r}")
@@ -137,6 +143,17 @@ def _problems_of_hub(repo_id: str, revision: str) -> list[str]:
     problems = check_repo_id(repo_id, "hub") if repo_id else []
     if revision and (not re.fullmatch(r"[\w./-]+", revision) or ".." in revision or revision.startswith("/")):
         problems.append(f"revision must be a branch, a tag or a commit, not {revision!r}")
+    return problems
+
+
+def _problems_of_text(values: Mapping[str, Any]) -> list[str]:
+    """What is asked of plain text that only chats have."""
+    if (values.get("converter") or TEXT) != TEXT:
+        return []
+    problems = [f"{key} is of chats, and needs a converter" for key in ("filter", "without") if values.get(key)]
+    mapping = values.get("mapping") or {}
+    if isinstance(mapping, Mapping) and not mapping.keys() <= {TEXT}:
+        problems.append("the mapping of plain text is {text: FIELD}; of chats it needs a converter")
     return problems
 
 

@@ -33,6 +33,7 @@ class Document(NamedTuple):
 
 def parse(block: TextBlock, text_field: str) -> tuple[list[Document], list[Bad]]:
     """The documents of a block, and what in it is not a document; `text_field` names a JSON line's field."""
+    text_field = block.file.text_field or text_field
     if block.file.format in ROWS:
         assert isinstance(block.payload, list)
         found = [_from_value(value, row, text_field) for row, value in enumerate(block.payload, start=block.begin)]

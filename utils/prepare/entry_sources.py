@@ -27,12 +27,16 @@ def find_entry_sources(
     log: Log = print,
     options: Collection[Path] = (),
     unread: list[Unread] | None = None,
+    first_alone: bool = False,
 ) -> list[Source]:
-    """A source or two for each entry, in the order that `find_sources` has; its arguments are the same."""
+    """A source or two for each entry, in the order that `find_sources` has; its arguments are the same.
+
+    `first_alone`: of a dataset of the Hub that is not here, the first file of each split is downloaded, for a look.
+    """
     sources = []
     for entry in entries:
         try:
-            sources += _sources_of(entry, log, options, [] if unread is None else unread)
+            sources += _sources_of(entry, log, options, [] if unread is None else unread, first_alone)
         except (UserError, DataError) as e:
             where = where_of(entry)
             if str(e).startswith(where):
@@ -41,14 +45,16 @@ def find_entry_sources(
     return sorted(sources, key=lambda source: (source.dataset, source.split != TRAIN))
 
 
-def _sources_of(entry: DatasetEntry, log: Log, options: Collection[Path], unread: list[Unread]) -> list[Source]:
+def _sources_of(
+    entry: DatasetEntry, log: Log, options: Collection[Path], unread: list[Unread], first_alone: bool
+) -> list[Source]:
     only = None
     path = Path(entry.path)
     if entry.hub:
         # it and the Hub's client take 0.6 s, which only such a dataset needs
         from utils.prepare.hub_datasets import fetch_dataset
 
-        entry, path, only = fetch_dataset(entry, wanted_files, log)
+        entry, path, only = fetch_dataset(entry, wanted_files, log, first_files if first_alone else None)
     named = bool(entry.split or entry.subset)  # then the names of files do not decide what is held out
     own_unread: list[Unread] = []
     found = find_sources(path, _say_nothing if named else log, options, own_unread, where_of(entry), only)
@@ -70,9 +76,11 @@ def _sources_of(entry: DatasetEntry, log: Log, options: Collection[Path], unread
     converter = None if entry.converter.name == TEXT else entry.converter
     sources = []
     for split, of_split in files.items():
-        named_files = tuple(replace(file, name=f"{entry.name}/{file.name}") for file in of_split)
+        named_files = tuple(
+            replace(file, name=f"{entry.name}/{file.name}", text_field=entry.text_field) for file in of_split
+        )
         if named_files:
-            sources.append(Source(entry.name, split, named_files, converter, entry))
+            sources.append(Source(entry.name, split, named_files, entry=entry).with_converter(converter))
     if not sources:
         raise DataError(f"the split {entry.split} has no rows")
     return sources
@@ -92,6 +100,17 @@ def wanted_files(entry: DatasetEntry, names: list[str], card: Path | None) -> li
     parts = parse_split(entry.split) if entry.split else [SplitPart(split) for split in by_split]
     wanted = {name for part in parts for name in _files_of(part, by_split)}
     return [name for name in names if name in wanted or name in described]
+
+
+def first_files(entry: DatasetEntry, names: list[str], card: Path | None) -> list[str]:
+    """Of what `wanted_files` gives, the first file of each split, but all where rows are counted for a part of one."""
+    parts = parse_split(entry.split) if entry.split else []
+    if not all(part.is_whole for part in parts):
+        return names
+    data = [name for name in names if why_unread(name.rsplit("/", 1)[-1]) is None]
+    by_split = _by_split(entry, data, card, SPLITS in names)
+    first = {files[0] for files in by_split.values() if files}
+    return [name for name in names if name in first or name not in data]
 
 
 def _by_split(entry: DatasetEntry, names: list[str], card: Path | None, is_saved: bool) -> dict[str, list[str]]:

@@ -45,6 +45,7 @@ class CorpusFile:
     name: str  # the path relative to the corpus, with `/`
     format: str
     span: tuple[int, int] | None = None  # the rows or bytes (`unit`) that are read, up to the second; None: all
+    text_field: str = ""  # of its records of text, where it is not --text_field's
 
     @property
     def unit(self) -> str:

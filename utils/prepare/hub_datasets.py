@@ -32,10 +32,13 @@ Choose = Callable[[DatasetEntry, list[str], Path | None], list[str]]
 """Of an entry, the names of all data files and the dataset card, if there is one: the names that are wanted."""
 
 
-def fetch_dataset(entry: DatasetEntry, choose: Choose, log: Callable[[str], None]) -> Snapshot:
+def fetch_dataset(
+    entry: DatasetEntry, choose: Choose, log: Callable[[str], None], restrict: Choose | None = None
+) -> Snapshot:
     """The files that `choose` takes of a dataset's data files and descriptions, downloaded if they are not here.
 
-    Without the Hub, the commit that the cache has of the revision is taken. Raises what `hub_errors` does.
+    `restrict` takes some of these, for a look at them before all are downloaded. Without the Hub, the commit that the
+    cache has of the revision is taken. Raises what `hub_errors` does.
     """
     repo_id = f"datasets/{entry.hub}"
     try:
@@ -49,6 +52,8 @@ def fetch_dataset(entry: DatasetEntry, choose: Choose, log: Callable[[str], None
         names = _names(info)
         card = _download(entry, [CARD]) / CARD if CARD in names else None
         chosen = choose(entry, _data_files(names, entry), card)
+        if restrict is not None:
+            chosen = restrict(entry, chosen, card)
         folder = _download(entry, chosen)
     if missing := [name for name in chosen if not (folder / name).is_file()]:
         raise Interrupted(f"{repo_id}: {missing[0]} has not come; run the same command again, the others are kept")

@@ -24,10 +24,10 @@ from utils.data.manifest import TEST
 from utils.prepare.block_rows import Dialogue, Recipe, Work
 from utils.prepare.blocks import read_blocks
 from utils.prepare.chat.conversation import ChatRecipe
-from utils.prepare.chat.converters import fields_of
+from utils.prepare.chat.converters import fields_of, make_converter
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
-from utils.prepare.entry_sources import find_entry_sources
+from utils.prepare.entry_sources import find_entry_sources, where_of
 from utils.prepare.file_formats import Unread
 from utils.prepare.gigatoken_proof import Proof, prove
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
@@ -114,9 +114,21 @@ def sources_of(options: PrepareOptions, unread: list[Unread]) -> list[Source]:
     of_options = [path for path in (options.metadata, options.group_datasets_by_genre) if path]
     of_options += [Path(file) for file in options.contamination]
     if options.source_path is None:
-        return find_entry_sources(options.entries, say, of_options, unread)
-    sources = find_sources(options.source_path, say, of_options, unread)
-    return [replace(source, converter=options.own_converter) for source in sources]
+        sources = find_entry_sources(options.entries, say, of_options, unread, first_alone=options.check)
+    else:
+        found = find_sources(options.source_path, say, of_options, unread)
+        sources = [source.with_converter(options.own_converter) for source in found]
+        if options.own_converter and not any(source.converter for source in sources):
+            raise UserError(
+                f"--converter: {options.source_path} has no records (JSON, CSV, Parquet or Arrow), only text"
+            )
+    for source in sources:
+        try:
+            if source.converter:
+                make_converter(source.converter)
+        except UserError as e:
+            raise UserError(f"{where_of(source.entry) if source.entry else '--converter'}: {e}") from None
+    return sources
 
 
 def require_fields_of(sources: list[Source]) -> None:

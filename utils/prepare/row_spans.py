@@ -3,12 +3,13 @@
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 from lit_gpt.errors import UserError
 from utils.prepare.chat.conversation import Fields
 from utils.prepare.file_formats import ARROW, LINES, PARQUET, ROWS, CorpusFile
 from utils.prepare.rows import count_of_table, row_records
-from utils.prepare.unpacking import READ, unpacked
+from utils.prepare.unpacking import READ, packing_of, skip, unpacked
 
 
 def count_rows(file: CorpusFile) -> int:
@@ -33,17 +34,30 @@ def with_rows(file: CorpusFile, begin: int, end: int) -> CorpusFile:
     raise AssertionError("the file has fewer rows")
 
 
+def first_rows(file: CorpusFile, count: int) -> CorpusFile:
+    """The file with its first `count` rows, or all that there are."""
+    if file.format != LINES:
+        begin, end = file.span or (0, count)
+        return replace(file, span=(begin, min(end, begin + count)))
+    begin, end = 0, 0
+    for number, line in enumerate(islice(_lines(file), count)):
+        begin, end = line if not number else (begin, line[1])
+    return replace(file, span=(begin, end)) if end else file
+
+
 def _lines(file: CorpusFile) -> Iterator[tuple[int, int]]:
-    """Where each line that is not blank begins and ends, in bytes of the unpacked file; holds 1 MB of a line."""
-    at = begin = 0
-    is_blank = True
-    with unpacked(file.path) as stream, io.BufferedReader(stream, READ) as reader:
-        while piece := reader.readline(READ):
-            at += len(piece)
-            is_blank = is_blank and not piece.strip()
-            if piece.endswith(b"\n"):
-                if not is_blank:
-                    yield begin, at
-                begin, is_blank = at, True
+    """Where each line that is read and not blank begins and ends, in bytes of the unpacked file; holds 1 MB of one."""
+    at, end = file.span or (0, None)
+    begin, is_blank = at, True
+    with unpacked(file.path) as stream:
+        skip(stream, at, packing_of(file.path) != "")
+        with io.BufferedReader(stream, READ) as reader:
+            while (end is None or at < end) and (piece := reader.readline(READ)):
+                at += len(piece)
+                is_blank = is_blank and not piece.strip()
+                if piece.endswith(b"\n"):
+                    if not is_blank:
+                        yield begin, at
+                    begin, is_blank = at, True
     if not is_blank:
         yield begin, at

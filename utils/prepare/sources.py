@@ -7,7 +7,7 @@ A corpus is a folder tree, one file, a pattern of files, or a `.list` file that 
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any, NamedTuple
@@ -59,6 +59,11 @@ class Source:
         """What makes conversations of a file's records; None for plain text, as *.txt files are beside records."""
         return None if file.format in (CONVERSATIONS, PLAIN) else self.converter
 
+    def with_converter(self, converter: Converter | None) -> "Source":
+        """The source with this converter, if it has records."""
+        has_records = any(file.format not in (CONVERSATIONS, PLAIN) for file in self.files)
+        return replace(self, converter=converter if has_records else None)
+
     @property
     def name(self) -> str:
         """What the files of this split are named by in a data folder: `FR--Theatre-train`."""
@@ -78,6 +83,8 @@ def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]
         fact = {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path, stop)}
         if file.span is not None:
             fact[f"{file.unit}s"] = list(file.span)  # those that were read
+        if file.text_field:
+            fact["text_field"] = file.text_field
         facts.append(fact)
     return facts
 

@@ -40,6 +40,15 @@ def unpacked(path: Path) -> Iterator[IO[bytes]]:
         raise DataError(f"{path} is truncated or no {packing} file: {e}") from None
 
 
+def skip(stream: IO[bytes], size: int, packed: bool) -> None:
+    """Moves `size` bytes on in what `unpacked` gives."""
+    if not packed and size > 0:
+        stream.seek(size, io.SEEK_CUR)
+        return
+    while size > 0 and (skipped := stream.read(min(size, READ))):
+        size -= len(skipped)
+
+
 def _opened(path: Path, packing: str) -> IO[bytes]:
     if packing == ".gz":
         return gzip.open(path)

@@ -1,0 +1,213 @@
+"""--check: what the first rows of every source would become, in seconds, with nothing written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from lit_gpt.errors import DataError, UserError
+from prepare_data import main
+from tests.conftest import ROOT, TOKENIZER, run_command
+from utils import cli
+from utils.prepare.options import PrepareOptions
+
+ROW = {"messages": [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": "Well, thank you."}]}
+EMPTY = {"messages": [{"role": "user", "content": "How are you?"}, {"role": "assistant", "content": ""}]}
+LONG = {"messages": [{"role": "user", "content": "How?"}, {"role": "assistant", "content": "A long answer. " * 99}]}
+SHAPES = ["jsonl", "jsonl.gz", "json", "csv", "parquet", "arrow"]
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def check(*entries: dict) -> None:
+    words = ["--checkpoint_dir", str(TOKENIZER), "--max_length", "200", "--template", "chatml", "--check", "true"]
+    main(cli.parse(PrepareOptions, [*words, "--datasets", json.dumps(entries)]))
+
+
+def table(printed: str) -> dict[str, dict[str, str]]:
+    """The printed table, by source."""
+    lines = printed.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("source "))
+    header = ["rows", "conversations", "samples", "tokens", "targets", "share", "longest", "too long", "shortened"]
+    found = {}
+    for line in lines[begin + 1 :]:
+        words = line.replace(" %", "").split()
+        if len(words) != 12 or words[1] not in ("train", "test"):
+            break
+        found[f"{words[0]} {words[1]}"] = dict(zip([*header, "left out"], words[2:], strict=True))
+    return found
+
+
+def test_the_table_of_every_kind_of_source(tmp_path: Path, capsys: pytest.CaptureFixture):
+    turn = ROW["messages"]
+    chats = write_rows(tmp_path / "chats.jsonl", [*[ROW] * 40, EMPTY, LONG, {"messages": [*turn, *LONG["messages"]]}])
+    many = write_rows(tmp_path / "many.jsonl", [ROW] * 150)
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(many.read_bytes()))
+    (tmp_path / "array.json").write_text(json.dumps([ROW] * 150))
+    columns = pa.table({"instruction": ["Do it"] * 150, "output": ["Done."] * 150})
+    parquet.write_table(columns, tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text("instruction,output\n" + "Do it,Done.\n" * 150)
+    (tmp_path / "book.txt").write_text("Some text of a book. " * 9)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    named = [("many", many), ("packed", tmp_path / "packed.jsonl.gz"), ("array", tmp_path / "array.json")]
+    check(
+        {"name": "chats", "path": str(chats), "converter": "messages"},
+        *({"name": name, "path": str(path), "converter": "messages"} for name, path in named),
+        {"name": "columns", "path": str(tmp_path / "rows.parquet"), "converter": "instruction"},
+        {"name": "commas", "path": str(tmp_path / "rows.csv"), "converter": "instruction"},
+        {"name": "book", "path": str(tmp_path / "book.txt")},
+    )
+    printed = capsys.readouterr().out
+    found = table(printed)
+    assert {name: row["rows"] for name, row in found.items()} == {
+        "array train": "100",
+        "book train": "1",
+        "chats train": "43",
+        "columns train": "100",
+        "commas train": "100",
+        "many train": "100",
+        "packed train": "100",
+    }
+    of_chats = found["chats train"]
+    assert (of_chats["conversations"], of_chats["left out"], of_chats["too long"]) == ("41", "2", "1")
+    assert (of_chats["shortened"], of_chats["samples"]) == ("1", "41")
+    assert found["columns train"] == found["commas train"]
+    assert found["many train"] == found["packed train"] == found["array train"]
+    book = found["book train"]
+    assert int(book["targets"]) == int(book["tokens"]) - 1
+    assert "1 left out (empty_turn), such as: message 2, of the assistant, is empty (chats/chats.jsonl, byte" in printed
+    assert "1 left out (too_long), such as: the first answer and what is before it have" in printed
+    assert "chat template: chatml; targets: assistant; at most 201 tokens" in printed
+    assert "it lacks <|im_end|>, <|im_start|>, which become text" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_check_says_what_the_run_does(tmp_path: Path, capsys: pytest.CaptureFixture):
+    chats = write_rows(tmp_path / "chats.jsonl", [ROW, EMPTY, LONG, ROW, ROW])
+    entry = {"name": "chats", "path": str(chats), "converter": "messages"}
+    check(entry)
+    row = table(capsys.readouterr().out)["chats train"]
+    words = ["--checkpoint_dir", str(TOKENIZER), "--max_length", "200", "--template", "chatml", "--num_workers", "1"]
+    words += ["--datasets", json.dumps([entry]), "--destination_path", str(tmp_path / "data")]
+    assert run_command(PrepareOptions, main, words) == 0
+    (split,) = json.loads((tmp_path / "data" / "manifest.json").read_text())["splits"]
+    assert [int(row[name].replace(",", "")) for name in ("samples", "tokens", "targets", "left out")] == [
+        split["documents"],
+        split["tokens"],
+        split["targets"],
+        sum(split["skipped"].values()),
+    ]
+
+
+def test_a_source_that_gives_nothing_says_why(tmp_path: Path, capsys: pytest.CaptureFixture):
+    good = {"name": "good", "path": str(write_rows(tmp_path / "good.jsonl", [ROW] * 3)), "converter": "messages"}
+    columns = tmp_path / "rows.parquet"
+    parquet.write_table(pa.table({"question": ["Do it"], "reply": ["Done."]}), columns)
+    lines = write_rows(tmp_path / "lines.jsonl", [{"question": "Do it", "reply": "Done."}] * 3)
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "broken.jsonl").write_text('{"messages": \n{"messages"\n')
+    wrong = {
+        "wrong train: .*has no column 'instruction' but question, reply; say by `mapping`": (columns, "instruction"),
+        "wrong train: nothing is left of 3 rows; 3 no_field: no field 'instruction' among question, reply": (
+            lines,
+            "instruction",
+        ),
+        "wrong train: .*empty.jsonl is empty": (tmp_path / "empty.jsonl", "messages"),
+        "wrong train: nothing is left of 2 rows; 2 broken_json": (tmp_path / "broken.jsonl", "messages"),
+    }
+    for problem, (path, converter) in wrong.items():
+        with pytest.raises(DataError, match=problem):
+            check(good, {"name": "wrong", "path": str(path), "converter": converter})
+        printed = capsys.readouterr().out
+        assert printed.index("wrong train: ") < printed.index("source ")
+        assert table(printed)["good train"]["samples"] == "3"
+
+
+def test_what_a_converter_cannot_be_is_said_before_anything_is_read(tmp_path: Path):
+    path = str(write_rows(tmp_path / "rows.jsonl", [ROW]))
+    for entry, problem in (
+        ({"converter": "mesages"}, "--datasets, x: there is no converter 'mesages'"),
+        ({"converter": "messages", "mapping": {"output": "a"}}, "--datasets, x: .*reads messages, tools, not 'output'"),
+        ({"converter": "gone.py:convert"}, "--datasets, x: .*gone.py"),
+        ({"filter": {"lang": "ru"}}, "--datasets, x: filter is of chats, and needs a converter"),
+        ({"mapping": {"output": "a"}}, "--datasets, x: the mapping of plain text is {text: FIELD}"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            check({"name": "x", "path": path, **entry})
+
+
+def test_each_dataset_of_plain_text_has_its_own_field(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name in ("body", "text"):
+        write_rows(tmp_path / f"{name}.jsonl", [{name: "Some text of a book."}] * 5)
+    check(
+        {"name": "one", "path": str(tmp_path / "body.jsonl"), "mapping": {"text": "body"}},
+        {"name": "two", "path": str(tmp_path / "text.jsonl")},
+    )
+    found = table(capsys.readouterr().out)
+    assert found["one train"] == found["two train"]
+    assert found["one train"]["samples"] == "5"
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_a_part_of_a_file_is_checked_from_where_it_begins(tmp_path: Path, capsys: pytest.CaptureFixture, kind: str):
+    answers = [f"Answer {number}." if number < 40 else "" for number in range(300)]
+    path = tmp_path / f"rows.{kind}"
+    rows = [{"instruction": "Do it", "output": answer} for answer in answers]
+    if kind == "csv":
+        path.write_text("instruction,output\n" + "".join(f"Do it,{answer}\n" for answer in answers))
+    elif kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, pa.Table.from_pylist(rows).schema) as stream:
+            stream.write_table(pa.Table.from_pylist(rows), max_chunksize=33)
+    else:
+        text = json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_bytes(gzip.compress(text.encode()) if kind == "jsonl.gz" else text.encode())
+    check({"name": "x", "path": str(path), "converter": "instruction", "split": "train[10%:90%]"})
+    row = table(capsys.readouterr().out)["x train"]
+    assert (row["rows"], row["samples"], row["left out"]) == ("100", "10", "90")
+
+
+def test_a_million_rows_are_checked_in_seconds(tmp_path: Path):
+    line = json.dumps(ROW) + "\n"
+    with (tmp_path / "million.jsonl").open("w") as file:
+        for _ in range(100):
+            file.write(line * 10_000)
+    with gzip.open(tmp_path / "million.jsonl.gz", "wt", compresslevel=1) as file:
+        for _ in range(20):
+            file.write(line * 50_000)
+    numbers = pa.array(range(1_000_000)).cast("string")
+    parquet.write_table(pa.table({"instruction": numbers, "output": numbers}), tmp_path / "million.parquet")
+    entries = [
+        {"name": "lines", "path": str(tmp_path / "million.jsonl"), "converter": "messages"},
+        {"name": "packed", "path": str(tmp_path / "million.jsonl.gz"), "converter": "messages"},
+        {"name": "columns", "path": str(tmp_path / "million.parquet"), "converter": "instruction"},
+    ]
+    words = ["--checkpoint_dir", TOKENIZER, "--max_length", "200", "--template", "chatml", "--check", "true"]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "prepare_data.py", *words, "--datasets", json.dumps(entries)],
+        env=os.environ,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    seconds = time.monotonic() - begin
+    assert done.returncode == 0, done.stderr
+    assert {name: row["rows"] for name, row in table(done.stdout).items()} == dict.fromkeys(
+        ("columns train", "lines train", "packed train"), "100"
+    )
+    assert seconds < 15

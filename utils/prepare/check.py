@@ -1,0 +1,181 @@
+"""`--check`: what would become of the first 100 rows of every source, before hours are spent on all of them.
+
+The rows go the way of the real run (`plan.py`, `worker.py`); nothing is written, and no file is read to its end.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.tokenizer.shipped_templates import OWN, missing_tokens
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.data.parts import PARTS, TARGET
+from utils.data.table import aligned
+from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
+from utils.prepare.blocks import read_blocks
+from utils.prepare.documents import parse, problem_message
+from utils.prepare.file_formats import CONVERSATIONS, PLAIN, CorpusFile
+from utils.prepare.options import PrepareOptions
+from utils.prepare.plan import PreparePlan, make_plan, works_of
+from utils.prepare.progress import say
+from utils.prepare.records import parse_records
+from utils.prepare.row_spans import first_rows
+from utils.prepare.sources import Source
+from utils.prepare.worker import Worker
+
+ROWS = 100  # of each source
+TEXT_BYTES = 2**16  # of each *.txt file, which may be one long document
+
+
+@dataclass
+class Found:
+    """What the first rows of a source gave."""
+
+    rows: int = 0
+    conversations: int = 0
+    samples: int = 0
+    tokens: int = 0
+    targets: int = 0
+    longest: int = 0
+    shortened: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # one of each reason
+    named: Counter[str] = field(default_factory=Counter)
+    error: UserError | DataError | None = None  # for which no more was read
+
+
+HEADER = (
+    *("source", "rows", "conversations", "samples", "tokens", "targets", "share", "longest", "too long"),
+    *("shortened", "left out"),
+)
+
+
+def check(options: PrepareOptions) -> None:
+    """Prints a table of all sources; raises the first error of the sources that give nothing."""
+    plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip"))
+    worker = Worker(plan.recipe, None, None)
+    found = {source: check_source(source, plan, worker) for source in plan.sources}
+    errors = [error for source in plan.sources if (error := _error(source, found[source]))]
+    for error in errors:
+        say(str(error))
+    lines = [HEADER, *(_line(source, found[source]) for source in plan.sources)]
+    for line in aligned(lines, 1):
+        say(line)
+    for source in plan.sources:
+        _say_left_out(source, found[source], options)
+    _say_template(plan)
+    if errors:
+        raise errors[0]
+
+
+def check_source(source: Source, plan: PreparePlan, worker: Worker) -> Found:
+    found = Found()
+    try:
+        for work in _first_works(source, plan):
+            result = worker.rows(work)
+            rows = rows_of(work, plan)
+            _add(found, source.files[work.file], rows, result, plan)
+            if found.rows >= ROWS:
+                break
+    except (UserError, DataError) as e:
+        found.error = e
+    return found
+
+
+def _first_works(source: Source, plan: PreparePlan) -> Iterator[Work]:
+    """As `works_of`, of the first rows of each file in turn."""
+    for number, file in enumerate(source.files):
+        if file.format in (CONVERSATIONS, PLAIN):
+            block = next(read_blocks(file, TEXT_BYTES, plan.recipe.text_field), None)
+            if block is not None:
+                yield Work(number, 0, block, plan.dialogues[source], {})
+            continue
+        one = replace(source, files=(first_rows(file, ROWS),))
+        short = replace(plan, dialogues={one: plan.dialogues[source]})
+        yield from (work._replace(file=number) for work in works_of(one, short, {}))
+
+
+def rows_of(work: Work, plan: PreparePlan) -> int:
+    """The records or texts of a block, whatever becomes of them."""
+    if work.converter:
+        return sum(map(len, parse_records(work.block)))
+    return sum(map(len, parse(work.block, plan.recipe.text_field)))
+
+
+def _add(found: Found, file: CorpusFile, rows: int, result: BlockRows, plan: PreparePlan) -> None:
+    def count(rows: Rows) -> None:
+        found.targets += rows.count_parts()[PARTS[TARGET]]
+        found.longest = max(found.longest, int(np.max(rows.lengths, initial=0)))
+
+    remainder = Remainder(plan.recipe, count)
+    count(result.rows)
+    remainder.add(result.rest)
+    remainder.close()
+    found.rows += rows
+    found.conversations += result.conversations
+    found.samples += result.documents
+    found.tokens += result.tokens
+    found.shortened += result.shortened
+    found.named += result.named
+    for bad in result.bad:
+        found.left_out[bad.reason] += 1
+        found.examples.setdefault(bad.reason, problem_message(file, bad))
+    for removed in result.removed:
+        found.left_out[removed.reason] += 1
+        begin = f": {removed.text!r}" if removed.text else ""
+        place = f"{file.name}, {file.unit} {removed.at:,}"
+        found.examples.setdefault(removed.reason, f"{removed.detail or removed.reason} ({place}{begin})")
+
+
+def _name(source: Source) -> str:
+    return f"{source.dataset} {source.split}"
+
+
+def _line(source: Source, found: Found) -> list[str]:
+    share = f"{100 * found.targets / found.tokens:.1f} %" if found.tokens else "-"
+    of_chats = (found.conversations, found.samples) if source.converter else (0, found.samples)
+    too_long = found.left_out["too_long"]
+    counts = (found.tokens, found.targets)
+    others = (found.longest, too_long, found.shortened, found.left_out.total())
+    texts = [f"{number:,}" for number in (found.rows, *of_chats, *counts)]
+    return [_name(source), *texts, share, *(f"{number:,}" for number in others)]
+
+
+def _error(source: Source, found: Found) -> UserError | DataError | None:
+    """What is wrong with a source that gives nothing."""
+    if found.error is not None:
+        return type(found.error)(f"{_name(source)}: {found.error}")
+    if found.samples:
+        return None
+    if not found.rows:
+        return DataError(f"{_name(source)}: {source.files[0].path} is empty, as all of its files are")
+    reason, count = found.left_out.most_common(1)[0]
+    return DataError(
+        f"{_name(source)}: nothing is left of {found.rows:,} rows; {count:,} {reason}: {found.examples[reason]}"
+    )
+
+
+def _say_left_out(source: Source, found: Found, options: PrepareOptions) -> None:
+    for reason, count in found.left_out.most_common():
+        say(f"{_name(source)}: {count:,} left out ({reason}), such as: {found.examples[reason]}")
+    if found.shortened:
+        say(f"{_name(source)}: {found.shortened:,} conversations are too long and lose turns from their ends")
+    if found.named and not options.special_tokens_in_text:
+        names = ", ".join(f"{name} {count:,}×" for name, count in found.named.most_common(10))
+        say(f"{_name(source)}: names of special tokens in the text stay text: {names}")
+
+
+def _say_template(plan: PreparePlan) -> None:
+    chat, options = plan.recipe.chat, plan.options
+    if chat is None:
+        return
+    assert options.checkpoint_dir is not None
+    name = f"that of {options.checkpoint_dir}" if options.template == OWN else options.template
+    missing = missing_tokens(chat.template, Tokenizer(options.checkpoint_dir))
+    lacks = f"it lacks {', '.join(missing)}, which become text" if missing else "it has all of the template's tokens"
+    say(
+        f"chat template: {name}; targets: {chat.targets}; at most {plan.recipe.window:,} tokens; the tokenizer: {lacks}"
+    )
