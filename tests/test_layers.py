@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1471,
     "utils/prepare/chat": 1669,
-    "utils/prepare": 6585,
+    "utils/prepare": 6595,
     "utils/run": 1256,
     "utils/train": 2439,
     "utils/export": 1628,

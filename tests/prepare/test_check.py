@@ -116,14 +116,16 @@ def test_a_source_that_gives_nothing_says_why(tmp_path: Path, capsys: pytest.Cap
     columns = tmp_path / "rows.parquet"
     parquet.write_table(pa.table({"question": ["Do it"], "reply": ["Done."]}), columns)
     lines = write_rows(tmp_path / "lines.jsonl", [{"question": "Do it", "reply": "Done."}] * 3)
+    empties = write_rows(tmp_path / "empties.jsonl", [EMPTY] * 2)
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.jsonl").write_text('{"messages": \n{"messages"\n')
     wrong = {
         "wrong train: .*has no column 'instruction' but question, reply; say by `mapping`": (columns, "instruction"),
-        "wrong train: nothing is left of 3 rows; 3 no_field: no field 'instruction' among question, reply": (
+        "wrong train: the first 3 records of .* have no field 'instruction' but question, reply": (
             lines,
             "instruction",
         ),
+        "wrong train: nothing is left of 2 rows; 2 empty_turn: message 2": (empties, "messages"),
         "wrong train: .*empty.jsonl is empty": (tmp_path / "empty.jsonl", "messages"),
         "wrong train: nothing is left of 2 rows; 2 broken_json": (tmp_path / "broken.jsonl", "messages"),
     }

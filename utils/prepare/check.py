@@ -19,7 +19,7 @@ from utils.prepare.blocks import read_blocks
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.file_formats import CONVERSATIONS, PLAIN, CorpusFile
 from utils.prepare.options import PrepareOptions
-from utils.prepare.plan import PreparePlan, make_plan, works_of
+from utils.prepare.plan import PreparePlan, make_plan, require_fields_of, works_of
 from utils.prepare.progress import say
 from utils.prepare.records import parse_records
 from utils.prepare.row_spans import first_rows
@@ -74,6 +74,7 @@ def check(options: PrepareOptions) -> None:
 def check_source(source: Source, plan: PreparePlan, worker: Worker) -> Found:
     found = Found()
     try:
+        require_fields_of([source])
         for work in _first_works(source, plan):
             result = worker.rows(work)
             rows = rows_of(work, plan)

@@ -73,7 +73,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     assert options.checkpoint_dir is not None
     unread: list[Unread] = []
     sources = sources_of(options, unread)
-    require_fields_of(sources)
+    if not options.check:  # which names all sources that lack one, beside a table of the others
+        require_fields_of(sources)
     tokenizer = Tokenizer(options.checkpoint_dir)
     if options.special_tokens_in_text:
         encoder_of_special_tokens(tokenizer)  # which raises where there is none

@@ -46,18 +46,26 @@ def first_rows(file: CorpusFile, count: int) -> CorpusFile:
 
 
 def _lines(file: CorpusFile) -> Iterator[tuple[int, int]]:
-    """Where each line that is read and not blank begins and ends, in bytes of the unpacked file; holds 1 MB of one."""
+    """Where each line that is read and not blank begins and ends, in bytes of the unpacked file."""
     at, end = file.span or (0, None)
     begin, is_blank = at, True
-    with unpacked(file.path) as stream:
-        skip(stream, at, packing_of(file.path) != "")
-        with io.BufferedReader(stream, READ) as reader:
-            while (end is None or at < end) and (piece := reader.readline(READ)):
-                at += len(piece)
-                is_blank = is_blank and not piece.strip()
-                if piece.endswith(b"\n"):
-                    if not is_blank:
-                        yield begin, at
-                    begin, is_blank = at, True
+    for piece in _pieces(file, at):
+        at += len(piece)
+        is_blank = is_blank and not piece.strip()
+        if piece.endswith(b"\n"):
+            if not is_blank:
+                yield begin, at
+            begin, is_blank = at, True
+        if end is not None and at >= end:
+            break
     if not is_blank:
         yield begin, at
+
+
+def _pieces(file: CorpusFile, begin: int) -> Iterator[bytes]:
+    """The lines of a file from there on, those of over 1 MB in several pieces."""
+    with unpacked(file.path) as stream:
+        skip(stream, begin, packing_of(file.path) != "")
+        with io.BufferedReader(stream, READ) as reader:
+            while piece := reader.readline(READ):
+                yield piece
