@@ -110,6 +110,10 @@ def test_records_have_a_converter_and_text_files_beside_them_have_none(tmp_path:
         ({"name": "a", "path": "x", "split": "train[:101%]"}, "a: split: 'train[:101%]': a percent is at most 100"),
         ({"name": "a", "path": "x", "mapping": ["b"]}, "a: mapping must be names → names of fields"),
         ({"name": "a", "path": "x", "mapping": {"b": 3}}, "a: mapping must be names → names of fields"),
+        (
+            {"name": "a", "path": "x", "filter": {"b": 1}},
+            "a: filter needs a converter of chats; this one is plain text",
+        ),
         ({"name": "a", "path": "x", "filter": {"b": []}}, "a: filter must be fields → a value or a list"),
         ({"name": "a", "path": "x", "filter": "ru"}, "a: filter must be fields → a value or a list"),
         ({"name": "a", "path": "x", "without": {"b": "c"}}, "a: without must be a list of texts"),

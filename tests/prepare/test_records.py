@@ -75,7 +75,7 @@ def read(path: Path, fields: Fields = EVERY, size: int = 2**20) -> tuple[list[tu
 def conversations(path: Path, converter: Converter, size: int = 2**20) -> tuple[list[Conversation], list]:
     records, bads = read(path, fields_of(converter), size)
     assert not bads
-    return convert_records(make_converter(converter), records)
+    return convert_records(make_converter(converter), records, str(path))
 
 
 @pytest.mark.parametrize("size", [3000, 2**20])

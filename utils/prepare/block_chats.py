@@ -62,7 +62,7 @@ class ChatBlocks:
         convert = self._converter(work.converter)
         records, bad = parse_records(work.block)
         removed = [Removed(found.reason, found.at, found.problem, "") for found in bad]
-        found, left_out = convert_records(convert, records)
+        found, left_out = convert_records(convert, records, str(work.block.file.path))
         removed += map(as_removed, left_out)
         conversations = []
         for number, conversation in enumerate(found):

@@ -117,7 +117,7 @@ def _column_values(column: Any) -> list[Any]:
 
 
 def _looked_into(column: Any) -> tuple[bool, bool]:
-    """Whether there is a map in an Arrow array, and whether a struct in it has a field that is null."""
+    """Whether there is a map in an Arrow array, and whether a struct in it has, or may have, a field that is null."""
     from pyarrow import types  # an optional package
 
     if types.is_map(column.type):
@@ -129,7 +129,7 @@ def _looked_into(column: Any) -> tuple[bool, bool]:
         return any(has_map for has_map, _ in found), has_null or any(null for _, null in found)
     if types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
         return _looked_into(column.flatten())
-    return False, False
+    return False, types.is_nested(column.type) or types.is_dictionary(column.type)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -337,6 +337,8 @@ def test_nulls_of_arguments_in_json():
         ("no_answer", [USER, ANSWER | {"weight": 0}]),
         ("wrong_type", [USER, ANSWER | {"weight": 0.5}]),
         ("wrong_type", [USER, ANSWER | {"weight": "1"}]),
+        ("wrong_type", [USER, ANSWER | {"weight": 1, "train": False}]),
+        ("no_answer", [USER, ANSWER | {"train": False}]),
         ("wrong_type", {"role": "user", "content": "a"}),
         ("wrong_type", [USER, {"role": "assistant", "content": 4}]),
         ("wrong_type", [USER, {"role": "assistant", "content": {"text": "a"}}]),
@@ -457,7 +459,7 @@ def own(tmp_path, monkeypatch) -> Path:
 def test_a_converter_of_ones_own(own):
     records = [({"n": number}, number) for number in range(9)]
     for name in ("mine:convert", "mine.py:convert", f"{own}:convert"):
-        found, left_out = convert_records(make_converter(Converter(name)), records)
+        found, left_out = convert_records(make_converter(Converter(name)), records, "a.jsonl")
         assert [(one.at, one.messages[0]["content"], one.tools) for one in found] == [
             (0, "0", None),
             (7, "7", [{"type": "function", "function": {"name": "f"}}]),
@@ -472,9 +474,9 @@ def test_a_converter_of_ones_own(own):
 def test_a_converter_that_fails_on_every_record_stops_the_run(own):
     make = make_converter(Converter("mine:fail"))
     records = [({"n": number}, number) for number in range(100)]
-    with pytest.raises(DataError, match="fails on each of 20 records, on the last with ValueError: no 19 at all"):
-        convert_records(make, records)
-    assert len(convert_records(make, records[:19])[1]) == 19
+    with pytest.raises(DataError, match=r"a.jsonl: the converter fails on 20 records, .*: ValueError: no 19 at all"):
+        convert_records(make, records, "a.jsonl")
+    assert len(convert_records(make, records[:19], "a.jsonl")[1]) == 19
 
 
 def test_a_module_that_cannot_be_imported(own):
@@ -516,7 +518,7 @@ RECORDS = st.dictionaries(st.sampled_from(NAMES), JSON, min_size=1, max_size=len
 def test_whatever_a_record_is_it_is_accounted_for(records):
     for name in KINDS:
         make = make_converter(Converter(name))
-        found, left_out = convert_records(make, [(record, at) for at, record in enumerate(records)])
+        found, left_out = convert_records(make, [(record, at) for at, record in enumerate(records)], "a")
         places = Counter(one.at for one in [*found, *left_out])
         assert set(places) == set(range(len(records)))
         assert name == "roleplay" or set(places.values()) <= {1}

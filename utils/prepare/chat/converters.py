@@ -101,10 +101,12 @@ def _conversation(
     return Conversation(messages, tools, at)
 
 
-def convert_records(convert: Convert, records: Iterable[tuple[Any, int]]) -> tuple[list[Conversation], list[LeftOut]]:
+def convert_records(
+    convert: Convert, records: Iterable[tuple[Any, int]], where: str
+) -> tuple[list[Conversation], list[LeftOut]]:
     """The conversations of a block's records, and what was left out: each record is in one of them.
 
-    A DataError if a converter of the user's own fails on each of a block's first records.
+    A DataError, which names `where` they are, if a converter of the user's own fails on each of a block's first ones.
     """
     conversations: list[Conversation] = []
     left_out: list[LeftOut] = []
@@ -118,7 +120,7 @@ def convert_records(convert: Convert, records: Iterable[tuple[Any, int]]) -> tup
             failures += number < MOST_FAILURES and found.reason == "converter_failed"
         if failures == MOST_FAILURES:
             detail = left_out[-1].detail
-            raise DataError(f"the converter fails on each of {MOST_FAILURES} records, on the last with {detail}")
+            raise DataError(f"{where}: the converter fails on {MOST_FAILURES} records, one after the other: {detail}")
     return conversations, left_out
 
 

@@ -40,6 +40,7 @@ ROLES = {
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_WEIGHTS = ("weight", "train", "training", "trainable")  # OpenAI's, and the names that other trainers have for it
 _NOT_TEXT = ("images", "image", "image_url", "audio", "audios", "video", "videos")
 
 
@@ -184,12 +185,12 @@ def _text(value: Any, what: str) -> str:
 
 
 def _add_weight(message: Message, value: dict[str, Any], number: int) -> None:
-    weight = value.get("weight")
-    if weight is None:
-        return
-    if not isinstance(weight, int | float) or weight not in (0, 1):
-        raise Malformed("wrong_type", f"the weight of message {number} is neither 0 nor 1")
-    message["weight"] = int(weight)
+    given = [(key, value[key]) for key in _WEIGHTS if value.get(key) is not None]
+    for key, weight in given:
+        if not isinstance(weight, int | float) or weight not in (0, 1):
+            raise Malformed("wrong_type", f"the '{key}' of message {number} is neither 0 nor 1")
+        if message.setdefault("weight", int(weight)) != weight:
+            raise Malformed("wrong_type", f"the '{key}' of message {number} is not its '{given[0][0]}'")
 
 
 def _add_calls(

@@ -29,7 +29,7 @@ def _tool(raw: Any, what: str) -> dict[str, Any]:
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str) or not name:
         raise Malformed("wrong_type", f"{what} holds what is no function with a name")
-    return tool if "function" in tool else {"type": "function", "function": tool}
+    return {"type": "function", **tool} if "function" in tool else {"type": "function", "function": tool}
 
 
 def parameters_of(tools: list[dict[str, Any]] | None) -> dict[str, Parameters]:
