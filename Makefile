@@ -4,7 +4,7 @@ STAMP := $(VENV)/installed
 # Threads that spin while they wait slow a small machine down many times as soon as something else runs on it.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: quickstart test lint slurm-dev soak clean
+.PHONY: quickstart test debian-packages llama.cpp lint slurm-dev soak clean
 
 # One environment for both commands: the chain's last step loads its result with transformers, as the tests do.
 $(STAMP): requirements.txt requirements-dev.txt
@@ -17,11 +17,17 @@ quickstart: $(STAMP)
 	rm -rf out/quickstart
 	$(VENV)/bin/python data/sample/quickstart.py
 
-test: $(STAMP) lint
+# Downloads leave the cores to llama.cpp's compiler; the tests, some of which have time limits, begin when all is there.
+test:
+	$(MAKE) --jobs=3 debian-packages llama.cpp lint
+	$(VENV)/bin/python tests/run_groups.py
+
+debian-packages:
 	tests/slurm/install.sh
 	tests/export/install_go.sh
+
+llama.cpp: $(STAMP)
 	$(VENV)/bin/python utils/install_llama_cpp.py || echo "the tests of GGUF files are left out: see above"
-	$(VENV)/bin/python tests/run_groups.py
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
