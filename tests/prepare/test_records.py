@@ -36,8 +36,8 @@ ROWS = [
 NAMES = ["a.jsonl", "a.jsonl.gz", "a.json", "a.json.gz", "a.parquet", "saved", "a.csv", "a.tsv", "feather.arrow"]
 
 
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    """The rows in the format that the name says; a CSV file has JSON in its fields."""
+def write_rows(path: Path, rows: list[dict], arrow: bool = False) -> Path:
+    """The rows in the format that the name says (a CSV file has JSON in its fields); with `arrow` not by `datasets`."""
     packed = gzip.compress if path.suffix == ".gz" else bytes
     if ".jsonl" in path.name:
         path.write_bytes(packed("".join(json.dumps(row) + "\n" for row in rows).encode()))
@@ -52,6 +52,8 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
                 writer.writerow(values)
     elif path.name == "saved":
         datasets.Dataset.from_list(rows).save_to_disk(str(path))
+    elif path.suffix == ".parquet" and arrow:
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     elif path.suffix == ".parquet":
         datasets.Dataset.from_list(rows).to_parquet(str(path), batch_size=70)
     else:

@@ -208,7 +208,7 @@ def _add_calls(
     _add_weight(message, value, number)
     before = found[-1] if found else {}
     if before.get("role") == "assistant" and before.get("weight", 1) == message.get("weight", 1):
-        before["tool_calls"] = before.get("tool_calls", []) + calls
+        before.setdefault("tool_calls", []).extend(calls)
     else:
         found.append(message)
 
@@ -216,14 +216,15 @@ def _add_calls(
 def _match_ids(messages: list[Message]) -> None:
     """Gives a tool's answer the id of the only call it can answer; a `Malformed` if it names one that was not made."""
     calls: list[dict[str, Any]] = []
+    ids: set[str | None] = set()
     for number, message in enumerate(messages, start=1):
         if message["role"] == "assistant":
             calls = message.get("tool_calls", [])
+            ids = {call.get("id") for call in calls}
         elif message["role"] == "tool" and calls:
-            ids = [call.get("id") for call in calls]
             answered = message.get("tool_call_id")
-            if answered is None and len(calls) == 1 and ids[0] is not None:
-                message["tool_call_id"] = ids[0]
+            if answered is None and len(calls) == 1 and None not in ids:
+                message["tool_call_id"] = calls[0]["id"]
             elif answered is not None and None not in ids and answered not in ids:
                 raise Malformed(
                     "unknown_call", f"message {number} answers the call {answered[:40]!r}, which was not made"

@@ -59,7 +59,8 @@ def _import(module_name: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look there for their module
-    sys.path.append(str(path.parent))  # for what it imports from beside it
+    folders = [str(path.parent), str(Path.cwd())]  # for what it imports
+    sys.path += [folder for folder in folders if folder not in sys.path]
     spec.loader.exec_module(module)
     return module
 
