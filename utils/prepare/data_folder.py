@@ -93,6 +93,7 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
             "similarity": options.similarity if options.deduplicate == "near" else None,
             "text_field": recipe.text_field,
             "datasets": described_entries(plan),
+            "chats": described_chats(plan),
             "augmentation_level": options.augmentation_level,
             "min_characters": recipe.min_characters,
             "max_characters": recipe.max_characters,
@@ -103,6 +104,16 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
         },
         template=hashlib.sha256(plan.chat_files[CHAT_TEMPLATE]).hexdigest() if plan.chat_files else "",
     )
+
+
+def described_chats(plan: PreparePlan) -> dict[str, Any] | None:
+    """How conversations became tokens, beside the template itself, which is a file of the data folder."""
+    if plan.recipe.chat is None:
+        return None
+    how = asdict(plan.recipe.chat)
+    del how["template"]
+    converter = plan.options.own_converter
+    return {"template": plan.options.template, **how, "converter": converter and asdict(converter)}
 
 
 def described_entries(plan: PreparePlan) -> list[dict[str, Any]]:

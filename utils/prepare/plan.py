@@ -80,6 +80,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         encoder_of_special_tokens(tokenizer)  # which raises where there is none
     recipe = make_recipe(options, tokenizer)
     if any(source.converter for source in sources):
+        if not options.padding:
+            raise UserError("--padding false would cut conversations where a row is full; leave it out for chats")
         recipe = replace(recipe, chat=make_chat_recipe(options, tokenizer))
         if missing := missing_tokens(recipe.chat.template, tokenizer):
             say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
@@ -230,7 +232,7 @@ def warn_of_unknown(facts: Mapping[str, DatasetFacts], sources: list[Source]) ->
 
 def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
     """Documents of up to 16 of the sources of plain text, some 128 KB together; of others where these have none."""
-    sources = [source for source in sources if not source.converter]
+    sources = [source for source in sources if not all(map(source.converter_of, source.files))]
     if not sources:
         return []
     every = -(-len(sources) // SAMPLE_SOURCES)

@@ -245,8 +245,14 @@ def summary(entry: DatasetSplit, window: int) -> str:
         return f"warning: {name}: no documents in {entry.sources[0]['path']}"
     size = entry.rows * window
     skipped = "".join(f", {count} skipped ({reason})" for reason, count in entry.skipped.items())
+    what = f"{entry.documents:,} documents, {entry.tokens:,} tokens"
+    if entry.conversations:
+        what = f"{entry.conversations:,} conversations in {entry.documents:,} samples, {entry.tokens:,} tokens"
+        what += f", {100 * entry.targets / entry.tokens:.1f} % targets"
+    if entry.shortened:
+        skipped += f", {entry.turns_left_out:,} turns left out at the end of {entry.shortened:,} that were too long"
     return (
-        f"{name}: {entry.documents:,} documents, {entry.tokens:,} tokens, {entry.rows:,} rows, "
+        f"{name}: {what}, {entry.rows:,} rows, "
         f"padding {100 * entry.padding / size:.2f} %, overlap {100 * entry.overlap / size:.2f} %{skipped} → "
         f"{len(entry.shards)} shards"
     )
