@@ -143,7 +143,7 @@ def test_what_a_converter_cannot_be_is_said_before_anything_is_read(tmp_path: Pa
         ({"converter": "mesages"}, "--datasets, x: there is no converter 'mesages'"),
         ({"converter": "messages", "mapping": {"output": "a"}}, "--datasets, x: .*reads messages, tools, not 'output'"),
         ({"converter": "gone.py:convert"}, "--datasets, x: .*gone.py"),
-        ({"filter": {"lang": "ru"}}, "--datasets, x: filter is of chats, and needs a converter"),
+        ({"filter": {"lang": "ru"}}, "--datasets, x: filter needs a converter of chats; this one is plain text"),
         ({"mapping": {"output": "a"}}, "--datasets, x: the mapping of plain text is {text: FIELD}"),
     ):
         with pytest.raises(UserError, match=problem):

@@ -224,9 +224,11 @@ class RowReader:
     def segments(self) -> Iterator[Segments]:
         """All segments of the split, some thousand rows' at once."""
         for shard in range(len(self._paths)):
-            first = int(self._starts[shard])
+            first, rows = int(self._starts[shard]), int(self._starts[shard + 1] - self._starts[shard])
+            if not rows:
+                continue
             _, index, _ = self._find(first)
-            for begin in range(0, int(self._starts[shard + 1]) - first, _ROWS_AT_ONCE):
+            for begin in range(0, rows, _ROWS_AT_ONCE):
                 yield _segments_of(index, first, slice(begin, begin + _ROWS_AT_ONCE))
 
     def _find(self, row: int) -> tuple[Any, dict[str, np.ndarray], int]:

@@ -123,9 +123,6 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     keep = values.get("filter")
     if keep is not None and not (isinstance(keep, Mapping) and all(map(_is_plain, keep.values()))):
         problems.append(f"filter must be fields → a value or a list of values, such as {{lang: ru}}, not {keep!r}")
-    if (values.get("converter") or TEXT) == TEXT:
-        needless = [key for key in ("mapping", "filter", "without") if values.get(key)]
-        problems += [f"{key} needs a converter of chats; this one is plain text" for key in needless]
     without = values.get("without")
     if without and not _is_plain(without):
         problems.append(f"without must be a list of texts, not {without!r}")
@@ -153,7 +150,9 @@ def _problems_of_text(values: Mapping[str, Any]) -> list[str]:
     """What is asked of plain text that only chats have."""
     if (values.get("converter") or TEXT) != TEXT:
         return []
-    problems = [f"{key} is of chats, and needs a converter" for key in ("filter", "without") if values.get(key)]
+    problems = [
+        f"{key} needs a converter of chats; this one is plain text" for key in ("filter", "without") if values.get(key)
+    ]
     mapping = values.get("mapping") or {}
     if isinstance(mapping, Mapping) and not mapping.keys() <= {TEXT}:
         problems.append("the mapping of plain text is {text: FIELD}; of chats it needs a converter")
