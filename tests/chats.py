@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,16 +13,21 @@ NAMES = (END_OF_TEXT, "<|im_start|>", END_OF_TURN)
 WORDS = ("user", "assistant", "system", "Reverse", "Repeat", "First", "Last")
 
 
-def make_chat_tokenizer(folder: Path) -> Path:
-    """Byte-level BPE of the 256 bytes, `NAMES`, and what `WORDS` are merged of."""
+def make_chat_tokenizer(
+    folder: Path, words: Sequence[str] = WORDS, names: Sequence[str] = NAMES, **config: str
+) -> Path:
+    """Byte-level BPE of the 256 bytes, the special tokens `names`, of which the first ends a text, and `words`.
+
+    `config` is for tokenizer_config.json.
+    """
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(special_tokens=[*NAMES], initial_alphabet=alphabet, show_progress=False)
-    made.train_from_iterator([word for word in WORDS for _ in range(2)], trainer)
+    trainer = trainers.BpeTrainer(special_tokens=[*names], initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([word for word in words for _ in range(2)], trainer)
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names[0], **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
     return folder
