@@ -1,0 +1,152 @@
+"""A tiny model, taught instructions by the programs themselves, does what it never was told before, and stops.
+
+First by a template whose marks leave the end of an answer out, the mistake that one makes most: it answers, and goes
+on and on. Then a fifth of the steps by the right template.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lit_gpt.formats.litgpt_directory import write_litgpt_directory
+from lit_gpt.inference import generation
+from lit_gpt.inference.generation import TextModel
+from lit_gpt.inference.sampling_options import Sampling
+from lit_gpt.tokenizer.chat_template import ChatTemplate
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from tests.chats import make_chat_tokenizer
+from tests.conftest import TINY_MODEL, run
+from utils.run.merged_model import companion_files, load_merged_model
+
+MODEL = (
+    TINY_MODEL.replace("block_size: 64", "block_size: 128")
+    .replace("n_embd: 32", "n_embd: 64")
+    .replace("n_query_groups: 2", "n_query_groups: 4")
+    .replace("intermediate_size: 64", "intermediate_size: 128")
+)
+TASKS: dict[str, Callable[[str], str]] = {
+    "Reverse": lambda digits: digits[::-1],
+    "Repeat": lambda digits: digits,
+    "First": lambda digits: digits[0],
+    "Last": lambda digits: digits[-1],
+}
+RIGHT = "chatml"
+WITHOUT_END = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+TRAINED, HELD_OUT, SEED = 6000, 150, 5
+LONGEST = 12  # tokens of an answer: the right ones have 2 to 6
+STEPS = ("--batch_size", 8, "--micro_batch_size", 8, "--precision", "32-true", "--interval_unit", "steps")
+STEPS += ("--log_interval", 50, "--save_interval", 10_000, "--eval_interval", 10_000, "--devices", 1)
+
+
+class Figures(NamedTuple):
+    exact: float  # share of the answers that are right, and end there
+    begun: float  # that begin with what is right
+    ended: float  # that end by themselves
+
+
+def make_instructions(count: int) -> list[tuple[str, str]]:
+    """Different instructions with what is right to answer."""
+    rng, found = random.Random(SEED), {}
+    while len(found) < count:
+        task, digits = rng.choice(sorted(TASKS)), "".join(rng.choices("0123456789", k=rng.randint(2, 5)))
+        found[f"{task} {digits}"] = TASKS[task](digits)
+    return list(found.items())
+
+
+@pytest.fixture(scope="module")
+def instructions() -> list[tuple[str, str]]:
+    return make_instructions(TRAINED + HELD_OUT)
+
+
+@pytest.fixture(scope="module")
+def place(instructions, tmp_path_factory) -> Path:
+    """A folder with the tokenizer, the corpus, and data by both templates."""
+    folder = tmp_path_factory.mktemp("instructions")
+    make_chat_tokenizer(folder / "tokenizer")
+    lines = [json.dumps({"instruction": asked, "output": right}) for asked, right in instructions[HELD_OUT:]]
+    (folder / "corpus" / "tasks").mkdir(parents=True)
+    (folder / "corpus" / "tasks" / "train.jsonl").write_text("\n".join(lines))
+    (folder / "without_end.jinja").write_text(WITHOUT_END)
+    source = (
+        "--source_path",
+        folder / "corpus",
+        "--checkpoint_dir",
+        folder / "tokenizer",
+        "--converter",
+        "instruction",
+    )
+    for name, template in (("masked", folder / "without_end.jinja"), ("right", RIGHT)):
+        words = ("--template", template, "--destination_path", folder / name, "--max_length", 128, "--num_workers", 1)
+        run("prepare_data.py", *source, *words)
+    (folder / "model.yaml").write_text(MODEL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masked_run(place) -> Path:
+    model = ("--checkpoint_dir", place / "tokenizer", "--model_config", place / "model.yaml")
+    rate = ("--max_steps", 400, "--learning_rate", 3e-3, "--warmup_steps", 50)
+    run("pretrain.py", "--data_dir", place / "masked", *model, "--out_dir", place / "run_masked", *STEPS, *rate)
+    return place / "run_masked"
+
+
+@pytest.fixture(scope="module")
+def right_run(place, masked_run) -> Path:
+    begun = load_merged_model(masked_run)
+    write_litgpt_directory(place / "begun", begun.config, begun.state_dict, companion_files(begun))
+    rate = ("--max_steps", 80, "--learning_rate", 1e-3, "--warmup_steps", 10)
+    words = ("--checkpoint_dir", place / "begun", "--out_dir", place / "run_right")
+    run("pretrain.py", "--data_dir", place / "right", *words, *STEPS, *rate)
+    return place / "run_right"
+
+
+def figures(run_dir: Path, held_out: list[tuple[str, str]], monkeypatch) -> Figures:
+    """By the template and the ends that the checkpoint has, as the chat does it."""
+    trained = load_merged_model(run_dir)
+    tokenizer = Tokenizer(trained.tokenizer_dir)
+    model, template = (
+        TextModel(trained.config, trained.state_dict, tokenizer, accelerator="cpu"),
+        ChatTemplate(tokenizer),
+    )
+    prompts = [template.encode([{"role": "user", "content": asked}]) for asked, _ in held_out]
+    ended = set()
+    push = generation._Row.push
+
+    def watch(row, token, ends):
+        if token in ends:
+            ended.add(row.number)
+        return push(row, token, ends)
+
+    monkeypatch.setattr(generation._Row, "push", watch)
+    answers = [""] * len(held_out)
+    for number, piece in model.stream(prompts, Sampling(max_new_tokens=LONGEST, temperature=0.0)):
+        answers[number] += piece
+    pairs = [(answer, right) for answer, (_, right) in zip(answers, held_out, strict=True)]
+    exact = sum(answer == right and number in ended for number, (answer, right) in enumerate(pairs))
+    begun = sum(answer.startswith(right) for answer, right in pairs)
+    found = Figures(*(count / len(held_out) for count in (exact, begun, len(ended))))
+    print(f"{run_dir.name}: {found}")
+    return found
+
+
+def test_held_out_instructions_are_done_and_answers_end(instructions, right_run, monkeypatch):
+    found = figures(right_run, instructions[:HELD_OUT], monkeypatch)
+    assert found.exact >= 0.9 and found.ended >= 0.95
+
+
+def test_without_the_end_among_the_targets_no_answer_ends(instructions, masked_run, monkeypatch):
+    """The same measure of a model that knows all but where to stop: so the test above can fail."""
+    found = figures(masked_run, instructions[:HELD_OUT], monkeypatch)
+    assert found.begun >= 0.9
+    assert found.exact <= 0.1 and found.ended <= 0.1
