@@ -16,7 +16,7 @@ import yaml
 from lit_gpt.chat.base import Options as ChatOptions
 from lit_gpt.chat.base import main as chat
 from lit_gpt.inference.generation import TextModel
-from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
+from lit_gpt.tokenizer.chat_files import with_default_system
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from tests.chats import END_OF_TEXT, END_OF_TURN, make_chat_tokenizer
@@ -29,6 +29,7 @@ from utils.run.checkpoint_folders import list_checkpoints
 SYSTEM = 'Ты — "Сайга".\nBe {{kind}} {% and } brief\\.'
 OTHER = CHATML.replace("<|im_start|>", "<|im_start|>role: ")
 SMALL = ("--precision", "32-true", "--interval_unit", "steps", "--max_steps", 2, "--warmup_steps", 1, "--batch_size", 2)
+LORA = ("--use_lora", "true", "--learning_rate", 0.1)
 ASK = """
 import json, sys
 from transformers import AutoTokenizer, GenerationConfig
@@ -40,6 +41,7 @@ print(json.dumps([ids, GenerationConfig.from_pretrained(sys.argv[1]).eos_token_i
 
 
 class Place(NamedTuple):
+    sources: Path
     data: Path  # by CHATML, with a default system message
     run: Path  # of all weights, from random ones
     published: Path  # its Hugging Face folder, and litgpt directory
@@ -57,18 +59,15 @@ def question(*contents, system=None):
 CHATS = (question("Ça va ?"), question(" a\n", "b ", "c", system="Be brief."), question("a", "b", "c"))
 
 
-def prepare(corpus: Path, checkpoint_dir: Path, folder: Path, template: str) -> Path:
-    words = ("--source_path", corpus, "--checkpoint_dir", checkpoint_dir, "--destination_path", folder)
-    run("prepare_data.py", *words, "--max_length", 64, "--num_workers", 1)
-    make_chat_data(folder, template)
+def prepare(sources: Path, checkpoint_dir: Path, folder: Path, template: str, *others: object) -> Path:
+    """Data of chats and, so that a folder has both, of text."""
+    file = folder.with_suffix(".jinja")
+    file.write_text(template)
+    chats = {"name": "chats", "path": str(sources / "chats.jsonl"), "converter": "instruction"}
+    entries = json.dumps([chats, {"name": "text", "path": str(sources / "text.jsonl")}])
+    words = ("--datasets", entries, "--checkpoint_dir", checkpoint_dir, "--destination_path", folder)
+    run("prepare_data.py", *words, "--template", file, "--max_length", 256, "--num_workers", 1, *others)
     return folder
-
-
-def make_chat_data(folder: Path, template: str) -> None:
-    for name, content in chat_files(Tokenizer(folder / "tokenizer"), template).items():
-        (folder / "tokenizer" / name).write_bytes(content)
-    values = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**values, "template": sha256(template)}))
 
 
 def sha256(text: str) -> str:
@@ -82,19 +81,21 @@ def place(tmp_path_factory):
     model_config = folder / "tiny.yaml"
     model_config.write_text(TINY_MODEL.replace("block_size: 64", "block_size: 256"))
     tokenizer = make_chat_tokenizer(folder / "tokenizer")
-    corpus = folder / "corpus" / "EN" / "chats" / "full.txt"
-    corpus.parent.mkdir(parents=True)
-    corpus.write_text("\n".join(f"Reverse {number}" for number in range(200)))
-    data = prepare(folder / "corpus", tokenizer, folder / "data", with_default_system(CHATML, SYSTEM))
+    sources = folder / "sources"
+    sources.mkdir()
+    chats = [json.dumps({"instruction": f"Reverse {number}", "output": str(number)[::-1]}) for number in range(200)]
+    (sources / "chats.jsonl").write_text("\n".join(chats))
+    (sources / "text.jsonl").write_text("\n".join(json.dumps({"text": f"Text {number}."}) for number in range(200)))
+    data = prepare(sources, tokenizer, folder / "data", CHATML, "--system", SYSTEM)
     scratch = ("--checkpoint_dir", tokenizer, "--model_config", model_config, "--out_dir", folder / "run")
     run("pretrain.py", "--data_dir", data, *scratch, *SMALL)
     published = folder / "published"
     run("convert_litgpt_to_transformers.py", "--input_path", folder / "run", "--output_dir", published)
     run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", published, "--verify", "none")
-    other = prepare(folder / "corpus", published, folder / "other", OTHER)
-    lora = ("--checkpoint_dir", published, "--out_dir", folder / "lora", "--use_lora", "true", "--learning_rate", 0.1)
+    other = prepare(sources, published, folder / "other", OTHER)
+    lora = ("--checkpoint_dir", published, "--out_dir", folder / "lora", *LORA)
     run("pretrain.py", "--data_dir", other, *lora, *SMALL)
-    return Place(data, folder / "run", published, other, folder / "lora")
+    return Place(sources, data, folder / "run", published, other, folder / "lora")
 
 
 def asked_in_a_fresh_process(folder: Path) -> tuple[list[list[int]], list[int]]:
@@ -202,24 +203,27 @@ def test_the_chat_asks_by_the_template_and_stops_at_the_end_of_a_turn(place, mon
 
 
 def test_another_template_is_refused_in_one_run(place, tmp_path):
-    copy = shutil.copytree(place.data, tmp_path / "data")
-    words = ("--data_dir", copy, "--checkpoint_dir", place.published, "--out_dir", tmp_path / "run", *SMALL)
-    run("pretrain.py", *words)
-    make_chat_data(copy, OTHER)
-    assert_error(run("pretrain.py", *words, check=False), 2, "holds another run (template was", "another --out_dir")
-    (copy / "tokenizer" / "chat_template.jinja").write_text(CHATML)
+    """Also where it gives the same tokens."""
+    copy = shutil.copytree(place.other, tmp_path / "data")
+    words = ("--data_dir", copy, "--checkpoint_dir", place.published, "--out_dir", place.lora, *LORA, *SMALL)
+    prepare(place.sources, place.published, copy, OTHER + "{# the same #}")
+    assert Manifest.load(copy).splits == Manifest.load(place.other).splits
+    done = run("pretrain.py", *words, check=False)
+    assert_error(done, 2, f"holds another run (template was {sha256(OTHER)[:57]}..., now ", "another --out_dir")
+    template = copy / "tokenizer" / "chat_template.jinja"
+    template.write_text(OTHER)
     assert_error(run("pretrain.py", *words, check=False), 65, "is not the template that the shards were made with")
-    (copy / "tokenizer" / "chat_template.jinja").unlink()
+    template.unlink()
     assert_error(run("pretrain.py", *words, check=False), 65, "the chat template of the shards, is missing")
 
 
 def test_plain_text_leaves_the_foundations_template(place, tmp_path):
     """It was not trained by it: what the model does with text is to go on."""
-    copy = shutil.copytree(place.data, tmp_path / "data")
-    values = json.loads((copy / "manifest.json").read_text())
-    (copy / "manifest.json").write_text(json.dumps({**values, "template": ""}))
-    words = ("--data_dir", copy, "--checkpoint_dir", place.published, "--out_dir", tmp_path / "run", *SMALL)
-    run("pretrain.py", *words)
+    source = ("--source_path", place.sources / "text.jsonl", "--checkpoint_dir", place.published)
+    run("prepare_data.py", *source, "--destination_path", tmp_path / "data", "--max_length", 256, "--num_workers", 1)
+    assert Manifest.load(tmp_path / "data").template == ""
+    words = ("--data_dir", tmp_path / "data", "--checkpoint_dir", place.published, "--out_dir", tmp_path / "run")
+    run("pretrain.py", *words, *SMALL)
     (checkpoint,) = list_checkpoints(tmp_path / "run")
     for name in TOKENIZER_FILES:
         if (place.published / name).is_file():

@@ -44,7 +44,7 @@ WITHOUT_END = (
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TRAINED, HELD_OUT, SEED = 6000, 150, 5
-LONGEST = 12  # tokens of an answer: the right ones have 3 to 6, with what ends them
+LONGEST = 12  # tokens of an answer: the right ones have 3 or 6, with what ends them
 STEPS = ("--batch_size", 8, "--micro_batch_size", 8, "--precision", "32-true", "--interval_unit", "steps")
 STEPS += ("--log_interval", 50, "--save_interval", 10_000, "--eval_interval", 10_000, "--devices", 1)
 
@@ -59,7 +59,7 @@ def make_instructions(count: int) -> list[tuple[str, str]]:
     """Different instructions with what is right to answer."""
     rng, found = random.Random(SEED), {}
     while len(found) < count:
-        task, digits = rng.choice(sorted(TASKS)), "".join(rng.choices("0123456789", k=rng.randint(2, 4)))
+        task, digits = rng.choice(sorted(TASKS)), "".join(rng.choices("0123456789", k=4))
         found[f"{task} {digits}"] = TASKS[task](digits)
     return list(found.items())
 
