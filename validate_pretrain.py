@@ -60,8 +60,9 @@ def main(options: ValidateOptions) -> None:
     record = RunRecord.load(options.out_dir)
     data_dir = options.data_dir or Path(record.options["data_dir"])
     manifest = Manifest.load(data_dir)
-    entries = manifest.select(TEST, options.language)
     check_tokenizer(manifest, options.out_dir, data_dir)
+    check_template(manifest, record, options.out_dir, data_dir)
+    entries = manifest.select(TEST, options.language)
     run_precision = record.options["precision"]
     precision = options.precision or run_precision
     fabric = launch(*resolve_processes(options.devices, options.num_nodes), precision)
@@ -87,6 +88,13 @@ def check_tokenizer(manifest: Manifest, run_dir: Path, data_dir: Path) -> None:
     checkpoints = list_checkpoints(run_dir)
     if checkpoints and Tokenizer(checkpoints[-1]).fingerprint != manifest.tokenizer:
         raise DataError(f"the shards in {data_dir} were made with another tokenizer than the run in {run_dir}")
+
+
+def check_template(manifest: Manifest, record: RunRecord, run_dir: Path, data_dir: Path) -> None:
+    """Raises if the run was trained on chats by another template; data without chats are measured as they are."""
+    trained_by = record.identity.template
+    if trained_by and manifest.template not in ("", trained_by):
+        raise DataError(f"the shards in {data_dir} were made with another chat template than the run in {run_dir}")
 
 
 def validate_checkpoint(task: OfflineValidation, checkpoint: Path) -> bool:

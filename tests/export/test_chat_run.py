@@ -210,6 +210,8 @@ def test_another_template_is_refused_in_one_run(place, tmp_path):
     assert Manifest.load(copy).splits == Manifest.load(place.other).splits
     done = run("pretrain.py", *words, check=False)
     assert_error(done, 2, f"holds another run (template was {sha256(OTHER)[:57]}..., now ", "another --out_dir")
+    done = run("validate_pretrain.py", "--out_dir", place.lora, "--data_dir", copy, check=False)
+    assert_error(done, 65, "made with another chat template than the run in")
     template = copy / "tokenizer" / "chat_template.jinja"
     template.write_text(OTHER)
     assert_error(run("pretrain.py", *words, check=False), 65, "is not the template that the shards were made with")
