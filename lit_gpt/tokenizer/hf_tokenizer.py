@@ -91,14 +91,15 @@ def tokenizer_with_offsets(tokenizer: Tokenizer, hidden_names: bool) -> HFTokeni
     kind of SentencePiece model that has no tokenizer.json.
     """
     if tokenizer.library == "tokenizers":
-        content = json.loads((tokenizer.directory / "tokenizer.json").read_bytes())
+        made = HFTokenizer.from_file(str(tokenizer.directory / "tokenizer.json"))
     else:
-        content = json.loads(_required_json(tokenizer).to_str())
-    # a post-processor would take the spaces from what tokens cover
-    content |= {"post_processor": None, "padding": None, "truncation": None}
+        made = _required_json(tokenizer)
     if hidden_names:
-        content = hide(content, tokenizer.control_tokens)
-    return HFTokenizer.from_str(json.dumps(content))
+        made = HFTokenizer.from_str(json.dumps(hide(json.loads(made.to_str()), tokenizer.control_tokens)))
+    made.post_processor = None  # it would take the spaces from what tokens cover
+    made.no_padding()
+    made.no_truncation()
+    return made
 
 
 def _required_json(tokenizer: Tokenizer) -> HFTokenizer:

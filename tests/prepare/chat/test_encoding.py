@@ -1,69 +1,21 @@
-"""Conversations to tokens and targets: the known complaints about masks, each with the right value."""
+"""Conversations to tokens and targets, on templates of our own; tests/prepare/chat/test_complaints.py has real ones."""
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-
-import numpy as np
 import pytest
 from tokenizers import Tokenizer as HFTokenizer
 
-from lit_gpt.tokenizer.shipped_templates import template_source
-from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.prepare.chat.chat_tokenizers import with_tokens
-from utils.data.parts import PARTS, TARGET
-from utils.prepare.chat.conversation import ChatRecipe, Conversation
-from utils.prepare.chat.encoding import ChatEncoder, EncodedChats
+from tests.prepare.chat.conversations import turns
+from tests.prepare.chat.encoded import CHATML, encode, reasons, samples, target_texts
+from utils.data.parts import PARTS
 
 pytestmark = pytest.mark.shared
-CHATML = ("<|im_start|>", "<|im_end|>")
 
 
 @pytest.fixture(scope="module")
 def chatml(tmp_path_factory):
     return with_tokens("gpt2", tmp_path_factory.mktemp("chatml"), CHATML, "<|endoftext|>", "<|endoftext|>")
-
-
-def turns(*contents, system=None):
-    head = [] if system is None else [{"role": "system", "content": system}]
-    roles = ("user", "assistant")
-    return head + [{"role": roles[index % 2], "content": content} for index, content in enumerate(contents)]
-
-
-def encode(
-    folder, template, *conversations, targets="assistant", too_long="turns", system=None, window=1000, tools=None
-):
-    if "{" not in template:
-        template = template_source(template, Tokenizer(folder))
-    encoder = ChatEncoder(folder, ChatRecipe(template, targets, too_long, system), window)
-    return encoder([Conversation(messages, tools, at) for at, messages in enumerate(conversations)])
-
-
-def samples(encoded: EncodedChats) -> list[tuple[np.ndarray, np.ndarray]]:
-    ends = np.cumsum(encoded.lengths)
-    parts = np.zeros(len(encoded.tokens), np.uint8) if encoded.parts is None else encoded.parts
-    return [(encoded.tokens[end - n : end], parts[end - n : end]) for end, n in zip(ends, encoded.lengths, strict=True)]
-
-
-def target_texts(folder: Path, encoded: EncodedChats) -> list[list[str]]:
-    """The text of each run of targets of each sample, decoded on its own."""
-    hf = HFTokenizer.from_file(str(folder / "tokenizer.json"))
-    found = []
-    for ids, parts in samples(encoded):
-        runs: list[list[int]] = []
-        for index, part in enumerate(parts):
-            if part != TARGET:
-                continue
-            if not index or parts[index - 1] != TARGET:
-                runs.append([])
-            runs[-1].append(int(ids[index]))
-        found.append([hf.decode(run, skip_special_tokens=False) for run in runs])
-    return found
-
-
-def reasons(encoded: EncodedChats) -> Counter[str]:
-    return Counter(left.reason for left in encoded.left_out)
 
 
 def test_three_turns_give_three_runs(chatml):
