@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 TOKEN = "hf_TheTokenThatNobodyMaySee"
-LARGE = (".safetensors", ".bin", ".png", ".gguf", ".model")
+LARGE = (".safetensors", ".bin", ".png", ".gguf", ".model", ".parquet", ".arrow")
 BLOCK = 2**16
 
 

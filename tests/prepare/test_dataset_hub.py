@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
-from tests.conftest import ROOT, TOKENIZER
+from tests.conftest import ROOT, TOKENIZER, assert_error
 from tests.formats.hub_server import Hub
 from tests.prepare.test_datasets_option import CHAT
 
@@ -91,12 +93,13 @@ def test_files_are_found_by_subset_split_and_commit(hub: Hub, tmp_path: Path):
     parts = ["x/chat/part-0.jsonl", "x/chat/part-1.jsonl"]
     assert chat["files"] == {"train": parts, "test": ["x/chat/held/last.jsonl"]}
     assert chat["commit"] == hub.new
-    assert chat["said"][0] == f"x: main of org/chats is the commit {hub.new} (revision: {hub.new} keeps to it)"
+    assert chat["said"][0].startswith("not read: 1 .py (x/build.py)")
+    assert chat["said"][1] == f"x: main of org/chats is the commit {hub.new} (revision: {hub.new} keeps to it)"
     assert raw["files"] == {"train": ["x/raw/train.jsonl"], "test": ["x/raw/dev.jsonl"]}
     assert dev["files"] == {"test": ["x/raw/dev.jsonl"]}
     size = len(ROWS)
     assert (part["files"], part["spans"]) == ({"train": parts}, [[size, 3 * size], [0, size]])
-    assert not any("commit" in line for line in part["said"])
+    assert not any("is the commit" in line for line in part["said"])
     assert (old["files"], old["commit"]) == ({"train": ["x/one.jsonl"]}, hub.old)
     downloaded = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
     assert len(downloaded) == len(set(downloaded))
@@ -154,20 +157,43 @@ def test_what_cannot_be_is_one_line(hub: Hub, tmp_path: Path):
         assert found["error"].startswith(f"--datasets, {problem}"), found
 
 
+def test_a_dataset_that_was_saved_by_datasets(hub: Hub, tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list([CHAT] * 4)
+    datasets.DatasetDict({"train_sft": rows, "test": rows}).save_to_disk(
+        tmp_path / "saved", num_shards={"train_sft": 2, "test": 1}
+    )
+    paths = [path for path in (tmp_path / "saved").rglob("*") if path.is_file()]
+    saved = {str(path.relative_to(tmp_path / "saved")): path.read_bytes() for path in paths}
+    hub.add("datasets/org/saved", {**saved, "notes.pdf": b"x"})
+    part, whole = find(hub, tmp_path, {"hub": "org/saved", "split": "train_sft"}, {"hub": "org/saved"})
+    train = [f"x/train_sft/data-0000{number}-of-00002.arrow" for number in range(2)]
+    assert part["files"] == {"train": train}
+    assert whole["files"] == {"train": train, "test": ["x/test/data-00000-of-00001.arrow"]}
+    assert "not read: 1 .pdf (x/notes.pdf): make them .txt, say with pdftotext" in part["said"]
+
+
 def test_the_manifest_says_which_commit(hub: Hub, tmp_path: Path):
-    hub.add("datasets/org/books", {"a.jsonl": b'{"body": "Some text of a book."}\n' * 50})
+    table = pa.table({"body": ["Some text of a book."] * 50})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    hub.add("datasets/org/books", {"a.parquet": (tmp_path / "a.parquet").read_bytes()})
     (commit,) = (name for name, _ in hub.repositories["datasets/org/books"]["commits"])
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("datasets: [{name: books, hub: org/books, language: en}]\n")
     words = ["--config", recipe, "--checkpoint_dir", TOKENIZER, "--destination_path", tmp_path / "data"]
-    done = subprocess.run(
-        [sys.executable, "prepare_data.py", *words, "--max_length", "64", "--text_field", "body", "--num_workers", "1"],
-        env={**os.environ, **hub.environment(tmp_path, None)},
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=100,
-    )
+    words += ["--max_length", "64", "--text_field", "body", "--num_workers", "1"]
+
+    def prepare() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "prepare_data.py", *words],
+            env={**os.environ, **hub.environment(tmp_path, None)},
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=100,
+        )
+
+    done = prepare()
     assert done.returncode == 0, done.stderr
     manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
     (split,) = manifest["splits"]
@@ -175,3 +201,8 @@ def test_the_manifest_says_which_commit(hub: Hub, tmp_path: Path):
     assert manifest["made_by"]["datasets"] == [
         {"name": "books", "hub": "org/books", "language": "en", "converter": {"name": "text"}, "commit": commit}
     ]
+    (downloaded,) = (tmp_path / "hub").rglob("a.parquet")
+    table = pa.table({"body": ["Another text of a book."] * 50})
+    parquet.write_table(table, downloaded.resolve())
+    done = prepare()
+    assert_error(done, 65, "a.parquet is not the file that the Hub lists; delete")

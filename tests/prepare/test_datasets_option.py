@@ -11,6 +11,7 @@ import yaml
 from lit_gpt.errors import DataError, UserError
 from utils import cli
 from utils.prepare.chat.conversation import Converter
+from utils.prepare.data_folder import require_folder
 from utils.prepare.entry_sources import find_entry_sources
 from utils.prepare.options import PrepareOptions
 
@@ -157,14 +158,27 @@ def test_options_that_contradict_each_other():
 
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "pool.jsonl")
+    (tmp_path / "pool.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    (tmp_path / "itself.list").write_text("itself.list\n")
     for path, problem in {
         "gone.jsonl": "is neither a directory nor a file",
-        "*.jsonl": "matches no file that is read",
+        "loop.jsonl": "is neither a directory nor a file",
+        "gone*.jsonl": "matches no file that is read",
+        "itself.list": "itself.list is none of",
     }.items():
         with pytest.raises(UserError, match=f"--datasets, a: .*{problem}"):
             sources_of({"name": "a", "path": str(tmp_path / path)})
     with pytest.raises(DataError, match="holds no conversation and no other text"):
         sources_of({"name": "a", "path": str(tmp_path / "empty")})
+
+
+@pytest.mark.parametrize("path", ["corpus", "corpus/**/*.jsonl"])
+def test_the_data_folder_does_not_lie_in_a_dataset(tmp_path: Path, path: str):
+    write_chats(tmp_path / "corpus" / "a.jsonl")
+    argv = ("--checkpoint_dir", "model", "--destination_path", str(tmp_path / "corpus" / "data"))
+    with pytest.raises(UserError, match="lies in --datasets, x"):
+        require_folder(options_of({"name": "x", "path": str(tmp_path / path)}, argv=argv))
 
 
 def test_a_loop_of_links_is_walked_once(tmp_path: Path):

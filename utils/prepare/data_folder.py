@@ -39,6 +39,8 @@ def require_folder(options: PrepareOptions) -> Path:
     corpora = {"--source_path": options.source_path} if options.source_path else {}
     corpora |= {where_of(entry): Path(entry.path) for entry in options.entries if entry.path}
     for what, corpus in corpora.items():
+        recursive, _, _ = str(corpus).partition("**")  # of a pattern, the folder whose every depth it looks into
+        corpus = Path(recursive)
         if corpus.is_dir() and path.resolve().is_relative_to(corpus.resolve()):
             raise UserError(f"--destination_path: {path} lies in {what}, the next call would read what is written")
     return path

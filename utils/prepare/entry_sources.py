@@ -15,7 +15,7 @@ from utils.prepare.dataset_entries import TEXT, DatasetEntry
 from utils.prepare.file_formats import CorpusFile, Unread, say_unread, why_unread
 from utils.prepare.named_splits import SplitPart, files_by_split, parse_split
 from utils.prepare.row_spans import count_rows, with_rows
-from utils.prepare.saved_datasets import SPLITS
+from utils.prepare.saved_datasets import SPLITS, STATE
 from utils.prepare.sources import Source, find_sources
 from utils.prepare.split_names import is_held_out
 
@@ -105,10 +105,11 @@ def wanted_files(entry: DatasetEntry, names: list[str], card: Path | None) -> li
 def first_files(entry: DatasetEntry, names: list[str], card: Path | None) -> list[str]:
     """Of what `wanted_files` gives, the first file of each split, but all where rows are counted for a part of one."""
     parts = parse_split(entry.split) if entry.split else []
-    if not all(part.is_whole for part in parts):
+    is_saved = any(name.rpartition("/")[2] == STATE for name in names)  # by `datasets`, which names its files
+    if is_saved or not all(part.is_whole for part in parts):
         return names
     data = [name for name in names if why_unread(name.rsplit("/", 1)[-1]) is None]
-    by_split = _by_split(entry, data, card, SPLITS in names)
+    by_split = _by_split(entry, data, card, is_saved=False)
     first = {files[0] for files in by_split.values() if files}
     return [name for name in names if name in first or name not in data]
 

@@ -15,7 +15,7 @@ from lit_gpt.errors import DataError, Interrupted, UserError
 from lit_gpt.formats.hub import hub_errors
 from utils.prepare.dataset_cards import CARD
 from utils.prepare.dataset_entries import DatasetEntry
-from utils.prepare.file_formats import describes_data, why_unread
+from utils.prepare.file_formats import Unread, describes_data, say_unread, why_unread
 
 MOST_LISTED = 1000  # files that an answer about a dataset lists for sure
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -50,6 +50,7 @@ def fetch_dataset(
     entry = replace(entry, commit=info.sha)
     with hub_errors(repo_id):
         names = _names(info)
+        say_unread(_unread(names, entry), log)
         card = _download(entry, [CARD]) / CARD if CARD in names else None
         chosen = choose(entry, _data_files(names, entry), card)
         if restrict is not None:
@@ -60,7 +61,7 @@ def fetch_dataset(
     if not _COMMIT.fullmatch(entry.revision):
         revision = entry.revision or constants.DEFAULT_REVISION
         log(f"{entry.name}: {revision} of {entry.hub} is the commit {info.sha} (revision: {info.sha} keeps to it)")
-    return Snapshot(entry, folder, chosen)
+    return Snapshot(entry, folder, _to_read(chosen))
 
 
 def _info(entry: DatasetEntry) -> DatasetInfo:
@@ -87,6 +88,17 @@ def _data_files(names: list[str], entry: DatasetEntry) -> list[str]:
     if scripts:
         what = f"{entry.hub} is made by a script, {scripts[0]}, which is not run"
     raise DataError(f"{what}; where the Hub has its rows as Parquet files, take them by revision: refs/convert/parquet")
+
+
+def _unread(names: list[str], entry: DatasetEntry) -> list[Unread]:
+    """The files of a dataset that are of no format that is read."""
+    unread = []
+    for name in names:
+        reason = why_unread(name.rpartition("/")[2])
+        is_hidden = name.startswith(".") or "/." in name
+        if reason and not is_hidden and not _is_wanted(name):
+            unread.append(Unread(f"{entry.name}/{name}", reason))
+    return unread
 
 
 def _is_wanted(name: str) -> bool:
@@ -119,7 +131,14 @@ def _cached(entry: DatasetEntry, choose: Choose, log: Callable[[str], None], rea
     chosen = choose(entry, _data_files(names, entry), folder / CARD if CARD in names else None)
     _require_all_shards(entry, chosen)
     log(f"{entry.name}: without the Hub, {len(chosen)} files of {entry.hub} in the cache, commit {entry.commit}")
-    return Snapshot(entry, folder, chosen)
+    return Snapshot(entry, folder, _to_read(chosen))
+
+
+def _to_read(names: list[str]) -> list[str]:
+    """The data files and what describes them: what `datasets` saved beside rows that are not wanted is left out."""
+    data = [name for name in names if not describes_data(name.rpartition("/")[2])]
+    folders = {"", *(name.rpartition("/")[0] for name in data)}
+    return [name for name in names if name.rpartition("/")[0] in folders]
 
 
 def _require_all_shards(entry: DatasetEntry, names: list[str]) -> None:

@@ -5,6 +5,7 @@ A corpus is a folder tree, one file, a pattern of files, or a `.list` file that 
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -81,12 +82,21 @@ def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]
     facts = []
     for file in source.files:
         fact = {"path": file.name, "bytes": file.path.stat().st_size, "sha256": file_sha256(file.path, stop)}
+        if source.entry and source.entry.hub and not (stop and stop.is_set()):
+            _require_blob(file.path, fact["sha256"])
         if file.span is not None:
             fact[f"{file.unit}s"] = list(file.span)  # those that were read
         if file.text_field:
             fact["text_field"] = file.text_field
         facts.append(fact)
     return facts
+
+
+def _require_blob(path: Path, sha256: str) -> None:
+    """Raises a DataError if a file in the Hub's cache is not what its name there says, for large files a SHA-256."""
+    blob = path.resolve()
+    if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != sha256:
+        raise DataError(f"{path} is not the file that the Hub lists; delete {blob} and run the same command again")
 
 
 class _Folder(NamedTuple):
