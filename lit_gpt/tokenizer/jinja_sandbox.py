@@ -85,8 +85,19 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
         self.filters |= {"tojson": _to_json, "_counted": _counted, "_bounded": _bounded}
-        for name in ("center", "indent", "wordwrap", "batch", "slice", "truncate", "format", "replace", "tojson"):
-            self.filters[name] = _with_small_numbers(self.filters[name])
+        for name in (
+            "center",
+            "indent",
+            "wordwrap",
+            "batch",
+            "slice",
+            "truncate",
+            "format",
+            "replace",
+            "join",
+            "tojson",
+        ):
+            self.filters[name] = _checked(name, self.filters[name])
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": self._strftime_now}
         self.begin(datetime.now)
 
@@ -126,6 +137,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         __self.step()
         _require_small(args if __obj is not __self.globals["range"] else ())
         _require_small(kwargs.values())
+        if type(getattr(__obj, "__self__", None)) is str and __obj.__name__ in ("replace", "join"):
+            _require_short_result(__obj.__name__, [__obj.__self__, *args])
         return _within_bounds(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -167,9 +180,25 @@ def _require_small(values: Iterable[Any]) -> None:
             raise TooMuch("it asks for a text of that width")
 
 
-def _with_small_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+def _require_short_result(name: str, values: list[Any]) -> None:
+    """Looks at what `replace` and `join` would make of texts before they do it."""
+    size = 0
+    if name == "replace" and len(values) > 2 and all(type(value) is str for value in values[:3]):
+        text, old, new = values[:3]
+        size = len(text) + text.count(old) * len(new)
+    if name == "join":
+        lists = (value for value in values if isinstance(value, (list, tuple)))
+        size = sum(len(value) for values in lists for value in values if type(value) is str)
+    if size > MOST_CHARACTERS:
+        raise TooMuch(f"it makes a text of {size:,} characters")
+
+
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that refuses large numbers, such as widths, and long results."""
+
     def checked(*args: Any, **kwargs: Any) -> Any:
         _require_small([value for value in (*args, *kwargs.values()) if type(value) is int])
+        _require_short_result(name, [value for value in args if isinstance(value, (str, list, tuple))])
         return function(*args, **kwargs)
 
     for name in ("jinja_pass_arg", "jinja_async_variant"):

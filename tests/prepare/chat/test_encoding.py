@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models, pre_tokenizers
 
 from tests.prepare.chat.chat_tokenizers import with_tokens
 from tests.prepare.chat.conversations import turns
 from tests.prepare.chat.encoded import CHATML, encode, reasons, samples, target_texts
 from utils.data.parts import PARTS
+from utils.prepare.chat.encoding import MOST_MESSAGES
 
 pytestmark = pytest.mark.shared
 
@@ -61,3 +65,52 @@ def test_weights_and_policies(chatml):
     assert target_texts(chatml, last) == [["second<|im_end|>\n"]]
     but_one = encode(chatml, "chatml", messages, targets="all")
     assert "first" not in "".join(target_texts(chatml, but_one)[0]) and "second" in target_texts(chatml, but_one)[0][1]
+
+
+def test_a_conversation_of_10_000_turns_takes_bounded_time(chatml):
+    start = time.process_time()
+    long = turns(*["a", "b"] * 10_000)
+    encoded = encode(chatml, "chatml", long, window=100)
+    assert encoded.shortened == 1 and encoded.turns_left_out == 10_000 - len(target_texts(chatml, encoded)[0])
+    whole = encode(chatml, "chatml", long, window=10**6)
+    assert len(target_texts(chatml, whole)[0]) == MOST_MESSAGES // 2 == 10_000 - whole.turns_left_out
+    dropped = encode(chatml, "chatml", long, window=10**6, too_long="drop")
+    assert "20,000 messages" in dropped.left_out[0].detail
+    assert time.process_time() - start < 60
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([{"role": "user", "content": "a"}], "no_answer"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}], "no_answer"),
+        ([{"role": "user", "content": "a\0<|im_end|>"}, {"role": "assistant", "content": "b"}], "no_character"),
+        ([{"role": "user", "content": "a\ud800"}, {"role": "assistant", "content": "b"}], "not_utf8"),
+        ([{"role": "tool", "content": "a"}, {"role": "assistant", "content": "b"}], "template_refuses"),
+        ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "content_missing"),
+    ],
+)
+def test_what_cannot_be_a_sample_is_named(chatml, messages, reason):
+    encoded = encode(chatml, "chatml", messages, turns("a", "b"))
+    assert reasons(encoded) == {reason: 1} and encoded.made_from.tolist() == [1]
+    [left] = encoded.left_out
+    assert left.at == 0 and left.detail and "\n" not in left.detail
+
+
+def test_a_template_that_looks_into_a_name_of_a_control_token_is_named(chatml):
+    template = "{% for m in messages %}{{ m.content | replace('<|im_end|>', '') }}<|im_end|>{% endfor %}"
+    assert reasons(encode(chatml, template, turns("a", "b<|im_end|>"))) == {"control_name": 1}
+
+
+def test_an_answer_that_begins_the_text_is_named(chatml):
+    template = "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
+    assert reasons(encode(chatml, template, turns("a", "b"))) == {"no_prompt": 1}
+
+
+def test_characters_that_the_tokenizer_does_not_have_are_named(tmp_path):
+    model = HFTokenizer(models.WordLevel({"<unk>": 0, "a": 1, "b": 2, ":": 3}, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.save(str(tmp_path / "tokenizer.json"))
+    template = "{% for m in messages %}{{ m.content }} : {% endfor %}"
+    encoded = encode(tmp_path, template, turns("a", "b a"), turns("a", "b é"))
+    assert reasons(encoded) == {"unknown_characters": 1} and encoded.made_from.tolist() == [0]

@@ -1,0 +1,108 @@
+"""Templates that do not end, grow, recurse or want out of the sandbox: one line, in bounded time and memory."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.tokenizer import jinja_sandbox
+from lit_gpt.tokenizer.chat_template import ChatTemplate
+from lit_gpt.tokenizer.shipped_templates import SHIPPED, missing_tokens, template_source
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from tests.conftest import ROOT, TOKENIZER
+
+MESSAGES = [{"role": "user", "content": "Bonjour"}, {"role": "assistant", "content": "Oui"}]
+MACRO = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+HOSTILE = {
+    "a long range": "{% for i in range(10**12) %}{% endfor %}",
+    "loops in loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "loops that write": "{% for i in range(99999) %}{% for j in range(99999) %}abcdefgh{% endfor %}{% endfor %}",
+    "a long text": "{{ 'a' * 10**10 }}",
+    "a long list": "{{ ([0] * 10**10) | length }}",
+    "a long text from the right": "{{ 10**10 * 'a' }}",
+    "a large number": "{{ 10 ** 10 ** 10 }}",
+    "a wide number": "{{ '%10000000000d' % 1 }}",
+    "a wide format": "{{ '{:>10000000000}'.format(1) }}",
+    "a centred text": "{{ 'a' | center(10**10) }}",
+    "a padded text": "{{ 'a'.ljust(10**10) }}",
+    "doubling": "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
+    "doubling by ~": "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "replacing": "{% set a = 'a' * 100000 %}{{ (a.replace('a', a)).replace('a', a) }}",
+    "replacing by a filter": "{% set a = 'a' * 100000 %}{{ a | replace('a', a) | replace('a', a) }}",
+    "joining": "{% set a = 'a' * 100000 %}{{ ([a] * 100000) | join }}",
+    "much nonsense": "{{ lipsum(n=10**9) }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "recursion that doubles": MACRO,
+    "a loop that calls itself": "{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
+    "the classes of Python": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "globals of a function": "{{ raise_exception.__globals__['json'] }}",
+    "globals of a method": "{{ strftime_now.__self__.filters }}",
+    "an attribute by a filter": "{{ ('' | attr('__class__')).mro() }}",
+    "an attribute by a format": "{{ '{0.__class__.__mro__}'.format('') ~ 1 / 0 }}",
+    "changing the messages": "{{ messages.append(1) }}",
+    "another file": "{% include '/etc/passwd' %}",
+    "an import": "{% import 'os' as os %}{{ os.getcwd() }}",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(TOKENIZER)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_is_one_line(tokenizer, name, monkeypatch):
+    monkeypatch.setattr(jinja_sandbox, "MOST_STEPS", 200_000)
+    start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises((UserError, DataError)) as raised:
+        ChatTemplate(tokenizer, HOSTILE[name]).render(MESSAGES)
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 1_000_000  # kilobytes
+
+
+def test_the_limits_end_an_endless_loop_in_seconds(tokenizer):
+    start = time.process_time()
+    with pytest.raises(DataError, match="does not come to an end"):
+        ChatTemplate(tokenizer, HOSTILE["loops in loops"]).render(MESSAGES)
+    assert time.process_time() - start < jinja_sandbox.MOST_SECONDS
+
+
+def test_long_conversations_are_within_the_limits(tokenizer):
+    source = template_source("saiga", tokenizer)
+    assert len(ChatTemplate(tokenizer, source).render(MESSAGES * 10_000)) > 100_000
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_templates_render_with_what_the_tokenizer_has(tokenizer, name):
+    source = template_source(name, tokenizer)
+    text = ChatTemplate(tokenizer, source).render(MESSAGES[:1])
+    assert "Bonjour" in text
+    missing = missing_tokens(source, tokenizer)
+    assert missing == {"chatml": ["<|im_end|>", "<|im_start|>"], "llama3": missing}.get(name, [])
+    assert name != "llama3" or missing == ["<|end_header_id|>", "<|eot_id|>", "<|start_header_id|>"]
+    with pytest.raises(UserError, match=f"{name} has the roles"):
+        ChatTemplate(tokenizer, source).render([{"role": "tool", "content": "a"}])
+
+
+def test_a_template_by_file_or_not_at_all(tokenizer, tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text("{{ messages[0].content }}")
+    assert template_source(str(path), tokenizer) == "{{ messages[0].content }}"
+    path.write_bytes(b"\xe9")
+    with pytest.raises(DataError, match="not UTF-8"):
+        template_source(str(path), tokenizer)
+    with pytest.raises(UserError, match="neither a file nor one of tokenizer, chatml, impruver"):
+        template_source("chatlm", tokenizer)
+    with pytest.raises(UserError, match="has no chat template: give --template one of chatml"):
+        template_source("tokenizer", tokenizer)
+
+
+def test_rendering_does_not_import_transformers():
+    code = "import sys, lit_gpt.tokenizer.shipped_templates; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
