@@ -57,7 +57,7 @@ def check(options: PrepareOptions) -> None:
     """Prints a table of all sources; raises the first error of the sources that give nothing."""
     plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip"))
     worker = Worker(plan.recipe, None, None)
-    found = {source: check_source(source, plan, worker) for source in plan.sources}
+    found = {source: check_source(source, plan, worker, options) for source in plan.sources}
     errors = [error for source in plan.sources if (error := _error(source, found[source]))]
     for error in errors:
         say(str(error))
@@ -71,7 +71,7 @@ def check(options: PrepareOptions) -> None:
         raise errors[0]
 
 
-def check_source(source: Source, plan: PreparePlan, worker: Worker) -> Found:
+def check_source(source: Source, plan: PreparePlan, worker: Worker, options: PrepareOptions) -> Found:
     found = Found()
     try:
         require_fields_of([source])
@@ -79,6 +79,8 @@ def check_source(source: Source, plan: PreparePlan, worker: Worker) -> Found:
             result = worker.rows(work)
             rows = rows_of(work, plan)
             _add(found, source.files[work.file], rows, result, plan)
+            if result.bad and options.on_bad_input == "error":  # the real run would stop
+                raise DataError(f"{problem_message(source.files[work.file], result.bad[0])} (--on_bad_input)")
             if found.rows >= ROWS:
                 break
     except (UserError, DataError) as e:
@@ -163,7 +165,7 @@ def _say_left_out(source: Source, found: Found, options: PrepareOptions) -> None
     for reason, count in found.left_out.most_common():
         say(f"{_name(source)}: {count:,} left out ({reason}), such as: {found.examples[reason]}")
     if found.shortened:
-        say(f"{_name(source)}: {found.shortened:,} conversations are too long and lose turns from their ends")
+        say(f"{_name(source)}: {found.shortened:,} shortened (too long): turns at the end are left out")
     if found.named and not options.special_tokens_in_text:
         names = ", ".join(f"{name} {count:,}×" for name, count in found.named.most_common(10))
         say(f"{_name(source)}: names of special tokens in the text stay text: {names}")

@@ -1,6 +1,6 @@
 """Options of prepare_data.py. Nothing heavy is imported here, so that `--help` answers at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ MOST = {
     "multiple_of": 256,  # all of a split's shards are open at once, two files each, and a process may open 1,024
     "max_characters": 2**20,  # a document of over 4 MB is read in parts, and a character has at most four bytes
 }
+OF_CHATS = ("template", "system", "targets", "too_long", "deduplicate_by")
 MAIN_MEMORY, WORKER_MEMORY = 300, 300  # MB that the program takes at most, and each process that tokenises
 
 
@@ -155,6 +156,11 @@ class PrepareOptions:
             problems.append("--converter and --mapping are of --source_path; --datasets has them in each entry")
         if self.mapping and self.converter == TEXT:
             problems.append("--mapping needs a --converter; the field of plain text is --text_field")
+        converters = [self.converter, *(str(entry.get("converter") or TEXT) for entry in self.datasets or [])]
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [name for name in OF_CHATS if vars(self)[name] != defaults[name]]
+        if self.inspect is None and all(converter == TEXT for converter in converters):
+            problems += [f"--{name} is of chats, and there are none: give a --converter" for name in given]
         if not 0 <= self.validation_share < 1:
             problems.append(f"--validation_share must be at least 0 and below 1, not {self.validation_share}")
         if self.inspect is None and (self.worst or self.html):
