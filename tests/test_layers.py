@@ -51,7 +51,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 285,
     "utils/data": 1473,
-    "utils/prepare/chat": 1674,
+    "utils/prepare/chat": 1687,
     "utils/prepare": 6656,
     "utils/run": 1256,
     "utils/train": 2439,
