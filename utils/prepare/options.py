@@ -16,6 +16,7 @@ LEAST = {
     "augmentation_level": 0,
     "min_characters": 0,
     "show": 0,
+    "contamination_words": 8,
     "seed": 0,
 }
 MOST = {
@@ -80,17 +81,19 @@ class PrepareOptions:
     max_characters: int | None = None
     """Leave out documents that are longer."""
     deduplicate: Literal["no", "exact", "near"] = "no"
-    """Leave out documents that repeat one of this corpus: the same text, or nearly the same (MinHash)."""
+    """Leave out documents that repeat one of this corpus: the same text or chat, or nearly the same (MinHash)."""
     deduplicate_by: Literal["conversation", "prompt"] = "conversation"
-    """Two chats are compared as a whole, or by what the user asks first."""
+    """Two chats are compared as a whole, or by what the user asks first, without the system message."""
     similarity: float = 0.8
-    """Share of common word 5-grams from which on --deduplicate near takes documents for duplicates."""
+    """Share of common word 5-grams, of prompts word pairs, from which on --deduplicate near finds duplicates."""
     validation_share: float = 0.0
-    """Share of the training conversations to hold out for validation; nearly equal prompts stay on one side."""
+    """Share of the training chats to hold out for validation; nearly equal prompts stay on one side."""
     contamination: tuple[str, ...] = ()
-    """Test files (JSONL or text) whose n-grams are looked for in the conversations."""
+    """Test files (*.jsonl, *.json, *.txt, each also packed): what has a run of their words is left out."""
+    contamination_words: int = 13
+    """Words of such a run. Shorter test texts count as a whole, but those of fewer than 8 words do not."""
     contaminated: Literal["leave_out", "report"] = "leave_out"
-    """What to do about conversations that share n-grams with a test file."""
+    """What to do about what has a run of a test file's words; both name it in DATA/reports/contamination.txt."""
     on_bad_input: Literal["error", "skip"] = "error"
     """What to do about what is no document (not UTF-8, NUL, broken JSON, no such field); skipped ones are counted."""
     num_workers: int | None = None
