@@ -57,7 +57,7 @@ LINES = {
     "utils/train": 2439,
     "utils/export": 1628,
     "utils/report": 687,
-    "commands": 1605,
+    "commands": 1626,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 
