@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1473,
     "utils/prepare/chat": 1728,
-    "utils/prepare": 7104,
+    "utils/prepare": 7118,
     "utils/run": 1256,
     "utils/train": 2439,
     "utils/export": 1628,
