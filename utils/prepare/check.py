@@ -19,7 +19,7 @@ from utils.prepare.blocks import read_blocks
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.file_formats import CONVERSATIONS, PLAIN, CorpusFile
 from utils.prepare.options import PrepareOptions
-from utils.prepare.plan import PreparePlan, make_plan, require_fields_of, works_of
+from utils.prepare.plan import PreparePlan, Sifted, make_plan, require_fields_of, works_of
 from utils.prepare.progress import say
 from utils.prepare.records import parse_records
 from utils.prepare.row_spans import first_rows
@@ -98,7 +98,7 @@ def _first_works(source: Source, plan: PreparePlan) -> Iterator[Work]:
             continue
         one = replace(source, files=(first_rows(file, ROWS),))
         short = replace(plan, dialogues={one: plan.dialogues[source]})
-        yield from (work._replace(file=number) for work in works_of(one, short, {}))
+        yield from (work._replace(file=number) for work in works_of(one, short, Sifted()))
 
 
 def rows_of(work: Work, plan: PreparePlan) -> int:
