@@ -221,7 +221,7 @@ def make_data(shape: Shape) -> StepData:
         batches.append(Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), bounds))
     datasets = [torch.zeros(shape.micro_batch_size, dtype=torch.int64)] * shape.micro_batches
     targets = end * shape.micro_batches
-    return StepData(batches, datasets, targets, np.array([targets]))
+    return StepData(batches, datasets, targets, np.array([targets]), targets)
 
 
 if __name__ == "__main__":

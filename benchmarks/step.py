@@ -422,7 +422,8 @@ def padded_rows(rows: list[Row], arguments: argparse.Namespace) -> Iterator[Step
             chosen = [rows[number] for number in numbers[first : first + arguments.batch]]
             batch = collate(chosen, arguments.positions + 1, mask_documents=False)
             targets = batch.target_count
-            yield StepData([batch], [torch.zeros(len(chosen), dtype=torch.int64)], targets, np.array([targets]))
+            of_rows = [torch.zeros(len(chosen), dtype=torch.int64)]
+            yield StepData([batch], of_rows, targets, np.array([targets]), targets)
 
 
 def pad_documents(arguments: argparse.Namespace) -> list[Row]:

@@ -254,10 +254,22 @@ def test_the_table_adds_up_and_reads_well() -> None:
     text = table_text(mixture_table(mixture, 12_000))
     lines = text.splitlines()
     assert len({len(line) for line in lines}) == 1 and [line.split()[0] for line in lines[-3:]] == ["all"] * 3
-    assert " ".join(lines[0].split()) == "dataset language documents turns words tokens rows share samples passes"
-    assert " ".join(lines[2].split()) == "EN/Web en 1,500 15,000 75,000 90,000 1,500 16.67% 2,000 1.33"
-    assert " ".join(lines[-3].split()) == "all of en 2,000 20,000 100,000 120,000 2,000 41.67% 5,000 2.50"
-    assert lines[-1].split()[1:] == ["3,000", "30,000", "150,000", "180,000", "3,000", "100.00%", "12,000", "4.00"]
+    assert (
+        " ".join(lines[0].split()) == "dataset language documents turns words tokens targets rows share samples passes"
+    )
+    assert " ".join(lines[2].split()) == "EN/Web en 1,500 15,000 75,000 90,000 88,500 1,500 16.67% 2,000 1.33"
+    assert " ".join(lines[-3].split()) == "all of en 2,000 20,000 100,000 120,000 118,000 2,000 41.67% 5,000 2.50"
+    assert lines[-1].split()[1:] == [
+        "3,000",
+        "30,000",
+        "150,000",
+        "180,000",
+        "177,000",
+        "3,000",
+        "100.00%",
+        "12,000",
+        "4.00",
+    ]
     made = table_text(mixture_table(mixture, 12_000, (9, 0, 0, 1, 0))).splitlines()
     assert made[0].split()[-4:] == ["share", "achieved", "samples", "passes"]
     assert made[1].split()[-4:] == ["25.00%", "90.00%", "9", "0.02"]

@@ -118,7 +118,7 @@ def one_step(fabric: Fabric, kind: str, micro_batch_size: int, variant: str, pre
     batches = [collate(rows[i : i + micro_batch_size], WINDOW) for i in range(0, share, micro_batch_size)]
     targets = collate(every_row, WINDOW).target_count
     datasets = [torch.zeros(len(batch.input_ids), dtype=torch.int64) for batch in batches]
-    data = StepData(batches, datasets, targets, np.array([targets]))
+    data = StepData(batches, datasets, targets, np.array([targets]), targets)
     history, timer = StepHistory(1), StepTimer(fabric.device)
     history.add(optimiser_step(fabric, model, optimizer, data, 0.0, [0] * len(batches), timer), data, {})
     [record], [dataset] = history.read(), history.take_dataset_losses()

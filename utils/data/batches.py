@@ -51,6 +51,7 @@ class StepData(NamedTuple):
     datasets: list[Tensor]  # for each micro-batch int64 [B]: the number of each row's dataset in the mixture
     targets: int  # target tokens of the step on all processes together
     dataset_targets: np.ndarray  # int64 [datasets]: the same by dataset
+    tokens: int  # targets, and the other tokens that the model needs to predict them
 
 
 def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
@@ -101,11 +102,13 @@ class TrainingData:
     def step(self, step: int, rank: int, world_size: int, micro_batch_size: int) -> StepData:
         own = self.samples(step, rank, world_size)
         rows, datasets = [], []
+        tokens = 0
         dataset_targets = np.zeros(len(self._readers), np.int64)
         for sample in self.samples(step, 0, 1):
             location = self.order.locate(sample)
             reader = self._readers[location.dataset]
             dataset_targets[location.dataset] += reader.count_targets(location.row)
+            tokens += reader.count_tokens(location.row)
             if sample in own:
                 rows.append(reader.read(location.row))
                 datasets.append(location.dataset)
@@ -115,6 +118,7 @@ class TrainingData:
             [torch.tensor(datasets[part]) for part in micro_batches],
             int(dataset_targets.sum()),
             dataset_targets,
+            tokens,
         )
 
     def steps(self, first: int, rank: int, world_size: int, micro_batch_size: int) -> Iterator[StepData]:

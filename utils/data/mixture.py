@@ -209,6 +209,7 @@ class MixtureRow(NamedTuple):
     turns: int
     words: int
     tokens: int
+    targets: int
     rows: int
     share: float  # of all samples, as the mixture has it
     planned_samples: int
@@ -234,6 +235,7 @@ def mixture_table(mixture: Mixture, planned: int, counts: Sequence[int] | None =
             turns=entry.turns,
             words=entry.words,
             tokens=entry.tokens,
+            targets=entry.targets,
             rows=entry.rows,
             share=mixture.weights[index] / total,
             planned_samples=expected[index],
@@ -262,14 +264,14 @@ def table_text(table: Sequence[MixtureRow]) -> str:
         of_language = [row for row in table if row.language == language]
         sums.append(_sum(f"all of {language or 'no language'}", of_language))
     made = table[0].samples is not None  # else samples and passes are those planned
-    header = ["dataset", "language", "documents", "turns", "words", "tokens", "rows", "share"]
+    header = ["dataset", "language", "documents", "turns", "words", "tokens", "targets", "rows", "share"]
     header += ["achieved", "samples", "passes"] if made else ["samples", "passes"]
     rows = [*table, *sums, _sum("all", table)]
     return "\n".join(aligned([header, *map(_cells, rows)], left=2))
 
 
 def _cells(row: MixtureRow) -> list[str]:
-    counts = [f"{count:,}" for count in (row.documents, row.turns, row.words, row.tokens, row.rows)]
+    counts = [f"{count:,}" for count in (row.documents, row.turns, row.words, row.tokens, row.targets, row.rows)]
     if row.samples is None:
         samples = [f"{row.planned_samples:,}", f"{row.planned_passes:,.2f}"]
     else:

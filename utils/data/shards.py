@@ -218,6 +218,11 @@ class RowReader:
         _, index, local = self._find(row)
         if "row_runs" in index:
             return int(np.count_nonzero(_row(_NOTHING, index, local).is_target()))
+        return self.count_tokens(row)
+
+    def count_tokens(self, row: int) -> int:
+        """Tokens that are no left context, targets or not."""
+        _, index, local = self._find(row)
         segments = slice(*index["row_segments"][local : local + 2])
         return int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
 

@@ -180,18 +180,22 @@ def data_table(rows: Sequence[dict[str, str]]) -> str | None:
     if not rows:
         return None
     mixture = pd.DataFrame(rows)
-    counts = mixture[["documents", "words", "tokens", "rows"]].astype(int)
+    counted = ["documents", "words", "tokens"]
+    if "targets" in mixture:  # runs of older versions have no such column, and knew no chats
+        masked = mixture["tokens"].astype(int) - mixture["documents"].astype(int) - mixture["targets"].astype(int)
+        counted += ["targets"] if masked.any() else []
+    counts = mixture[[*counted, "rows"]].astype(int)
     for made, planned in (("achieved_share", "share"), ("passes", "planned_passes"), ("samples", "planned_samples")):
         mixture[made] = mixture[made].where(mixture[made] != "", mixture[planned]).astype(float)
     shown = pd.DataFrame({"Dataset": mixture["dataset"], "Language": mixture["language"]})
-    for name in ("documents", "words", "tokens"):
+    for name in counted:
         shown[name.capitalize()] = counts[name].map("{:,}".format)
     shown["Share of samples"] = mixture["achieved_share"].map("{:.2%}".format)
     shown["Passes"] = mixture["passes"].map("{:.2f}".format)
     lines = shown.to_numpy().tolist()
     if len(rows) > 1:
         sums = counts.sum()
-        words = [f"{sums[name]:,}" for name in ("documents", "words", "tokens")]
+        words = [f"{sums[name]:,}" for name in counted]
         lines.append(["all", "", *words, "100.00%", f"{mixture['samples'].sum() / sums['rows']:.2f}"])
     return table(list(shown), lines)
 

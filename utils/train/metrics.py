@@ -33,8 +33,8 @@ and a line per dataset of each validation."""
 class Meter:
     """Target tokens per second over all processes, the MFU, memory, and the seconds of a step's phases.
 
-    The MFU is target tokens per second × operations per token / (devices × peak): the part of what the devices can do
-    at most that the model itself needs, see lit_gpt/model/flops.py.
+    The MFU is tokens per second × operations per token / (devices × peak): the part of what the devices can do at most
+    that the model itself needs, see lit_gpt/model/flops.py. It needs the questions of chats, which are no targets, too.
     A device makes at most `peak` operations per second; None where that is unknown: there is then no MFU.
     `flops_per_token` tells the training operations per token by the lengths of the documents.
     """
@@ -46,7 +46,7 @@ class Meter:
         self._device, self._devices, self._peak = device, devices, peak
         self._flops_per_token = flops_per_token
         self._flops: float | None = None
-        self._steps = self._targets = 0
+        self._steps = self._targets = self._tokens = 0
         self._seconds = 0.0
 
     def add(self, data: StepData, seconds: float) -> None:
@@ -55,17 +55,19 @@ class Meter:
             self._flops = self._flops_per_token(_lengths(data))  # of one step: documents vary little between them
         self._steps += 1
         self._targets += data.targets
+        self._tokens += data.tokens
         self._seconds += seconds
 
     def read(self, waited: float) -> dict[str, Any]:
         """The `METER_COLUMNS` of the steps since the last call, for whose end the host `waited` seconds more."""
-        speed = self._targets / (self._seconds + waited)
+        seconds = self._seconds + waited
+        speed = self._targets / seconds
         columns: dict[str, Any] = {"tokens_per_second": f"{speed:.0f}", "memory_gib": f"{self._memory() / 2**30:.3f}"}
         if self._flops is not None and self._peak:
-            columns["mfu"] = f"{speed * self._flops / (self._devices * self._peak):.4f}"
+            columns["mfu"] = f"{self._tokens / seconds * self._flops / (self._devices * self._peak):.4f}"
         for phase, seconds in self.timer.totals().items():
             columns[f"{phase}_seconds"] = f"{seconds / self._steps:.4f}"
-        self._steps = self._targets = 0
+        self._steps = self._targets = self._tokens = 0
         self._seconds = 0.0
         return columns
 
