@@ -31,9 +31,30 @@ LOGGED_SOURCE = """\
 #include "log.h"
 struct Logged { ~Logged() { common_log_flush(common_log_main()); } } logged;
 """
-# Added to the build of llama.cpp. Command lines, templates and downloads are not optimised at all. Two programs print
+# Added to the build of llama.cpp. Command lines, templates and downloads are not optimised at all. Most time goes
+# to headers, so 16 files are compiled as one, but for those that do not go together. Two programs print
 # from another thread and end without waiting: on a busy machine every third run on a small model lost its last lines.
 ADDED = """\
+function(join_files target apart)
+    if(NOT TARGET ${target})
+        return()
+    endif()
+    get_target_property(folder ${target} SOURCE_DIR)
+    get_target_property(files ${target} SOURCES)
+    list(FILTER files INCLUDE REGEX "[.]cpp$")
+    foreach(file IN LISTS files)
+        get_filename_component(path ${file} ABSOLUTE BASE_DIR ${folder})
+        if(file MATCHES "${apart}")
+            set(is_apart ON)
+        else()
+            set(is_apart OFF)
+        endif()
+        set_property(SOURCE ${path} TARGET_DIRECTORY ${target} PROPERTY SKIP_UNITY_BUILD_INCLUSION ${is_apart})
+    endforeach()
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 16)
+endfunction()
+cmake_language(DEFER CALL join_files llama-common "(^|/)json[.]cpp|jinja/")
+cmake_language(DEFER CALL join_files llama "dsv4|unicode")
 cmake_language(DEFER CALL target_compile_options llama-common PRIVATE -O0)
 cmake_language(DEFER CALL target_compile_options cpp-httplib PRIVATE -O0)
 cmake_language(DEFER CALL target_sources llama-perplexity PRIVATE [[{stage}/logged.cpp]])

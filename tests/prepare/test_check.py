@@ -32,7 +32,9 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
 
 
 def check(*entries: dict) -> None:
-    words = ["--checkpoint_dir", str(TOKENIZER), "--max_length", "200", "--template", "chatml", "--check", "true"]
+    words = ["--checkpoint_dir", str(TOKENIZER), "--max_length", "200", "--check", "true"]
+    if any("converter" in entry for entry in entries):
+        words += ["--template", "chatml"]
     main(cli.parse(PrepareOptions, [*words, "--datasets", json.dumps(entries)]))
 
 
@@ -135,6 +137,13 @@ def test_a_source_that_gives_nothing_says_why(tmp_path: Path, capsys: pytest.Cap
         printed = capsys.readouterr().out
         assert printed.index("wrong train: ") < printed.index("source ")
         assert table(printed)["good train"]["samples"] == "3"
+
+
+def test_text_at_which_the_run_would_stop_is_named(tmp_path: Path):
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "Some text."}\n{"text": 3}\n')
+    with pytest.raises(DataError, match=r"x train: .*text.jsonl: the field 'text' is int, no text, at byte offset 23"):
+        check({"name": "x", "path": str(path)})
 
 
 def test_what_a_converter_cannot_be_is_said_before_anything_is_read(tmp_path: Path):

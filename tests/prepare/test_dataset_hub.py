@@ -74,6 +74,8 @@ def hub():
     server.new = server.add("datasets/org/chats", {"README.md": CARD, **files, **others})
     server.add("datasets/org/numbered", {f"data/ru-0000{number}-of-00002.jsonl": ROWS for number in range(2)})
     server.add("datasets/org/script", {"script.py": b"exit(1)", "README.md": b"# Rows by a script"})
+    converted = [f"{subset}/{split}/000{part}.parquet" for subset in "ab" for split in ("ru", "en") for part in (0, 1)]
+    server.add("datasets/org/converted", dict.fromkeys(converted, b"rows"))
     server.add("datasets/org/images", {"a.zip": b"x"})
     server.add("datasets/org/private", {"a.jsonl": ROWS}, private=True)
     yield server
@@ -104,6 +106,19 @@ def test_files_are_found_by_subset_split_and_commit(hub: Hub, tmp_path: Path):
     downloaded = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
     assert len(downloaded) == len(set(downloaded))
     assert not any(path.endswith(".py") for path in downloaded)
+
+
+def test_the_parquet_files_that_the_hub_made_have_subsets_and_splits(hub: Hub, tmp_path: Path):
+    one, all_splits, several = find(
+        hub,
+        tmp_path,
+        {"hub": "org/converted", "subset": "b", "split": "ru"},
+        {"hub": "org/converted", "subset": "a"},
+        {"hub": "org/converted"},
+    )
+    assert one["files"] == {"train": ["x/b/ru/0000.parquet", "x/b/ru/0001.parquet"]}
+    assert len(all_splits["files"]["train"]) == 4
+    assert "x: it has several subsets; name one as subset: a, b" in several["error"]
 
 
 def test_only_the_files_of_the_split_are_downloaded(hub: Hub, tmp_path: Path):
@@ -151,7 +166,7 @@ def test_what_cannot_be_is_one_line(hub: Hub, tmp_path: Path):
         },
         "x: org/script is made by a script, script.py, which is not run": {"hub": "org/script"},
         "x: org/images has no files that are read": {"hub": "org/images"},
-        "x: its card (README.md) describes no subsets": {"subset": "chat", "revision": hub.old},
+        "x: it has no subsets: no dataset card": {"subset": "chat", "revision": hub.old},
     }
     for problem, found in zip(problems, find(hub, tmp_path, *problems.values()), strict=True):
         assert found["error"].startswith(f"--datasets, {problem}"), found

@@ -148,6 +148,8 @@ def test_options_that_contradict_each_other():
         ("--datasets", "x"): "--datasets must be a list of mappings",
         ("--mapping", "x"): "--mapping must be a mapping of texts",
         ("--source_path", "x", "--mapping", '{"a": "b"}'): "--mapping needs a --converter",
+        ("--source_path", "x", "--template", "saiga"): "--template is of chats, and there are none: give a --converter",
+        ("--datasets", entry, "--targets", "last"): "--targets is of chats, and there are none: give a --converter",
         ("--source_path", "x", "--validation_share", "1"): "--validation_share must be at least 0 and below 1",
         ("--source_path", "x", "--html", "x.html"): "--worst and --html need --inspect",
     }.items():

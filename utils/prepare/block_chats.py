@@ -4,14 +4,16 @@ What is malformed, a duplicate, or cannot be proven is left out and named, so th
 """
 
 from functools import cache, cached_property
+from itertools import chain, islice
 
 import numpy as np
 
 from utils.data.shards import token_dtype
-from utils.prepare.block_rows import GIVEN_BACK, BlockRows, Pieces, Recipe, Removed, Work, packed_rows
+from utils.prepare.block_rows import GIVEN_BACK, BlockRows, Pieces, Recipe, Removed, Work, as_contaminated, packed_rows
 from utils.prepare.chat.conversation import Conversation, LeftOut
 from utils.prepare.chat.converters import convert_records, make_converter
 from utils.prepare.chat.encoding import ChatEncoder
+from utils.prepare.chat.texts import beginning, texts_of
 from utils.prepare.encoding import Library
 from utils.prepare.records import parse_records
 
@@ -30,6 +32,8 @@ class ChatBlocks:
 
     def __call__(self, work: Work) -> BlockRows:
         conversations, removed = self.convert(work)
+        conversations, contaminated, hits = self._screen(conversations)
+        removed += contaminated
         encoded = self._encoder(conversations)
         removed += map(as_removed, encoded.left_out)
         tokens = encoded.tokens.astype(token_dtype(self._recipe.vocab_size))
@@ -54,7 +58,24 @@ class ChatBlocks:
             messages=encoded.messages,
             shortened=encoded.shortened,
             turns_left_out=encoded.turns_left_out,
+            hits=hits,
         )
+
+    def _screen(self, conversations: list[Conversation]) -> tuple[list[Conversation], list[Removed], list[Removed]]:
+        """What stays, what is left out because test files have some of it, too, and all of which they have some."""
+        test_runs = self._recipe.test_runs
+        if test_runs is None:
+            return conversations, [], []
+        texts = [texts_of(conversation) for conversation in conversations]
+        hits_of_texts = iter(test_runs.find(list(chain.from_iterable(texts))))
+        kept, hits = [], []
+        for conversation, of_conversation in zip(conversations, texts, strict=True):
+            found = [hit for hit in islice(hits_of_texts, len(of_conversation)) if hit]
+            if found:
+                hits.append(Removed(found[0].file, conversation.at, found[0].words, beginning(conversation)))
+            else:
+                kept.append(conversation)
+        return (kept, list(map(as_contaminated, hits)), hits) if test_runs.leave_out else (conversations, [], hits)
 
     def convert(self, work: Work) -> tuple[list[Conversation], list[Removed]]:
         """The conversations of a block that stay, and what does not."""
@@ -64,10 +85,16 @@ class ChatBlocks:
         removed = [Removed(found.reason, found.at, found.problem, "") for found in bad]
         found, left_out = convert_records(convert, records, str(work.block.file.path))
         removed += map(as_removed, left_out)
+        if work.is_shared:
+            removed.clear()
+        others = set() if work.others is None else set(work.others.tolist())
         conversations = []
         for number, conversation in enumerate(found):
+            if number in others:
+                continue
             if number in work.duplicates:
-                removed.append(Removed("duplicate", conversation.at, work.duplicates[number], ""))
+                detail = work.duplicates[number]
+                removed.append(Removed("duplicate", conversation.at, detail, beginning(conversation)))
             else:
                 conversations.append(conversation)
         return conversations, removed

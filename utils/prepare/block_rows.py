@@ -7,7 +7,7 @@ normalised, and their variants put beside them (`dialogue.py`). The documents ar
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
 from utils.prepare.chat.conversation import ChatRecipe, Converter
+from utils.prepare.contamination import TestRuns
 from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoder, Library, choose_library
 from utils.prepare.gigatoken_proof import Proof
@@ -45,6 +46,7 @@ class Recipe:
     seed: int
     special_tokens_in_text: bool = False
     chat: ChatRecipe | None = None  # where there are conversations of records
+    test_runs: TestRuns | None = None  # runs of words of test files, which nothing may have
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Work(NamedTuple):
     dialogue: Dialogue | None
     duplicates: dict[int, str]  # number of a document in the block → the document that it repeats
     converter: Converter | None = None  # what makes chats of the block's records; None where they are texts
+    others: np.ndarray | None = None  # numbers of the conversations in the block that are of the other split
+    is_shared: bool = False  # whether the other split has this block, too, and names what is malformed in it
 
 
 class Removed(NamedTuple):
@@ -113,6 +117,7 @@ class BlockRows(NamedTuple):
     messages: int = 0
     shortened: int = 0  # conversations from whose end turns were left out
     turns_left_out: int = 0
+    hits: Sequence[Removed] = ()  # what has a run of words of a test file: its reason is the file, its detail the words
 
 
 class BlockWorker:
@@ -127,6 +132,8 @@ class BlockWorker:
         """Packs a block's documents into rows; a DataError if gigatoken gives other tokens than the tokenizer."""
         found, bad = parse(work.block, self.recipe.text_field)
         documents, removed = sift(found, work.duplicates, self.recipe)
+        documents, contaminated, hits = self._screen(documents)
+        removed += contaminated
         count = len(documents)
         if work.dialogue:
             forms = [self._forms(document, work) for document in documents]
@@ -148,7 +155,20 @@ class BlockWorker:
             library=self._library,
             bad=bad,
             removed=removed,
+            hits=hits,
         )
+
+    def _screen(self, documents: list[Document]) -> tuple[list[Document], list[Removed], list[Removed]]:
+        """What stays, what is left out because test files have it, too, and all that is so. Of a document in parts,
+        only the part is left out."""
+        if self.recipe.test_runs is None:
+            return documents, [], []
+        found = self.recipe.test_runs.find([document.text.decode() for document in documents])
+        hits = [_removed(hit.file, document, hit.words) for document, hit in zip(documents, found, strict=True) if hit]
+        if not self.recipe.test_runs.leave_out:
+            return documents, [], hits
+        kept = [document for document, hit in zip(documents, found, strict=True) if hit is None]
+        return kept, list(map(as_contaminated, hits)), hits
 
     def _forms(self, document: Document, work: Work) -> list[Document]:
         """The normalised conversation and its variants; a part of a conversation counts as one of its own."""
@@ -191,6 +211,10 @@ def length_problem(document: Document, recipe: Recipe) -> str:
     if document.is_whole and characters < recipe.min_characters:
         return "too_short"
     return ""
+
+
+def as_contaminated(hit: Removed) -> Removed:
+    return Removed("contaminated", hit.at, f"{hit.reason}: {hit.detail}", hit.text)
 
 
 def _removed(reason: str, document: Document, detail: str) -> Removed:

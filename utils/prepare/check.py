@@ -19,7 +19,7 @@ from utils.prepare.blocks import read_blocks
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.file_formats import CONVERSATIONS, PLAIN, CorpusFile
 from utils.prepare.options import PrepareOptions
-from utils.prepare.plan import PreparePlan, make_plan, require_fields_of, works_of
+from utils.prepare.plan import PreparePlan, Sifted, make_plan, require_fields_of, works_of
 from utils.prepare.progress import say
 from utils.prepare.records import parse_records
 from utils.prepare.row_spans import first_rows
@@ -57,7 +57,7 @@ def check(options: PrepareOptions) -> None:
     """Prints a table of all sources; raises the first error of the sources that give nothing."""
     plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip"))
     worker = Worker(plan.recipe, None, None)
-    found = {source: check_source(source, plan, worker) for source in plan.sources}
+    found = {source: check_source(source, plan, worker, options) for source in plan.sources}
     errors = [error for source in plan.sources if (error := _error(source, found[source]))]
     for error in errors:
         say(str(error))
@@ -71,7 +71,7 @@ def check(options: PrepareOptions) -> None:
         raise errors[0]
 
 
-def check_source(source: Source, plan: PreparePlan, worker: Worker) -> Found:
+def check_source(source: Source, plan: PreparePlan, worker: Worker, options: PrepareOptions) -> Found:
     found = Found()
     try:
         require_fields_of([source])
@@ -79,6 +79,8 @@ def check_source(source: Source, plan: PreparePlan, worker: Worker) -> Found:
             result = worker.rows(work)
             rows = rows_of(work, plan)
             _add(found, source.files[work.file], rows, result, plan)
+            if result.bad and options.on_bad_input == "error":  # the real run would stop
+                raise DataError(f"{problem_message(source.files[work.file], result.bad[0])} (--on_bad_input)")
             if found.rows >= ROWS:
                 break
     except (UserError, DataError) as e:
@@ -96,7 +98,7 @@ def _first_works(source: Source, plan: PreparePlan) -> Iterator[Work]:
             continue
         one = replace(source, files=(first_rows(file, ROWS),))
         short = replace(plan, dialogues={one: plan.dialogues[source]})
-        yield from (work._replace(file=number) for work in works_of(one, short, {}))
+        yield from (work._replace(file=number) for work in works_of(one, short, Sifted()))
 
 
 def rows_of(work: Work, plan: PreparePlan) -> int:
@@ -163,7 +165,7 @@ def _say_left_out(source: Source, found: Found, options: PrepareOptions) -> None
     for reason, count in found.left_out.most_common():
         say(f"{_name(source)}: {count:,} left out ({reason}), such as: {found.examples[reason]}")
     if found.shortened:
-        say(f"{_name(source)}: {found.shortened:,} conversations are too long and lose turns from their ends")
+        say(f"{_name(source)}: {found.shortened:,} shortened (too long): turns at the end are left out")
     if found.named and not options.special_tokens_in_text:
         names = ", ".join(f"{name} {count:,}×" for name, count in found.named.most_common(10))
         say(f"{_name(source)}: names of special tokens in the text stay text: {names}")

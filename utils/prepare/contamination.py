@@ -6,6 +6,7 @@ count (`words.py`). A test item of fewer words, but at least `SHORTEST`, is look
 that is found in too much that has nothing to do with it, and is not looked for.
 """
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from utils.prepare.progress import say
 from utils.prepare.test_texts import read_texts, require_readable
 from utils.prepare.words import Words, in_batches, runs_of
 
+TEST_RUNS = "test_runs"  # the folder for them, beside the splits' parts
 SHORTEST = 8  # words; a shorter run, such as "what is the capital of the country of", is no sign of a copy
 TABLE_BITS = 16  # per run: so one in sixteen runs that are not in the test files has to be looked for
 SLICE = 1 << 23  # bits of the table made at a time
@@ -102,7 +104,7 @@ def write_runs(paths: list[Path], length: int, leave_out: bool, folder: Path) ->
         index.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(index, json.dumps({"key": key, **_write(paths, length, folder)}))
-    return TestRuns(folder, leave_out, file_sha256(index))
+    return TestRuns(folder, leave_out, hashlib.sha256(key.encode()).hexdigest())
 
 
 def _write(paths: list[Path], length: int, folder: Path) -> dict[str, object]:

@@ -14,6 +14,8 @@ from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, TOKENIZER_FILES
 from utils.data.manifest import MANIFEST, TOKENIZER, DatasetSplit, Manifest
 from utils.data.shards import token_dtype
 from utils.files.atomic import write_atomically
+from utils.prepare.clean_reports import write_contamination
+from utils.prepare.contamination import TEST_RUNS
 from utils.prepare.duplicates import PARTS
 from utils.prepare.entry_sources import where_of
 from utils.prepare.options import PrepareOptions
@@ -26,7 +28,7 @@ from utils.prepare.splits import PREPARATION_VERSION
 UNREAD = "not_read.jsonl"
 _SPLIT = r"\.?[^/]+-(train|test)"
 OWN_FILE = re.compile(  # files of splits, relative to the data folder
-    rf"({_SPLIT}-\d{{5}}-of-\d{{5}}\.safetensors|{PARTS}/{_SPLIT}\.json|{REPORTS}/{_SPLIT}\.jsonl)(\.tmp)?"
+    rf"({_SPLIT}-\d{{5}}-of-\d{{5}}\.safetensors|{PARTS}/{_SPLIT}(?:\.json|\.hits\.jsonl)|{REPORTS}/{_SPLIT}\.jsonl)(\.tmp)?"
 )
 
 
@@ -52,6 +54,8 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
     manifest = make_manifest(found, plan)
     copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER, plan.chat_files)
     write_unread(plan)
+    hits = {source: data_dir / PARTS / f"{source.name}.hits.jsonl" for source in plan.sources}
+    write_contamination(plan, hits)
     stale = find_stale(data_dir, found)
     path = data_dir / MANIFEST
     if stale or not path.is_file() or path.read_bytes() != manifest.to_json().encode():
@@ -60,7 +64,7 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
             file.unlink()
             say(f"deleted {file.relative_to(data_dir)}: of no dataset in {plan.options.corpus}")
         manifest.save(data_dir)
-    for folder in (data_dir / PARTS).glob("*.signatures"):
+    for folder in (*(data_dir / PARTS).glob("*.signatures"), *(data_dir / PARTS).glob(TEST_RUNS)):
         shutil.rmtree(folder)
     say(f"{path}: {sum(entry.rows for entry in manifest.splits):,} rows of {recipe.window:,} tokens")
 
@@ -93,6 +97,10 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
             "on_bad_input": options.on_bad_input,
             "deduplicate": options.deduplicate,
             "similarity": options.similarity if options.deduplicate == "near" else None,
+            "deduplicate_by": options.deduplicate_by if options.deduplicate != "no" else None,
+            "validation_share": options.validation_share,
+            "contamination": list(map(str, options.contamination)),
+            "contaminated": options.contaminated if options.contamination else None,
             "text_field": recipe.text_field,
             "datasets": described_entries(plan),
             "chats": described_chats(plan),
@@ -144,7 +152,7 @@ def copy_tokenizer(source: Path, target: Path, chats: Mapping[str, bytes]) -> No
 def find_stale(data_dir: Path, found: dict[Source, DatasetSplit]) -> list[Path]:
     """Shards, parts and reports of splits that are gone, or were made anew with other ones."""
     current = {data_dir / shard.file for entry in found.values() for shard in entry.shards}
-    current |= {data_dir / PARTS / f"{source.name}.json" for source in found}
+    current |= {data_dir / PARTS / f"{source.name}{suffix}" for source in found for suffix in (".json", ".hits.jsonl")}
     current |= {data_dir / REPORTS / f"{source.name}.jsonl" for source, entry in found.items() if entry.skipped}
     stale = []
     for folder in (data_dir, data_dir / PARTS, data_dir / REPORTS):

@@ -14,6 +14,8 @@ from utils.prepare.split_names import is_held_out
 CARD = "README.md"
 _FRONT_MATTER = re.compile(r"\s*---[ \t]*\n(.*?\n)---[ \t]*(?:\n|$)", re.DOTALL)
 
+_CONVERTED = re.compile(r"([^/]+)/([^/]+)/[0-9]{4}\.parquet")  # on the branch refs/convert/parquet
+
 
 def files_held_out(folder: Path) -> set[Path]:
     """The files that the card in `folder` names for splits to hold out; a DataError if it cannot be understood."""
@@ -36,6 +38,19 @@ def read_configs(card: Path) -> list[dict[str, Any]]:
         raise DataError(f"{card}: no valid YAML between its first lines `---`: {' '.join(str(e).split())}") from None
     configs = values.get("configs") if isinstance(values, dict) else None
     return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+
+
+def find_configs(card: Path | None, names: Iterable[str]) -> list[dict[str, Any]]:
+    """The subsets that a card describes, else those of the Hub's own Parquet files, `SUBSET/SPLIT/0000.parquet`."""
+    if card is not None and (configs := read_configs(card)):
+        return configs
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in sorted(names):
+        converted = _CONVERTED.fullmatch(name)
+        if converted is None:
+            return []
+        found.setdefault(converted[1], {}).setdefault(converted[2], []).append(name)
+    return [{"config_name": subset, "data_files": splits} for subset, splits in found.items()]
 
 
 def splits_of_subset(configs: list[dict[str, Any]], subset: str, names: Iterable[str]) -> dict[str, list[str]]:
@@ -76,7 +91,7 @@ def _chosen(configs: list[dict[str, Any]], subset: str) -> dict[str, Any]:
 def _patterns(data_files: Any) -> Iterator[tuple[str, str]]:
     """Splits and the patterns of their files, in any of the forms a card may have."""
     if isinstance(data_files, dict):
-        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
+        data_files = [{"split": split, "path": paths} for split, paths in data_files.items()]
     for entry in data_files if isinstance(data_files, list) else [data_files]:
         if isinstance(entry, str):
             yield "train", entry

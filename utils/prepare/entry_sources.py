@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN
-from utils.prepare.dataset_cards import CARD, read_configs, splits_of_subset
+from utils.prepare.dataset_cards import CARD, find_configs, splits_of_subset
 from utils.prepare.dataset_entries import TEXT, DatasetEntry
 from utils.prepare.file_formats import CorpusFile, Unread, say_unread, why_unread
 from utils.prepare.named_splits import SplitPart, files_by_split, parse_split
@@ -94,7 +94,7 @@ def wanted_files(entry: DatasetEntry, names: list[str], card: Path | None) -> li
     """The files that an entry needs of a dataset's, by its card, subset and split; descriptions are wanted always."""
     data = [name for name in names if why_unread(name.rsplit("/", 1)[-1]) is None]
     described = [name for name in names if name not in data]
-    if card is None and not entry.split and not entry.subset:
+    if not entry.split and not entry.subset and not find_configs(card, data):
         return names
     by_split = _by_split(entry, data, card, SPLITS in described)
     parts = parse_split(entry.split) if entry.split else [SplitPart(split) for split in by_split]
@@ -115,11 +115,10 @@ def first_files(entry: DatasetEntry, names: list[str], card: Path | None) -> lis
 
 
 def _by_split(entry: DatasetEntry, names: list[str], card: Path | None, is_saved: bool) -> dict[str, list[str]]:
-    configs = read_configs(card) if card else []
-    if configs:
+    if configs := find_configs(card, names):
         return splits_of_subset(configs, entry.subset, names)
     if entry.subset:
-        raise UserError("its card (README.md) describes no subsets")
+        raise UserError("it has no subsets: no dataset card (README.md) describes any")
     if is_saved:  # by `datasets`: its splits are folders
         saved: dict[str, list[str]] = {}
         for name in sorted(names):

@@ -1,6 +1,6 @@
 """Options of prepare_data.py. Nothing heavy is imported here, so that `--help` answers at once."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,14 @@ LEAST = {
     "augmentation_level": 0,
     "min_characters": 0,
     "show": 0,
+    "contamination_words": 8,
     "seed": 0,
 }
 MOST = {
     "multiple_of": 256,  # all of a split's shards are open at once, two files each, and a process may open 1,024
     "max_characters": 2**20,  # a document of over 4 MB is read in parts, and a character has at most four bytes
 }
+OF_CHATS = ("template", "system", "targets", "too_long", "deduplicate_by")
 MAIN_MEMORY, WORKER_MEMORY = 300, 300  # MB that the program takes at most, and each process that tokenises
 
 
@@ -79,17 +81,19 @@ class PrepareOptions:
     max_characters: int | None = None
     """Leave out documents that are longer."""
     deduplicate: Literal["no", "exact", "near"] = "no"
-    """Leave out documents that repeat one of this corpus: the same text, or nearly the same (MinHash)."""
+    """Leave out documents that repeat one of this corpus: the same text or chat, or nearly the same (MinHash)."""
     deduplicate_by: Literal["conversation", "prompt"] = "conversation"
-    """Two chats are compared as a whole, or by what the user asks first."""
+    """Two chats are compared as a whole, or by what the user asks first, without the system message."""
     similarity: float = 0.8
-    """Share of common word 5-grams from which on --deduplicate near takes documents for duplicates."""
+    """Share of common word 5-grams, of prompts word pairs, from which on --deduplicate near finds duplicates."""
     validation_share: float = 0.0
-    """Share of the training conversations to hold out for validation; nearly equal prompts stay on one side."""
+    """Share of the training chats to hold out for validation; nearly equal prompts stay on one side."""
     contamination: tuple[str, ...] = ()
-    """Test files (JSONL or text) whose n-grams are looked for in the conversations."""
+    """Test files (*.jsonl, *.json, *.txt, each also packed): what has a run of their words is left out."""
+    contamination_words: int = 13
+    """Words of such a run. Shorter test texts count as a whole, but those of fewer than 8 words do not."""
     contaminated: Literal["leave_out", "report"] = "leave_out"
-    """What to do about conversations that share n-grams with a test file."""
+    """What to do about what has a run of a test file's words; both name it in DATA/reports/contamination.txt."""
     on_bad_input: Literal["error", "skip"] = "error"
     """What to do about what is no document (not UTF-8, NUL, broken JSON, no such field); skipped ones are counted."""
     num_workers: int | None = None
@@ -155,6 +159,11 @@ class PrepareOptions:
             problems.append("--converter and --mapping are of --source_path; --datasets has them in each entry")
         if self.mapping and self.converter == TEXT:
             problems.append("--mapping needs a --converter; the field of plain text is --text_field")
+        converters = [self.converter, *(str(entry.get("converter") or TEXT) for entry in self.datasets or [])]
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [name for name in OF_CHATS if vars(self)[name] != defaults[name]]
+        if self.inspect is None and all(converter == TEXT for converter in converters):
+            problems += [f"--{name} is of chats, and there are none: give a --converter" for name in given]
         if not 0 <= self.validation_share < 1:
             problems.append(f"--validation_share must be at least 0 and below 1, not {self.validation_share}")
         if self.inspect is None and (self.worst or self.html):

@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import yaml
 
 from lit_gpt.errors import DataError, UserError, raise_problems
@@ -34,7 +36,7 @@ from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
 from utils.prepare.records import require_fields
-from utils.prepare.sources import Source, find_sources
+from utils.prepare.sources import Source, find_sources, with_held_out
 from utils.prepare.unpacking import PACKED
 from utils.prepare.work_pool import WorkPool
 from utils.prepare.worker import Worker
@@ -44,7 +46,12 @@ SAMPLE_SOURCES = 16  # from how many sources it comes
 BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
 PARQUET_TIMES = 3  # estimated text in a Parquet file, as a multiple of its size
 
-Duplicates = Mapping[tuple[int, int], dict[int, str]]  # (file, block) → document in it → which one it repeats
+
+class Sifted(NamedTuple):
+    """What is decided of a split's documents before they are made rows, by (file, block)."""
+
+    duplicates: Mapping[tuple[int, int], dict[int, str]] = {}  # document in the block → which one it repeats
+    others: Mapping[tuple[int, int], np.ndarray] = {}  # the conversations that are of the dataset's other split
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     sources = sources_of(options, unread)
     if not options.check:  # which names all sources that lack one, beside a table of the others
         require_fields_of(sources)
+        if options.validation_share:
+            sources = with_held_out(sources)
     tokenizer = Tokenizer(options.checkpoint_dir)
     if options.special_tokens_in_text:
         encoder_of_special_tokens(tokenizer)  # which raises where there is none
@@ -289,14 +298,18 @@ def text_bytes(sources: list[Source]) -> int:
     return sum(path.stat().st_size * times.get(path.suffix.lower(), 1) for path in files)
 
 
-def works_of(source: Source, plan: PreparePlan, duplicates: Duplicates) -> Iterator[Work]:
-    dialogue = plan.dialogues[source]
-    size = block_bytes(plan, dialogue)
+def works_of(source: Source, plan: PreparePlan, sifted: Sifted) -> Iterator[Work]:
+    dialogue = plan.dialogues.get(source)
+    first_shared = len(source.files) - source.shared
     for index, file in enumerate(source.files):
         converter = source.converter_of(file)
         fields = fields_of(converter) if converter else plan.recipe.text_field
+        # two splits that share a file of chats have the same blocks
+        size = block_bytes(plan, None if converter else dialogue)
         for number, block in enumerate(read_blocks(file, size, fields)):
-            yield Work(index, number, block, dialogue, duplicates.get((index, number), {}), converter)
+            duplicates = sifted.duplicates.get((index, number), {})
+            others = sifted.others.get((index, number))
+            yield Work(index, number, block, dialogue, duplicates, converter, others, index >= first_shared)
 
 
 def block_bytes(plan: PreparePlan, dialogue: Dialogue | None) -> int:

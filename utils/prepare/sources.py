@@ -55,6 +55,7 @@ class Source:
     files: tuple[CorpusFile, ...]
     converter: Converter | None = None  # of the records in its files; None where they are plain text
     entry: DatasetEntry | None = None  # of --datasets, if it comes from there
+    shared: int = 0  # of its last files: those of the dataset's other split, whose chats are divided among both
 
     def converter_of(self, file: CorpusFile) -> Converter | None:
         """What makes conversations of a file's records; None for plain text, as *.txt files are beside records."""
@@ -64,6 +65,11 @@ class Source:
         """The source with this converter, if it has records."""
         has_records = any(file.format not in (CONVERSATIONS, PLAIN) for file in self.files)
         return replace(self, converter=converter if has_records else None)
+
+    @property
+    def own(self) -> "Source":
+        """The split without files that it shares; of a dataset, each file is in one of them."""
+        return replace(self, files=self.files[: len(self.files) - self.shared], shared=0)
 
     @property
     def name(self) -> str:
@@ -97,6 +103,24 @@ def _require_blob(path: Path, sha256: str) -> None:
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != sha256:
         raise DataError(f"{path} is not the file that the Hub lists; delete {blob} and run the same command again")
+
+
+def with_held_out(sources: list[Source]) -> list[Source]:
+    """The sources, and for each of chats to train on one to validate, which shares its files; held-out files stay so.
+
+    Raises a UserError if there are no chats to train on.
+    """
+    found = {(source.dataset, source.split): source for source in sources}
+    for source in sources:
+        chats = tuple(file for file in source.files if source.converter_of(file))
+        if source.split != TRAIN or not chats:
+            continue
+        test = found.get((source.dataset, TEST), replace(source, split=TEST, files=()))
+        files = test.files + chats
+        found[source.dataset, TEST] = replace(test, files=files, converter=source.converter, shared=len(chats))
+    if not any(source.shared for source in found.values()):
+        raise UserError("--validation_share divides chats, and there are none to train on (--converter, --datasets)")
+    return sorted(found.values(), key=lambda source: (source.dataset, source.split != TRAIN))
 
 
 class _Folder(NamedTuple):

@@ -19,15 +19,15 @@ from lit_gpt.errors import DataError
 from utils.data.manifest import FORMAT_VERSION, MANIFEST, DatasetSplit
 from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shards
 from utils.files.atomic import write_atomically
-from utils.prepare import duplicates
 from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
 from utils.prepare.chat.converters import identity_of
 from utils.prepare.documents import problem_message
 from utils.prepare.duplicates import PARTS
 from utils.prepare.file_formats import CorpusFile
-from utils.prepare.plan import Duplicates, PreparePlan, text_bytes, works_of
+from utils.prepare.plan import PreparePlan, Sifted, text_bytes, works_of
 from utils.prepare.progress import ProgressLine, say
 from utils.prepare.removals import REPORTS, RemovalLog
+from utils.prepare.sifting import digest
 from utils.prepare.sources import Source, file_facts
 from utils.prepare.work_pool import WorkPool
 from utils.prepare.worker import Worker
@@ -45,7 +45,7 @@ _COUNTS += ("conversations", "messages", "shortened", "turns_left_out")
 @dataclass(frozen=True)
 class SplitJob:
     source: Source
-    duplicates: Duplicates
+    sifted: Sifted
     plan: PreparePlan
 
     @property
@@ -55,6 +55,11 @@ class SplitJob:
     @property
     def part_path(self) -> Path:
         return self.plan.data_dir / PARTS / f"{self.source.name}.json"
+
+    @property
+    def hits_path(self) -> Path:
+        """What of the split test files have, too; it is there if there is any."""
+        return self.plan.data_dir / PARTS / f"{self.source.name}.hits.jsonl"
 
     @property
     def report_path(self) -> Path:
@@ -69,24 +74,26 @@ class SplitJob:
             del recipe["seed"]  # which chooses variants alone
         if self.source.converter is None:
             del recipe["chat"]
+        runs = self.plan.recipe.test_runs
+        recipe["test_runs"] = runs and (runs.sha256, runs.leave_out)
         options, language = self.plan.options, self.plan.languages[self.source]
         versions = (FORMAT_VERSION, PREPARATION_VERSION)
         made_from = (self.source.dataset, self.source.split, files, self.plan.tokenizer, recipe)
         converter = self.source.converter and identity_of(self.source.converter)
-        how = (language, dialogue and asdict(dialogue), converter, duplicates.digest(self.duplicates))
+        how = (language, dialogue and asdict(dialogue), converter, digest(self.sifted))
         settings = (options.multiple_of, options.on_bad_input, options.fast_tokenizer)
         content = json.dumps([versions, made_from, how, settings], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
 
 def prepare_splits(
-    sources: list[Source], found: Mapping[str, Duplicates], plan: PreparePlan, pool: WorkPool
+    sources: list[Source], found: Mapping[str, Sifted], plan: PreparePlan, pool: WorkPool
 ) -> dict[Source, DatasetSplit]:
-    """What each source's split holds; `found` is what is to be left out as a duplicate, by name of the split."""
+    """What each source's split holds; `found` is what was decided of its documents, by name of the split."""
     kept: dict[Source, DatasetSplit] = {}
     to_do = []
     for source in sources:
-        job = SplitJob(source, found.get(source.name, {}), plan)
+        job = SplitJob(source, found.get(source.name, Sifted()), plan)
         entry = read_part(job)
         if entry is None:
             to_do.append(job)
@@ -106,6 +113,8 @@ def read_part(job: SplitJob) -> DatasetSplit | None:
         verify_shards(job.plan.data_dir, [entry])
         if entry.skipped and not job.report_path.is_file():
             return None
+        if part["hits"] != job.hits_path.is_file():
+            return None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AssertionError, DataError):
         return None
     return replace(entry, group=job.group)
@@ -119,7 +128,7 @@ def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict
 
     def works() -> Iterator[Work | None]:
         for job in jobs:
-            yield from works_of(job.source, plan, job.duplicates)
+            yield from works_of(job.source, plan, job.sifted)
             yield None  # the end of a split
 
     stop = Event()
@@ -131,7 +140,8 @@ def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict
             of_job = iter(lambda: next(results), (None, None))
             facts = hashing.submit(file_facts, job.source, stop)
             entry = made[job.source] = make_split(job, of_job, facts, progress)
-            part = {"fingerprint": job.fingerprint(entry.sources), "entry": asdict(entry)}
+            hits = job.hits_path.is_file()
+            part = {"fingerprint": job.fingerprint(entry.sources), "entry": asdict(entry), "hits": hits}
             write_atomically(job.part_path, json.dumps(part) + "\n")
             progress.line(summary(entry, plan.recipe.window))
             if entry.named:
@@ -153,6 +163,7 @@ def make_split(
     tokens_of: Counter[str] = Counter()  # by what they are (utils/data/parts.py)
     with (
         RemovalLog(job.report_path) as removals,
+        RemovalLog(job.hits_path) as hits,
         ShardWriter(job.plan.data_dir, names, recipe.window, token_dtype(recipe.vocab_size)) as writer,
     ):
 
@@ -166,7 +177,7 @@ def make_split(
         remainder = Remainder(recipe, write)
         for work, result in results:
             progress.line_once(f"tokenised by {result.library.name}: {result.library.reason}")
-            note_removals(source.files[work.file], result, removals, job, progress)
+            note_removals(source.files[work.file], result, (removals, hits), job, progress)
             write(result.rows)
             remainder.add(result.rest)
             for name in _COUNTS:
@@ -177,6 +188,7 @@ def make_split(
         note_empty_files(source, removals)
         shards = writer.publish()
         removals.publish()
+        hits.publish()
     if source.converter and not sums["documents"]:
         refuse_loss(source, removals)
     if sums["alone"]:
@@ -206,9 +218,15 @@ def shard_count(source: Source, multiple_of: int) -> int:
 
 
 def note_removals(
-    file: CorpusFile, result: BlockRows, removals: RemovalLog, job: SplitJob, progress: ProgressLine
+    file: CorpusFile, result: BlockRows, logs: tuple[RemovalLog, RemovalLog], job: SplitJob, progress: ProgressLine
 ) -> None:
-    """Reports what a block left out; raises a DataError at what is not a document, unless that is to be skipped."""
+    """Reports what a block left out, and what test files have of it, in a log each.
+
+    Raises a DataError at what is not a document, unless that is to be skipped.
+    """
+    removals, hits = logs
+    for hit in result.hits:
+        hits.add(hit.reason, file, hit.at, hit.detail, hit.text)
     for bad in result.bad:
         if job.plan.options.on_bad_input == "error":
             raise DataError(problem_message(file, bad))
@@ -222,7 +240,7 @@ def note_removals(
 
 
 def note_empty_files(source: Source, removals: RemovalLog) -> None:
-    for file in source.files:
+    for file in source.own.files:
         if not file.path.stat().st_size:
             removals.add("empty_file", file, 0, "the file is empty")
 

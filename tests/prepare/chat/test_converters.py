@@ -96,6 +96,11 @@ def test_answers_within_a_prompt_are_not_trained():
     record = {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]}
     assert messages("prompt_completion", record) == [USER, ANSWER | {"weight": 0}, USER, ANSWER]
     assert reason("prompt_completion", {"prompt": [USER, ANSWER], "completion": [USER]}) == "no_answer"
+    for text in ("[1]", "[]", "[{}]", "[USER]: a", '[{"role": "user"'):  # no messages, but text
+        assert messages("prompt_completion", {"prompt": text, "completion": "b"})[0] == {
+            "role": "user",
+            "content": text,
+        }
 
 
 def test_reasoning():
@@ -228,6 +233,28 @@ def test_ids_of_calls_and_answers():
     assert ids(["a", "b"], [None, None]) == [None, None]
     assert ids([None], [None]) == [None]
     assert ids(["a"], ["c"]) == "unknown_call"
+
+
+SHAPES = {
+    "messages": {"messages": COLUMNS},
+    "instruction": {"instruction": "Сложи.", "input": "2 и 2", "output": "4", "system": "S"},
+    "conversations": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "S"},
+    "prompt_completion": {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]},
+    "reasoning": {"instruction": "Сложи.", "reasoning": "2+2", "output": "4"},
+    "roleplay": character(0, 40),
+    "function_calls": {
+        "messages": json.dumps([USER, {"role": "function_call", "content": json.dumps(CALL["function"])}]),
+        "functions": json.dumps([WEATHER]),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "saved", "feather.arrow"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_each_shape_in_each_format(tmp_path, kind, name):
+    expected = make_converter(Converter(kind))(SHAPES[kind], 0)
+    found, left_out = conversations(write_rows(tmp_path / name, [SHAPES[kind]]), Converter(kind))
+    assert not left_out and found == expected
 
 
 # --- tools with different arguments in one file

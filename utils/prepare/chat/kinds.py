@@ -135,10 +135,22 @@ def _prompt_completion(record: Record) -> Chat:
 
 
 def _side(record: Record, name: str, role: str, tools: list[dict[str, Any]] | None) -> list[Message]:
-    raw = record.required(name)
+    raw = _messages_in(record.required(name))
     if isinstance(raw, str):
         raw = [{"role": role, "content": raw}]
     return read_messages(raw, f"the field '{name}'", parameters_of(tools))
+
+
+def _messages_in(value: Any) -> Any:
+    """The messages that a text is JSON of, as a CSV file has them; anything else as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = read_json(value)
+    except ValueError:
+        return value
+    are_messages = found and all(isinstance(message, dict) and "role" in message for message in found)
+    return found if are_messages else value
 
 
 def _question(record: Record) -> list[Message]:
@@ -216,6 +228,7 @@ _ENGLISH = _Words("You are {name}. {context}", "Greeting", "Example of a dialogu
 
 
 def _lines(example: Any, words: _Words) -> str:
+    example = _messages_in(example)
     if isinstance(example, str):
         return f"\n{example}"
     speakers = {"user": words.user, "assistant": words.character}

@@ -1,0 +1,141 @@
+"""The signatures of all of a corpus' documents (`duplicates.py` writes them), and what is decided put by split."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryFile
+
+import numpy as np
+
+from lit_gpt.errors import naming
+from utils.data.manifest import TEST, TRAIN
+from utils.files.atomic import write_array
+from utils.prepare.duplicates import PLACE, signatures_folder
+from utils.prepare.plan import Sifted
+from utils.prepare.prompts import Prompts
+from utils.prepare.signatures import PERMUTATIONS
+from utils.prepare.sources import Source
+
+
+@dataclass(frozen=True)
+class SignedCorpus:
+    """The signatures of all sources' own files, as one array each, in the order in which documents are compared."""
+
+    parts: Path
+    all_sources: list[Source]
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        with_files = [source.own for source in self.all_sources if source.own.files]
+        return sorted(with_files, key=lambda source: (source.split != TEST, source.dataset))
+
+    @cached_property
+    def _by_source(self) -> list[np.ndarray]:
+        return [self._read(source, "locations", PLACE) for source in self.sources]
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """[documents] PLACE"""
+        return np.concatenate(self._by_source)
+
+    @cached_property
+    def source_of(self) -> np.ndarray:
+        """[documents]: the number of each one's source."""
+        return np.repeat(np.arange(len(self.sources)), [len(places) for places in self._by_source])
+
+    @cached_property
+    def exact(self) -> np.ndarray:
+        """[documents, 2] uint64"""
+        return np.concatenate([self._read(source, "exact", np.uint64).reshape(-1, 2) for source in self.sources])
+
+    @cached_property
+    def is_chat(self) -> np.ndarray:
+        kinds = [np.zeros(0, bool)]
+        for source, places in zip(self.sources, self._by_source, strict=True):
+            of_files = np.array([source.converter_of(file) is not None for file in source.files])
+            kinds.append(of_files[places["file"]])
+        return np.concatenate(kinds)
+
+    @cached_property
+    def is_test(self) -> np.ndarray:
+        return np.array([source.split == TEST for source in self.sources])[self.source_of]
+
+    def sketches(self, chosen: np.ndarray) -> np.ndarray:
+        """Those of `chosen` [documents] as one memory map: 512 bytes per document are not held in memory."""
+        count = int(chosen.sum())
+        if not count:  # an empty file cannot be mapped
+            return np.zeros((0, PERMUTATIONS), np.uint32)
+        ends = np.cumsum([len(places) for places in self._by_source])
+        with TemporaryFile(dir=self.parts, buffering=0) as joined, naming(self.parts):
+            for source, places, end in zip(self.sources, self._by_source, ends.tolist(), strict=True):
+                if not len(places):
+                    continue
+                of_source = chosen[end - len(places) : end]
+                mapped = np.memmap(self._path(source, "sketches"), np.uint32, "r").reshape(-1, PERMUTATIONS)
+                for start in range(0, len(mapped), 4096):
+                    part = slice(start, start + 4096)
+                    write_array(joined, mapped[part][of_source[part]])
+            return np.memmap(joined, np.uint32, "r", shape=(count, PERMUTATIONS))
+
+    def prompts(self) -> Prompts:
+        """Those of the chats."""
+        dtypes = {"exact": np.uint64, "sketches": np.uint8, "counts": np.int64, "shingles": np.uint32}
+        arrays = {
+            name: np.concatenate([self._read(source, f"prompt_{name}", dtype) for source in self.sources])
+            for name, dtype in dtypes.items()
+        }
+        return Prompts(
+            exact=arrays["exact"].reshape(-1, 2),
+            sketches=arrays["sketches"].reshape(-1, PERMUTATIONS),
+            counts=arrays["counts"],
+            shingles=arrays["shingles"],
+        )
+
+    def _path(self, source: Source, name: str) -> Path:
+        return signatures_folder(self.parts, source) / name
+
+    def _read(self, source: Source, name: str, dtype: np.typing.DTypeLike) -> np.ndarray:
+        path = self._path(source, name)
+        return np.fromfile(path, dtype) if path.is_file() else np.zeros(0, dtype)
+
+    def where(self, document: int) -> str:
+        """The file of a document, and its byte or row."""
+        file = self.sources[self.source_of[document]].files[self.places["file"][document]]
+        return f"{file.name}, {file.unit} {self.places['at'][document]}"
+
+    def by_split(self, repeats: np.ndarray, is_moved: np.ndarray) -> dict[str, Sifted]:
+        """What is decided, for the splits that have the documents in the end."""
+        sifted = {source.name: Sifted({}, {}) for source in self.all_sources}
+        numbers = self.places["number"]
+        for source, file, block, documents in self._blocks():
+            moved = is_moved[documents]
+            for split, index, takes_moved in self._homes(self.sources[source], file):
+                of_split = moved == takes_moved
+                own, others = documents[of_split], documents[~of_split]
+                if len(others):
+                    sifted[split.name].others[index, block] = numbers[others].astype(np.int32)
+                copies = own[repeats[own] >= 0]
+                if len(copies):
+                    details = map(self.where, repeats[copies].tolist())
+                    of_block = dict(zip(numbers[copies].tolist(), details, strict=True))
+                    sifted[split.name].duplicates[index, block] = of_block
+        return sifted
+
+    def _blocks(self) -> Iterator[tuple[int, int, int, np.ndarray]]:
+        """The number of a source, of a file in it, of a block in that, and the documents of the block."""
+        places = self.places
+        ids = np.stack([self.source_of, places["file"], places["block"]], axis=1)
+        begins = np.flatnonzero(np.append(len(ids) > 0, (ids[1:] != ids[:-1]).any(axis=1))).tolist()
+        for begin, end in zip(begins, [*begins[1:], len(ids)], strict=False):
+            source, file, block = ids[begin].tolist()
+            yield source, file, block, np.arange(begin, end)
+
+    def _homes(self, source: Source, file: int) -> Iterator[tuple[Source, int, bool]]:
+        """The splits that read a file of a source, its number there, and whether that split takes what is moved."""
+        split_of = {split.split: split for split in self.all_sources if split.dataset == source.dataset}
+        yield split_of[source.split], file, False
+        test = split_of.get(TEST)
+        if source.split == TRAIN and test and test.shared and source.converter_of(source.files[file]):
+            first = len(test.files) - test.shared
+            yield test, test.files.index(source.files[file], first), True
