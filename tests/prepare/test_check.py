@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from lit_gpt.errors import DataError, UserError
 from prepare_data import main
-from tests.conftest import ROOT, TOKENIZER, run_command
+from tests.conftest import ROOT, TOKENIZER, assert_error, run, run_command
 from utils import cli
 from utils.prepare.options import PrepareOptions
 
@@ -31,8 +31,9 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def check(*entries: dict) -> None:
+def check(*entries: dict, validation_share: float = 0.0) -> None:
     words = ["--checkpoint_dir", str(TOKENIZER), "--max_length", "200", "--check", "true"]
+    words += ["--validation_share", str(validation_share)]
     if any("converter" in entry for entry in entries):
         words += ["--template", "chatml"]
     main(cli.parse(PrepareOptions, [*words, "--datasets", json.dumps(entries)]))
@@ -100,7 +101,9 @@ def test_the_check_says_what_the_run_does(tmp_path: Path, capsys: pytest.Capture
     chats = write_rows(tmp_path / "chats.jsonl", [ROW, EMPTY, LONG, ROW, ROW])
     entry = {"name": "chats", "path": str(chats), "converter": "messages"}
     check(entry)
-    row = table(capsys.readouterr().out)["chats train"]
+    (row,) = table(capsys.readouterr().out).values()
+    check(entry, validation_share=0.5)
+    assert table(capsys.readouterr().out) == {"chats train": row}
     words = ["--checkpoint_dir", str(TOKENIZER), "--max_length", "200", "--template", "chatml", "--num_workers", "1"]
     words += ["--datasets", json.dumps([entry]), "--destination_path", str(tmp_path / "data")]
     assert run_command(PrepareOptions, main, words) == 0
@@ -137,6 +140,16 @@ def test_a_source_that_gives_nothing_says_why(tmp_path: Path, capsys: pytest.Cap
         printed = capsys.readouterr().out
         assert printed.index("wrong train: ") < printed.index("source ")
         assert table(printed)["good train"]["samples"] == "3"
+
+
+def test_a_check_that_finds_nothing_ends_with_one_line_and_65(tmp_path: Path):
+    path = write_rows(tmp_path / "rows.jsonl", [{"question": "Do it"}])
+    words = ["--checkpoint_dir", TOKENIZER, "--max_length", "200", "--template", "chatml", "--check", "true"]
+    done = run("prepare_data.py", "--source_path", path, "--converter", "messages", *words, check=False)
+    assert_error(done, 65, "have no field 'messages' but question; say by `mapping`")
+    words[-1] = "false"
+    done = run("prepare_data.py", "--source_path", path, "--converter", "message", *words, check=False)
+    assert_error(done, 2, "--destination_path is missing")
 
 
 def test_text_at_which_the_run_would_stop_is_named(tmp_path: Path):

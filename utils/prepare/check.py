@@ -55,7 +55,8 @@ HEADER = (
 
 def check(options: PrepareOptions) -> None:
     """Prints a table of all sources; raises the first error of the sources that give nothing."""
-    plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip"))
+    # which rows are held out is decided by all prompts, of which only some are read
+    plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip", validation_share=0.0))
     worker = Worker(plan.recipe, None, None)
     found = {source: check_source(source, plan, worker, options) for source in plan.sources}
     errors = [error for source in plan.sources if (error := _error(source, found[source]))]
