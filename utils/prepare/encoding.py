@@ -13,11 +13,10 @@ import ctypes
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
 from utils.prepare.blocks import cut_between_words
 from utils.prepare.documents import Document
-from utils.prepare.gigatoken_proof import GIGATOKEN, Proof, load_gigatoken
+from utils.prepare.gigatoken_proof import GIGATOKEN, Proof, load_gigatoken, load_gigatoken_of_chats
 
 BATCH_BYTES = 1_000_000  # text that the slower libraries get at once: they take 100 bytes of memory per token
 CHECK_BYTES = 8_192  # text of each block that the slower library checks: 0.2 %, 2 % of the time of the faster one
@@ -66,7 +65,8 @@ def choose_library(
     if proof and proof.refused:
         return Library(own, proof.refused)
     try:
-        fast = load_gigatoken(tokenizer.directory)
+        load = load_gigatoken_of_chats if special_tokens_in_text else load_gigatoken
+        fast = load(tokenizer.directory)
     except ImportError:
         return Library(own, "gigatoken is not installed (pip install gigatoken)")
     except (RuntimeError, ValueError) as e:
@@ -92,6 +92,52 @@ def choose_library(
     return Library(GIGATOKEN, f"the same tokens as {own} for {size:,} characters of this corpus", tuple(avoid))
 
 
+class FastTokenizer:
+    """gigatoken, where it is known to be right, proven again on each block, and kept from growing."""
+
+    def __init__(self, tokenizer: Tokenizer, avoid: Sequence[bytes], special_tokens_in_text: bool) -> None:
+        self._directory, self._slow_name = tokenizer.directory, tokenizer.library
+        self._load = load_gigatoken_of_chats if special_tokens_in_text else load_gigatoken
+        self._gigatoken: Any = self._load(tokenizer.directory)
+        self._size_at_first = resident_bytes()
+        self._avoid = _Names(avoid)
+
+    def encode(self, texts: list[bytes]) -> list[np.ndarray | None]:
+        """The ids of each text, uint32 [tokens]; None for one that is left to the slower library."""
+        encode = self._gigatoken.encode
+        return [None if self._avoid.in_text(text) else encode(text) for text in texts]
+
+    def start_block(self, texts: list[bytes], slowly: Callable[[list[bytes]], list[np.ndarray]]) -> None:
+        """Raises a `DataError` if gigatoken gives other tokens for the first of `texts`: so it may have before."""
+        self._keep_small()
+        checked, size = [], 0
+        for text in texts:
+            if size + len(text) > CHECK_BYTES and not checked:
+                text = text[: cut_between_words(text, 0, min(CHECK_BYTES, len(text) - 1))[0]]
+            size += len(text)
+            if size > CHECK_BYTES:
+                break
+            if not self._avoid.in_text(text):
+                checked.append(text)
+        for text, ids in zip(checked, slowly(checked), strict=True):
+            if not np.array_equal(self._gigatoken.encode(text), ids):
+                begin = text.decode("utf-8", "ignore")[:40]
+                raise DataError(
+                    f"gigatoken gives other tokens than {self._slow_name} for a text beginning {begin!r}; "
+                    "run the same command again with --fast_tokenizer false"
+                )
+
+    def _keep_small(self) -> None:
+        """Loads gigatoken anew, which takes 0.1 s, where it has made this process grow too much."""
+        if resident_bytes() - self._size_at_first > MOST_GROWTH:
+            self._gigatoken = None
+            load_gigatoken.cache_clear()
+            load_gigatoken_of_chats.cache_clear()
+            self._gigatoken = self._load(self._directory)
+            give_back_memory()
+            self._size_at_first = max(self._size_at_first, resident_bytes())
+
+
 class Encoder:
     """Documents to `Encoded`: each one's tokens, between the begin- and end-of-text tokens that are wanted."""
 
@@ -111,9 +157,9 @@ class Encoder:
         self._before = np.array([self._tokenizer.bos_id], np.uint32) if bos else self._nothing
         self._after = np.array([self._tokenizer.eos_id], np.uint32) if eos else self._nothing
         self._window = window
-        self._fast = load_gigatoken(checkpoint_dir) if library.name == GIGATOKEN else None
-        self._size_at_first = resident_bytes()
-        self._avoid = _Names(library.avoid)
+        self._fast = None
+        if library.name == GIGATOKEN:
+            self._fast = FastTokenizer(self._tokenizer, library.avoid, special_tokens_in_text)
         self._control_names = _Names([name.encode() for name in self._tokenizer.control_tokens])
         self._line_ends, self._line_starts = self._tokenizer.line_ends, self._tokenizer.line_starts
 
@@ -126,8 +172,7 @@ class Encoder:
         """
         texts = [document.text for document in documents]
         if self._fast is not None:
-            self._keep_small()
-            self._prove(texts)
+            self._fast.start_block(texts, self._encode_slowly)
         found = self._encode(texts)
         parts: list[np.ndarray] = []
         lengths: list[int] = []
@@ -165,38 +210,9 @@ class Encoder:
     def _encode(self, texts: list[bytes]) -> list[np.ndarray]:
         if self._fast is None:
             return self._encode_slowly(texts)
-        encode = self._fast.encode
-        avoided = [self._avoid.in_text(text) for text in texts]
-        slowly = iter(self._encode_slowly(list(compress(texts, avoided))))
-        return [next(slowly) if slow else encode(text) for text, slow in zip(texts, avoided, strict=True)]
-
-    def _keep_small(self) -> None:
-        """Loads gigatoken anew, which takes 0.1 s, where it has made this process grow too much."""
-        if resident_bytes() - self._size_at_first > MOST_GROWTH:
-            self._fast = None
-            load_gigatoken.cache_clear()
-            self._fast = load_gigatoken(self._tokenizer.directory)
-            give_back_memory()
-            self._size_at_first = max(self._size_at_first, resident_bytes())
-
-    def _prove(self, texts: list[bytes]) -> None:
-        """Raises a `DataError` if gigatoken gives other tokens for the first of `texts`: so it may have before."""
-        checked, size = [], 0
-        for text in texts:
-            if size + len(text) > CHECK_BYTES and not checked:
-                text = text[: cut_between_words(text, 0, min(CHECK_BYTES, len(text) - 1))[0]]
-            size += len(text)
-            if size > CHECK_BYTES:
-                break
-            if not self._avoid.in_text(text):
-                checked.append(text)
-        for text, ids in zip(checked, self._encode_slowly(checked), strict=True):
-            if not np.array_equal(self._fast.encode(text), ids):
-                begin = text.decode("utf-8", "ignore")[:40]
-                raise DataError(
-                    f"gigatoken gives other tokens than {self._tokenizer.library} for a text beginning {begin!r}; "
-                    "run the same command again with --fast_tokenizer false"
-                )
+        found = self._fast.encode(texts)
+        slowly = iter(self._encode_slowly([text for text, ids in zip(texts, found, strict=True) if ids is None]))
+        return [next(slowly) if ids is None else ids for ids in found]
 
     def _encode_slowly(self, texts: list[bytes]) -> list[np.ndarray]:
         found: list[np.ndarray] = []

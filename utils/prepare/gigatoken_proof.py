@@ -7,6 +7,7 @@ character, once for each tokenizer and version of the libraries, and keeps what 
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 import unicodedata
@@ -151,6 +152,44 @@ def load_gigatoken(directory: Path) -> Any:
     import gigatoken  # an optional package
 
     return gigatoken.Tokenizer.from_json(_gigatoken_json(directory)).backend
+
+
+@cache
+def load_gigatoken_of_chats(directory: Path) -> Any:
+    """Likewise, for texts in which special tokens stand by their names.
+
+    SentencePiece's space stands before a text alone. gigatoken would put one behind each special token too, as some
+    tokenizer.json do, but not those that `hf_tokenizer.py` makes.
+    """
+    import gigatoken  # an optional package
+
+    path = directory / "tokenizer.json"
+    if path.is_file() and BEGINS_WITH_SPACE.encode() not in path.read_bytes():
+        return load_gigatoken(directory)
+    values = json.loads(_gigatoken_json(directory))
+    normalizer = values.get("normalizer") or {}
+    steps = normalizer.get("normalizers", [])
+    without = [step for step in steps if step.get("type") != "Prepend"]
+    if len(without) == len(steps):
+        return load_gigatoken(directory)
+    values["normalizer"] = {**normalizer, "normalizers": without}
+    names = tuple(token["content"].encode() for token in values.get("added_tokens") or [] if token["content"])
+    return _WithSpace(gigatoken.Tokenizer.from_json(json.dumps(values)).backend, names)
+
+
+class _WithSpace:
+    """gigatoken, with the spaces that the tokenizer.json of `hf_tokenizer.py` adds: before a text that does not begin
+    with one of `names`, and to one behind a name.
+    """
+
+    def __init__(self, gigatoken: Any, names: tuple[bytes, ...]) -> None:
+        self._gigatoken, self._names = gigatoken, names
+        any_name = b"|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+        self._before_space = re.compile(b"(?:" + any_name + b")(?= |\xe2\x96\x81)")
+
+    def encode(self, text: bytes) -> Any:
+        text = self._before_space.sub(rb"\g<0> ", text) if self._names else text
+        return self._gigatoken.encode(text if not text or text.startswith(self._names) else b" " + text)
 
 
 @cache

@@ -5,19 +5,20 @@ and proving.py proves the runs of tokens.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Encoding
 
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.special_tokens import HIDDEN
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.parts import TARGET
+from utils.prepare.chat.alignment import Alignment
 from utils.prepare.chat.conversation import ChatRecipe, Conversation, LeftOut
-from utils.prepare.chat.proving import ProvingTokenizer
+from utils.prepare.chat.proving import FastTokens, ProvingTokenizer
 from utils.prepare.chat.targets import Chat, Sample, Unproven, find_samples
 
 DATE = datetime(2024, 7, 26)
@@ -60,8 +61,8 @@ class ChatEncoder:
     A DataError for a template or tokenizer that cannot be used.
     """
 
-    def __init__(self, checkpoint_dir: Path, recipe: ChatRecipe, window: int) -> None:
-        self._tokenizer = Tokenizer(checkpoint_dir)
+    def __init__(self, checkpoint_dir: Path, recipe: ChatRecipe, window: int, fast: FastTokens | None = None) -> None:
+        self._tokenizer, self._fast = Tokenizer(checkpoint_dir), fast
         self._template = ChatTemplate(self._tokenizer, recipe.template, now=lambda: DATE)
         self._recipe, self._window = recipe, window
         self._by_hidden: dict[bool, ProvingTokenizer] = {}
@@ -77,54 +78,51 @@ class ChatEncoder:
                 chats[number] = chat
             except Unproven as e:
                 outcomes[number] = e
-        for number, encoding in self._encode_all(chats).items():
+        for number, alignment in self._encode_all(chats):
             try:
-                outcomes[number] = self._make(chats[number], encoding)
+                outcomes[number] = self._make(chats[number], alignment)
             except Unproven as e:
                 outcomes[number] = e
         return _gathered(conversations, outcomes)
 
     def _tokens(self, hidden: bool) -> ProvingTokenizer:
         if hidden not in self._by_hidden:
-            self._by_hidden[hidden] = ProvingTokenizer(self._tokenizer, hidden)
+            self._by_hidden[hidden] = ProvingTokenizer(self._tokenizer, hidden, None if hidden else self._fast)
         return self._by_hidden[hidden]
 
-    def _encode_all(self, chats: dict[int, Chat]) -> dict[int, Encoding]:
-        found: dict[int, Encoding] = {}
+    def _encode_all(self, chats: dict[int, Chat]) -> Iterator[tuple[int, Alignment]]:
         for hidden in (False, True):
             numbers = [number for number, chat in chats.items() if chat.hidden == hidden]
             if numbers:
                 texts = [chats[number].whole[0] for number in numbers]
-                found |= zip(numbers, self._tokens(hidden).encode_batch(texts), strict=True)
-        return found
+                yield from zip(numbers, self._tokens(hidden).encode_block(texts), strict=True)
 
-    def _encode(self, text: str, hidden: bool) -> Encoding:
+    def _encode(self, text: str, hidden: bool) -> Alignment:
         return self._tokens(hidden).encode_batch([text])[0]
 
-    def _make(self, given: Chat, encoding: Encoding) -> _Made:
-        chat, encoding = self._shortened(given, encoding)
+    def _make(self, given: Chat, alignment: Alignment) -> _Made:
+        chat, alignment = self._shortened(given, alignment)
         samples = find_samples(chat)
         kept, ids, parts = [], [], []
         for sample in samples:
             tokens = self._tokens(chat.hidden)
-            found = encoding if sample.text is chat.whole[0] else tokens.encode_batch([sample.text])[0]
-            if len(found) > self._window:
+            found = alignment if sample.text is chat.whole[0] else tokens.encode_batch([sample.text])[0]
+            if len(found.ids) > self._window:
                 if self._recipe.too_long == "drop":
-                    raise self._too_long(len(found), "an answer and what is before it have")
+                    raise self._too_long(len(found.ids), "an answer and what is before it have")
                 continue
-            own = np.array(found.ids, np.uint32)
-            own_parts = np.full(len(own), sample.rest, np.uint8)
+            own_parts = np.full(len(found.ids), sample.rest, np.uint8)
             for span in sample.others:
                 first, end = tokens.tokens_of(found, span.begin, span.end)
                 own_parts[first:end] = span.part
             for run in sample.runs:
-                first, end = tokens.prove(found, own, sample.text, run)
+                first, end = tokens.prove(found, sample.text, run)
                 own_parts[first:end] = run.part
             kept.append(sample)
-            ids.append(own)
+            ids.append(found.ids)
             parts.append(own_parts)
         if not kept:
-            raise self._too_long(len(encoding), "the first answer and what is before it have")
+            raise self._too_long(len(alignment.ids), "the first answer and what is before it have")
         last = max(sample.count for sample in kept)
         answers_left_out = sum(message["role"] == "assistant" for message in given.messages[last:])
         texts = [sample.text.replace(HIDDEN, "") if sample.hidden else sample.text for sample in kept]
@@ -138,14 +136,14 @@ class ChatEncoder:
             target_bytes=sum(map(target_bytes, kept)),
         )
 
-    def _shortened(self, chat: Chat, encoding: Encoding) -> tuple[Chat, Encoding]:
+    def _shortened(self, chat: Chat, alignment: Alignment) -> tuple[Chat, Alignment]:
         """The longest beginning that ends with an answer and fits; raises Unproven if there is none."""
-        if len(encoding) <= self._window and len(chat.messages) <= MOST_MESSAGES:
-            return chat, encoding
+        if len(alignment.ids) <= self._window and len(chat.messages) <= MOST_MESSAGES:
+            return chat, alignment
         if self._recipe.too_long == "drop":
             if len(chat.messages) > MOST_MESSAGES:
                 raise Unproven("too_long", f"{len(chat.messages):,} messages, {MOST_MESSAGES:,} are allowed")
-            raise self._too_long(len(encoding), "it has")
+            raise self._too_long(len(alignment.ids), "it has")
         counts = [count for count in chat.ends_of_answers() if count <= MOST_MESSAGES]
         low, found = 0, None  # so many of `counts` fit
         high = len(counts)
@@ -153,12 +151,12 @@ class ChatEncoder:
             middle = (low + high + 1) // 2
             shorter = chat.beginning(counts[middle - 1])
             tried = self._encode(shorter.whole[0], shorter.hidden)
-            if len(tried) <= self._window:
+            if len(tried.ids) <= self._window:
                 low, found = middle, (shorter, tried)
             else:
-                high, encoding = middle - 1, tried
+                high, alignment = middle - 1, tried
         if found is None:
-            raise self._too_long(len(encoding), "the first answer and what is before it have")
+            raise self._too_long(len(alignment.ids), "the first answer and what is before it have")
         return found
 
     def _too_long(self, tokens: int, what: str) -> Unproven:
