@@ -235,3 +235,18 @@ def test_transcribed_dialogue_is_screened_too(tmp_path):
     assert prepare(tmp_path / "source", tmp_path / "data", "--contamination", test) == 0
     (line,) = left_out(tmp_path / "data", "contaminated")
     assert line["byte"] == 0 and entries_of(tmp_path / "data")["FR/A train"].documents == 1
+
+
+def test_of_a_document_in_parts_the_part_is_left_out(tmp_path):
+    rng = random.Random(0)
+    words = [f"w{rng.randrange(10**6)}" for _ in range(9000)]
+    words[4000:4000] = RUN.split()
+    write(tmp_path / "source", "A/a.txt", " ".join(words))
+    test = write(tmp_path, "exam.txt", RUN)
+    assert prepare(tmp_path / "source", tmp_path / "data", "--contamination", test, "--multiple_of", 1) == 0
+    (line,) = left_out(tmp_path / "data", "contaminated")
+    entry = entries_of(tmp_path / "data")["A train"]
+    tokenizer, rows = Tokenizer(TOKENIZER), RowReader(tmp_path / "data", entry)
+    kept = "".join(tokenizer.decode(rows.read(row).tokens.tolist()) for row in range(entry.rows))
+    assert line["detail"].startswith("exam.txt: one two three") and words[0] in kept and words[-1] in kept
+    assert "eight nine ten" not in kept and entry.documents == 1
