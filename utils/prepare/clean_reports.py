@@ -45,8 +45,7 @@ def write_duplicates(plan: PreparePlan, corpus: SignedCorpus, repeats: np.ndarra
 
 
 def _described(corpus: SignedCorpus, document: int) -> str:
-    text = corpus.places["beginning"][document].decode("utf-8", "ignore")
-    return f"{corpus.where(document)}: {text}"
+    return f"{corpus.where(document)}: {corpus.beginning(document)}"
 
 
 def write_contamination(plan: PreparePlan, hits: dict[Source, Path]) -> None:

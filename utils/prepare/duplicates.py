@@ -26,7 +26,7 @@ from utils.prepare.documents import parse
 from utils.prepare.options import PrepareOptions
 from utils.prepare.plan import PreparePlan, Sifted, block_bytes, text_bytes, works_of
 from utils.prepare.progress import ProgressLine
-from utils.prepare.prompts import Prompts, sign_prompts
+from utils.prepare.prompts import PAIR, Prompts, sign_prompts
 from utils.prepare.signatures import SHINGLE, Signatures, digests_of, sign_texts, sketch_shingles
 from utils.prepare.sources import Source, file_facts
 from utils.prepare.words import in_batches, shingles_of
@@ -36,7 +36,6 @@ from utils.prepare.worker import Worker
 PARTS = "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
 PLACE = np.dtype([("file", "i8"), ("block", "i8"), ("number", "i8"), ("at", "i8"), ("beginning", "S96")])
 """Where a document is: in its split, its file, in its block, and in the file by byte or row; and how it begins."""
-PROMPT_SHINGLE = 2  # words, see `prompts.py`
 _VERSION = 2  # of the files
 
 
@@ -105,7 +104,7 @@ def _sign_chats(worker: Worker, work: Work, near: bool, options: PrepareOptions)
         places.append(place)
     prompts = list(map(prompt_of, conversations))
     if options.deduplicate_by == "prompt":
-        identities, texts, shingle = prompts, prompts, PROMPT_SHINGLE
+        identities, texts, shingle = prompts, prompts, PAIR
     else:
         identities = list(map(content_of, conversations))
         texts = ["\n".join(texts_of(conversation)) for conversation in conversations] if near else []

@@ -19,7 +19,7 @@ import numpy as np
 from utils.prepare.signatures import PERMUTATIONS, digests_of, find_equal, sketch_shingles
 from utils.prepare.words import in_batches, shingles_of
 
-SHINGLE = 2  # words
+PAIR = 2  # words
 SAME = 0.8  # least Jaccard index of prompts that are nearly equal
 ROWS = 5  # slots of a band: with 25 bands a pair at `SAME` is missed with (1 - 0.8**5)**25 = 5e-5
 LEAST_EQUAL = 85  # of 128 slots, for sets that are compared: at `SAME`, 103 are equal on average, 4.5 more or less
@@ -45,7 +45,7 @@ def sign_prompts(prompts: list[str]) -> Prompts:
     for words in in_batches(prompts):
         begin = sum(map(len, counts))
         without_words = exact[begin : begin + len(words.begins) - 1, 0]
-        hashes, begins = shingles_of(words, SHINGLE, without_words)
+        hashes, begins = shingles_of(words, PAIR, without_words)
         sketches.append(sketch_shingles(hashes, begins).astype(np.uint8))
         of_batch, of_prompt = _distinct(hashes, begins)
         sizes = np.bincount(of_prompt, minlength=len(begins) - 1)

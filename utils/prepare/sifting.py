@@ -53,10 +53,11 @@ def decide(plan: PreparePlan) -> dict[str, Sifted]:
     repeats = np.full(len(corpus.places), -1)
     if options.deduplicate != "no":
         threshold = options.similarity if options.deduplicate == "near" else None
+        exact = corpus.exact()
         for kind in (corpus.is_chat, ~corpus.is_chat):
             documents = np.flatnonzero(kind)
             sketches = corpus.sketches(kind) if threshold is not None else None
-            found = find_repeats(corpus.exact[documents], sketches, threshold or 1.0)
+            found = find_repeats(exact[documents], sketches, threshold or 1.0)
             repeats[documents[found >= 0]] = documents[found[found >= 0]]
         write_duplicates(plan, corpus, repeats)
     else:

@@ -17,6 +17,8 @@ from utils.prepare.prompts import Prompts
 from utils.prepare.signatures import PERMUTATIONS
 from utils.prepare.sources import Source
 
+_PLACE = np.dtype([("file", "i4"), ("block", "i4"), ("number", "i4"), ("at", "i8")])  # PLACE without the beginning
+
 
 @dataclass(frozen=True)
 class SignedCorpus:
@@ -32,11 +34,18 @@ class SignedCorpus:
 
     @cached_property
     def _by_source(self) -> list[np.ndarray]:
-        return [self._read(source, "locations", PLACE) for source in self.sources]
+        return [self._places(source) for source in self.sources]
+
+    def _places(self, source: Source) -> np.ndarray:
+        written = self._mapped(source, "locations", PLACE)
+        places = np.empty(len(written), _PLACE)
+        for name in _PLACE.names or ():
+            places[name] = written[name]
+        return places
 
     @cached_property
     def places(self) -> np.ndarray:
-        """[documents] PLACE"""
+        """[documents] _PLACE: where each is, in 20 bytes."""
         return np.concatenate(self._by_source)
 
     @cached_property
@@ -44,7 +53,6 @@ class SignedCorpus:
         """[documents]: the number of each one's source."""
         return np.repeat(np.arange(len(self.sources)), [len(places) for places in self._by_source])
 
-    @cached_property
     def exact(self) -> np.ndarray:
         """[documents, 2] uint64"""
         return np.concatenate([self._read(source, "exact", np.uint64).reshape(-1, 2) for source in self.sources])
@@ -63,34 +71,42 @@ class SignedCorpus:
 
     def sketches(self, chosen: np.ndarray) -> np.ndarray:
         """Those of `chosen` [documents] as one memory map: 512 bytes per document are not held in memory."""
-        count = int(chosen.sum())
-        if not count:  # an empty file cannot be mapped
-            return np.zeros((0, PERMUTATIONS), np.uint32)
-        ends = np.cumsum([len(places) for places in self._by_source])
-        with TemporaryFile(dir=self.parts, buffering=0) as joined, naming(self.parts):
-            for source, places, end in zip(self.sources, self._by_source, ends.tolist(), strict=True):
-                if not len(places):
-                    continue
-                of_source = chosen[end - len(places) : end]
-                mapped = np.memmap(self._path(source, "sketches"), np.uint32, "r").reshape(-1, PERMUTATIONS)
-                for start in range(0, len(mapped), 4096):
-                    part = slice(start, start + 4096)
-                    write_array(joined, mapped[part][of_source[part]])
-            return np.memmap(joined, np.uint32, "r", shape=(count, PERMUTATIONS))
+        ends = np.cumsum([len(places) for places in self._by_source]).tolist()
+        of_sources = [chosen[end - len(places) : end] for places, end in zip(self._by_source, ends, strict=True)]
+        return self._joined("sketches", np.uint32, of_sources).reshape(-1, PERMUTATIONS)
 
     def prompts(self) -> Prompts:
-        """Those of the chats."""
-        dtypes = {"exact": np.uint64, "sketches": np.uint8, "counts": np.int64, "shingles": np.uint32}
-        arrays = {
-            name: np.concatenate([self._read(source, f"prompt_{name}", dtype) for source in self.sources])
-            for name, dtype in dtypes.items()
-        }
+        """Those of the chats; of what takes the most room, memory maps."""
+        exact = [self._read(source, "prompt_exact", np.uint64) for source in self.sources]
+        counts = [self._read(source, "prompt_counts", np.int64) for source in self.sources]
         return Prompts(
-            exact=arrays["exact"].reshape(-1, 2),
-            sketches=arrays["sketches"].reshape(-1, PERMUTATIONS),
-            counts=arrays["counts"],
-            shingles=arrays["shingles"],
+            exact=np.concatenate(exact).reshape(-1, 2),
+            sketches=self._joined("prompt_sketches", np.uint8).reshape(-1, PERMUTATIONS),
+            counts=np.concatenate(counts),
+            shingles=self._joined("prompt_shingles", np.uint32),
         )
+
+    def _joined(self, name: str, dtype: type, chosen: list[np.ndarray] | None = None) -> np.ndarray:
+        """The sources' files `name` as one memory map; of sketches, the rows that are `chosen` of each source."""
+        with TemporaryFile(dir=self.parts, buffering=0) as joined, naming(self.parts):
+            for number, source in enumerate(self.sources):
+                values = self._mapped(source, name, dtype)
+                if chosen is None:
+                    write_array(joined, values)
+                    continue
+                rows = values.reshape(-1, PERMUTATIONS)
+                for start in range(0, len(rows), 4096):
+                    part = slice(start, start + 4096)
+                    write_array(joined, rows[part][chosen[number][part]])
+            if not joined.tell():  # an empty file cannot be mapped
+                return np.zeros(0, dtype)
+            return np.memmap(joined, dtype, "r")
+
+    def _mapped(self, source: Source, name: str, dtype: np.typing.DTypeLike) -> np.ndarray:
+        path = self._path(source, name)
+        if not path.is_file() or not path.stat().st_size:
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype, "r")
 
     def _path(self, source: Source, name: str) -> Path:
         return signatures_folder(self.parts, source) / name
@@ -98,6 +114,13 @@ class SignedCorpus:
     def _read(self, source: Source, name: str, dtype: np.typing.DTypeLike) -> np.ndarray:
         path = self._path(source, name)
         return np.fromfile(path, dtype) if path.is_file() else np.zeros(0, dtype)
+
+    def beginning(self, document: int) -> str:
+        """How a document begins."""
+        number = self.source_of[document]
+        before = sum(len(places) for places in self._by_source[:number])
+        written = self._mapped(self.sources[number], "locations", PLACE)
+        return bytes(written["beginning"][document - before]).decode("utf-8", "ignore")
 
     def where(self, document: int) -> str:
         """The file of a document, and its byte or row."""
