@@ -33,10 +33,11 @@ LORA = ("--use_lora", "true", "--learning_rate", 0.1)
 ASK = """
 import json, sys
 from transformers import AutoTokenizer, GenerationConfig
-tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
-chats = json.loads(sys.argv[2])
-ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
-print(json.dumps([ids, GenerationConfig.from_pretrained(sys.argv[1]).eos_token_id]))
+chats, *folders = map(json.loads, sys.argv[1:])
+for folder in folders:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
+    print(json.dumps([ids, GenerationConfig.from_pretrained(folder).eos_token_id]))
 """
 
 
@@ -47,6 +48,7 @@ class Place(NamedTuple):
     published: Path  # its Hugging Face folder, and litgpt directory
     other: Path  # data by `OTHER`
     lora: Path  # a run on them, from that directory
+    adapter: Path  # of that run, for peft
 
 
 def question(*contents, system=None):
@@ -95,14 +97,19 @@ def place(tmp_path_factory):
     other = prepare(sources, published, folder / "other", OTHER)
     lora = ("--checkpoint_dir", published, "--out_dir", folder / "lora", *LORA)
     run("pretrain.py", "--data_dir", other, *lora, *SMALL)
-    return Place(sources, data, folder / "run", published, other, folder / "lora")
+    words = ("--input_path", folder / "lora", "--output_dir", folder / "adapter", "--as_adapter", "true")
+    run("convert_litgpt_to_transformers.py", *words, "--base_model", "org/Base")
+    return Place(sources, data, folder / "run", published, other, folder / "lora", folder / "adapter")
 
 
-def asked_in_a_fresh_process(folder: Path) -> tuple[list[list[int]], list[int]]:
-    words = [sys.executable, "-c", ASK, str(folder), json.dumps(CHATS)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+@pytest.fixture(scope="module")
+def asked(place) -> dict[Path, tuple[list[list[int]], list[int]]]:
+    """What transformers, in a fresh process, sends for `CHATS`, and where it stops, by the folder that it reads."""
+    folders = (place.published, place.adapter)
+    words = [sys.executable, "-c", ASK, json.dumps(CHATS), *(json.dumps(str(folder)) for folder in folders)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return dict(zip(folders, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 def names_of_ends(folder: Path) -> list[str]:
@@ -137,9 +144,9 @@ def test_a_checkpoint_has_the_datas_template_and_the_end_of_its_turns(place):
         assert Tokenizer(checkpoint).fingerprint == Manifest.load(data).tokenizer
 
 
-def test_transformers_sends_what_was_trained(place):
+def test_transformers_sends_what_was_trained(place, asked):
     (checkpoint,) = list_checkpoints(place.run)
-    ids, ends = asked_in_a_fresh_process(place.published)
+    ids, ends = asked[place.published]
     template = ChatTemplate(Tokenizer(checkpoint))
     assert ids == [template.encode(messages) for messages in CHATS]
     tokenizer = Tokenizer(checkpoint)
@@ -163,17 +170,15 @@ def test_ollama_sends_what_was_trained(place, go):
     assert END_OF_TURN in commands["PARAMETER stop"]
 
 
-def test_an_adapter_brings_its_template_along(place, tmp_path):
-    words = ("--input_path", place.lora, "--output_dir", tmp_path / "adapter", "--as_adapter", "true")
-    run("convert_litgpt_to_transformers.py", *words, "--base_model", "org/Base")
-    ids, ends = asked_in_a_fresh_process(tmp_path / "adapter")
+def test_an_adapter_brings_its_template_along(place, asked, tmp_path):
+    ids, ends = asked[place.adapter]
     template = ChatTemplate(Tokenizer(place.other / "tokenizer"))
     assert ids == [template.encode(messages) for messages in CHATS] and len(ends) == 2
-    card = (tmp_path / "adapter" / "README.md").read_text()
+    card = (place.adapter / "README.md").read_text()
     assert 'AutoTokenizer.from_pretrained("adapter")' in card and 'GenerationConfig.from_pretrained("adapter")' in card
     merged = tmp_path / "merged"
     run("utils/merge_lora.py", "--lora_path", place.lora, "--save_path", merged, "--verify", "none")
-    again = ("--lora_path", tmp_path / "adapter", "--checkpoint_dir", place.published, "--verify", "none")
+    again = ("--lora_path", place.adapter, "--checkpoint_dir", place.published, "--verify", "none")
     run("utils/merge_lora.py", *again, "--save_path", tmp_path / "again")
     for folder in (merged, tmp_path / "again"):
         assert (folder / "chat_template.jinja").read_text() == OTHER

@@ -1,7 +1,7 @@
 """A tiny model, taught instructions by the programs themselves, does what it never was told before, and stops.
 
-First by a template whose marks leave the end of an answer out, the mistake that one makes most: it answers, and goes
-on and on. Then a fifth of the steps by the right template.
+Its twin is taught by a template whose marks leave the end of an answer out, the mistake that is made most: it knows the
+answers as well, and goes on and on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import pytest
 
-from lit_gpt.formats.litgpt_directory import write_litgpt_directory
 from lit_gpt.inference import generation
 from lit_gpt.inference.generation import TextModel
 from lit_gpt.inference.sampling_options import Sampling
@@ -22,13 +21,14 @@ from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.chats import make_chat_tokenizer
 from tests.conftest import TINY_MODEL, run
-from utils.run.merged_model import companion_files, load_merged_model
+from utils.run.merged_model import load_merged_model
 
-MODEL = (
+MODEL = (  # heads of 32 learn to look so many tokens back in half the steps that heads of 16 take
     TINY_MODEL.replace("block_size: 64", "block_size: 128")
-    .replace("n_embd: 32", "n_embd: 64")
-    .replace("n_query_groups: 2", "n_query_groups: 4")
-    .replace("intermediate_size: 64", "intermediate_size: 128")
+    .replace("n_embd: 32", "n_embd: 96")
+    .replace("n_head: 4", "n_head: 3")
+    .replace("n_query_groups: 2", "n_query_groups: 3")
+    .replace("intermediate_size: 64", "intermediate_size: 192")
 )
 TASKS: dict[str, Callable[[str], str]] = {
     "Reverse": lambda digits: digits[::-1],
@@ -44,9 +44,10 @@ WITHOUT_END = (
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 TRAINED, HELD_OUT, SEED = 6000, 150, 5
-LONGEST = 12  # tokens of an answer: the right ones have 3 or 6, with what ends them
-STEPS = ("--batch_size", 8, "--micro_batch_size", 8, "--precision", "32-true", "--interval_unit", "steps")
-STEPS += ("--log_interval", 50, "--save_interval", 10_000, "--eval_interval", 10_000, "--devices", 1)
+LONGEST = 12  # tokens of an answer: the right ones have 1 or 4, and what ends them
+TRAINING = ("--max_steps", 240, "--learning_rate", 2e-3, "--warmup_steps", 20, "--lr_schedule", "wsd")
+TRAINING += ("--batch_size", 8, "--micro_batch_size", 8, "--precision", "32-true", "--interval_unit", "steps")
+TRAINING += ("--log_interval", 50, "--save_interval", 10_000, "--eval_interval", 10_000, "--devices", 1)
 
 
 class Figures(NamedTuple):
@@ -93,22 +94,10 @@ def place(instructions, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def masked_run(place) -> Path:
+def train(place: Path, data: str) -> Path:
     model = ("--checkpoint_dir", place / "tokenizer", "--model_config", place / "model.yaml")
-    rate = ("--max_steps", 400, "--learning_rate", 3e-3, "--warmup_steps", 50)
-    run("pretrain.py", "--data_dir", place / "masked", *model, "--out_dir", place / "run_masked", *STEPS, *rate)
-    return place / "run_masked"
-
-
-@pytest.fixture(scope="module")
-def right_run(place, masked_run) -> Path:
-    begun = load_merged_model(masked_run)
-    write_litgpt_directory(place / "begun", begun.config, begun.state_dict, companion_files(begun))
-    rate = ("--max_steps", 80, "--learning_rate", 1e-3, "--warmup_steps", 10)
-    words = ("--checkpoint_dir", place / "begun", "--out_dir", place / "run_right")
-    run("pretrain.py", "--data_dir", place / "right", *words, *STEPS, *rate)
-    return place / "run_right"
+    run("pretrain.py", "--data_dir", place / data, *model, "--out_dir", place / f"run_{data}", *TRAINING)
+    return place / f"run_{data}"
 
 
 def figures(run_dir: Path, held_out: list[tuple[str, str]], monkeypatch) -> Figures:
@@ -140,13 +129,13 @@ def figures(run_dir: Path, held_out: list[tuple[str, str]], monkeypatch) -> Figu
     return found
 
 
-def test_held_out_instructions_are_done_and_answers_end(instructions, right_run, monkeypatch):
-    found = figures(right_run, instructions[:HELD_OUT], monkeypatch)
+def test_held_out_instructions_are_done_and_answers_end(instructions, place, monkeypatch):
+    found = figures(train(place, "right"), instructions[:HELD_OUT], monkeypatch)
     assert found.exact >= 0.9 and found.ended >= 0.95
 
 
-def test_without_the_end_among_the_targets_no_answer_ends(instructions, masked_run, monkeypatch):
+def test_without_the_end_among_the_targets_no_answer_ends(instructions, place, monkeypatch):
     """The same measure of a model that knows all but where to stop: so the test above can fail."""
-    found = figures(masked_run, instructions[:HELD_OUT], monkeypatch)
+    found = figures(train(place, "masked"), instructions[:HELD_OUT], monkeypatch)
     assert found.begun >= 0.9
     assert found.exact <= 0.1 and found.ended <= 0.1
