@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1484,
     "utils/prepare/chat": 1899,
-    "utils/prepare": 7242,
+    "utils/prepare": 7254,
     "utils/run": 1256,
     "utils/train": 2441,
     "utils/export": 1628,

@@ -62,7 +62,7 @@ def encode(folder: Path, fast: FastChats | None, blocks: list[list[Conversation]
 
 def test_the_same_samples_are_made(folder):
     blocks = [conversations(0), [], conversations(1)]
-    fast = FastChats(Tokenizer(folder), True, Proof("", NEW_LETTER))
+    fast = FastChats(Tokenizer(folder), Proof("", NEW_LETTER))
     for ours, slow in zip(encode(folder, fast, blocks), encode(folder, None, blocks), strict=True):
         assert len(ours.left_out) == len(slow.left_out) and ours.left_out == slow.left_out
         for name in EncodedChats._fields:
@@ -86,7 +86,7 @@ def test_a_gigatoken_that_is_wrong_for_the_first_texts_is_not_used(folder, monke
     wrong = Wrong(folder)
     monkeypatch.setattr(encoding, "load_gigatoken_of_chats", lambda folder: wrong)
     wrong.word = b"Hi"
-    fast = FastChats(Tokenizer(folder), True, None)
+    fast = FastChats(Tokenizer(folder), Proof("", ""))
     ours, slow = encode(folder, fast, [conversations()]), encode(folder, None, [conversations()])
     assert np.array_equal(ours[0].tokens, slow[0].tokens)
     assert fast.library.name != GIGATOKEN and "gives other tokens" in fast.library.reason
@@ -95,7 +95,7 @@ def test_a_gigatoken_that_is_wrong_for_the_first_texts_is_not_used(folder, monke
 def test_a_gigatoken_that_turns_wrong_is_an_error(folder, monkeypatch):
     wrong = Wrong(folder)
     monkeypatch.setattr(encoding, "load_gigatoken_of_chats", lambda folder: wrong)
-    fast = FastChats(Tokenizer(folder), True, None)
+    fast = FastChats(Tokenizer(folder), Proof("", ""))
     encode(folder, fast, [conversations()])
     wrong.word = b"Hi"
     with pytest.raises(DataError, match=r"gigatoken gives other tokens than .* --fast_tokenizer false"):
@@ -103,6 +103,6 @@ def test_a_gigatoken_that_turns_wrong_is_an_error(folder, monkeypatch):
 
 
 def test_what_is_not_wanted_is_not_used(folder):
-    fast = FastChats(Tokenizer(folder), False, None)
+    fast = FastChats(Tokenizer(folder), None)
     encode(folder, fast, [conversations()])
-    assert fast.library.name != GIGATOKEN and "--fast_tokenizer false" in fast.library.reason
+    assert fast.library.name != GIGATOKEN and "32 MB" in fast.library.reason

@@ -3,32 +3,40 @@
 What is malformed, a duplicate, or cannot be proven is left out and named, so that every record is accounted for.
 """
 
+from dataclasses import replace
 from functools import cache, cached_property
 from itertools import chain, islice
 
 import numpy as np
 
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
 from utils.prepare.block_rows import GIVEN_BACK, BlockRows, Pieces, Recipe, Removed, Work, as_contaminated, packed_rows
 from utils.prepare.chat.conversation import Conversation, LeftOut
 from utils.prepare.chat.converters import convert_records, make_converter
 from utils.prepare.chat.encoding import ChatEncoder
 from utils.prepare.chat.texts import beginning, texts_of
-from utils.prepare.encoding import Library
+from utils.prepare.fast_chats import FastChats
+from utils.prepare.gigatoken_proof import Proof
 from utils.prepare.records import parse_records
 
 
 class ChatBlocks:
     """What a process needs to make rows of blocks of chats."""
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, recipe: Recipe, proof: Proof | None = None) -> None:
+        """With what is known of gigatoken; None if it is not to be used."""
+        self._recipe, self._proof = recipe, proof
         self._converter = cache(make_converter)
 
     @cached_property
     def _encoder(self) -> ChatEncoder:
         assert self._recipe.chat is not None
-        return ChatEncoder(self._recipe.checkpoint_dir, self._recipe.chat, self._recipe.window)
+        return ChatEncoder(self._recipe.checkpoint_dir, self._recipe.chat, self._recipe.window, self._fast)
+
+    @cached_property
+    def _fast(self) -> FastChats:
+        return FastChats(Tokenizer(self._recipe.checkpoint_dir), self._proof)
 
     def __call__(self, work: Work) -> BlockRows:
         conversations, removed = self.convert(work)
@@ -51,7 +59,7 @@ class ChatBlocks:
             text_bytes=encoded.text_bytes,
             target_bytes=encoded.target_bytes,
             named=encoded.named,
-            library=Library("tokenizers", "which says where in the text each token is"),
+            library=replace(self._fast.library, avoid=()),  # to be said, block by block
             bad=[],
             removed=removed,
             conversations=len(np.unique(encoded.made_from)),

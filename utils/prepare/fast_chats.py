@@ -10,20 +10,21 @@ from utils.prepare.encoding import FastTokenizer, Library, choose_library
 from utils.prepare.gigatoken_proof import GIGATOKEN, Proof
 
 SAMPLE_CHARACTERS = 2**17  # text of the first block on which the faster library has to prove itself
-_OWN = Library("tokenizers", "the first texts choose")
+_OWN = Library("tokenizers", "gigatoken is tried for chats of 32 MB and more")
 
 
 class FastChats:
     """gigatoken if it gives the right tokens for the first texts that it sees, in which special tokens are tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, wanted: bool, proof: Proof | None) -> None:
-        self._tokenizer, self._wanted, self._proof = tokenizer, wanted, proof
+    def __init__(self, tokenizer: Tokenizer, proof: Proof | None) -> None:
+        """With what is known of gigatoken; None if it is not to be used."""
+        self._tokenizer, self._proof = tokenizer, proof
         self._fast: FastTokenizer | None = None
         self.library = _OWN
 
     def start_block(self, texts: list[bytes], slowly: Callable[[list[bytes]], list[np.ndarray]]) -> None:
         """A DataError if gigatoken was right for earlier blocks and gives other tokens for the first of `texts`."""
-        if self.library is _OWN and texts:
+        if self.library is _OWN and texts and self._proof is not None:
             self.library = self._choose(texts)
             if self.library.name == GIGATOKEN:
                 self._fast = FastTokenizer(self._tokenizer, self.library.avoid, special_tokens_in_text=True)
@@ -43,4 +44,4 @@ class FastChats:
             if size < SAMPLE_CHARACTERS:
                 sample.append(text.decode())
                 size += len(text)
-        return choose_library(self._tokenizer, sample if self._wanted else None, self._proof, True)
+        return choose_library(self._tokenizer, sample, self._proof, True)

@@ -44,6 +44,7 @@ from utils.prepare.worker import Worker
 SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
 SAMPLE_SOURCES = 16  # from how many sources it comes
 BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
+PROVEN_CHATS = 2**25  # bytes of chats for which trying gigatoken on every character, 3 to 14 s, is worth it
 PARQUET_TIMES = 3  # estimated text in a Parquet file, as a multiple of its size
 
 
@@ -106,6 +107,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
             raise UserError(str(e)) from None
     warn_of_unknown(facts, sources)
     sample = read_sample(sources, options)
+    chat_bytes = text_bytes([source for source in sources if source.converter])
+    worth_it = bool(sample) or chat_bytes >= PROVEN_CHATS
     return PreparePlan(
         options=options,
         sources=sources,
@@ -115,7 +118,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         dialogues=dialogues,
         recipe=recipe,
         sample=sample,
-        proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer and sample else None,
+        proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer and worth_it else None,
         tokenizer=tokenizer.fingerprint,
         chat_files=chats or {},
         unread=unread,

@@ -19,7 +19,7 @@ class Worker:
 
     @cached_property
     def chats(self) -> ChatBlocks:
-        return ChatBlocks(self.recipe)
+        return ChatBlocks(self.recipe, self._proof)
 
     @cached_property
     def _texts(self) -> BlockWorker:
