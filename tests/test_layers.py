@@ -51,7 +51,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 285,
     "utils/data": 1484,
-    "utils/prepare/chat": 1899,
+    "utils/prepare/chat": 1901,
     "utils/prepare": 7254,
     "utils/run": 1256,
     "utils/train": 2441,

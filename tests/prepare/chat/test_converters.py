@@ -448,6 +448,8 @@ def test_what_is_malformed_is_named_for_a_person():
     assert found == LeftOut("unknown_role", 7, "message 2 has the role 'narrator\\n\\ud800'", "Привет!")
     found = convert("messages", {"id": "x", "dialog": [USER, ANSWER]})
     assert found.detail == "no field 'messages' among id, dialog"
+    found = convert("instruction", {"instruction": "a", "answer": 4}, mapping=(("output", "answer"),))
+    assert found.detail == "the field 'answer' is a number, no text" and found.text == "a"
     found = convert("messages", {"messages": [{"from": "human", "value": "a"}]})
     assert found.detail == "message 1 has no 'role' among from, value"
     found = convert("messages", {"messages": COLUMNS | {"content": ["a"]}})

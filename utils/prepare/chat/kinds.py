@@ -47,9 +47,11 @@ class Record:
     def required(self, name: str) -> Any:
         value = self.value(name)
         if value is None:
-            path = " or ".join(self._paths.get(name, (name,)))
-            raise Malformed("no_field", f"no field '{path}' among {listed(self._values)}")
+            raise Malformed("no_field", f"no field '{self._field(name)}' among {listed(self._values)}")
         return value
+
+    def _field(self, name: str) -> str:
+        return " or ".join(self._paths.get(name, (name,)))
 
     def text(self, name: str) -> str:
         """The field's text, empty if there is none."""
@@ -57,7 +59,7 @@ class Record:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise Malformed("wrong_type", f"the field '{name}' is {kind_of(value)}, no text")
+            raise Malformed("wrong_type", f"the field '{self._field(name)}' is {kind_of(value)}, no text")
         return value
 
     def required_text(self, name: str) -> str:
@@ -72,7 +74,7 @@ class Record:
         try:
             return read_json(value)
         except ValueError as e:
-            raise Malformed("broken_json", f"the field '{name}' is no JSON: {str(e)[:80]}") from None
+            raise Malformed("broken_json", f"the field '{self._field(name)}' is no JSON: {str(e)[:80]}") from None
 
 
 def look_up(values: dict[str, Any], path: str) -> Any:
