@@ -98,6 +98,8 @@ def test_options_that_cannot_be(folder, capsys):
     assert "no folder is given" in capsys.readouterr().err
     assert inspect(folder, "--show", -1) == 2
     assert "--show must be at least 0, not -1" in capsys.readouterr().err
+    assert inspect(folder, folder, "--html", "page.html") == 2
+    assert "--html is the page of one data folder" in capsys.readouterr().err
 
 
 QUESTION = "שלום <b>&amp;</b> </s>\x1b[31m"

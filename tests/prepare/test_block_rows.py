@@ -466,3 +466,13 @@ def test_every_token_is_found_once_with_its_part(blocks, count, window, longest,
     assert found == Counter(part_of.keys() - firsts), "a token is not counted exactly once"
     by_hand = Counter(PARTS[part_of[token]] for token in part_of.keys() - firsts)
     assert +counts == by_hand
+
+
+def test_bytes_of_text_are_those_of_the_documents(tmp_path):
+    """However a file is cut into blocks: the words that a part of a document repeats are not counted again."""
+    texts = [*random_texts(100, seed=5), " ".join(f"mot{number}" for number in range(900))]
+    expected = sum(len(text.encode()) for text in texts)
+    worker = BlockWorker(RECIPE, SLOW)
+    for size in (2**22, 3000, 1000):
+        results = [worker(work) for work in works(tmp_path, texts, size)]
+        assert total(results, "text_bytes") == total(results, "target_bytes") == expected

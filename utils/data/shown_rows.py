@@ -57,8 +57,9 @@ class ShownSegment(NamedTuple):
 
     @property
     def title(self) -> str:
-        others = "".join(f", {count:,} {label}" for label, count in self.counts.items() if label != "target")
-        return f"segment {self.number:,}: {self.tokens:,} tokens, {self.counts['target']:,} of them targets{others}"
+        others = [f"{count:,} {label}" for label, count in self.counts.items() if label != "target"]
+        title = f"segment {self.number:,}: {self.tokens:,} tokens, {self.counts['target']:,} of them targets"
+        return f"{title}; others: {', '.join(others)}" if others else title
 
 
 class Shown(NamedTuple):
