@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1485,
     "utils/prepare/chat": 1901,
-    "utils/prepare": 7254,
+    "utils/prepare": 7274,
     "utils/run": 1256,
     "utils/train": 2441,
     "utils/export": 1628,

@@ -250,3 +250,24 @@ def test_of_a_document_in_parts_the_part_is_left_out(tmp_path):
     kept = "".join(tokenizer.decode(rows.read(row).tokens.tolist()) for row in range(entry.rows))
     assert line["detail"].startswith("exam.txt: one two three") and words[0] in kept and words[-1] in kept
     assert "eight nine ten" not in kept and entry.documents == 1
+
+
+def test_a_side_without_chats_is_no_loss_but_a_template_that_refuses_all_is(tmp_path, template, capsys):
+    chats = [chat("How are you?", f"Answer {number}.") for number in range(20)]
+    write_chats(tmp_path / "source", "A/a.jsonl", [{"messages": []}, *chats])
+    assert prepare_chats(tmp_path / "source", tmp_path / "data", template, "--validation_share", 0.5) == 0
+    entries = entries_of(tmp_path / "data")
+    assert sorted(entry.conversations for entry in entries.values()) == [0, 20]
+    assert "warning: the share held out is not as wanted" in capsys.readouterr().out
+    refusal = "{% if 'How are' in messages[0].content %}{{ raise_exception('no') }}{% endif %}"
+    refusing = write(tmp_path, "no.jinja", refusal + TEMPLATE)
+    assert prepare_chats(tmp_path / "source", tmp_path / "other", refusing, "--validation_share", 0.5) == 65
+    assert "all chats are left out" in capsys.readouterr().err
+
+
+def test_a_data_set_that_is_all_in_a_test_file_is_left_out(tmp_path, template):
+    write_chats(tmp_path / "source", "A/a.jsonl", [chat(RUN)])
+    write_chats(tmp_path / "source", "B/b.jsonl", [chat("Hello")])
+    test = write_chats(tmp_path, "exam.jsonl", [chat(RUN)])
+    assert prepare_chats(tmp_path / "source", tmp_path / "data", template, "--contamination", test) == 0
+    assert entries_of(tmp_path / "data")["A train"].skipped == {"contaminated": 1}

@@ -34,12 +34,13 @@ def write_duplicates(plan: PreparePlan, corpus: SignedCorpus, repeats: np.ndarra
     title = f"{len(copies):,} of {len(repeats):,} documents repeat another one (--deduplicate {how})"
     say(title)
     pairs = corpus.source_of[copies] * len(corpus.sources) + corpus.source_of[repeats[copies]]
-    found, counts = np.unique(pairs, return_counts=True)
+    order = np.argsort(pairs, kind="stable")
+    found, begins, counts = np.unique(pairs[order], return_index=True, return_counts=True)
     lines = [title, ""]
-    for pair, count in zip(found.tolist(), counts.tolist(), strict=True):
+    for pair, begin, count in zip(found.tolist(), begins.tolist(), counts.tolist(), strict=True):
         copied, kept = (corpus.sources[number].name for number in divmod(pair, len(corpus.sources)))
         lines += [f"{count:,} of {copied} are left out and repeat one of {kept}", ""]
-        for copy in copies[pairs == pair][:MOST_EXAMPLES].tolist():
+        for copy in copies[order[begin : begin + min(count, MOST_EXAMPLES)]].tolist():
             lines += [_described(corpus, copy), f"repeats {_described(corpus, int(repeats[copy]))}", ""]
     _write(plan.data_dir / REPORTS / DUPLICATES, lines)
 

@@ -156,9 +156,27 @@ class SignedCorpus:
 
     def _homes(self, source: Source, file: int) -> Iterator[tuple[Source, int, bool]]:
         """The splits that read a file of a source, its number there, and whether that split takes what is moved."""
-        split_of = {split.split: split for split in self.all_sources if split.dataset == source.dataset}
-        yield split_of[source.split], file, False
-        test = split_of.get(TEST)
-        if source.split == TRAIN and test and test.shared and source.converter_of(source.files[file]):
-            first = len(test.files) - test.shared
-            yield test, test.files.index(source.files[file], first), True
+        splits = self._splits[source.dataset]
+        yield splits[source.split], file, False
+        if source.split == TRAIN and file in self._shared[source.dataset]:
+            yield splits[TEST], self._shared[source.dataset][file], True
+
+    @cached_property
+    def _splits(self) -> dict[str, dict[str, Source]]:
+        splits: dict[str, dict[str, Source]] = {}
+        for source in self.all_sources:
+            splits.setdefault(source.dataset, {})[source.split] = source
+        return splits
+
+    @cached_property
+    def _shared(self) -> dict[str, dict[int, int]]:
+        """Of each dataset, the files of its training split that the other one reads, too, and their numbers there."""
+        shared = {}
+        for dataset, splits in self._splits.items():
+            train, test = splits.get(TRAIN), splits.get(TEST)
+            shared[dataset] = {}
+            if train and test and test.shared:
+                chats = [number for number, file in enumerate(train.files) if train.converter_of(file)]
+                first = len(test.files) - test.shared
+                shared[dataset] = {number: first + place for place, number in enumerate(chats)}
+        return shared

@@ -190,7 +190,7 @@ def make_split(
         removals.publish()
         hits.publish()
     if source.converter and not sums["documents"]:
-        refuse_loss(source, removals)
+        refuse_loss(job, removals)
     if sums["alone"]:
         progress.line(without_targets(source, sums["alone"], sums["documents"]))
     return DatasetSplit(
@@ -245,11 +245,12 @@ def note_empty_files(source: Source, removals: RemovalLog) -> None:
             removals.add("empty_file", file, 0, "the file is empty")
 
 
-def refuse_loss(source: Source, removals: RemovalLog) -> None:
+def refuse_loss(job: SplitJob, removals: RemovalLog) -> None:
     """Raises a `DataError` if nothing of a source's chats is left, unless others have it: a wrong column or template
     does that."""
-    reasons = removals.counts.most_common()
-    if not reasons or reasons[0][0] == "duplicate":
+    source, reasons = job.source, removals.counts.most_common()
+    in_other_split = sum(map(len, job.sifted.others.values()))
+    if removals.counts.total() <= in_other_split or reasons[0][0] in ("duplicate", "contaminated"):
         return
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
     raise DataError(
