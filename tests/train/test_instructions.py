@@ -21,6 +21,7 @@ from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.chats import make_chat_tokenizer
 from tests.conftest import TINY_MODEL, run
+from tests.endpoint_server import load_endpoint
 from utils.run.merged_model import load_merged_model
 
 MODEL = (  # heads of 32 learn to look so many tokens back in half the steps that heads of 16 take
@@ -129,9 +130,26 @@ def figures(run_dir: Path, held_out: list[tuple[str, str]], monkeypatch) -> Figu
     return found
 
 
-def test_held_out_instructions_are_done_and_answers_end(instructions, place, monkeypatch):
-    found = figures(train(place, "right"), instructions[:HELD_OUT], monkeypatch)
+@pytest.fixture(scope="module")
+def right_run(place) -> Path:
+    return train(place, "right")
+
+
+def test_held_out_instructions_are_done_and_answers_end(instructions, right_run, monkeypatch):
+    found = figures(right_run, instructions[:HELD_OUT], monkeypatch)
     assert found.exact >= 0.9 and found.ended >= 0.95
+
+
+def test_the_published_model_does_so_on_an_endpoint(instructions, right_run, tmp_path):
+    words = ("--input_path", right_run, "--output_dir", tmp_path / "published", "--verify", "none")
+    run("convert_litgpt_to_transformers.py", *words)
+    endpoint, asked = load_endpoint(tmp_path / "published"), instructions[:10]
+    done = []
+    for question, right in asked:
+        messages = [{"role": "user", "content": question}]
+        (choice,) = endpoint({"messages": messages, "temperature": 0, "max_tokens": LONGEST})["choices"]
+        done.append(choice["finish_reason"] == "stop" and choice["message"]["content"] == right)
+    assert sum(done) >= 9
 
 
 def test_without_the_end_among_the_targets_no_answer_ends(instructions, place, monkeypatch):
