@@ -50,7 +50,7 @@ LINES = {
     "utils/files": 382,
     "utils/cluster": 677,
     "utils": 285,
-    "utils/data": 1485,
+    "utils/data": 1483,
     "utils/prepare/chat": 1901,
     "utils/prepare": 7274,
     "utils/run": 1256,

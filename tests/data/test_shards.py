@@ -168,7 +168,7 @@ def test_parts_come_back_as_they_were_written(tmp_path_factory, rows, count, at_
         read, expected = reader.read(index), written[number]
         assert (read.parts is None) == (expected.parts is None)
         assert read.parts is None or np.array_equal(read.parts, expected.parts)
-        assert reader.count_targets(index) == len(targets_by_hand(expected))
+        assert reader.count(index)[0] == len(targets_by_hand(expected))
     for shard, name in enumerate(names):
         stored = safetensors.numpy.load_file(folder / name)
         mixed = any(row.parts is not None for row in written[shard::count])
@@ -214,7 +214,7 @@ def test_runs_that_do_not_add_up_are_refused(tmp_path, damage, words):
     runs = {name: arrays.pop(name) for name in RUNS}
     safetensors.numpy.save_file({**arrays, **damage(runs)}, tmp_path / "x.safetensors")
     entry = DatasetSplit("x", "train", "", "x", 0, 0, 0, 0, 0, 0, 9, 0, 0, {}, [], [shard])
-    for use in (RowReader.read, RowReader.count_targets):
+    for use in (RowReader.read, RowReader.count):
         with pytest.raises(DataError, match=words) as error:
             use(RowReader(tmp_path, entry), 0)
         assert str(tmp_path / "x.safetensors") in str(error.value)

@@ -107,8 +107,9 @@ class TrainingData:
         for sample in self.samples(step, 0, 1):
             location = self.order.locate(sample)
             reader = self._readers[location.dataset]
-            dataset_targets[location.dataset] += reader.count_targets(location.row)
-            tokens += reader.count_tokens(location.row)
+            targets, needed = reader.count(location.row)
+            dataset_targets[location.dataset] += targets
+            tokens += needed
             if sample in own:
                 rows.append(reader.read(location.row))
                 datasets.append(location.dataset)

@@ -214,17 +214,14 @@ class RowReader:
         tokens, index, local = self._find(row)
         return _row(tokens[local], index, local)
 
-    def count_targets(self, row: int) -> int:
-        _, index, local = self._find(row)
-        if "row_runs" in index:
-            return int(np.count_nonzero(_row(_NOTHING, index, local).is_target()))
-        return self.count_tokens(row)
-
-    def count_tokens(self, row: int) -> int:
-        """Tokens that are no left context, targets or not."""
+    def count(self, row: int) -> tuple[int, int]:
+        """The row's targets, and its tokens that are no left context."""
         _, index, local = self._find(row)
         segments = slice(*index["row_segments"][local : local + 2])
-        return int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
+        tokens = int(index["segment_lengths"][segments].sum() - index["segment_overlaps"][segments].sum())
+        if "row_runs" not in index:
+            return tokens, tokens
+        return int(np.count_nonzero(_row(_NOTHING, index, local).is_target())), tokens
 
     def segments(self) -> Iterator[Segments]:
         """All segments of the split, some thousand rows' at once."""
