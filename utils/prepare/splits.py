@@ -290,4 +290,6 @@ def names_in_text(entry: DatasetSplit, are_tokens: bool) -> str:
     if len(entry.named) > MOST_NAMED:
         names += f" and {len(entry.named) - MOST_NAMED} others"
     became = "became these tokens" if are_tokens else "stay text (tokens with --special_tokens_in_text true)"
+    if entry.conversations:
+        became = "stay text, as in the messages of any chat"
     return f"{entry.dataset} {entry.split}: names of special tokens in the text {became}: {names}"
