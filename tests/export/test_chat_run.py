@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 
@@ -23,6 +24,8 @@ from tests.chats import END_OF_TEXT, END_OF_TURN, make_chat_tokenizer
 from tests.conftest import TINY_MODEL, assert_error, run
 from tests.export.test_modelfile import CHATML, parse
 from utils.data.manifest import Manifest
+from utils.data.parts import TARGET
+from utils.data.shards import RowReader
 from utils.export.modelfile import form_of, modelfile
 from utils.run.checkpoint_folders import list_checkpoints
 
@@ -142,6 +145,28 @@ def test_a_checkpoint_has_the_datas_template_and_the_end_of_its_turns(place):
         identity = yaml.safe_load((checkpoint / "run.yaml").read_text())["identity"]
         assert identity["template"] == sha256(template) == Manifest.load(data).template
         assert Tokenizer(checkpoint).fingerprint == Manifest.load(data).tokenizer
+
+
+def test_what_is_served_is_what_was_trained(place):
+    """The rows hold the ids that a checkpoint's template gives for each question, and then the answer, all targets."""
+    for run_dir, data in ((place.run, place.data), (place.lora, place.other)):
+        (entry,) = (entry for entry in Manifest.load(data).splits if entry.dataset == "chats")
+        rows = [RowReader(data, entry).read(number) for number in range(entry.rows)]
+        samples = set()
+        for row in rows:
+            ends = np.cumsum(row.segment_lengths)
+            for end, length in zip(ends, row.segment_lengths, strict=True):
+                targets = row.parts[end - length : end] == TARGET
+                samples.add((bytes(row.tokens[end - length : end]), bytes(targets)))
+        tokenizer = Tokenizer(list_checkpoints(run_dir)[0])
+        template = ChatTemplate(tokenizer)
+        for number in range(200):
+            asked = template.encode(question(f"Reverse {number}"))
+            answer = tokenizer.encode(str(number)[::-1])
+            answer += [tokenizer.token_id(END_OF_TURN), *tokenizer.encode("\n")]
+            tokens = np.array(asked + answer, rows[0].tokens.dtype)
+            assert (bytes(tokens), bytes(np.arange(len(tokens)) >= len(asked))) in samples, number
+        assert len(samples) == 200
 
 
 def test_transformers_sends_what_was_trained(place, asked):
