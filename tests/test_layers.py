@@ -51,7 +51,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 285,
     "utils/data": 1483,
-    "utils/prepare/chat": 1901,
+    "utils/prepare/chat": 1904,
     "utils/prepare": 7276,
     "utils/run": 1256,
     "utils/train": 2441,

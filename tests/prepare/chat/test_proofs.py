@@ -56,7 +56,7 @@ def test_tokens_are_targets_or_named_and_targets_are_the_answers(folder, templat
     end = tokenizer.token_id(END[template])
     kept = 0
 
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
     @given(conversation())
     def check(messages):
         nonlocal kept
@@ -80,7 +80,7 @@ def test_tokens_are_targets_or_named_and_targets_are_the_answers(folder, templat
         assert not counts["earlier_answer"] and bool(counts["weight_0"]) <= (len(trained) < len(answers))
 
     check()
-    assert kept > 20 or (template == "llama3" and "gpt2" in str(folder))
+    assert kept > 12 or (template == "llama3" and "gpt2" in str(folder))
 
 
 def written(template, content):

@@ -89,6 +89,8 @@ class ProvingTokenizer:
         if first < len(ids) and (begins := found.begin_of(first)) < run.begin:
             over = text[begins : found.end_of(first)]
             detail = f"the token {short(over)} begins before the answer and ends in it: serving has another one there"
+            if over.isspace():
+                detail += "; an answer without blanks at its beginning has none"
             raise Unproven("token_over_border", detail)
         if first == 0:
             raise Unproven("no_prompt", "the answer begins the text: nothing is there to predict its first token from")
@@ -117,7 +119,8 @@ class ProvingTokenizer:
             if len(prompt) <= KNOWN_CHARACTERS and len(self._prompts) < KNOWN_PROMPTS:
                 self._prompts[prompt] = expected
         if ids[last:first].tolist() != expected:
-            detail = f"the tokens of the prompt {short(prompt[-30:])} alone are other ones than before the answer"
+            alone = f"the prompt {short(prompt[-30:])} alone has other tokens than before the answer"
+            detail = f"{alone}: serving would not be as training was; another template may suit this tokenizer"
             raise Unproven("prompt_tokens", detail)
 
     def _prove_text(self, ids: list[int], text: str) -> None:
