@@ -7,7 +7,7 @@ from whoever published a model. https://huggingface.co/docs/transformers/chat_te
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -17,19 +17,30 @@ from jinja2 import nodes
 from jinja2.ext import Extension, LoopControlExtension
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
-from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from lit_gpt.tokenizer.jinja_limits import (
+    CHECKED_FILTERS,
+    MOST_CHARACTERS,
+    BoundedFormatter,
+    TooMuch,
+    check_binop,
+    check_json,
+    check_method,
+    checked,
+    counted,
+    deeply_within_bounds,
+    require_small,
+    within_bounds,
+)
 
 MARK_START, MARK_END = "\ufdd1", "\ufdd2"  # around what `{% generation %}` holds; no text has these, says Unicode
-MOST_STEPS = 3_000_000  # turns of loops and calls: 10,000 messages take some 100,000
-MOST_SECONDS = 20.0  # 10,000 messages take about one
-MOST_CHARACTERS = 200_000_000
-_STEPS_BETWEEN_LOOKS = 1_000  # at the clock
-_WIDTH = re.compile(r"[%:][^\s%{}]*\d{6}")  # in a format: `%1000000d`, `{:>1000000}`
+MOST_STEPS = 2_000_000  # turns of loops and calls: 10,000 messages take some 100,000
+MOST_SECONDS = 4.0  # of the processor: 10,000 messages take about one
+_STEPS_BETWEEN_LOOKS = 100  # at the clock
 _DICT_ATTRIBUTES = frozenset(dir(dict))
-
-
-class TooMuch(jinja2.TemplateError):
-    """A template takes more time or memory than a conversation needs."""
+_FORBIDDEN_METHODS = frozenset(("encode", "translate", "maketrans"))  # of texts: what they make can be very large
+_NOT_THE_SAME_AGAIN = ("random",)  # filters whose text is another one each time
 
 
 class CompiledTemplate:
@@ -89,47 +100,64 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension])
-        self.filters |= {"tojson": _to_json, "_counted": _counted, "_bounded": _bounded}
-        for name in (
-            "center",
-            "indent",
-            "wordwrap",
-            "batch",
-            "slice",
-            "truncate",
-            "format",
-            "replace",
-            "join",
-            "tojson",
-        ):
-            self.filters[name] = _checked(name, self.filters[name])
+        self.filters |= {"tojson": _to_json, "_counted": counted, "_bounded": deeply_within_bounds}
+        for name in CHECKED_FILTERS:
+            self.filters[name] = checked(name, self.filters[name])
+        for name in _NOT_THE_SAME_AGAIN:
+            del self.filters[name]
+        del self.globals["lipsum"]
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": self._strftime_now}
         self.begin(datetime.now)
 
     def begin(self, now: Callable[[], datetime]) -> None:
         """Starts the counting for one text."""
         self._now = now
-        self._steps, self._deadline = 0, time.monotonic() + MOST_SECONDS
+        self._steps, self._deadline = 0, time.thread_time() + MOST_SECONDS
 
     def step(self) -> None:
         self._steps += 1
         if self._steps % _STEPS_BETWEEN_LOOKS:
             return
-        if self._steps >= MOST_STEPS or time.monotonic() > self._deadline:
+        if self._steps >= MOST_STEPS or time.thread_time() > self._deadline:
             raise TooMuch(f"it does not come to an end: {self._steps:,} steps of its loops and calls")
 
     def _strftime_now(self, form: str) -> str:
         return self._now().strftime(form)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        """Lets every loop count its turns, and every `set` look at the size of what it keeps."""
+        """Lets every loop count its turns, and looks at the size of what is kept: what could grow by turns."""
         tree = super()._parse(source, name, filename)
         for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
+            loop.iter = _filtered(loop.iter, "_counted")
+        for holder in list(tree.find_all((nodes.List, nodes.Tuple, nodes.With))):
+            values = holder.values if isinstance(holder, nodes.With) else holder.items
+            if getattr(holder, "ctx", "load") == "load":
+                values[:] = map(_bounded, values)
+        for call in list(tree.find_all(nodes.Call)):
+            call.args = list(map(_bounded, call.args))
+        for pair in list(tree.find_all((nodes.Pair, nodes.Keyword))):
+            pair.value = _bounded(pair.value)
         for kept in list(tree.find_all(nodes.Assign)):
-            kept.node = nodes.Filter(kept.node, "_bounded", [], [], None, None, lineno=kept.lineno)
+            kept.node = _filtered(kept.node, "_bounded")
+        for kept in list(tree.find_all(nodes.AssignBlock)):
+            kept.filter = _filtered(kept.filter, "_bounded")
         tree.set_environment(self)
         return tree
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        if isinstance(obj, str) and attr in _FORBIDDEN_METHODS:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        if super().wrap_str_format(value) is None:
+            return None
+        text, is_map = str(value.__self__), value.__name__ == "format_map"
+
+        def write(*args: Any, **kwargs: Any) -> str:
+            return BoundedFormatter(self).vformat(text, () if is_map else args, args[0] if is_map else kwargs)
+
+        return write
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         # as Jinja does it, without an exception for each key that is no attribute: half of the time of a text
@@ -137,93 +165,29 @@ class _Environment(ImmutableSandboxedEnvironment):
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            _require_narrow(value.__self__)
-        return wrapped
-
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         # named as in Jinja: a template's own arguments may have any other name
         __self.step()
-        _require_small(args if __obj is not __self.globals["range"] else ())
-        _require_small(kwargs.values())
-        if type(getattr(__obj, "__self__", None)) is str and __obj.__name__ in ("replace", "join"):
-            _require_short_result(__obj.__name__, [__obj.__self__, *args])
-        return _within_bounds(super().call(__context, __obj, *args, **kwargs))
+        require_small(args if __obj is not __self.globals["range"] else ())
+        require_small(kwargs.values())
+        if isinstance(text := getattr(__obj, "__self__", None), str):
+            if __obj.__name__ == "join" and args and not isinstance(args[0], (str, list, tuple, dict)):
+                args = ([*counted(__context, args[0])],)
+            check_method(text, __obj.__name__, [*args, *kwargs.values()])
+        return within_bounds(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "*":
-            sizes = [len(value) if isinstance(value, (str, list, tuple)) else value for value in (left, right)]
-            if any(size > MOST_CHARACTERS for size in (*sizes, sizes[0] * sizes[1])):
-                raise TooMuch("it multiplies to something too large")
-        if operator == "**" and (abs(left) > MAX_RANGE or right > 64):
-            raise TooMuch("it raises to a power that is too large")
-        if operator == "%" and isinstance(left, str):
-            _require_narrow(left)
-            _require_small([right])
+        check_binop(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
 
-@jinja2.pass_context
-def _counted(context: Context, values: Iterable[Any]) -> Iterator[Any]:
-    step = context.environment.step
-    for value in values:
-        step()
-        yield value
+def _filtered(node: nodes.Expr | None, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno if node else 1)
 
 
-@jinja2.pass_context
-def _bounded(context: Context, value: Any) -> Any:
-    return _within_bounds(value)
-
-
-def _within_bounds(value: Any) -> Any:
-    if isinstance(value, (str, list, tuple)) and len(value) > MOST_CHARACTERS:
-        raise TooMuch(f"it makes something of {len(value):,} characters or items")
-    return value
-
-
-def _require_small(values: Iterable[Any]) -> None:
-    for value in values:
-        if type(value) is int and abs(value) > MAX_RANGE:
-            raise TooMuch(f"it asks for {value:,} of something")
-        if type(value) is tuple:  # what a format with `%` is given
-            _require_small(value)
-
-
-def _require_narrow(form: str) -> None:
-    if _WIDTH.search(form):
-        raise TooMuch(f"it asks for a text of the width {form[:40]!r}")
-
-
-def _require_short_result(name: str, values: list[Any]) -> None:
-    """Looks at what `replace` and `join` would make of texts before they do it."""
-    size = 0
-    if name == "replace" and len(values) > 2 and all(type(value) is str for value in values[:3]):
-        text, old, new = values[:3]
-        size = len(text) + text.count(old) * len(new)
-    if name == "join":
-        joined = next((value for value in values if isinstance(value, (list, tuple))), ())
-        size = sum(len(value) for value in joined if type(value) is str)
-    if size > MOST_CHARACTERS:
-        raise TooMuch(f"it makes a text of {size:,} characters")
-
-
-def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that refuses large numbers, such as widths, and long results."""
-
-    def checked(*args: Any, **kwargs: Any) -> Any:
-        _require_small([*args, *kwargs.values()])
-        if name == "format" and args and type(args[0]) is str:
-            _require_narrow(args[0])
-        _require_short_result(name, [value for value in args if isinstance(value, (str, list, tuple))])
-        return function(*args, **kwargs)
-
-    for attribute in ("jinja_pass_arg", "jinja_async_variant"):
-        if hasattr(function, attribute):
-            setattr(checked, attribute, getattr(function, attribute))
-    return checked
+def _bounded(node: nodes.Expr) -> nodes.Expr:
+    """What is in a list, or given to a call, with a look at its size."""
+    return node if isinstance(node, nodes.Const) else _filtered(node, "_bounded")
 
 
 def _to_json(
@@ -234,6 +198,7 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """Jinja's own would escape what HTML escapes."""
+    check_json(value, indent)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
