@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from lit_gpt.errors import DataError, UserError
-from lit_gpt.tokenizer.shipped_templates import OWN, missing_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.parts import PARTS, TARGET
 from utils.data.table import aligned
@@ -177,6 +176,9 @@ def _say_template(plan: PreparePlan) -> None:
     if chat is None:
         return
     assert options.checkpoint_dir is not None
+    # with Jinja, 0.1 s that plain text does not pay
+    from lit_gpt.tokenizer.shipped_templates import OWN, missing_tokens
+
     name = f"that of {options.checkpoint_dir}" if options.template == OWN else options.template
     missing = missing_tokens(chat.template, Tokenizer(options.checkpoint_dir))
     lacks = f"it lacks {', '.join(missing)}, which become text" if missing else "it has all of the template's tokens"

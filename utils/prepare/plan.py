@@ -17,15 +17,12 @@ import numpy as np
 import yaml
 
 from lit_gpt.errors import DataError, UserError, raise_problems
-from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
 from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
-from lit_gpt.tokenizer.shipped_templates import missing_tokens, template_source
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.slurm import slurm_tasks
 from utils.data.manifest import TEST
 from utils.prepare.block_rows import Dialogue, Recipe, Work
 from utils.prepare.blocks import read_blocks
-from utils.prepare.chat.conversation import ChatRecipe
 from utils.prepare.chat.converters import fields_of, make_converter
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
@@ -89,13 +86,13 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
     if options.special_tokens_in_text:
         encoder_of_special_tokens(tokenizer)  # which raises where there is none
     recipe = make_recipe(options, tokenizer)
+    files_of_chats: dict[str, bytes] = {}
     if any(source.converter for source in sources):
-        if not options.padding:
-            raise UserError("--padding false would cut conversations where a row is full; leave it out for chats")
-        recipe = replace(recipe, chat=make_chat_recipe(options, tokenizer))
-        if missing := missing_tokens(recipe.chat.template, tokenizer):
-            say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
-    chats = recipe.chat and chat_files(tokenizer, with_default_system(recipe.chat.template, recipe.chat.system))
+        # with Jinja, 0.1 s that plain text does not pay
+        from utils.prepare.chat_plan import plan_chats
+
+        chat, files_of_chats = plan_chats(options, tokenizer)
+        recipe = replace(recipe, chat=chat)
     groups = read_groups(options.group_datasets_by_genre)
     groups |= {source.dataset: source.entry.group for source in sources if source.entry and source.entry.group}
     facts = read_metadata(options.metadata) if options.metadata else {}
@@ -120,7 +117,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         sample=sample,
         proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer and worth_it else None,
         tokenizer=tokenizer.fingerprint,
-        chat_files=chats or {},
+        chat_files=files_of_chats,
         unread=unread,
     )
 
@@ -152,10 +149,6 @@ def require_fields_of(sources: list[Source]) -> None:
         files = [file for file in source.files if source.converter_of(file)]
         if source.converter and files:
             require_fields(files[0], fields_of(source.converter))
-
-
-def make_chat_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> ChatRecipe:
-    return ChatRecipe(template_source(options.template, tokenizer), options.targets, options.too_long, options.system)
 
 
 def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:

@@ -1,10 +1,13 @@
 """What a process of a preparation needs, made when the first block asks for it: for texts, and for chats."""
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from utils.prepare.block_chats import ChatBlocks
 from utils.prepare.block_rows import BlockRows, BlockWorker, Recipe, Work, start_worker
 from utils.prepare.gigatoken_proof import Proof
+
+if TYPE_CHECKING:
+    from utils.prepare.block_chats import ChatBlocks
 
 
 class Worker:
@@ -18,7 +21,10 @@ class Worker:
         return self.chats(work) if work.converter else self._texts(work)
 
     @cached_property
-    def chats(self) -> ChatBlocks:
+    def chats(self) -> "ChatBlocks":
+        # with Jinja, 0.1 s a process that plain text does not pay
+        from utils.prepare.block_chats import ChatBlocks
+
         return ChatBlocks(self.recipe, self._proof)
 
     @cached_property

@@ -1,0 +1,20 @@
+"""What of a plan is only for chats: what decides their tokens, and the files of the tokenizer that they change."""
+
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
+from lit_gpt.tokenizer.shipped_templates import missing_tokens, template_source
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from utils.prepare.chat.conversation import ChatRecipe
+from utils.prepare.options import PrepareOptions
+from utils.prepare.progress import say
+
+
+def plan_chats(options: PrepareOptions, tokenizer: Tokenizer) -> tuple[ChatRecipe, dict[str, bytes]]:
+    """A UserError or a DataError for whatever is wrong in the options or the template."""
+    if not options.padding:
+        raise UserError("--padding false would cut conversations where a row is full; leave it out for chats")
+    source = template_source(options.template, tokenizer)
+    if missing := missing_tokens(source, tokenizer):
+        say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
+    recipe = ChatRecipe(source, options.targets, options.too_long, options.system)
+    return recipe, chat_files(tokenizer, with_default_system(source, options.system))
