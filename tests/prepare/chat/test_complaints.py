@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as HFTokenizer
 
+from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
+from lit_gpt.tokenizer.shipped_templates import SHIPPED, template_source
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import SHARED, TOKENIZER
 from tests.prepare.chat.chat_tokenizers import tokens_named, with_tokens
 from tests.prepare.chat.conversations import TIME, WEATHER, call, turns
 from tests.prepare.chat.encoded import encode, reasons, samples, target_texts
 from utils.data.parts import TARGET
+from utils.prepare.chat.encoding import DATE
 
 pytestmark = pytest.mark.shared
 _trl = importlib.util.find_spec("trl")
@@ -239,3 +242,27 @@ def test_mistrals_tokenizer_too(tmp_path):
     assert [tokenizer.decode(run) for run in runs] == ["Hello <s> you", "Ça va 🙂"]
     assert [run.count(tokenizer.eos_id) for run in runs] == [1, 1]
     assert ids.tolist().count(tokenizer.bos_id) == 1 and encoded.named == {"</s>": 1, "<s>": 1}
+
+
+def test_a_prompt_that_alone_has_other_tokens_is_named(tmp_path):
+    names = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+    folder = with_tokens("gpt2", tmp_path, names, "<|endoftext|>", "<|endoftext|>")
+    alone = hf(folder).encode("<|end_header_id|>\n\n").ids
+    assert hf(folder).encode("<|end_header_id|>\n\nHello").ids[: len(alone)] != alone
+    encoded = encode(folder, "llama3", turns("a", "Hello"))
+    assert reasons(encoded) == {"prompt_tokens": 1} and "another template" in encoded.left_out[0].detail
+
+
+@pytest.mark.parametrize("name", [*SHIPPED, "llama3_1", "qwen3", "gemma3"])
+def test_what_precedes_an_answer_is_what_the_chat_sends(modern, name):
+    template = template_source(name, Tokenizer(modern)) if name in SHIPPED else source(name)
+    messages = turns("Hi </s>", "Hello", " b\n", "Ça va 🙂 <|im_end|>", "c", "d")
+    chat = ChatTemplate(Tokenizer(modern), template, now=lambda: DATE)
+    encoded = encode(modern, template, messages)
+    asked = [chat.encode(messages[:count]) for count in (1, 3, 5)]
+    found = []
+    for ids, parts in samples(encoded):
+        targets = parts == TARGET
+        begins = [index for index in range(1, len(ids)) if targets[index] and not targets[index - 1]]
+        found += [ids[:begin].tolist() for begin in begins]
+    assert found == asked
