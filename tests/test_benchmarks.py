@@ -79,6 +79,14 @@ def test_synthetic_conversations_are_the_same_for_the_same_seed_and_of_the_shape
     assert re.search("[а-я]", text) and re.search("[一-龥]", text) and "```python" in text and "<|" not in text
 
 
+@pytest.mark.shared
+def test_chat_measures_ours(tmp_path, source):
+    where = ("--source", source, "--work_dir", tmp_path, "--no_record")
+    output = run("benchmarks/chat.py", "--rows", 30, "--only", "ours", *where).stdout
+    # less than the start is taken off where the machine is busy
+    assert re.search(r"^ours +-?[\d,]+ rows/s \(.* s; whole .* s, processor .* s, peak .* MB\)$", output, re.MULTILINE)
+
+
 def test_sample_order_prints_every_place():
     output = run("benchmarks/sample_order.py", "--samples", 48, "--datasets", 1, 35, "--no_record").stdout
     for shape in ("1 datasets, 8 processes", "35 datasets, 8192 processes"):
