@@ -167,7 +167,7 @@ def test_one_block(tmp_path, window, padding, library):
     recipe = replace(RECIPE, window=window, padding=padding)
     texts = random_texts(60, seed=window)
     results, rows = run(BlockWorker(recipe, library), works(tmp_path, texts))
-    assert len(results) == 1 and not results[0].bad and not results[0].removed
+    assert len(results) == 1 and not results[0].bad and not results[0].left_out
     assert_conserved(results, rows, tokens_of(texts), recipe)
     assert results[0].words == sum(len(one.split()) for one in texts)
     assert results[0].turns == sum(one.count("[speaker") for one in texts)
@@ -251,7 +251,7 @@ def test_variants_stand_beside_the_normalised_conversations(tmp_path, level, siz
 def test_a_conversation_without_words_is_left_out(tmp_path):
     texts = ["[A:] [bruit]\n[B:] [rire]", "[A:] oui", "[A:]"]
     results, _ = run(BlockWorker(RECIPE, SLOW), works(tmp_path, texts, dialogue=Dialogue("fr", 8)))
-    assert [(one.reason, one.at) for one in results[0].removed] == [
+    assert [(one.reason, one.at) for one in results[0].left_out] == [
         ("no_tokens", 0),
         ("no_tokens", len("".join(texts[:2])) + 4),
     ]
@@ -279,7 +279,7 @@ def test_too_short_and_too_long_documents(tmp_path):
     results, rows = run(BlockWorker(recipe, SLOW), works(tmp_path, texts, 2000))
     kept = [one for one in texts if 20 <= len(one) <= 300]
     assert_conserved(results, rows, tokens_of(kept), recipe)
-    removed = [(one.reason, one.text) for result in results for one in result.removed]
+    removed = [(one.reason, one.text) for result in results for one in result.left_out]
     assert removed == [
         ("too_short" if len(one) < 20 else "too_long", one[:80]) for one in texts if not 20 <= len(one) <= 300
     ]
@@ -291,7 +291,7 @@ def test_a_document_in_parts_is_longer_than_any_limit(tmp_path):
         recipe = replace(RECIPE, min_characters=1, max_characters=limit)
         results, rows = run(BlockWorker(recipe, SLOW), works(tmp_path, texts, 500))
         assert total(results, "documents") == kept
-        removed = [(one.reason, one.at) for result in results for one in result.removed]
+        removed = [(one.reason, one.at) for result in results for one in result.left_out]
         assert removed == [("too_long", 8)] * (3 - kept)
         assert_conserved(results, rows, tokens_of(texts if kept == 3 else texts[::2]), recipe)
 
@@ -303,7 +303,7 @@ def test_duplicates(tmp_path):
     some = works(tmp_path, texts, 1000, duplicates=chosen)
     every, _ = run(BlockWorker(RECIPE, SLOW), [work._replace(duplicates={}) for work in some])
     results, _ = run(BlockWorker(RECIPE, SLOW), some)
-    gone = [one for result in results for one in result.removed]
+    gone = [one for result in results for one in result.left_out]
     assert {(one.reason, one.detail) for one in gone} == {("duplicate", "B/a.jsonl, byte 7")}
     assert len(gone) == len(chosen) == total(every, "documents") - total(results, "documents")
     content = (tmp_path / "full.txt").read_bytes()
@@ -314,7 +314,7 @@ def test_what_is_no_document_is_named(tmp_path):
     content = b'{"text": "un"}\n{\n{"text": ""}\n{"body": "x"}\n{"text": "trois"}\n'
     result = BlockWorker(RECIPE, SLOW)(work_of(tmp_path, "a.jsonl", content))
     assert [(bad.reason, bad.at) for bad in result.bad] == [("broken_json", 15), ("no_field", 30)]
-    assert [(one.reason, one.at, one.text) for one in result.removed] == [("no_tokens", 17, "")]
+    assert [(one.reason, one.at, one.text) for one in result.left_out] == [("no_tokens", 17, "")]
     assert (result.documents, result.words) == (2, 2)
 
 
@@ -333,7 +333,7 @@ def test_a_block_whose_documents_all_go(tmp_path):
     recipe = replace(RECIPE, min_characters=10**6)
     results, rows = run(BlockWorker(recipe, SLOW), works(tmp_path, random_texts(20, seed=1)))
     assert_conserved(results, rows, [], recipe)
-    assert len(results[0].removed) == 20
+    assert len(results[0].left_out) == 20
 
 
 def test_a_worker_chooses_its_library(tmp_path, monkeypatch):

@@ -20,8 +20,8 @@ from utils.data.parts import PARTS, TARGET, predicted
 from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
-from utils.prepare.chat.conversation import ChatRecipe, Converter
-from utils.prepare.contamination import TestRuns
+from utils.prepare.chat.conversation import ChatRecipe, Converter, LeftOut
+from utils.prepare.contamination import TestRuns, screen
 from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoder, Library, choose_library
 from utils.prepare.gigatoken_proof import Proof
@@ -66,13 +66,6 @@ class Work(NamedTuple):
     is_shared: bool = False  # whether the other split has this block, too, and names what is malformed in it
 
 
-class Removed(NamedTuple):
-    reason: str
-    at: int  # the byte or row of the file where it begins
-    detail: str  # what else there is to say, such as which document it repeats
-    text: str  # how its text begins
-
-
 class Pieces(NamedTuple):
     """Whole documents, or pieces of one whose first token another piece has as its last."""
 
@@ -112,12 +105,12 @@ class BlockRows(NamedTuple):
     named: Counter[str]  # how often the text has each name of a control token
     library: Library
     bad: list[Bad]
-    removed: list[Removed]
+    left_out: list[LeftOut]
     conversations: int = 0  # of which documents were made: samples
     messages: int = 0
     shortened: int = 0  # conversations from whose end turns were left out
     turns_left_out: int = 0
-    hits: Sequence[Removed] = ()  # what has a run of words of a test file: its reason is the file, its detail the words
+    hits: Sequence[LeftOut] = ()  # what has a run of words of a test file: its reason is the file, its detail the words
 
 
 class BlockWorker:
@@ -131,15 +124,16 @@ class BlockWorker:
     def __call__(self, work: Work) -> BlockRows:
         """Packs a block's documents into rows; a DataError if gigatoken gives other tokens than the tokenizer."""
         found, bad = parse(work.block, self.recipe.text_field)
-        documents, removed = sift(found, work.duplicates, self.recipe)
-        documents, contaminated, hits = self._screen(documents)
-        removed += contaminated
+        documents, left_out = sift(found, work.duplicates, self.recipe)
+        # of a document in parts, only the part is left out
+        documents, contaminated, hits = screen(documents, self.recipe.test_runs, _texts_of, _beginning)
+        left_out += contaminated
         count = len(documents)
         if work.dialogue:
             forms = [self._forms(document, work) for document in documents]
             documents = list(chain.from_iterable(forms))
         encoded = self._encoder(documents)
-        removed += [_removed("no_tokens", documents[number], "") for number in encoded.empty]
+        left_out += [_left_out("no_tokens", documents[number]) for number in encoded.empty]
         rows, rest = packed_rows(Pieces(encoded.tokens, encoded.lengths), encoded.turns, self.recipe, GIVEN_BACK)
         return BlockRows(
             rows,
@@ -154,21 +148,9 @@ class BlockWorker:
             named=encoded.named,
             library=self._library,
             bad=bad,
-            removed=removed,
+            left_out=left_out,
             hits=hits,
         )
-
-    def _screen(self, documents: list[Document]) -> tuple[list[Document], list[Removed], list[Removed]]:
-        """What stays, what is left out because test files have it, too, and all that is so. Of a document in parts,
-        only the part is left out."""
-        if self.recipe.test_runs is None:
-            return documents, [], []
-        found = self.recipe.test_runs.find([document.text.decode() for document in documents])
-        hits = [_removed(hit.file, document, hit.words) for document, hit in zip(documents, found, strict=True) if hit]
-        if not self.recipe.test_runs.leave_out:
-            return documents, [], hits
-        kept = [document for document, hit in zip(documents, found, strict=True) if hit is None]
-        return kept, list(map(as_contaminated, hits)), hits
 
     def _forms(self, document: Document, work: Work) -> list[Document]:
         """The normalised conversation and its variants; a part of a conversation counts as one of its own."""
@@ -188,17 +170,17 @@ def start_worker(recipe: Recipe, sample: list[str] | None, proof: Proof | None =
     return BlockWorker(recipe, library)
 
 
-def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) -> tuple[list[Document], list[Removed]]:
-    kept, removed = [], []
+def sift(documents: list[Document], duplicates: dict[int, str], recipe: Recipe) -> tuple[list[Document], list[LeftOut]]:
+    kept, left_out = [], []
     for number, document in enumerate(documents):
         if reason := length_problem(document, recipe):
             if not document.context:  # of a document in parts the first one is named
-                removed.append(_removed(reason, document, ""))
+                left_out.append(_left_out(reason, document))
         elif number in duplicates:
-            removed.append(_removed("duplicate", document, duplicates[number]))
+            left_out.append(_left_out("duplicate", document, duplicates[number]))
         else:
             kept.append(document)
-    return kept, removed
+    return kept, left_out
 
 
 def length_problem(document: Document, recipe: Recipe) -> str:
@@ -213,13 +195,16 @@ def length_problem(document: Document, recipe: Recipe) -> str:
     return ""
 
 
-def as_contaminated(hit: Removed) -> Removed:
-    return Removed("contaminated", hit.at, f"{hit.reason}: {hit.detail}", hit.text)
+def _left_out(reason: str, document: Document, detail: str = "") -> LeftOut:
+    return LeftOut(reason, document.at, detail, _beginning(document))
 
 
-def _removed(reason: str, document: Document, detail: str) -> Removed:
-    begin = document.text[:320].decode("utf-8", "ignore")  # 80 characters of up to four bytes
-    return Removed(reason, document.at, detail, begin[:80])
+def _texts_of(document: Document) -> list[str]:
+    return [document.text.decode()]
+
+
+def _beginning(document: Document) -> str:
+    return document.text[:320].decode("utf-8", "ignore")[:80]  # 80 characters of up to four bytes
 
 
 def packed_rows(documents: Pieces, turns: np.ndarray, recipe: Recipe, give_back: int) -> tuple[Rows, Pieces]:

@@ -126,11 +126,11 @@ def _add(found: Found, file: CorpusFile, rows: int, result: BlockRows, plan: Pre
     for bad in result.bad:
         found.left_out[bad.reason] += 1
         found.examples.setdefault(bad.reason, problem_message(file, bad))
-    for removed in result.removed:
-        found.left_out[removed.reason] += 1
-        begin = f": {removed.text!r}" if removed.text else ""
-        place = f"{file.name}, {file.unit} {removed.at:,}"
-        found.examples.setdefault(removed.reason, f"{removed.detail or removed.reason} ({place}{begin})")
+    for one in result.left_out:
+        found.left_out[one.reason] += 1
+        begin = f": {one.text!r}" if one.text else ""
+        place = f"{file.name}, {file.unit} {one.at:,}"
+        found.examples.setdefault(one.reason, f"{one.detail or one.reason} ({place}{begin})")
 
 
 def _name(source: Source) -> str:

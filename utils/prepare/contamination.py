@@ -9,17 +9,20 @@ that is found in too much that has nothing to do with it, and is not looked for.
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import numpy as np
 
 from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import naming
 from utils.files.atomic import write_array, write_atomically
+from utils.prepare.chat.conversation import Conversation, LeftOut
+from utils.prepare.documents import Document
 from utils.prepare.progress import say
 from utils.prepare.test_texts import read_texts, require_readable
 from utils.prepare.words import Words, in_batches, runs_of
@@ -57,6 +60,32 @@ class TestRuns:
     def find(self, texts: list[str]) -> list[Hit | None]:
         """The first run of each text that a test file has, too."""
         return [hit for words in in_batches(texts) for hit in self._index.find(words)]
+
+
+Item = TypeVar("Item", Conversation, Document)
+
+
+def screen(
+    items: list[Item], runs: TestRuns | None, texts_of: Callable[[Item], list[str]], beginning: Callable[[Item], str]
+) -> tuple[list[Item], list[LeftOut], list[LeftOut]]:
+    """What stays, what is left out because test files have some of it, too, and all of which they have some.
+
+    The last ones' reason is the test file, and their detail the words.
+    """
+    if runs is None:
+        return items, [], []
+    texts = [texts_of(item) for item in items]
+    hits_of_texts = iter(runs.find(list(chain.from_iterable(texts))))
+    kept, hits = [], []
+    for item, of_item in zip(items, texts, strict=True):
+        found = [hit for hit in islice(hits_of_texts, len(of_item)) if hit]
+        if found:
+            hits.append(LeftOut(found[0].file, item.at, found[0].words, beginning(item)))
+        else:
+            kept.append(item)
+    if not runs.leave_out:
+        return items, [], hits
+    return kept, [LeftOut("contaminated", hit.at, f"{hit.reason}: {hit.detail}", hit.text) for hit in hits], hits
 
 
 class _Index(NamedTuple):

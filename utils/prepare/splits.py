@@ -235,8 +235,8 @@ def note_removals(
             progress.line(f"skipped a document: {problem_message(file, bad)}")
         elif removals.counts[bad.reason] == MOST_NAMED + 1:
             progress.line(f"more documents of {job.source.name} are skipped: the report names them")
-    for removed in result.removed:
-        removals.add(removed.reason, file, removed.at, removed.detail, removed.text)
+    for one in result.left_out:
+        removals.add(one.reason, file, one.at, one.detail, one.text)
 
 
 def note_empty_files(source: Source, removals: RemovalLog) -> None:

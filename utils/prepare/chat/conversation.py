@@ -19,11 +19,11 @@ class Conversation(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """A record that becomes no conversation, or a conversation that becomes no sample."""
+    """A record that becomes no conversation, a conversation that becomes no sample, or a text that is not wanted."""
 
     reason: str  # one word for counting, such as `no_answer`
-    at: int  # the byte or row of the file
-    detail: str  # what is wrong, for a person
+    at: int  # the byte or row of the file where it begins
+    detail: str  # for a person: what is wrong, or which document it repeats
     text: str = ""  # how it begins
 
 
