@@ -123,7 +123,7 @@ def test_the_number_of_processes_changes_no_byte_and_a_second_call_redoes_what_c
         (["--converter", "instruction"], 65, "have no field 'instruction' but messages"),
         (["--padding", "false"], 2, "--padding false would cut conversations"),
         (["--template", "gemma"], 2, "--template gemma is neither a file nor one of"),
-        (["--max_length", "8"], 65, "all chats are left out"),
+        (["--max_length", "8"], 65, "9 are allowed; raise --max_length"),
     ],
 )
 def test_what_gives_nothing_is_refused_in_one_line(chats, tmp_path, capsys, argv, exit_code, words):

@@ -142,6 +142,26 @@ def test_a_source_that_gives_nothing_says_why(tmp_path: Path, capsys: pytest.Cap
         assert table(printed)["good train"]["samples"] == "3"
 
 
+@pytest.mark.parametrize(
+    ("row", "converter"),
+    [
+        (ROW, "messages"),
+        ({"conversations": [], "id": "1"}, "conversations"),
+        ({"instruction": "a", "input": "", "output": "b"}, "instruction"),
+        ({"instruction": "a", "reasoning": "b", "output": "c"}, "reasoning"),
+        ({"messages": [], "functions": "[]"}, "function_calls"),
+    ],
+)
+def test_chats_without_their_converter_are_told_it(tmp_path: Path, row: dict, converter: str):
+    path = write_rows(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=rf"no field 'text' \(--text_field\) among .* \(--converter {converter} reads"):
+        check({"name": "chats", "path": str(path)})
+    with pytest.raises(
+        DataError, match=f"`mapping` which fields .* reads; --converter {converter} reads these as they"
+    ):
+        check({"name": "chats", "path": str(path), "converter": "roleplay"})
+
+
 def test_a_check_that_finds_nothing_ends_with_one_line_and_65(tmp_path: Path):
     path = write_rows(tmp_path / "rows.jsonl", [{"question": "Do it"}])
     words = ["--checkpoint_dir", TOKENIZER, "--max_length", "200", "--template", "chatml", "--check", "true"]

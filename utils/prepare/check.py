@@ -15,6 +15,7 @@ from utils.data.parts import PARTS, TARGET
 from utils.data.table import aligned
 from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
 from utils.prepare.blocks import read_blocks
+from utils.prepare.chat.texts import remedy
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.file_formats import CONVERSATIONS, PLAIN, CorpusFile
 from utils.prepare.options import PrepareOptions
@@ -156,9 +157,8 @@ def _error(source: Source, found: Found) -> UserError | DataError | None:
     if not found.rows:
         return DataError(f"{_name(source)}: {source.files[0].path} is empty, as all of its files are")
     reason, count = found.left_out.most_common(1)[0]
-    return DataError(
-        f"{_name(source)}: nothing is left of {found.rows:,} rows; {count:,} {reason}: {found.examples[reason]}"
-    )
+    example = f"{found.examples[reason]}{remedy(reason)}"
+    return DataError(f"{_name(source)}: nothing is left of {found.rows:,} rows; {count:,} {reason}: {example}")
 
 
 def _say_left_out(source: Source, found: Found, options: PrepareOptions) -> None:

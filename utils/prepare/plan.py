@@ -248,6 +248,8 @@ def read_sample(sources: list[Source], options: PrepareOptions) -> list[str]:
         if source in chosen or not sample:
             sample += sample_of(source, options)
     if not sample and not any(source.converter for source in sources):
+        for source in sources:
+            sample_of(source, replace(options, on_bad_input="error"))  # says what all was left out for
         raise DataError(f"{options.corpus} holds no conversation and no other text: its files are empty")
     return sample
 

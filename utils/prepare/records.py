@@ -7,7 +7,7 @@ from lit_gpt.errors import DataError
 from utils.prepare.blocks import MAX_LINE, TextBlock, read_blocks, read_bytes
 from utils.prepare.chat.conversation import Fields
 from utils.prepare.chat.json_values import listed, read_json
-from utils.prepare.chat.kinds import MISSING, look_up
+from utils.prepare.chat.kinds import MISSING, look_up, reader_hint
 from utils.prepare.documents import Bad
 from utils.prepare.file_formats import ARROW, LINES, PARQUET, ROWS, CorpusFile
 from utils.prepare.rows import BadRow
@@ -42,9 +42,10 @@ def require_fields(file: CorpusFile, fields: Fields) -> None:
         records = [record for record, _ in parse_records(block)[0] if isinstance(record, dict)]
         for field in fields.required:
             if records and all(look_up(record, field) is MISSING for record in records):
-                names = listed({name: None for record in records for name in record})
-                found = f"the first {len(records):,} records of {file.path} have no field '{field}' but {names}"
-                raise DataError(f"{found}; say by `mapping` which fields the converter reads")
+                names = {name: None for record in records for name in record}
+                found = f"the first {len(records):,} records of {file.path} have no field '{field}' but {listed(names)}"
+                way = "say by `mapping` which fields the converter reads"
+                raise DataError(f"{found}; {way}{reader_hint(names)}")
         return
 
 

@@ -12,10 +12,12 @@ from typing import IO, Any
 
 from lit_gpt.errors import DataError
 from utils.prepare.chat.conversation import Fields
+from utils.prepare.chat.kinds import reader_hint, reader_of
 from utils.prepare.file_formats import ARROW, PARQUET, TABLE, CorpusFile
 from utils.prepare.unpacking import READ, import_pyarrow, unpacked
 
 MAX_RECORD = 32 * 2**20  # characters of a JSON record or CSV field
+NO_TEXT = "give --text_field, or of chats a --converter"
 _SPACES = re.compile(r"[ \t\r\n]*")
 
 
@@ -33,17 +35,19 @@ def no_field(text_field: str, record: Any) -> str:
     """Says that a JSON record, or what is in its place, lacks the field, and which ones there are."""
     if not isinstance(record, dict) or not record:
         return f"no field '{text_field}' (--text_field)"
-    return f"no field '{text_field}' (--text_field) among {_listed(record)},"
+    reader = reader_of(record)
+    hint = f" (--converter {reader} reads these)" if reader else ""
+    return f"no field '{text_field}' (--text_field) among {_listed(record)}{hint},"
 
 
 def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
     """The value of each row in `text_field`, or a `BadRow`; a DataError if there is no such column or no such table."""
     if file.format == TABLE:
-        rows = _within_rows(_csv_rows(file.path, Fields((text_field,)), "give --text_field"), file.span)
+        rows = _within_rows(_csv_rows(file.path, Fields((text_field,)), NO_TEXT), file.span)
         return (row if isinstance(row, BadRow) else _as_bytes(row[text_field]) for row in rows)
     if file.format not in (PARQUET, ARROW):
         return _within_rows(_json_values(file.path, text_field), file.span)
-    batches = _batches(file, size, Fields((text_field,)), "give --text_field")
+    batches = _batches(file, size, Fields((text_field,)), NO_TEXT)
     return chain.from_iterable(_values(batch.column(0)) for batch in batches)
 
 
@@ -100,7 +104,8 @@ def _columns(path: Path, names: list[str], fields: Fields, way: str) -> list[str
     wanted = dict.fromkeys(name if name in names else name.partition(".")[0] for name in fields.required)
     for name in wanted:
         if name not in names:
-            raise DataError(f"{path} has no column '{name}' but {_listed(names)}; {way}, or move it elsewhere")
+            found = f"{path} has no column '{name}' but {_listed(names)}"
+            raise DataError(f"{found}; {way}, or move it elsewhere{reader_hint(names)}")
     optional = names if fields.optional is None else fields.optional
     for name in optional:
         column = name if name in names else name.partition(".")[0]

@@ -21,6 +21,7 @@ from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shard
 from utils.files.atomic import write_atomically
 from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
 from utils.prepare.chat.converters import identity_of
+from utils.prepare.chat.texts import remedy
 from utils.prepare.documents import problem_message
 from utils.prepare.duplicates import PARTS
 from utils.prepare.file_formats import CorpusFile
@@ -253,9 +254,8 @@ def refuse_loss(job: SplitJob, removals: RemovalLog) -> None:
     if removals.counts.total() <= in_other_split or reasons[0][0] in ("duplicate", "contaminated"):
         return
     counts = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-    raise DataError(
-        f"{source.dataset} {source.split}: all chats are left out ({counts}); {removals.first[reasons[0][0]]}"
-    )
+    first = f"{removals.first[reasons[0][0]]}{remedy(reasons[0][0])}"
+    raise DataError(f"{source.dataset} {source.split}: all chats are left out ({counts}); {first}")
 
 
 def summary(entry: DatasetSplit, window: int) -> str:

@@ -454,6 +454,9 @@ def test_what_is_malformed_is_named_for_a_person():
     assert found.detail == "message 1 has no 'role' among from, value"
     found = convert("messages", {"messages": COLUMNS | {"content": ["a"]}})
     assert found.detail == "the columns of the field 'messages' have unequal lengths: role 2, content 1"
+    parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "a.png"}}]
+    found = convert("messages", {"messages": [{"role": "user", "content": parts}, ANSWER]})
+    assert (found.reason, found.text) == ("not_text", "What is it?")
 
 
 def test_what_is_empty_but_no_turn_stays():

@@ -170,7 +170,7 @@ def _beginning(value: Any) -> str:
     """The first 80 characters of the first text in a record."""
     for _ in range(20):
         if isinstance(value, dict):
-            texts = [value[key] for key in ("content", "value") if isinstance(value.get(key), str)]
+            texts = [value[key] for key in ("content", "value", "text") if isinstance(value.get(key), str)]
             inner = [item for item in value.values() if isinstance(item, list | dict)]
             others = [item for item in value.values() if isinstance(item, str) and item]
             value = (texts or inner or others or [""])[0]

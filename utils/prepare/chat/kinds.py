@@ -7,7 +7,7 @@ be, `messages.py` alone decides.
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from utils.prepare.chat.conversation import Message
@@ -260,3 +260,16 @@ KINDS = {
     "function_calls": Kind(_function_calls, ("messages", "functions")),
 }
 """By their names, with the fields that they read."""
+
+
+def reader_of(names: Iterable[str]) -> str | None:
+    """The converter that reads records with these fields without a mapping: that of the most of them."""
+    names = set(names)
+    fitting = [name for name, kind in KINDS.items() if names.issuperset(kind.required)]
+    return max(fitting, key=lambda name: len(KINDS[name].required), default=None)
+
+
+def reader_hint(names: Iterable[str]) -> str:
+    """Names that converter, at the end of a message about a field that is missing; empty if there is none."""
+    reader = reader_of(names)
+    return f"; --converter {reader} reads these as they are" if reader else ""
