@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1483,
     "utils/prepare/chat": 1931,
-    "utils/prepare": 7297,
+    "utils/prepare": 7295,
     "utils/run": 1256,
     "utils/train": 2441,
     "utils/export": 1628,

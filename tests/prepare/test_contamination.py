@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.errors import DataError, UserError
-from utils.prepare import contamination, test_texts
+from utils.prepare import contamination, contamination_files
 from utils.prepare.contamination import SHORTEST, write_runs
 from utils.prepare.words import fold, words_of
 
@@ -132,8 +132,8 @@ def test_a_file_that_finds_nothing_is_said(tmp_path, capsys):
 
 
 def test_texts_packed_files_and_arrays_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(test_texts, "READ", 50)
-    monkeypatch.setattr(test_texts, "_LONG", 200)
+    monkeypatch.setattr(contamination_files, "READ", 50)
+    monkeypatch.setattr(contamination_files, "_LONG", 200)
     rng = random.Random(1)
     texts = [sentence(rng, 300) for _ in range(3)]
     with gzip.open(tmp_path / "a.txt.gz", "wt") as file:

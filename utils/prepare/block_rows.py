@@ -21,7 +21,7 @@ from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
 from utils.prepare.chat.conversation import ChatRecipe, Converter, LeftOut
-from utils.prepare.contamination import TestRuns, screen
+from utils.prepare.contamination import WordRuns, screen
 from utils.prepare.documents import Bad, Document, parse
 from utils.prepare.encoding import Encoder, Library, choose_library
 from utils.prepare.gigatoken_proof import Proof
@@ -46,7 +46,7 @@ class Recipe:
     seed: int
     special_tokens_in_text: bool = False
     chat: ChatRecipe | None = None  # where there are conversations of records
-    test_runs: TestRuns | None = None  # runs of words of test files, which nothing may have
+    test_runs: WordRuns | None = None  # runs of words of test files, which nothing may have
 
 
 @dataclass(frozen=True)

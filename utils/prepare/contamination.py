@@ -1,7 +1,7 @@
 """Which texts of a corpus have runs of words in common with test files.
 
 `write_runs` hashes every run of `--contamination_words` words of the test files into sorted arrays on the disk, which
-all processes map and share; `TestRuns.find` looks a block's texts up in them. Case, punctuation and white space do not
+all processes map and share; `WordRuns.find` looks a block's texts up in them. Case, punctuation and white space do not
 count (`words.py`). A test item of fewer words, but at least `SHORTEST`, is looked for as a whole; what is shorter than
 that is found in too much that has nothing to do with it, and is not looked for.
 """
@@ -22,9 +22,9 @@ from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import naming
 from utils.files.atomic import write_array, write_atomically
 from utils.prepare.chat.conversation import Conversation, LeftOut
+from utils.prepare.contamination_files import read_texts, require_readable
 from utils.prepare.documents import Document
 from utils.prepare.progress import say
-from utils.prepare.test_texts import read_texts, require_readable
 from utils.prepare.words import Words, in_batches, runs_of
 
 TEST_RUNS = "test_runs"  # the folder for them, beside the splits' parts
@@ -39,10 +39,8 @@ class Hit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TestRuns:
+class WordRuns:
     """The runs of words of some test files, as `write_runs` left them in `folder`."""
-
-    __test__ = False  # no test, whatever its name
 
     folder: Path
     leave_out: bool  # whether what has one of them is left out, or reported alone
@@ -66,7 +64,7 @@ Item = TypeVar("Item", Conversation, Document)
 
 
 def screen(
-    items: list[Item], runs: TestRuns | None, texts_of: Callable[[Item], list[str]], beginning: Callable[[Item], str]
+    items: list[Item], runs: WordRuns | None, texts_of: Callable[[Item], list[str]], beginning: Callable[[Item], str]
 ) -> tuple[list[Item], list[LeftOut], list[LeftOut]]:
     """What stays, what is left out because test files have some of it, too, and all of which they have some.
 
@@ -119,7 +117,7 @@ class _Index(NamedTuple):
         return result
 
 
-def write_runs(paths: list[Path], length: int, leave_out: bool, folder: Path) -> TestRuns:
+def write_runs(paths: list[Path], length: int, leave_out: bool, folder: Path) -> WordRuns:
     """Writes into `folder` what the runs of `length` words of test files are, unless it holds them already.
 
     Takes 10 bytes per word on the disk, and in memory those of the longest file at most, as pages of a mapped file.
@@ -133,7 +131,7 @@ def write_runs(paths: list[Path], length: int, leave_out: bool, folder: Path) ->
         index.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(index, json.dumps({"key": key, **_write(paths, length, folder)}))
-    return TestRuns(folder, leave_out, hashlib.sha256(key.encode()).hexdigest())
+    return WordRuns(folder, leave_out, hashlib.sha256(key.encode()).hexdigest())
 
 
 def _write(paths: list[Path], length: int, folder: Path) -> dict[str, object]:

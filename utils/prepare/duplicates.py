@@ -33,7 +33,9 @@ from utils.prepare.words import in_batches, shingles_of
 from utils.prepare.work_pool import WorkPool
 from utils.prepare.worker import Worker
 
-PARTS = "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
+PARTS_FOLDER = (
+    "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
+)
 PLACE = np.dtype([("file", "i8"), ("block", "i8"), ("number", "i8"), ("at", "i8"), ("beginning", "S96")])
 """Where a document is: in its split, its file, in its block, and in the file by byte or row; and how it begins."""
 _VERSION = 2  # of the files

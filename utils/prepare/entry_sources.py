@@ -6,7 +6,7 @@ test split. With `split` it has the rows of these splits: those with a name such
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN
@@ -67,9 +67,8 @@ def _sources_of(
         everything = {file.name: file for of_split in files.values() for file in of_split}
         card = path / CARD if (path / CARD).is_file() else None
         by_split = _by_split(entry, list(everything), card, (path / SPLITS).is_file())
-        parts = parse_split(entry.split) if entry.split else [SplitPart(split) for split in by_split]
         files = {TRAIN: [], TEST: []}
-        for part in parts:
+        for part in _parts_of(entry, by_split):
             chosen = [everything[name] for name in _files_of(part, by_split)]
             files[TEST if is_held_out(part.split) else TRAIN] += _rows_of(part, chosen)
         log(_split_line(entry, files))
@@ -92,23 +91,21 @@ def _say_nothing(_: str) -> None:
 
 def wanted_files(entry: DatasetEntry, names: list[str], card: Path | None) -> list[str]:
     """The files that an entry needs of a dataset's, by its card, subset and split; descriptions are wanted always."""
-    data = [name for name in names if why_unread(name.rsplit("/", 1)[-1]) is None]
-    described = [name for name in names if name not in data]
+    data = [name for name in names if not why_unread(name)]
+    described = [name for name in names if why_unread(name)]
     if not entry.split and not entry.subset and not find_configs(card, data):
         return names
     by_split = _by_split(entry, data, card, SPLITS in described)
-    parts = parse_split(entry.split) if entry.split else [SplitPart(split) for split in by_split]
-    wanted = {name for part in parts for name in _files_of(part, by_split)}
+    wanted = {name for part in _parts_of(entry, by_split) for name in _files_of(part, by_split)}
     return [name for name in names if name in wanted or name in described]
 
 
 def first_files(entry: DatasetEntry, names: list[str], card: Path | None) -> list[str]:
     """Of what `wanted_files` gives, the first file of each split, but all where rows are counted for a part of one."""
-    parts = parse_split(entry.split) if entry.split else []
-    is_saved = any(name.rpartition("/")[2] == STATE for name in names)  # by `datasets`, which names its files
-    if is_saved or not all(part.is_whole for part in parts):
+    is_saved = any(PurePath(name).name == STATE for name in names)  # by `datasets`, which names its files
+    if is_saved or not all(part.is_whole for part in _parts_of(entry, {})):
         return names
-    data = [name for name in names if why_unread(name.rsplit("/", 1)[-1]) is None]
+    data = [name for name in names if not why_unread(name)]
     by_split = _by_split(entry, data, card, is_saved=False)
     first = {files[0] for files in by_split.values() if files}
     return [name for name in names if name in first or name not in data]
@@ -125,6 +122,10 @@ def _by_split(entry: DatasetEntry, names: list[str], card: Path | None, is_saved
             saved.setdefault(name.split("/")[0], []).append(name)
         return saved
     return files_by_split(names)
+
+
+def _parts_of(entry: DatasetEntry, by_split: dict[str, list[str]]) -> list[SplitPart]:
+    return parse_split(entry.split) if entry.split else [SplitPart(split) for split in by_split]
 
 
 def _files_of(part: SplitPart, by_split: dict[str, list[str]]) -> list[str]:

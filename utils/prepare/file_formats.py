@@ -82,11 +82,12 @@ def _parted(name: str) -> tuple[str, str, str]:
 
 
 def describes_data(name: str) -> bool:
-    return name in _DESCRIPTIONS
+    return PurePath(name).name in _DESCRIPTIONS
 
 
 def why_unread(name: str) -> str | None:
-    """Why a file is never read, and what to do about it; None for one that is read."""
+    """Why a file, by its name or path, is never read, and what to do about it; None for one that is read."""
+    name = PurePath(name).name
     if name in _DESCRIPTIONS:
         return "they describe data"
     if _CACHE.fullmatch(name):

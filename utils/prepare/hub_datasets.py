@@ -81,7 +81,7 @@ def _names(info: DatasetInfo) -> list[str]:
 
 def _data_files(names: list[str], entry: DatasetEntry) -> list[str]:
     """Files that are read and descriptions of them; a DataError if there is nothing to read."""
-    if any(why_unread(name.rsplit("/", 1)[-1]) is None for name in names):
+    if any(why_unread(name) is None for name in names):
         return [name for name in names if _is_wanted(name)]
     scripts = [name for name in names if name.endswith(".py")]
     what = f"{entry.hub} has no files that are read"
@@ -94,17 +94,18 @@ def _unread(names: list[str], entry: DatasetEntry) -> list[Unread]:
     """The files of a dataset that are of no format that is read."""
     unread = []
     for name in names:
-        reason = why_unread(name.rpartition("/")[2])
-        is_hidden = name.startswith(".") or "/." in name
-        if reason and not is_hidden and not _is_wanted(name):
+        reason = why_unread(name)
+        if reason and not _is_hidden(name) and not describes_data(name):
             unread.append(Unread(f"{entry.name}/{name}", reason))
     return unread
 
 
 def _is_wanted(name: str) -> bool:
-    *folders, file = name.split("/")
-    is_hidden = any(part.startswith(".") for part in (*folders, file))
-    return not is_hidden and ".." not in folders and (why_unread(file) is None or describes_data(file))
+    return not _is_hidden(name) and (not why_unread(name) or describes_data(name))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))  # `..`, which would leave the folder, too
 
 
 def _download(entry: DatasetEntry, names: list[str]) -> Path:
@@ -136,7 +137,7 @@ def _cached(entry: DatasetEntry, choose: Choose, log: Callable[[str], None], rea
 
 def _to_read(names: list[str]) -> list[str]:
     """The data files and what describes them: what `datasets` saved beside rows that are not wanted is left out."""
-    data = [name for name in names if not describes_data(name.rpartition("/")[2])]
+    data = [name for name in names if not describes_data(name)]
     folders = {"", *(name.rpartition("/")[0] for name in data)}
     return [name for name in names if name.rpartition("/")[0] in folders]
 

@@ -55,7 +55,7 @@ class SignedCorpus:
 
     def exact(self) -> np.ndarray:
         """[documents, 2] uint64"""
-        return np.concatenate([self._read(source, "exact", np.uint64).reshape(-1, 2) for source in self.sources])
+        return np.concatenate([self._mapped(source, "exact", np.uint64).reshape(-1, 2) for source in self.sources])
 
     @cached_property
     def is_chat(self) -> np.ndarray:
@@ -77,8 +77,8 @@ class SignedCorpus:
 
     def prompts(self) -> Prompts:
         """Those of the chats; of what takes the most room, memory maps."""
-        exact = [self._read(source, "prompt_exact", np.uint64) for source in self.sources]
-        counts = [self._read(source, "prompt_counts", np.int64) for source in self.sources]
+        exact = [self._mapped(source, "prompt_exact", np.uint64) for source in self.sources]
+        counts = [self._mapped(source, "prompt_counts", np.int64) for source in self.sources]
         return Prompts(
             exact=np.concatenate(exact).reshape(-1, 2),
             sketches=self._joined("prompt_sketches", np.uint8).reshape(-1, PERMUTATIONS),
@@ -103,17 +103,10 @@ class SignedCorpus:
             return np.memmap(joined, dtype, "r")
 
     def _mapped(self, source: Source, name: str, dtype: np.typing.DTypeLike) -> np.ndarray:
-        path = self._path(source, name)
+        path = signatures_folder(self.parts, source) / name
         if not path.is_file() or not path.stat().st_size:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype, "r")
-
-    def _path(self, source: Source, name: str) -> Path:
-        return signatures_folder(self.parts, source) / name
-
-    def _read(self, source: Source, name: str, dtype: np.typing.DTypeLike) -> np.ndarray:
-        path = self._path(source, name)
-        return np.fromfile(path, dtype) if path.is_file() else np.zeros(0, dtype)
 
     def beginning(self, document: int) -> str:
         """How a document begins."""
