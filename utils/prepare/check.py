@@ -15,7 +15,7 @@ from utils.data.parts import PARTS, TARGET
 from utils.data.table import aligned
 from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
 from utils.prepare.blocks import read_blocks
-from utils.prepare.chat.texts import remedy
+from utils.prepare.chat.conversation import remedy
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.file_formats import CONVERSATIONS, PLAIN, CorpusFile
 from utils.prepare.options import PrepareOptions

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,6 +13,9 @@ from utils.prepare.file_formats import LINES, PLAIN, ROWS, CorpusFile
 from utils.prepare.rows import BadRow, no_field
 
 _BLANK = re.compile(SPACES)
+
+
+Read = TypeVar("Read")
 
 
 class Bad(NamedTuple):
@@ -38,7 +42,7 @@ def parse(block: TextBlock, text_field: str) -> tuple[list[Document], list[Bad]]
         assert isinstance(block.payload, list)
         found = [_from_value(value, row, text_field) for row, value in enumerate(block.payload, start=block.begin)]
     elif block.file.format == LINES:
-        found = list(_from_lines(block, text_field))
+        found = list(json_lines(block, partial(_from_json, text_field=text_field)))
     elif block.file.format == PLAIN:
         found = list(_from_bytes(read_bytes(block), block.context))
     else:
@@ -105,18 +109,19 @@ def _problem(content: bytes) -> Bad | None:
     return None
 
 
-def _from_lines(block: TextBlock, text_field: str) -> Iterator[Document | Bad]:
+def json_lines(block: TextBlock, read: Callable[[bytes, int], Read]) -> Iterator[Read | Bad]:
+    """What `read` makes of each line that is not blank and the byte where it begins; or that a line is too long."""
     if (length := block.end - block.begin) > MAX_LINE:
         yield Bad("line_too_long", block.begin, f"a line of {length:,} bytes, above the {MAX_LINE:,} that are read")
         return
     at = block.begin
     for line in read_bytes(block).split(b"\n"):
         if line.strip():
-            yield _from_json(line, at, text_field)
+            yield read(line, at)
         at += len(line) + 1
 
 
-def _from_json(line: bytes, at: int, text_field: str) -> Document | Bad:
+def _from_json(line: bytes, at: int, *, text_field: str) -> Document | Bad:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError

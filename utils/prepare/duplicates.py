@@ -21,7 +21,7 @@ from lit_gpt.errors import naming
 from utils.files.atomic import write_array, write_atomically
 from utils.prepare.block_rows import Work, length_problem
 from utils.prepare.chat.converters import identity_of
-from utils.prepare.chat.texts import beginning, content_of, prompt_of, texts_of
+from utils.prepare.chat.texts import beginning, content_of, printable, prompt_of, texts_of
 from utils.prepare.documents import parse
 from utils.prepare.options import PrepareOptions
 from utils.prepare.plan import PreparePlan, Sifted, block_bytes, text_bytes, works_of
@@ -94,17 +94,16 @@ def sign(worker: Worker, work: Work, options: PrepareOptions) -> Signed:
     for number, document in enumerate(documents):
         if document.is_whole and not length_problem(document, worker.recipe):
             texts.append(document.text.decode())
-            places.append((work.file, work.number, number, document.at, _beginning(texts[-1])))
+            places.append((work.file, work.number, number, document.at, _stored(texts[-1][:80])))
     return Signed(np.array(places, PLACE), sign_texts(texts, near), None)
 
 
 def _sign_chats(worker: Worker, work: Work, near: bool, options: PrepareOptions) -> Signed:
     conversations, _ = worker.chats.convert(work)
+    prompts = list(map(prompt_of, conversations))
     places = []
     for number, conversation in enumerate(conversations):
-        place = (work.file, work.number, number, conversation.at, _beginning(beginning(conversation)))
-        places.append(place)
-    prompts = list(map(prompt_of, conversations))
+        places.append((work.file, work.number, number, conversation.at, _stored(beginning(conversation))))
     if options.deduplicate_by == "prompt":
         identities, texts, shingle = prompts, prompts, PAIR
     else:
@@ -128,8 +127,8 @@ def sketch_words(texts: list[str], shingle: int, exact: np.ndarray) -> np.ndarra
     return np.concatenate(sketches)
 
 
-def _beginning(text: str) -> bytes:
-    return " ".join(text[:80].split()).encode("utf-8", "replace")[: PLACE["beginning"].itemsize]
+def _stored(beginning: str) -> bytes:
+    return printable(beginning).encode()[: PLACE["beginning"].itemsize]
 
 
 def signatures_folder(parts: Path, source: Source) -> Path:

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_gpt.errors import DataError
-from utils.prepare.blocks import MAX_LINE, TextBlock, read_blocks, read_bytes
+from utils.prepare.blocks import TextBlock, read_blocks
 from utils.prepare.chat.conversation import Fields
 from utils.prepare.chat.json_values import listed, read_json
 from utils.prepare.chat.kinds import MISSING, look_up, reader_hint
-from utils.prepare.documents import Bad
+from utils.prepare.documents import Bad, json_lines
 from utils.prepare.file_formats import ARROW, LINES, PARQUET, ROWS, CorpusFile
 from utils.prepare.rows import BadRow
 from utils.prepare.unpacking import import_pyarrow
@@ -24,7 +24,7 @@ def parse_records(block: TextBlock) -> tuple[Records, list[Bad]]:
     call of a tool would get the arguments of all others.
     """
     if block.file.format == LINES:
-        found = list(_from_lines(block))
+        found = list(json_lines(block, _from_json))
     elif block.file.format in (PARQUET, ARROW):
         found = list(_from_arrow(block))
     elif block.file.format in ROWS:
@@ -47,17 +47,6 @@ def require_fields(file: CorpusFile, fields: Fields) -> None:
                 way = "say by `mapping` which fields the converter reads"
                 raise DataError(f"{found}; {way}{reader_hint(names)}")
         return
-
-
-def _from_lines(block: TextBlock) -> Iterator[tuple[Any, int] | Bad]:
-    if (length := block.end - block.begin) > MAX_LINE:
-        yield Bad("line_too_long", block.begin, f"a line of {length:,} bytes, above the {MAX_LINE:,} that are read")
-        return
-    at = block.begin
-    for line in read_bytes(block).split(b"\n"):
-        if line.strip():
-            yield _from_json(line, at)
-        at += len(line) + 1
 
 
 def _from_json(line: bytes, at: int) -> tuple[Any, int] | Bad:

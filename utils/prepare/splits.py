@@ -20,8 +20,8 @@ from utils.data.manifest import FORMAT_VERSION, MANIFEST, DatasetSplit
 from utils.data.shards import ShardWriter, shard_name, token_dtype, verify_shards
 from utils.files.atomic import write_atomically
 from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
+from utils.prepare.chat.conversation import remedy
 from utils.prepare.chat.converters import identity_of
-from utils.prepare.chat.texts import remedy
 from utils.prepare.documents import problem_message
 from utils.prepare.duplicates import PARTS_FOLDER
 from utils.prepare.file_formats import CorpusFile

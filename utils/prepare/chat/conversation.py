@@ -27,6 +27,21 @@ class LeftOut(NamedTuple):
     text: str = ""  # how it begins
 
 
+def remedy(reason: str) -> str:
+    """What to do where all conversations are left out for this reason, at the end of a message; empty if it is clear
+    from what is wrong."""
+    return f"; {_REMEDIES[reason]}" if reason in _REMEDIES else ""
+
+
+_REMEDIES = {
+    "too_long": "raise --max_length",
+    "template_refuses": "another --template may take it",
+    "token_over_border": "take a --template of this tokenizer, which has the tokens that end its answers",
+    "reasoning_missing": "take a --template that writes reasoning (the converter reasoning_as_text does without)",
+    "tool_calls_missing": "take a --template that writes the calls of tools",
+}
+
+
 @dataclass(frozen=True)
 class ChatRecipe:
     """What decides the tokens of a conversation, beside the tokenizer."""

@@ -10,6 +10,7 @@ from utils.prepare.chat.conversation import Conversation, Converter, Fields, Lef
 from utils.prepare.chat.json_values import Malformed, kind_of, listed
 from utils.prepare.chat.kinds import KINDS, MISSING, Chat, Kind, Record, look_up
 from utils.prepare.chat.own_converter import convert_own, is_own, load_own, own_source
+from utils.prepare.chat.texts import printable
 
 Convert = Callable[[Any, int], list[Conversation | LeftOut]]
 """A record and the byte or row of the file where it is → its conversations: one, but for `roleplay`."""
@@ -163,7 +164,7 @@ def _require_answer(messages: list[Message], unwanted: tuple[str, ...]) -> None:
 
 
 def _left_out(problem: Malformed, values: Any, at: int) -> LeftOut:
-    return LeftOut(problem.reason, at, _printable(problem.detail[:300]), _beginning(values))
+    return LeftOut(problem.reason, at, printable(problem.detail[:300]), _beginning(values))
 
 
 def _beginning(value: Any) -> str:
@@ -176,9 +177,4 @@ def _beginning(value: Any) -> str:
             value = (texts or inner or others or [""])[0]
         elif isinstance(value, list):
             value = value[0] if value else ""
-    return _printable(value[:80]) if isinstance(value, str) else ""
-
-
-def _printable(text: str) -> str:
-    """Text that a report can hold: one line of valid Unicode."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
+    return printable(value[:80]) if isinstance(value, str) else ""

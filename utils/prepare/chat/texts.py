@@ -1,16 +1,8 @@
-"""The texts of a conversation, to compare conversations by."""
+"""The texts of a conversation, to compare and to name it by."""
 
 import json
 
 from utils.prepare.chat.conversation import Conversation
-
-_REMEDIES = {
-    "too_long": "raise --max_length",
-    "template_refuses": "another --template may take it",
-    "token_over_border": "take a --template of this tokenizer, which has the tokens that end its answers",
-    "reasoning_missing": "take a --template that writes reasoning (the converter reasoning_as_text does without)",
-    "tool_calls_missing": "take a --template that writes the calls of tools",
-}
 
 
 def prompt_of(conversation: Conversation) -> str:
@@ -45,11 +37,9 @@ def content_of(conversation: Conversation) -> str:
 
 
 def beginning(conversation: Conversation) -> str:
-    """The first 80 characters of the prompt, in one line of valid Unicode."""
-    return " ".join(prompt_of(conversation)[:80].encode("utf-8", "replace").decode().split())
+    return printable(prompt_of(conversation)[:80])
 
 
-def remedy(reason: str) -> str:
-    """What to do where all conversations are left out for this reason, at the end of a message; empty if it is clear
-    from what is wrong."""
-    return f"; {_REMEDIES[reason]}" if reason in _REMEDIES else ""
+def printable(text: str) -> str:
+    """Text that a report can hold: one line of valid Unicode."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
