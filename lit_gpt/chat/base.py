@@ -48,6 +48,8 @@ def main(options: Options) -> None:
     if by_template:
         template = ChatTemplate(tokenizer)
         ends = [] if template.end_of_turn is None else [template.end_of_turn]
+        if template.end_text:
+            options = replace(options, stop=(template.end_text, *options.stop))
         talk(model, options, template.encode, ends, ("> ", ""))
         return
     if options.system is not None:

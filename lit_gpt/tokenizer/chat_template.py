@@ -146,13 +146,22 @@ class ChatTemplate:
     @cached_property
     def end_of_turn(self) -> int | None:
         """The special token after an answer, or None: generation_config.json does not always name `<|im_end|>`."""
+        rest = self._behind_answer
+        following = [token for token in self.tokenizer.special_tokens if token.strip() and rest.startswith(token)]
+        return self.tokenizer.token_id(max(following, key=len)) if following else None
+
+    @property
+    def end_text(self) -> str:
+        """What is written after an answer, where that is no special token; empty if nothing is."""
+        return self._behind_answer.rstrip() if self.end_of_turn is None else ""
+
+    @cached_property
+    def _behind_answer(self) -> str:
         answer = "An answer."
         text = self.render(
             [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], add_generation_prompt=False
         )
-        rest = text.rpartition(answer)[2].lstrip()
-        following = [token for token in self.tokenizer.special_tokens if token.strip() and rest.startswith(token)]
-        return self.tokenizer.token_id(max(following, key=len)) if following else None
+        return text.rpartition(answer)[2].lstrip()
 
     @cached_property
     def _control_names(self) -> re.Pattern[str] | None:

@@ -86,6 +86,13 @@ def test_a_chat_is_what_transformers_writes(tmp_path, template, stop, go):
     assert stop in commands["PARAMETER stop"]
 
 
+def test_an_answer_that_ends_with_text_stops_where_training_ended_it(tmp_path):
+    """Behind the last answer nothing was trained: what begins the next question never comes."""
+    template = CHATML.replace("<|im_end|>", "[END]").replace("<|im_start|>", "#")
+    commands = parse(modelfile("m.gguf", form_of(tokenizer_folder(tmp_path, template)), 64, None))
+    assert commands["PARAMETER stop"] == ["[END]"]
+
+
 def test_a_chat_template_of_another_kind_is_left_to_ollama(tmp_path):
     template = "{% for m in messages %}<|{{ m.role }}|>{{ loop.index }} {{ m.content }}{% endfor %}"
     text = modelfile("m.gguf", form_of(tokenizer_folder(tmp_path, template)), 64, "</s>")

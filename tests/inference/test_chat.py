@@ -20,6 +20,7 @@ from lit_gpt.inference.generation import TextModel
 from lit_gpt.inference.sampling import Sampling
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.hf_tokenizer import tokenizer_json
+from lit_gpt.tokenizer.shipped_templates import template_source
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import run_command
 from tests.formats.hf_models import make_litgpt
@@ -132,7 +133,19 @@ def test_a_conversation_is_encoded_as_transformers_does(with_template):
             assert ours.encode(messages) == expected, contents
             text = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
             assert ours.render(messages) == text and len(text) > 10
-    assert ours.end_of_turn == theirs.convert_tokens_to_ids(end)
+    assert ours.end_of_turn == theirs.convert_tokens_to_ids(end) and not ours.end_text
+
+
+def test_an_answer_that_ends_with_text_ends_there(small, tmp_path, monkeypatch):
+    """A template whose `<|im_end|>` the tokenizer has no token for was trained as text."""
+    shutil.copytree(small, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_text(template_source("chatml", Tokenizer(small)))
+    template = ChatTemplate(Tokenizer(tmp_path))
+    assert template.end_of_turn is None and template.end_text == "<|im_end|>"
+    stops = []
+    monkeypatch.setattr("lit_gpt.chat.base.talk", lambda model, options, *others: stops.append(options.stop))
+    main(Options(checkpoint_dir=tmp_path, accelerator="cpu", stop=("END",)))
+    assert stops == [("<|im_end|>", "END")]
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,21 @@ class HFChat:
         return any(self._render(messages, days[0]) != self._render(messages, days[1]) for messages in chats)
 
     def stops(self, joint: str) -> tuple[str, ...]:
-        """What to stop at, of what stands between an answer and the user's next message: its tokens, else all of it."""
+        """What to stop at, of what stands between an answer and the user's next message.
+
+        Its tokens; else what is written behind the last answer too, which is all that was trained; else all of it.
+        """
         added = {str(token) for token in self._tokenizer.added_tokens_decoder.values()}
         tokens = [token for token in added if token.strip() and token in joint]
-        stops = sorted(tokens, key=joint.index) or ([joint] if joint.strip() else [])
+        end = self._behind_last_answer()
+        text = end if end and joint.lstrip().startswith(end) else joint
+        stops = sorted(tokens, key=joint.index) or ([text] if text.strip() else [])
         return tuple(stop for stop in stops if '"' not in stop)  # a Modelfile has no escapes
+
+    def _behind_last_answer(self) -> str:
+        answer = "An answer."
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)[2].strip()
 
     def _render(self, messages: Sequence[Message], day: datetime) -> str | None:
         is_begun = messages[-1]["role"] == "assistant"

@@ -2,6 +2,7 @@
 
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
+from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.shipped_templates import missing_tokens, template_source
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.prepare.chat.conversation import ChatRecipe
@@ -16,5 +17,10 @@ def plan_chats(options: PrepareOptions, tokenizer: Tokenizer) -> tuple[ChatRecip
     source = template_source(options.template, tokenizer)
     if missing := missing_tokens(source, tokenizer):
         say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
+    if end := ChatTemplate(tokenizer, source).end_text:
+        say(
+            f"warning: an answer ends with the text {end!r}, and no token: who generates has to stop there, as "
+            "lit_gpt/chat and the Modelfile do; the template impruver ends answers with the tokenizer's own token"
+        )
     recipe = ChatRecipe(source, options.targets, options.too_long, options.system)
     return recipe, chat_files(tokenizer, with_default_system(source, options.system))
