@@ -53,11 +53,16 @@ def find_problem(row_runs: np.ndarray, lengths: np.ndarray, parts: np.ndarray, u
         return "its runs are not divided among its rows"
     if (unknown := parts.max(initial=0)) >= len(PARTS):
         return f"part {unknown} of its tokens is unknown"
-    sums = np.diff(np.append(0, np.cumsum(lengths, dtype=np.int64))[row_runs])
-    wrong = np.flatnonzero((counts > 0) & (sums != used))
+    tokens = sums_between(row_runs, lengths)
+    wrong = np.flatnonzero((counts > 0) & (tokens != used))
     if len(wrong):
-        return f"the runs of its row {wrong[0]} are {sums[wrong[0]]} tokens, the row has {used[wrong[0]]}"
+        return f"the runs of its row {wrong[0]} are {tokens[wrong[0]]} tokens, the row has {used[wrong[0]]}"
     return "a run without tokens" if lengths.min(initial=1) < 1 else ""
+
+
+def sums_between(bounds: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The sum of the values from each of `bounds` up to the next one: int64 [bounds - 1]."""
+    return np.diff(np.append(0, np.cumsum(values, dtype=np.int64))[bounds])
 
 
 def predicted(lengths: np.ndarray, overlaps: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ from safetensors import safe_open
 from lit_gpt.checksums import ListedFile, file_sha256, find_difference
 from lit_gpt.errors import DataError, naming
 from utils.data.manifest import DatasetSplit, Shard
-from utils.data.parts import TARGET, Runs, find_problem, predicted, to_runs
+from utils.data.parts import TARGET, Runs, find_problem, predicted, sums_between, to_runs
 from utils.files.atomic import staged_path, write_array
 
 
@@ -106,7 +106,7 @@ class ShardWriter:
             return
         counts = np.diff(row_segments)
         if parts is not None:
-            used = np.diff(np.append(0, np.cumsum(lengths, dtype=np.int64))[row_segments])
+            used = sums_between(row_segments, lengths)
         shard_of_row = (self._rows + np.arange(len(tokens))) % len(self._files)
         shard_of_segment = np.repeat(shard_of_row, counts)
         for shard, (file, segments) in enumerate(self._files):
@@ -290,7 +290,7 @@ def _require_whole_runs(index: dict[str, np.ndarray], path: Path) -> None:
     if len(names) < 3:
         problem = f"it has {' and '.join(names)} alone"
     else:
-        used = np.diff(np.append(0, np.cumsum(index["segment_lengths"], dtype=np.int64))[index["row_segments"]])
+        used = sums_between(index["row_segments"], index["segment_lengths"])
         problem = find_problem(*(index[name] for name in names), used)
     if problem:
         raise DataError(f"{path} is damaged: {problem}; remove that file and run prepare_data.py again")

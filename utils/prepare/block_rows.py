@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from utils.data.parts import PARTS, TARGET, predicted
+from utils.data.parts import PARTS, TARGET, predicted, sums_between
 from utils.data.shards import token_dtype
 from utils.prepare import dialogue
 from utils.prepare.blocks import TextBlock
@@ -85,7 +85,7 @@ class Rows(NamedTuple):
         """How many of the tokens that are not left context are each part, targets among them."""
         if self.parts is None:
             return Counter({PARTS[TARGET]: int(self.lengths.sum() - self.overlaps.sum())})
-        used = np.diff(np.append(0, np.cumsum(self.lengths, dtype=np.int64))[self.row_segments])
+        used = sums_between(self.row_segments, self.lengths)
         is_token = np.arange(self.parts.shape[1]) < used[:, None]
         found = self.parts[is_token][predicted(self.lengths, self.overlaps)]
         counts = np.bincount(found, minlength=len(PARTS))

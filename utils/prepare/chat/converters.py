@@ -8,7 +8,7 @@ from typing import Any
 from lit_gpt.errors import DataError, UserError
 from utils.prepare.chat.conversation import Conversation, Converter, Fields, LeftOut, Message
 from utils.prepare.chat.json_values import Malformed, kind_of, listed
-from utils.prepare.chat.kinds import KINDS, MISSING, Chat, Kind, Record, look_up
+from utils.prepare.chat.kinds import KINDS, MISSING, Kind, MessagesAndTools, Record, look_up
 from utils.prepare.chat.own_converter import convert_own, is_own, load_own, own_source
 from utils.prepare.chat.texts import printable
 
@@ -92,7 +92,7 @@ def _converted_by_own(
 
 
 def _conversation(
-    convert: Callable[[Any], Chat], part: Any, converter: Converter, values: Any, at: int
+    convert: Callable[[Any], MessagesAndTools], part: Any, converter: Converter, values: Any, at: int
 ) -> Conversation | LeftOut:
     try:
         messages, tools = convert(part)

@@ -15,8 +15,7 @@ from utils.prepare.chat.json_values import Malformed, checked_text, kind_of, lis
 from utils.prepare.chat.messages import ROLES, read_messages, rows_of
 from utils.prepare.chat.tool_calls import parameters_of, read_tools
 
-Chat = tuple[list[Message], list[dict[str, Any]] | None]
-"""The messages of a conversation, and its tools."""
+MessagesAndTools = tuple[list[Message], list[dict[str, Any]] | None]
 
 MISSING = object()
 SHARE = 5  # one of so many dialogues of role play shows the greeting, and one the example, as in Saiga's data
@@ -88,28 +87,28 @@ def look_up(values: dict[str, Any], path: str) -> Any:
     return values[path]
 
 
-def _messages(record: Record) -> Chat:
+def _messages(record: Record) -> MessagesAndTools:
     tools = read_tools(record.value("tools"), "the field 'tools'")
     return read_messages(record.decoded("messages"), "the field 'messages'", parameters_of(tools)), tools
 
 
-def _function_calls(record: Record) -> Chat:
+def _function_calls(record: Record) -> MessagesAndTools:
     tools = read_tools(record.value("functions"), "the field 'functions'")
     return read_messages(record.decoded("messages"), "the field 'messages'", parameters_of(tools)), tools
 
 
-def _conversations(record: Record) -> Chat:
+def _conversations(record: Record) -> MessagesAndTools:
     tools = read_tools(record.value("tools"), "the field 'tools'")
     raw, what = record.decoded("conversations"), "the field 'conversations'"
     turns = read_messages(raw, what, parameters_of(tools), role_key="from", content_key="value")
     return _introduced(record, turns), tools
 
 
-def _instruction(record: Record) -> Chat:
+def _instruction(record: Record) -> MessagesAndTools:
     return [*_question(record), _answer(record)], None
 
 
-def _reasoning(record: Record) -> Chat:
+def _reasoning(record: Record) -> MessagesAndTools:
     answer = _answer(record)
     reasoning = record.required_text("reasoning")
     if reasoning.strip():
@@ -117,7 +116,7 @@ def _reasoning(record: Record) -> Chat:
     return [*_question(record), answer], None
 
 
-def _reasoning_as_text(record: Record) -> Chat:
+def _reasoning_as_text(record: Record) -> MessagesAndTools:
     """The reasoning before the answer, as Impruver writes it: for templates that know no `reasoning_content`."""
     messages, tools = _reasoning(record)
     reasoning = messages[-1].pop("reasoning_content", "")
@@ -126,7 +125,7 @@ def _reasoning_as_text(record: Record) -> Chat:
     return messages, tools
 
 
-def _prompt_completion(record: Record) -> Chat:
+def _prompt_completion(record: Record) -> MessagesAndTools:
     """Answers within the prompt are not trained, unless their weight says so."""
     tools = read_tools(record.value("tools"), "the field 'tools'")
     prompt = _side(record, "prompt", "user", tools)
@@ -196,26 +195,26 @@ def _dialogues(record: Record) -> list[Record]:
     return [record.with_field("dialogue", dialogue) for dialogue in dialogues]
 
 
-def _roleplay(record: Record) -> Chat:
+def _roleplay(record: Record) -> MessagesAndTools:
     """A dialogue with the character, who is introduced; a hash of both decides what else the introduction shows."""
     dialogue = record.value("dialogue")
     raw = dialogue.get("chat") if isinstance(dialogue, dict) else dialogue
     turns = read_messages(raw, "the dialogue", roles=_ROLE_PLAY)
     name, context, greeting = record.required_text("name"), record.required_text("context"), record.text("greeting")
-    words = _RUSSIAN if _CYRILLIC.search(context) else _ENGLISH
-    system = words.introduction.format(name=name, context=context)
+    phrases = _RUSSIAN if _CYRILLIC.search(context) else _ENGLISH
+    system = phrases.introduction.format(name=name, context=context)
     identity = json.dumps([name, context, greeting, turns], ensure_ascii=False)
     digest = hashlib.blake2b(identity.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     if greeting.strip() and int.from_bytes(digest[:8], "big") % SHARE == 0:
-        system += f"\n{words.greeting}: {greeting}"
+        system += f"\n{phrases.greeting}: {greeting}"
         turns.insert(0, {"role": "assistant", "content": checked_text(greeting, "the greeting")})
     example = record.value("example_dialogue")
     if example and int.from_bytes(digest[8:], "big") % SHARE == 0:
-        system += f"\n{words.example}:" + _lines(example, words)
+        system += f"\n{phrases.example}:" + _lines(example, phrases)
     return [{"role": "system", "content": checked_text(system, "the introduction")}, *turns], None
 
 
-class _Words(NamedTuple):
+class _Phrases(NamedTuple):
     """How the introduction of a character is put."""
 
     introduction: str
@@ -225,17 +224,17 @@ class _Words(NamedTuple):
     character: str
 
 
-_RUSSIAN = _Words("Ты {name}. {context}", "Приветствие", "Пример диалога", "Пользователь", "Персонаж")
-_ENGLISH = _Words("You are {name}. {context}", "Greeting", "Example of a dialogue", "User", "Character")
+_RUSSIAN = _Phrases("Ты {name}. {context}", "Приветствие", "Пример диалога", "Пользователь", "Персонаж")
+_ENGLISH = _Phrases("You are {name}. {context}", "Greeting", "Example of a dialogue", "User", "Character")
 
 
-def _lines(example: Any, words: _Words) -> str:
+def _lines(example: Any, phrases: _Phrases) -> str:
     example = _messages_in(example)
     if isinstance(example, str):
         return f"\n{example}"
-    speakers = {"user": words.user, "assistant": words.character}
+    speakers = {"user": phrases.user, "assistant": phrases.character}
     messages = read_messages(example, "the field 'example_dialogue'", roles=_ROLE_PLAY)
-    return "".join(f"\n{speakers.get(message['role'], words.user)}: {message['content']}" for message in messages)
+    return "".join(f"\n{speakers.get(message['role'], phrases.user)}: {message['content']}" for message in messages)
 
 
 def _itself(record: Record) -> list[Record]:
@@ -243,7 +242,7 @@ def _itself(record: Record) -> list[Record]:
 
 
 class Kind(NamedTuple):
-    convert: Callable[[Record], Chat]
+    convert: Callable[[Record], MessagesAndTools]
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     split: Callable[[Record], list[Record]] = _itself  # into those of one conversation each

@@ -15,7 +15,7 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from utils.prepare.chat.json_values import Malformed, checked_value, kind_of
-from utils.prepare.chat.kinds import Chat
+from utils.prepare.chat.kinds import MessagesAndTools
 from utils.prepare.chat.messages import read_messages
 from utils.prepare.chat.tool_calls import parameters_of, read_tools
 
@@ -65,7 +65,7 @@ def _import(module_name: str) -> ModuleType:
     return module
 
 
-def convert_own(function: Callable[[Any], Any], record: Any) -> Chat:
+def convert_own(function: Callable[[Any], Any], record: Any) -> MessagesAndTools:
     """What the function makes of a record; a `Malformed` if it fails, returns None, or no conversation."""
     try:
         found = function(record)
