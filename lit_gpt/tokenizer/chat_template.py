@@ -70,7 +70,7 @@ class ChatTemplate:
 
         A DataError for a template that does not come to an end, or writes without an end.
         """
-        return self.render_marked(messages, tools, add_generation_prompt)[0]
+        return self._render(messages, tools, add_generation_prompt, with_marks=False)
 
     def render_marked(
         self,
@@ -83,16 +83,21 @@ class ChatTemplate:
 
         With `names`, those of guarded messages, the text is what `put_names_back` makes of it.
         """
-        values = {**self._values, "messages": messages, "tools": tools}
+        text = self._render(messages, tools, add_generation_prompt, with_marks=True)
+        if names is not None:
+            text = self.put_names_back(text, names)
+        return _without_marks(text) if self._compiled.has_marks else (text, [])
+
+    def _render(
+        self, messages: list[Message], tools: list[dict[str, Any]] | None, add_generation_prompt: bool, with_marks: bool
+    ) -> str:
+        values = {**self._values, "messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
         try:
-            text = self._compiled.render({**values, "add_generation_prompt": add_generation_prompt}, self._now)
+            return self._compiled.render(values, self._now, with_marks)
         except (TooMuch, MemoryError) as e:
             raise DataError(f"{self._whose} cannot be used: {e or 'it takes more memory than there is'}") from None
         except Exception as e:  # what the template's expressions raise: TypeError, OverflowError and others
             raise UserError(f"{self._whose} refuses the conversation: {_first_line(e)}") from None
-        if names is not None:
-            text = self.put_names_back(text, names)
-        return _without_marks(text) if self._compiled.has_marks else (text, [])
 
     def encode(self, messages: list[Message]) -> list[int]:
         """Token ids of `render`: special tokens that the template writes are tokens, those named in a message text."""

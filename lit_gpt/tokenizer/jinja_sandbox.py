@@ -54,9 +54,10 @@ class CompiledTemplate:
         self._globals = dict(self._template.globals)
         self.has_marks = re.search(r"\{%[-+]?\s*generation\s*[-+]?%\}", source) is not None
 
-    def render(self, values: dict[str, Any], now: Callable[[], datetime]) -> str:
-        """The text, with marks where the template has them; raises whatever the template's expressions raise."""
+    def render(self, values: dict[str, Any], now: Callable[[], datetime], with_marks: bool) -> str:
+        """The text, perhaps with marks where the template has them; raises whatever its expressions raise."""
         self._environment.begin(now)
+        self._environment.writes_marks = with_marks
         context = self._context
         context.parent, context.vars = {**self._globals, **values}, {}
         context.exported_vars.clear()
@@ -91,7 +92,7 @@ class _Generation(Extension):
         return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
 
     def _marked(self, caller: Macro) -> str:
-        return f"{MARK_START}{caller()}{MARK_END}"
+        return f"{MARK_START}{caller()}{MARK_END}" if self.environment.writes_marks else caller()
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -107,6 +108,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             del self.filters[name]
         del self.globals["lipsum"]
         self.globals |= {"raise_exception": _raise_exception, "strftime_now": self._strftime_now}
+        self.writes_marks = False
         self.begin(datetime.now)
 
     def begin(self, now: Callable[[], datetime]) -> None:

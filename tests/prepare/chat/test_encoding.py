@@ -103,8 +103,8 @@ def test_a_template_that_looks_into_a_name_of_a_control_token_is_named(chatml):
 
 
 def test_an_answer_that_begins_the_text_is_named(chatml):
-    template = "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.content }}{% endif %}{% endfor %}"
-    assert reasons(encode(chatml, template, turns("a", "b"))) == {"no_prompt": 1}
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    assert reasons(encode(chatml, template, turns("a", "b")[1:])) == {"no_prompt": 1}
 
 
 def test_characters_that_the_tokenizer_does_not_have_are_named(tmp_path):

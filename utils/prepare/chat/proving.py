@@ -14,7 +14,8 @@ import numpy as np
 from lit_gpt.tokenizer.hf_tokenizer import tokenizer_with_offsets
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.prepare.chat.alignment import Alignment, GivenAlignment, TokenBytes
-from utils.prepare.chat.targets import Span, Unproven, short
+from utils.prepare.chat.answers import short
+from utils.prepare.chat.targets import Span, Unproven
 
 KNOWN_PROMPTS, KNOWN_CHARACTERS = 10_000, 200  # ends of prompts whose tokens are remembered, and how long
 BATCH_CHARACTERS = 500_000  # of text that the tokenizers library gets at once: it takes some 200 bytes per token
@@ -99,6 +100,9 @@ class ProvingTokenizer:
         if text[reach : run.end].strip():
             over = text[reach : found.end_of(end)]
             raise Unproven("token_over_border", f"the token {short(over)} begins in the answer and ends behind it")
+        if reach < run.end and reach <= run.open_to:
+            detail = f"what ends the answer is in the token {short(text[reach : found.end_of(end)])} with what follows"
+            raise Unproven("token_over_border", detail)
         self._prove_prompt(found, text, run.begin, first)
         if not found.is_text or reach < run.end:
             self._prove_text(ids[first:end].tolist(), text[run.begin : reach])

@@ -12,23 +12,33 @@ Where a template writes an earlier answer otherwise than when it was the last (t
 answer is a sample of its own, in which it is the last. A template's own `{% generation %}` marks decide instead.
 """
 
-import json
-from collections.abc import Iterator
+import re
+from bisect import bisect_left
 from copy import copy
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_template import NO_CHARACTERS, ChatTemplate, strings_of
 from lit_gpt.tokenizer.special_tokens import HIDDEN
 from utils.data.parts import PARTS, TARGET
+from utils.prepare.chat.answers import (
+    OPENING,
+    ends_open,
+    is_closed,
+    is_lost,
+    own_text,
+    short,
+    texts_in,
+    what_is_missing,
+)
 from utils.prepare.chat.conversation import ChatRecipe, Conversation, Message
+from utils.prepare.chat.template_trial import closing_of, ends_otherwise, writes_twice
 
 _PART_OF_ROLE = {role: PARTS.index(role) for role in ("system", "user", "tool")} | {"developer": PARTS.index("system")}
 TEMPLATE, WEIGHT_0, EARLIER_ANSWER = (PARTS.index(name) for name in ("template", "weight_0", "earlier_answer"))
 _PROBE = {"role": "user", "content": "?"}  # a message that may follow an answer
-_OPENING = "<think>"
-_REASONING = ("reasoning_content", "reasoning", "thinking")
+_WHOLE = re.compile(r"</?[^<>\s]{1,60}>|\[/?[^\[\]\s]{1,60}\]|\w+")  # what two texts do not have in common by half
 
 
 class Unproven(Exception):
@@ -43,6 +53,7 @@ class Span(NamedTuple):
     begin: int  # its first character in the text
     end: int
     part: int
+    open_to: int = 0  # where the answer's last words end, if nothing but white space closes it
 
 
 class Sample(NamedTuple):
@@ -67,7 +78,8 @@ class Chat:
         self.tools = conversation.tools
         self._weights = [message.get("weight", 1) for message in given]
         self.guarded = template.guard(self.messages, self.tools)
-        if self.guarded and any(NO_CHARACTERS.search(text) for text in strings_of([self.messages, self.tools])):
+        has_marks = self.guarded is not None or template.has_marks
+        if has_marks and any(NO_CHARACTERS.search(text) for text in strings_of([self.messages, self.tools])):
             raise Unproven("no_character", "a message holds NUL or U+FDD0 to U+FDD2, which are no characters")
 
     @property
@@ -117,7 +129,10 @@ class Chat:
             text.encode()
         except UnicodeEncodeError:
             raise Unproven("not_utf8", "half a surrogate pair, which is no character") from None
-        if self.guarded and text.replace(HIDDEN, "") != self.template.render(self.messages, self.tools, False):
+        is_marked = self.guarded is not None or self.template.has_marks
+        if is_marked and text.replace(HIDDEN, "") != self.template.render(self.messages, self.tools, False):
+            if self.guarded is None:
+                raise Unproven("marks", "the chat template changes the text that its marks hold")
             name = self.guarded.names[0]
             raise Unproven("control_name", f"the chat template does not write {name!r} in a message as it is there")
         return text, spans
@@ -144,6 +159,8 @@ def find_samples(chat: Chat) -> list[Sample]:
     if not chat.trained:
         raise Unproven("no_answer", "no message of the assistant is to be trained")
     text, marks = chat.whole
+    if problem := found_problem(chat, text):
+        raise Unproven(*problem)
     if chat.policy == "all":
         return [_all_but_weight_0(chat, text, marks)]
     if chat.template.has_marks:
@@ -176,11 +193,31 @@ def _run_in_history(chat: Chat, number: int, text: str) -> Span | None:
         return None
     is_last = number + 1 == len(chat.messages)
     whole = text if is_last else chat.text(number + 1, False)
-    end = _end_when_last(chat, number, begin, whole) if is_last else _common(chat, whole, text)
+    end = _end_when_last(chat, number, begin, whole) if is_last else _end_in_history(chat, number, whole, text)
     run = text[begin:end]
-    if end < begin or _what_is_missing(chat.messages[number], run, prompt):
+    if end < begin or what_is_missing(chat.messages[number], run, prompt):
         return None
-    return Span(begin, end, TARGET) if _is_closed(chat.messages[number], run, whole[end:]) else None
+    if not is_closed(chat.messages[number], run, whole[end:], closing_of(chat.template)):
+        return None
+    return _run(chat, number, text, begin, end)
+
+
+def _end_in_history(chat: Chat, number: int, whole: str, text: str) -> int:
+    """Where the run of an answer ends that is not the last message; `whole` is the text up to this answer."""
+    end = _common(chat, whole, text)
+    if not ends_otherwise(chat.template):
+        return end
+    try:  # the next message may begin as a text's end does
+        return min(end, _common(chat, whole, chat.text(number + 1, False, _PROBE)))
+    except Unproven:
+        return end
+
+
+def _run(chat: Chat, number: int, text: str, begin: int, end: int) -> Span:
+    """The run of an answer."""
+    run = text[begin:end]
+    is_open = ends_open(chat.messages[number], run, closing_of(chat.template))
+    return Span(begin, end, TARGET, begin + len(run.rstrip()) if is_open else 0)
 
 
 def _last_answer(chat: Chat, number: int) -> Sample:
@@ -190,15 +227,32 @@ def _last_answer(chat: Chat, number: int) -> Sample:
         raise Unproven("prefix", _two_texts(text, prompt, _common(chat, text, prompt)))
     end = _end_when_last(chat, number, len(prompt), text)
     run = text[len(prompt) : end]
-    if missing := _what_is_missing(chat.messages[number], run, prompt):
+    if missing := what_is_missing(chat.messages[number], run, prompt):
         raise Unproven(*missing)
-    return _sample(chat, text, {number: [Span(len(prompt), end, TARGET)]}, number + 1)
+    return _sample(chat, text, {number: [_run(chat, number, text, len(prompt), end)]}, number + 1)
+
+
+def found_problem(chat: Chat, text: str) -> tuple[str, str] | None:
+    """What makes the whole text useless: a reason and a sentence; None if nothing does."""
+    if writes_twice(chat.template):
+        return "written_twice", "the chat template writes an answer more than once"
+    position = 0
+    for message in chat.messages:
+        if message["role"] not in ("system", "developer", "user"):
+            continue
+        for content in map(str.strip, texts_in(message.get("content"))):
+            begin = text.find(content, position)
+            position = max(position, begin)
+            if begin < 0 and content not in text and is_lost(content, text):
+                detail = f"the chat template does not write {short(content)}, which the {message['role']} says"
+                return "message_missing", detail
+    return None
 
 
 def _two_texts(text: str, prompt: str, at: int) -> str:
     there, asked = (repr(found[max(0, at - 20) : at + 40]) for found in (text, prompt))
     advice = ""
-    if _OPENING in prompt[at:] or _OPENING in prompt[-20:]:
+    if OPENING in prompt[at:] or OPENING in prompt[-20:]:
         advice = (
             ": a copy of the template that begins with {% set enable_thinking = false %} may ask for such an answer"
         )
@@ -213,87 +267,57 @@ def _end_when_last(chat: Chat, number: int, begin: int, text: str) -> int:
         return len(text)
     message = chat.messages[number]
     end = _common(chat, text, longer)
-    if end < begin or _what_is_missing(message, text[begin:end], text[:begin]):
+    if end < begin or what_is_missing(message, text[begin:end], text[:begin]):
         # the history is another one; what follows the content may be the same
-        content = _own_text(message)
+        content = own_text(message)
         here, there = (found.rfind(content) + len(content) for found in (text, longer)) if content else (0, 0)
         if here < begin or longer.find(content) < 0:
             return len(text)
         end = here + _common(chat, text[here:], longer[there:])
-    return end if _is_closed(message, text[begin:end], text[end:]) else len(text)
-
-
-def _is_closed(message: Message, run: str, rest: str) -> bool:
-    """Whether something in the run follows the message's last words, or nothing follows them in the text either."""
-    content = _own_text(message)
-    return not rest.strip() or (content != "" and not run.rstrip().endswith(content))
-
-
-def _own_text(message: Message) -> str:
-    """The last words of a message that can be looked for: of its content, or the name of what it calls."""
-    texts = [*_texts(message.get("content"))]
-    for call in message.get("tool_calls") or []:
-        texts.append(str(call.get("function", call).get("name", "")))
-    return next((text.strip() for text in reversed(texts) if text.strip()), "")
+    return end if is_closed(message, text[begin:end], text[end:], closing_of(chat.template)) else len(text)
 
 
 def _marked_runs(chat: Chat, text: str, marks: list[tuple[int, int]], wanted: list[int]) -> dict[int, list[Span]]:
     """The runs that the template's marks give to the answers `wanted`; raises Unproven if an answer is in none."""
     left = [Span(begin, end, TARGET) for begin, end in marks if end > begin]
+    _require_no_marks_of_others(chat, text, left)
     runs: dict[int, list[Span]] = {}
     before: list[Span] = []  # the runs of the answer before
     for number, message in enumerate(chat.messages):
         if not is_answer(message):
             continue
         missing: tuple[str, str] | None = ("marks", "the template has fewer marks than answers")
-        while left and (missing := _what_is_missing(message, text[left[0].begin : left[0].end])):
+        while left and (missing := what_is_missing(message, text[left[0].begin : left[0].end])):
             # marks without a message, such as those around a text's end, belong to the answer before
             before.append(left.pop(0))
         if missing:
             raise Unproven(*missing)
         before = runs[number] = [left.pop(0)]
     before += left
+    for number in wanted:
+        begin, end = runs[number][0].begin, runs[number][-1].end
+        is_open = ends_open(chat.messages[number], text[begin:end], closing_of(chat.template))
+        if text[end:].strip() and is_open:
+            detail = (
+                f"the template's marks end with the answer {short(text[begin:end])}: a model would not learn to end"
+            )
+            raise Unproven("no_end", detail)
     return {number: found for number, found in runs.items() if number in wanted}
 
 
-def _what_is_missing(message: Message, run: str, prompt: str = "") -> tuple[str, str] | None:
-    """What of an answer is not in its run: a reason and a sentence; None if all is there.
-
-    The prompt may have opened the thoughts with which the content begins.
-    """
-    squeezed = None
-    for reason, wanted in _wanted(message):
-        if wanted in run:
+def _require_no_marks_of_others(chat: Chat, text: str, marks: list[Span]) -> None:
+    """Raises Unproven if a mark begins in what the template writes for a message that is no answer."""
+    begins = [mark.begin for mark in marks]
+    for number, message in enumerate(chat.messages):
+        if is_answer(message):
             continue
-        if squeezed is None:
-            opening = _OPENING if prompt.rstrip().endswith(_OPENING) else ""
-            squeezed = "".join((opening + run).split())
-        if "".join(wanted.split()) not in squeezed:
-            return reason, f"the chat template writes {short(run)} for an answer with {short(wanted)}"
-    if message.get("content") is None and run.lstrip().startswith("None"):
-        return "content_missing", "the chat template writes None for an answer without text"
-    return None
-
-
-def _wanted(message: Message) -> Iterator[tuple[str, str]]:
-    for text in _texts(message.get("content")):
-        yield "content_missing", text.strip()
-    for key in _REASONING:
-        if isinstance(text := message.get(key), str):
-            yield "reasoning_missing", text.strip()
-    for call in message.get("tool_calls") or []:
-        function = call.get("function", call)
-        yield "tool_calls_missing", str(function.get("name", ""))
-        if isinstance(arguments := function.get("arguments"), dict):
-            for text in strings_of(arguments):
-                yield "tool_calls_missing", json.dumps(text, ensure_ascii=False)[1:-1] if '"' in text else text
-
-
-def _texts(content: Any) -> Iterator[str]:
-    if isinstance(content, str):
-        yield content
-    elif isinstance(content, list):
-        yield from (part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+        try:
+            here = _common(chat, chat.text(number, False), text) if number else 0
+            end = _common(chat, chat.text(number + 1, False), text)
+        except Unproven:  # a template may refuse texts that end there
+            continue
+        if bisect_left(begins, here) < bisect_left(begins, end):
+            raise Unproven("marks", f"the template's marks hold what is the {message['role']}'s, not an answer")
 
 
 def _sample(chat: Chat, text: str, runs: dict[int, list[Span]], count: int) -> Sample:
@@ -307,7 +331,7 @@ def _sample(chat: Chat, text: str, runs: dict[int, list[Span]], count: int) -> S
         part = _PART_OF_ROLE.get(message["role"], TEMPLATE)
         if is_answer(message):
             part = WEIGHT_0 if number in weightless else EARLIER_ANSWER
-        for content in filter(None, map(str.strip, _texts(message.get("content")))):
+        for content in filter(None, map(str.strip, texts_in(message.get("content")))):
             begin = _find(text, content, position)
             if begin >= 0:
                 position = begin + len(content)
@@ -339,16 +363,12 @@ def _common(chat: Chat, one: str, other: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if one.startswith(other[:middle]) else (low, middle - 1)
     for text in (one, other):
-        for name in chat.template.special_names.finditer(text, max(0, low - 200), low + 200):
-            if name.start() < low < name.end():
-                low = name.start()
+        for pattern in (chat.template.special_names, _WHOLE):
+            for name in pattern.finditer(text, max(0, low - 200), low + 200):
+                if name.start() < low < name.end():
+                    low = name.start()
     return low - (low > 0 and one[low - 1] == HIDDEN)
 
 
 def _without_weight(message: Message) -> Message:
     return {key: value for key, value in message.items() if key != "weight"} if "weight" in message else message
-
-
-def short(text: str) -> str:
-    """A text for a message of one line, cut in its middle."""
-    return repr(text if len(text) <= 60 else f"{text[:40]}…{text[-15:]}")
