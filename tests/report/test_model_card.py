@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import platform
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import yaml
 
+from lit_gpt.tokenizer.chat_files import chat_files
+from lit_gpt.tokenizer.shipped_templates import template_source
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import ROOT, run
 from utils.export.provenance import foundation_facts, publishable
 from utils.report.figures import draw_for_card
-from utils.report.model_card import cell, evaluation_table, fill_card, table
+from utils.report.model_card import cell, end_of_answers, evaluation_table, fill_card, table
 from utils.run.record import RunRecord
 
 
@@ -121,6 +125,17 @@ def test_an_adapters_example_runs_on_its_base(lora_run, foundation, tmp_path):
 
 
 # Its parts
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"), [("impruver", "`</s>`"), ("chatml", "the text `<|im_end|>`, which is no token: `generate(")]
+)
+def test_the_card_says_what_ends_an_answer(tmp_path, template, ends):
+    shutil.copytree(ROOT / "data/sample/tokenizer", tmp_path, dirs_exist_ok=True)
+    source = template_source(template, Tokenizer(tmp_path))
+    for name, content in chat_files(Tokenizer(tmp_path), source).items():
+        (tmp_path / name).write_bytes(content)
+    assert end_of_answers(Tokenizer(tmp_path)).startswith(ends)
 
 
 def test_card_without_values_has_no_holes():

@@ -17,6 +17,7 @@ import yaml
 from lit_gpt.formats.peft import ADAPTER_CONFIG
 from lit_gpt.model.lazy_tensors import specs_of
 from lit_gpt.repository import REPOSITORY
+from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.mixture import MIXTURE
 from utils.export.provenance import foundation_facts
@@ -99,8 +100,7 @@ def model_values(model: MergedModel, hf: dict[str, Any], provenance: dict[str, A
         prompt = normalise(PROMPTS[languages[0]], languages[0], open_end=True)
     uses = {"prompt": json.dumps(prompt, ensure_ascii=False), "goes_on": "goes on with a text"}
     if model.is_chat:
-        tokenizer = Tokenizer(model.tokenizer_dir)
-        ends = " or ".join(f"`{tokenizer.vocabulary[index]}`" for index in sorted(tokenizer.end_ids))
+        ends = end_of_answers(Tokenizer(model.tokenizer_dir))
         uses = {"messages": json.dumps([{"role": "user", "content": "Hello!"}]), "ends": ends}
     return {
         "kind": "A causal language model",
@@ -115,6 +115,13 @@ def model_values(model: MergedModel, hf: dict[str, Any], provenance: dict[str, A
         "normalised": " and ".join(f"`{language}`" for language in languages),
         "verification": provenance["conversion"]["verification"],
     }
+
+
+def end_of_answers(tokenizer: Tokenizer) -> str:
+    """The tokens by which who generates knows that an answer has ended; the text, where the template ends it by one."""
+    if end := ChatTemplate(tokenizer).end_text:
+        return f"the text `{end}`, which is no token: `generate(…, stop_strings={end!r}, tokenizer=tokenizer)`"
+    return " or ".join(f"`{tokenizer.vocabulary[index]}`" for index in sorted(tokenizer.end_ids))
 
 
 def adapter_values(model: MergedModel, model_id: str, base: str | None) -> dict[str, Any]:
