@@ -12,6 +12,7 @@ from lit_gpt.errors import DataError, UserError
 from utils import cli
 from utils.prepare.chat.conversation import Converter
 from utils.prepare.data_folder import require_folder
+from utils.prepare.dataset_entries import repeated_entries
 from utils.prepare.entry_sources import find_entry_sources
 from utils.prepare.options import PrepareOptions
 
@@ -137,6 +138,16 @@ def test_all_problems_are_named_at_once():
 def test_two_entries_do_not_share_their_shards(names: tuple[str, str]):
     with pytest.raises(UserError, match=f"another entry is named {names[0]}"):
         options_of(*({"name": name, "path": "x"} for name in names))
+
+
+def test_data_that_is_listed_twice_is_named():
+    def entry(name: str, **values: str) -> dict:
+        return {"name": name, "path": "a.jsonl", "converter": "messages", **values}
+
+    entries = options_of(
+        entry("A"), entry("B", split="train"), entry("C", converter="conversations"), entry("D", group="g"), entry("E")
+    ).entries
+    assert repeated_entries(entries) == [("D", "A"), ("E", "A")]
 
 
 def test_options_that_contradict_each_other():

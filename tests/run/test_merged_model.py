@@ -51,6 +51,11 @@ def test_a_path_stands_for_the_best_checkpoint_else_the_newest(trained_run: Path
         find_input(tmp_path)
 
 
+def test_a_base_without_weights_is_a_wrong_path(lora_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="; give the foundation model's place by --checkpoint_dir"):
+        load_merged_model(lora_run, tmp_path)
+
+
 def test_merged_equals_unmerged(lora_run: Path, foundation: Path) -> None:
     checkpoint = find_input(lora_run)
     trained = load_merged_model(checkpoint)

@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -95,6 +95,18 @@ def _listed(values: Any) -> tuple[str, ...]:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def repeated_entries(entries: Sequence[DatasetEntry]) -> list[tuple[str, str]]:
+    """The names of entries that read the same as an earlier one, with the earlier one's."""
+    first: dict[DatasetEntry, str] = {}
+    found = []
+    for entry in entries:
+        read = replace(entry, name="", language="", group="", commit="")
+        if read in first:
+            found.append((entry.name, first[read]))
+        first.setdefault(read, entry.name)
+    return found
 
 
 def _problems(values: Mapping[str, Any]) -> list[str]:

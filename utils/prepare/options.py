@@ -91,7 +91,7 @@ class PrepareOptions:
     contamination: tuple[str, ...] = ()
     """Test files (*.jsonl, *.json, *.txt, each also packed): what has a run of their words is left out."""
     contamination_words: int = 13
-    """Words of such a run. Shorter test texts count as a whole, but those of fewer than 8 words do not."""
+    """Words in a row that are a hit of --contamination. Shorter texts count whole, those of fewer than 8 words not."""
     contaminated: Literal["leave_out", "report"] = "leave_out"
     """What to do about what has a run of a test file's words; both name it in DATA/reports/contamination.txt."""
     on_bad_input: Literal["error", "skip"] = "error"

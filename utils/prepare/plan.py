@@ -24,6 +24,7 @@ from utils.data.manifest import TEST
 from utils.prepare.block_rows import Dialogue, Recipe, Work
 from utils.prepare.blocks import read_blocks
 from utils.prepare.chat.converters import fields_of, make_converter
+from utils.prepare.dataset_entries import repeated_entries
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.entry_sources import find_entry_sources, where_of
@@ -103,6 +104,8 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         except ValueError as e:
             raise UserError(str(e)) from None
     warn_of_unknown(facts, sources)
+    for name, earlier in repeated_entries(options.entries):
+        say(f"warning: --datasets, {name}: it is the same data as {earlier}, and would be trained on twice")
     sample = read_sample(sources, options)
     chat_bytes = text_bytes([source for source in sources if source.converter])
     worth_it = bool(sample) or chat_bytes >= PROVEN_CHATS

@@ -151,6 +151,8 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
         raise UserError(f"{source} is an adapter on random weights, which are not kept; train it on a foundation model")
     if not foundation.is_dir():
         raise UserError(f"the foundation model {foundation} is not there; give its place by --checkpoint_dir")
+    if not (foundation / WEIGHTS).is_file():
+        raise UserError(f"{foundation} has no {WEIGHTS}; give the foundation model's place by --checkpoint_dir")
     require_base(foundation, record.identity.base, source)
     return lazy_weights(foundation), begin_check(expected_base(foundation))
 
