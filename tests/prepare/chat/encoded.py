@@ -5,17 +5,22 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.tokenizer.shipped_templates import template_source
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.parts import TARGET
+from utils.prepare.chat import encoding
 from utils.prepare.chat.conversation import ChatRecipe, Conversation
 from utils.prepare.chat.encoding import ChatEncoder, EncodedChats
+from utils.prepare.chat.proving import ProvingTokenizer
 
 CHATML = ("<|im_start|>", "<|im_end|>")
-_encoder = lru_cache(ChatEncoder)  # reading a tokenizer takes up to half a second
+# reading a tokenizer takes up to a second, and many templates are tried with one
+_encoder = lru_cache(ChatEncoder)
 _tokenizer = lru_cache(Tokenizer)
+_proving_tokenizer = lru_cache(ProvingTokenizer)
 
 
 def encode(
@@ -23,8 +28,11 @@ def encode(
 ):
     if "{" not in template:
         template = template_source(template, _tokenizer(folder))
-    encoder = _encoder(folder, ChatRecipe(template, targets, too_long, system), window)
-    return encoder([Conversation(messages, tools, at) for at, messages in enumerate(conversations)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "Tokenizer", _tokenizer)
+        patch.setattr(encoding, "ProvingTokenizer", _proving_tokenizer)
+        encoder = _encoder(folder, ChatRecipe(template, targets, too_long, system), window)
+        return encoder([Conversation(messages, tools, at) for at, messages in enumerate(conversations)])
 
 
 def samples(encoded: EncodedChats) -> list[tuple[np.ndarray, np.ndarray]]:
