@@ -166,7 +166,7 @@ class ChatTemplate:
         text = self.render(
             [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], add_generation_prompt=False
         )
-        return text.rpartition(answer)[2].lstrip()
+        return text.rpartition(answer)[2].lstrip() if answer in text else ""
 
     @cached_property
     def _control_names(self) -> re.Pattern[str] | None:

@@ -59,15 +59,16 @@ class HFChat:
     def _behind_last_answer(self) -> str:
         answer = "An answer."
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False)).rpartition(answer)[2].strip()
+        text = self._render(messages, datetime.now(), goes_on=False) or ""
+        return text.rpartition(answer)[2].strip() if answer in text else ""
 
-    def _render(self, messages: Sequence[Message], day: datetime) -> str | None:
-        is_begun = messages[-1]["role"] == "assistant"
+    def _render(self, messages: Sequence[Message], day: datetime, goes_on: bool = True) -> str | None:
+        is_begun = goes_on and messages[-1]["role"] == "assistant"
         try:
             return self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tokenize=False,
-                add_generation_prompt=not is_begun,
+                add_generation_prompt=goes_on and not is_begun,
                 continue_final_message=is_begun,
                 strftime_now=day.strftime,
             )
