@@ -55,7 +55,7 @@ LINES = {
     "utils/prepare": 7309,
     "utils/run": 1258,
     "utils/train": 2441,
-    "utils/export": 1638,
+    "utils/export": 1639,
     "utils/report": 698,
     "commands": 1628,
 }
