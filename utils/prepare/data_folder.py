@@ -16,10 +16,9 @@ from utils.data.shards import token_dtype
 from utils.files.atomic import write_atomically
 from utils.prepare.clean_reports import write_contamination
 from utils.prepare.contamination import TEST_RUNS
-from utils.prepare.duplicates import PARTS_FOLDER
 from utils.prepare.entry_sources import where_of
 from utils.prepare.options import PrepareOptions
-from utils.prepare.plan import PreparePlan
+from utils.prepare.plan import PARTS_FOLDER, PreparePlan
 from utils.prepare.progress import say
 from utils.prepare.removals import REPORTS
 from utils.prepare.sources import Source
@@ -54,7 +53,7 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
     manifest = make_manifest(found, plan)
     copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER, plan.chat_files)
     write_unread(plan)
-    hits = {source: data_dir / PARTS_FOLDER / f"{source.name}.hits.jsonl" for source in plan.sources}
+    hits = {source: plan.parts_dir / f"{source.name}.hits.jsonl" for source in plan.sources}
     write_contamination(plan, hits)
     stale = find_stale(data_dir, found)
     path = data_dir / MANIFEST
@@ -64,7 +63,7 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
             file.unlink()
             say(f"deleted {file.relative_to(data_dir)}: of no dataset in {plan.options.corpus}")
         manifest.save(data_dir)
-    for folder in (*(data_dir / PARTS_FOLDER).glob("*.signatures"), *(data_dir / PARTS_FOLDER).glob(TEST_RUNS)):
+    for folder in (*plan.parts_dir.glob("*.signatures"), *plan.parts_dir.glob(TEST_RUNS)):
         shutil.rmtree(folder)
     say(f"{path}: {sum(entry.rows for entry in manifest.splits):,} rows of {recipe.window:,} tokens")
 
@@ -152,12 +151,11 @@ def copy_tokenizer(source: Path, target: Path, chats: Mapping[str, bytes]) -> No
 def find_stale(data_dir: Path, found: dict[Source, DatasetSplit]) -> list[Path]:
     """Shards, parts and reports of splits that are gone, or were made anew with other ones."""
     current = {data_dir / shard.file for entry in found.values() for shard in entry.shards}
-    current |= {
-        data_dir / PARTS_FOLDER / f"{source.name}{suffix}" for source in found for suffix in (".json", ".hits.jsonl")
-    }
+    parts_dir = data_dir / PARTS_FOLDER
+    current |= {parts_dir / f"{source.name}{suffix}" for source in found for suffix in (".json", ".hits.jsonl")}
     current |= {data_dir / REPORTS / f"{source.name}.jsonl" for source, entry in found.items() if entry.skipped}
     stale = []
-    for folder in (data_dir, data_dir / PARTS_FOLDER, data_dir / REPORTS):
+    for folder in (data_dir, parts_dir, data_dir / REPORTS):
         files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
         own = [path for path in files if OWN_FILE.fullmatch(path.relative_to(data_dir).as_posix())]
         stale += [path for path in own if path not in current]

@@ -33,9 +33,6 @@ from utils.prepare.words import in_batches, shingles_of
 from utils.prepare.work_pool import WorkPool
 from utils.prepare.worker import Worker
 
-PARTS_FOLDER = (
-    "parts"  # the folder in a data folder for what a preparation needs until it is complete, or to be continued
-)
 PLACE = np.dtype([("file", "i8"), ("block", "i8"), ("number", "i8"), ("at", "i8"), ("beginning", "S96")])
 """Where a document is: in its split, its file, in its block, and in the file by byte or row; and how it begins."""
 _VERSION = 2  # of the files
@@ -59,18 +56,18 @@ class Signed(NamedTuple):
         return arrays
 
 
-def sign_sources(own: list[Source], parts: Path, plan: PreparePlan, pool: WorkPool) -> None:
+def sign_sources(own: list[Source], plan: PreparePlan, pool: WorkPool) -> None:
     """Signs the documents of each file once: a source's `own` ones."""
     keys = {source.own: signature_key(source.own, plan) for source in own if source.own.files}
-    to_do = [source for source, key in keys.items() if not are_written(parts, source, key)]
+    to_do = [source for source, key in keys.items() if not are_written(plan.parts_dir, source, key)]
     if not to_do:
         return
-    parts.mkdir(parents=True, exist_ok=True)
+    plan.parts_dir.mkdir(parents=True, exist_ok=True)
     progress = ProgressLine("compared", text_bytes(to_do))
     for source in to_do:
         # the blocks are those that will be tokenised: a document is known by its number in a block
         results = pool.map(partial(sign, options=plan.options), works_of(source, plan, Sifted()))
-        write_signatures(parts, source, keys[source], results, progress)
+        write_signatures(plan.parts_dir, source, keys[source], results, progress)
     progress.close()
 
 
@@ -131,21 +128,21 @@ def _stored(beginning: str) -> bytes:
     return printable(beginning).encode()[: PLACE["beginning"].itemsize]
 
 
-def signatures_folder(parts: Path, source: Source) -> Path:
-    return parts / f"{source.name}.signatures"
+def signatures_folder(parts_dir: Path, source: Source) -> Path:
+    return parts_dir / f"{source.name}.signatures"
 
 
-def are_written(parts: Path, source: Source, key: str) -> bool:
-    folder = signatures_folder(parts, source)
+def are_written(parts_dir: Path, source: Source, key: str) -> bool:
+    folder = signatures_folder(parts_dir, source)
     if not (folder / "done.json").is_file():
         return False
     return json.loads((folder / "done.json").read_text(encoding="utf-8")) == key
 
 
 def write_signatures(
-    parts: Path, source: Source, key: str, blocks: Iterable[tuple[Work, Signed]], progress: ProgressLine
+    parts_dir: Path, source: Source, key: str, blocks: Iterable[tuple[Work, Signed]], progress: ProgressLine
 ) -> None:
-    folder = signatures_folder(parts, source)
+    folder = signatures_folder(parts_dir, source)
     folder.mkdir(parents=True, exist_ok=True)
     for file in folder.iterdir():
         file.unlink()

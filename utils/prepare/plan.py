@@ -43,6 +43,7 @@ SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
 SAMPLE_SOURCES = 16  # from how many sources it comes
 BLOCK_BYTES = 4 * 2**20  # text that a process gets at once: 0.1 s of work or more
 PROVEN_CHATS = 2**25  # bytes of chats for which trying gigatoken on every character, 3 to 14 s, is worth it
+PARTS_FOLDER = "parts"  # in a data folder, for what a preparation needs until it is complete, or to be continued
 PARQUET_TIMES = 3  # estimated text in a Parquet file, as a multiple of its size
 
 
@@ -72,6 +73,10 @@ class PreparePlan:
     def data_dir(self) -> Path:
         assert self.options.destination_path is not None
         return self.options.destination_path
+
+    @property
+    def parts_dir(self) -> Path:
+        return self.data_dir / PARTS_FOLDER
 
 
 def make_plan(options: PrepareOptions) -> PreparePlan:

@@ -16,7 +16,7 @@ import numpy as np
 from utils.cluster.slurm import Tasks
 from utils.prepare.clean_reports import forget_duplicates, write_duplicates
 from utils.prepare.contamination import TEST_RUNS, write_runs
-from utils.prepare.duplicates import PARTS_FOLDER, sign_sources
+from utils.prepare.duplicates import sign_sources
 from utils.prepare.plan import PreparePlan, Sifted
 from utils.prepare.progress import say
 from utils.prepare.prompts import find_groups, held_out
@@ -34,7 +34,7 @@ def with_test_runs(plan: PreparePlan) -> PreparePlan:
         return plan
     files = [Path(file) for file in options.contamination]
     leave_out = options.contaminated == "leave_out"
-    runs = write_runs(files, options.contamination_words, leave_out, plan.data_dir / PARTS_FOLDER / TEST_RUNS)
+    runs = write_runs(files, options.contamination_words, leave_out, plan.parts_dir / TEST_RUNS)
     return replace(plan, recipe=replace(plan.recipe, test_runs=runs))
 
 
@@ -43,13 +43,13 @@ def sift_sources(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: WorkP
     if plan.options.deduplicate == "no" and not plan.options.validation_share:
         on_first_task(lambda: forget_duplicates(plan.data_dir), tasks)
         return {}
-    gather(lambda: sign_sources(own, plan.data_dir / PARTS_FOLDER, plan, pool), tasks)
+    gather(lambda: sign_sources(own, plan, pool), tasks)
     return on_first_task(lambda: decide(plan), tasks)
 
 
 def decide(plan: PreparePlan) -> dict[str, Sifted]:
     options = plan.options
-    corpus = SignedCorpus(plan.data_dir / PARTS_FOLDER, plan.sources)
+    corpus = SignedCorpus(plan.parts_dir, plan.sources)
     repeats = np.full(len(corpus.places), -1)
     if options.deduplicate != "no":
         threshold = options.similarity if options.deduplicate == "near" else None

@@ -24,7 +24,7 @@ _PLACE = np.dtype([("file", "i4"), ("block", "i4"), ("number", "i4"), ("at", "i8
 class SignedCorpus:
     """The signatures of all sources' own files, as one array each, in the order in which documents are compared."""
 
-    parts: Path
+    parts_dir: Path
     all_sources: list[Source]
 
     @cached_property
@@ -88,7 +88,7 @@ class SignedCorpus:
 
     def _joined(self, name: str, dtype: type, chosen: list[np.ndarray] | None = None) -> np.ndarray:
         """The sources' files `name` as one memory map; of sketches, the rows that are `chosen` of each source."""
-        with TemporaryFile(dir=self.parts, buffering=0) as joined, naming(self.parts):
+        with TemporaryFile(dir=self.parts_dir, buffering=0) as joined, naming(self.parts_dir):
             for number, source in enumerate(self.sources):
                 values = self._mapped(source, name, dtype)
                 if chosen is None:
@@ -103,7 +103,7 @@ class SignedCorpus:
             return np.memmap(joined, dtype, "r")
 
     def _mapped(self, source: Source, name: str, dtype: np.typing.DTypeLike) -> np.ndarray:
-        path = signatures_folder(self.parts, source) / name
+        path = signatures_folder(self.parts_dir, source) / name
         if not path.is_file() or not path.stat().st_size:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype, "r")

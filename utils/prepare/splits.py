@@ -23,7 +23,6 @@ from utils.prepare.block_rows import BlockRows, Remainder, Rows, Work
 from utils.prepare.chat.conversation import remedy
 from utils.prepare.chat.converters import identity_of
 from utils.prepare.documents import problem_message
-from utils.prepare.duplicates import PARTS_FOLDER
 from utils.prepare.file_formats import CorpusFile
 from utils.prepare.plan import PreparePlan, Sifted, text_bytes, works_of
 from utils.prepare.progress import ProgressLine, say
@@ -55,12 +54,12 @@ class SplitJob:
 
     @property
     def part_path(self) -> Path:
-        return self.plan.data_dir / PARTS_FOLDER / f"{self.source.name}.json"
+        return self.plan.parts_dir / f"{self.source.name}.json"
 
     @property
     def hits_path(self) -> Path:
         """What of the split test files have, too; it is there if there is any."""
-        return self.plan.data_dir / PARTS_FOLDER / f"{self.source.name}.hits.jsonl"
+        return self.plan.parts_dir / f"{self.source.name}.hits.jsonl"
 
     @property
     def report_path(self) -> Path:
@@ -122,7 +121,7 @@ def read_part(job: SplitJob) -> DatasetSplit | None:
 
 
 def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict[Source, DatasetSplit]:
-    (plan.data_dir / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
+    (plan.parts_dir).mkdir(parents=True, exist_ok=True)
     (plan.data_dir / MANIFEST).unlink(missing_ok=True)
     progress = ProgressLine("tokenised", text_bytes([job.source for job in jobs]))
     made: dict[Source, DatasetSplit] = {}

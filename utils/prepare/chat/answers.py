@@ -8,7 +8,6 @@ from lit_gpt.tokenizer.chat_template import strings_of
 from utils.prepare.chat.conversation import Message
 
 OPENING = "<think>"
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 def what_is_missing(message: Message, run: str, prompt: str = "") -> tuple[str, str] | None:
@@ -33,9 +32,8 @@ def what_is_missing(message: Message, run: str, prompt: str = "") -> tuple[str, 
 def _wanted(message: Message) -> Iterator[tuple[str, str]]:
     for text in texts_in(message.get("content")):
         yield "content_missing", text.strip()
-    for key in _REASONING:
-        if isinstance(text := message.get(key), str):
-            yield "reasoning_missing", text.strip()
+    if reasoning := message.get("reasoning_content"):
+        yield "reasoning_missing", reasoning.strip()
     for call in message.get("tool_calls") or []:
         function = call.get("function", call)
         yield "tool_calls_missing", str(function.get("name", ""))

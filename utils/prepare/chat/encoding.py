@@ -20,6 +20,7 @@ from utils.prepare.chat.alignment import Alignment
 from utils.prepare.chat.conversation import ChatRecipe, Conversation, LeftOut
 from utils.prepare.chat.proving import FastTokens, ProvingTokenizer
 from utils.prepare.chat.targets import Chat, Sample, Unproven, find_samples
+from utils.prepare.chat.texts import printable
 
 DATE = datetime(2024, 7, 26)
 """What templates that write today's date are told, so that the same input gives the same tokens on any day: the date
@@ -205,4 +206,4 @@ def _gathered(conversations: list[Conversation], outcomes: list[_Made | Unproven
 def _beginning(conversation: Conversation) -> str:
     texts = (message.get("content") for message in conversation.messages)
     first = next((text for text in texts if isinstance(text, str) and text.strip()), "")
-    return " ".join(first[:200].split())[:80]
+    return printable(first[:200])[:80]
