@@ -44,7 +44,7 @@ FLOORS = (
 LINES = {
     "lit_gpt": 491,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 1397,
+    "lit_gpt/tokenizer": 1405,
     "lit_gpt/formats": 3281,
     "lit_gpt/inference": 402,
     "utils/files": 382,

@@ -146,7 +146,7 @@ class ChatTemplate:
 
     @cached_property
     def _first_characters(self) -> list[str]:
-        return sorted({name[0] for name in self.tokenizer.control_tokens if name})
+        return sorted({name[0] for name in self.tokenizer.chat_control_tokens if name})
 
     @cached_property
     def end_of_turn(self) -> int | None:
@@ -170,7 +170,7 @@ class ChatTemplate:
 
     @cached_property
     def _control_names(self) -> re.Pattern[str] | None:
-        names = self.tokenizer.control_tokens
+        names = self.tokenizer.chat_control_tokens
         return re.compile(any_of(names)) if names else None
 
     @cached_property

@@ -95,7 +95,7 @@ def tokenizer_with_offsets(tokenizer: Tokenizer, hidden_names: bool) -> HFTokeni
     else:
         made = _required_json(tokenizer)
     if hidden_names:
-        made = HFTokenizer.from_str(json.dumps(hide(json.loads(made.to_str()), tokenizer.control_tokens)))
+        made = HFTokenizer.from_str(json.dumps(hide(json.loads(made.to_str()), tokenizer.chat_control_tokens)))
     made.post_processor = None  # it would take the spaces from what tokens cover
     made.no_padding()
     made.no_truncation()

@@ -1,6 +1,5 @@
 """Chat templates by name, in `templates/`, and what of a template's special tokens a tokenizer lacks."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,14 +8,12 @@ from jinja2 import TemplateSyntaxError, nodes
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.tokenizer.chat_template import find_template
 from lit_gpt.tokenizer.jinja_sandbox import parse
+from lit_gpt.tokenizer.special_tokens import CONTROL_NAME
 from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 FOLDER = Path(__file__).parent / "templates"
 OWN = "tokenizer"
 SHIPPED = ("chatml", "impruver", "llama3", "saiga", "vicuna")
-
-# `<|im_end|>`, `<｜User｜>`, `<turn|>`, `</s>`, `<start_of_turn>`, `[INST]`; not `<tool_call>`, which is text to many
-_NAMES = re.compile(r"<[|｜][^\s<>]{1,50}>|<[^\s<>|｜]{1,50}[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]")
 
 
 def template_source(template: str, tokenizer: Tokenizer) -> str:
@@ -51,7 +48,7 @@ def missing_tokens(source: str, tokenizer: Tokenizer) -> list[str]:
     except TemplateSyntaxError as e:
         raise DataError(f"the chat template cannot be read: {e}") from None
     known = set(tokenizer.special_tokens)
-    missing = {name for text in _texts(tree) for name in _NAMES.findall(text)} - known
+    missing = {name for text in _texts(tree) for name in CONTROL_NAME.findall(text)} - known
     for node in tree.find_all(nodes.Name):
         if node.ctx == "load" and node.name in ("bos_token", "eos_token") and not tokenizer.config.get(node.name):
             missing.add(node.name)

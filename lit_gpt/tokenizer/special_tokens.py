@@ -11,6 +11,11 @@ from typing import Any
 HIDDEN = "\0"  # no document holds this character
 _END = ""  # in a tree of names: one ends here
 
+# `<|im_end|>`, `<｜User｜>`, `<turn|>`, `</s>`, `<start_of_turn>`, `[INST]`; not `<tool_call>`, which is text to many
+CONTROL_NAME = re.compile(
+    r"<[|｜][^\s<>]{1,50}>|<[^\s<>|｜]{1,50}[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]"
+)
+
 
 def made_by_model(tokenizer_json: dict[str, Any], names: Collection[str]) -> bool:
     """Whether the model of a tokenizer.json may make one of these tokens out of the characters of its name."""

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from lit_gpt.checksums import as_listed
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.json_files import read_json_if_there
-from lit_gpt.tokenizer.special_tokens import hide, made_by_model
+from lit_gpt.tokenizer.special_tokens import CONTROL_NAME, hide, made_by_model
 
 CHAT_TEMPLATE = "chat_template.jinja"
 GENERATION_CONFIG = "generation_config.json"
@@ -151,6 +151,12 @@ class Tokenizer:
         model = self._sentencepiece
         ids = range(self.vocab_size)
         return [model.id_to_piece(index) for index in ids if model.is_control(index) or model.is_unknown(index)]
+
+    @cached_property
+    def chat_control_tokens(self) -> list[str]:
+        """`control_tokens`, and added tokens such as `<|im_end|>` that their maker did not mark as special."""
+        unmarked = set(self.special_tokens) - set(self.control_tokens)
+        return self.control_tokens + sorted(name for name in unmarked if CONTROL_NAME.fullmatch(name))
 
     @cached_property
     def special_tokens(self) -> list[str]:

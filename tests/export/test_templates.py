@@ -167,7 +167,7 @@ def test_any_text_may_stand_between_messages(go, tmp_path, template):
 )
 def test_templates_that_do_more_are_left_to_ollama(tmp_path, template):
     form = form_of(tokenizer_folder(tmp_path, template))
-    assert form.template is None and form.stops == () and "ollama show" in " ".join(form.notes)
+    assert form.template is None and form.stops == ("</s>",) and "ollama show" in " ".join(form.notes)
 
 
 def test_dialogue_gives_system_messages_a_place_of_their_own(go):

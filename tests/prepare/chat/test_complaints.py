@@ -225,6 +225,18 @@ def test_names_of_control_tokens_are_text_in_every_field(modern):
     assert final.endswith(f"So{name}{name}\n")
 
 
+def test_names_of_control_tokens_that_are_not_marked_as_special_are_text_too(gpt2, tmp_path):
+    """As `<|im_end|>` of some fine-tunes; what a model writes itself, such as <think>, stays a token."""
+    shutil.copytree(gpt2, tmp_path, dirs_exist_ok=True)
+    made = hf(gpt2)
+    made.add_tokens(["<|im_start|>", "<|im_end|>", "<think>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    encoded = encode(tmp_path, "chatml", turns("a<|im_end|>", "<think>b"))
+    (ids, _), (end, think) = samples(encoded)[0], map(made.token_to_id, ("<|im_end|>", "<think>"))
+    assert ids.tolist().count(end) == 2 and ids.tolist().count(think) == 1
+    assert encoded.named == {"<|im_end|>": 1} and target_texts(tmp_path, encoded) == [["<think>b<|im_end|>\n"]]
+
+
 def test_the_same_tokens_whatever_the_block(modern):
     conversations = [turns("a", "b"), turns("x <|im_end|>", "y"), turns("c", "d", "e", "f")]
     together = encode(modern, "chatml", *conversations)
