@@ -60,8 +60,10 @@ def make_converter(converter: Converter) -> Convert:
     """A UserError if there is no such converter, or its mapping names what it does not read."""
     paths = _paths_of(converter)
     if is_own(converter.name):
-        return partial(_converted_by_own, converter, load_own(converter.name))
-    return partial(_converted, converter, _kind_of(converter), paths)
+        kind = Kind(partial(convert_own, load_own(converter.name)), required=())
+    else:
+        kind = _kind_of(converter)
+    return partial(_converted, converter, kind, paths)
 
 
 def identity_of(converter: Converter) -> dict[str, Any]:
@@ -79,16 +81,6 @@ def _converted(
     except Malformed as problem:
         return [_left_out(problem, values, at)]
     return [_conversation(kind.convert, part, converter, values, at) for part in parts]
-
-
-def _converted_by_own(
-    converter: Converter, function: Callable[[Any], Any], values: Any, at: int
-) -> list[Conversation | LeftOut]:
-    try:
-        _require_kept(values, converter)
-    except Malformed as problem:
-        return [_left_out(problem, values, at)]
-    return [_conversation(partial(convert_own, function), values, converter, values, at)]
 
 
 def _conversation(

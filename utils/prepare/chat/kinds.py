@@ -27,16 +27,16 @@ class Record:
     """The fields of a record by the names that a converter has for them."""
 
     def __init__(self, values: dict[str, Any], paths: dict[str, tuple[str, ...]]) -> None:
-        self._values, self._paths = values, paths
+        self.values, self._paths = values, paths
 
     def with_field(self, name: str, value: Any) -> "Record":
-        return Record({**self._values, name: value}, self._paths)
+        return Record({**self.values, name: value}, self._paths)
 
     def value(self, name: str) -> Any:
         """The field; null if there is none, a text that is empty if all that it may be in are."""
         found = None
         for path in self._paths.get(name, (name,)):
-            value = look_up(self._values, path)
+            value = look_up(self.values, path)
             if value is not MISSING and value is not None:
                 found = value
                 if value != "":
@@ -46,7 +46,7 @@ class Record:
     def required(self, name: str) -> Any:
         value = self.value(name)
         if value is None:
-            raise Malformed("no_field", f"no field '{self._field(name)}' among {listed(self._values)}")
+            raise Malformed("no_field", f"no field '{self._field(name)}' among {listed(self.values)}")
         return value
 
     def _field(self, name: str) -> str:

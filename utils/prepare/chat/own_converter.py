@@ -15,7 +15,7 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from utils.prepare.chat.json_values import Malformed, checked_value, kind_of
-from utils.prepare.chat.kinds import MessagesAndTools
+from utils.prepare.chat.kinds import MessagesAndTools, Record
 from utils.prepare.chat.messages import read_messages
 from utils.prepare.chat.tool_calls import parameters_of, read_tools
 
@@ -65,10 +65,10 @@ def _import(module_name: str) -> ModuleType:
     return module
 
 
-def convert_own(function: Callable[[Any], Any], record: Any) -> MessagesAndTools:
+def convert_own(function: Callable[[Any], Any], record: Record) -> MessagesAndTools:
     """What the function makes of a record; a `Malformed` if it fails, returns None, or no conversation."""
     try:
-        found = function(record)
+        found = function(record.values)
     except Exception as e:  # whatever the user's code does
         raise Malformed("converter_failed", describe(e)) from None
     if found is None:
