@@ -51,7 +51,7 @@ LINES = {
     "utils/cluster": 677,
     "utils": 285,
     "utils/data": 1488,
-    "utils/prepare/chat": 2089,
+    "utils/prepare/chat": 2081,
     "utils/prepare": 7308,
     "utils/run": 1258,
     "utils/train": 2441,

@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 from utils.prepare.chat.conversation import Message
@@ -87,18 +88,17 @@ def look_up(values: dict[str, Any], path: str) -> Any:
     return values[path]
 
 
-def _messages(record: Record) -> MessagesAndTools:
-    tools = read_tools(record.value("tools"), "the field 'tools'")
-    return read_messages(record.decoded("messages"), "the field 'messages'", parameters_of(tools)), tools
+def _tools(record: Record, name: str = "tools") -> list[dict[str, Any]] | None:
+    return read_tools(record.value(name), f"the field '{name}'")
 
 
-def _function_calls(record: Record) -> MessagesAndTools:
-    tools = read_tools(record.value("functions"), "the field 'functions'")
+def _messages(record: Record, tools_name: str = "tools") -> MessagesAndTools:
+    tools = _tools(record, tools_name)
     return read_messages(record.decoded("messages"), "the field 'messages'", parameters_of(tools)), tools
 
 
 def _conversations(record: Record) -> MessagesAndTools:
-    tools = read_tools(record.value("tools"), "the field 'tools'")
+    tools = _tools(record)
     raw, what = record.decoded("conversations"), "the field 'conversations'"
     turns = read_messages(raw, what, parameters_of(tools), role_key="from", content_key="value")
     return _introduced(record, turns), tools
@@ -127,7 +127,7 @@ def _reasoning_as_text(record: Record) -> MessagesAndTools:
 
 def _prompt_completion(record: Record) -> MessagesAndTools:
     """Answers within the prompt are not trained, unless their weight says so."""
-    tools = read_tools(record.value("tools"), "the field 'tools'")
+    tools = _tools(record)
     prompt = _side(record, "prompt", "user", tools)
     for message in prompt:
         if message["role"] == "assistant":
@@ -256,7 +256,7 @@ KINDS = {
     "reasoning": Kind(_reasoning, ("instruction", "reasoning", "output"), ("input", "system")),
     "reasoning_as_text": Kind(_reasoning_as_text, ("instruction", "reasoning", "output"), ("input", "system")),
     "roleplay": Kind(_roleplay, ("name", "context", "dialogues"), ("greeting", "example_dialogue"), _dialogues),
-    "function_calls": Kind(_function_calls, ("messages", "functions")),
+    "function_calls": Kind(partial(_messages, tools_name="functions"), ("messages", "functions")),
 }
 """By their names, with the fields that they read."""
 
