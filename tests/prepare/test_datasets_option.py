@@ -61,7 +61,7 @@ def test_a_recipe_file_says_the_same_as_the_command_line(tmp_path: Path, monkeyp
             "path": "chats/*.jsonl",
             "converter": "instruction",
             "mapping": {"output": "answer"},
-            "filter": {"lang": ["ru", "en"], "stars": 5, "good": True},
+            "filter": {"lang": ["ru", "en"], "stars": [5, 4.0], "good": True},
             "without": ["As An AI"],
             "group": "talk",
         },
@@ -76,7 +76,7 @@ def test_a_recipe_file_says_the_same_as_the_command_line(tmp_path: Path, monkeyp
     assert chats.converter == Converter(
         name="instruction",
         mapping=(("output", "answer"),),
-        keep=(("good", ("true",)), ("lang", ("ru", "en")), ("stars", ("5",))),
+        keep=(("good", ("true",)), ("lang", ("ru", "en")), ("stars", ("5", "4"))),
         without=("as an ai",),
     )
     assert (chats.language, chats.entry.group, chats.name) == ("ru", "talk", "RU--mine-train")

@@ -8,7 +8,6 @@ Nothing heavy is imported here: the options are checked by it.
 """
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any
 
 from lit_gpt.formats.repo_id import check_repo_id
 from utils.prepare.chat.conversation import Converter
+from utils.prepare.chat.json_values import plain_text
 from utils.prepare.named_splits import parse_split
 
 TEXT = "text"  # the converter of plain text and of transcribed dialogue
@@ -90,11 +90,7 @@ def _entry(values: Mapping[str, Any]) -> DatasetEntry:
 def _listed(values: Any) -> tuple[str, ...]:
     """One value or several as texts, as the fields of a record are compared with them."""
     several = values if isinstance(values, (list, tuple)) else [values]
-    return tuple(_as_text(value) for value in several)
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return tuple(map(plain_text, several))
 
 
 def repeated_entries(entries: Sequence[DatasetEntry]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_gpt.errors import DataError, UserError
 from utils.prepare.chat.conversation import Conversation, Converter, Fields, LeftOut, Message
-from utils.prepare.chat.json_values import Malformed, kind_of, listed
+from utils.prepare.chat.json_values import Malformed, kind_of, listed, plain_text
 from utils.prepare.chat.kinds import KINDS, MISSING, Kind, MessagesAndTools, Record, look_up
 from utils.prepare.chat.own_converter import convert_own, is_own, load_own, own_source
 from utils.prepare.chat.texts import printable
@@ -124,20 +124,9 @@ def _require_kept(values: Any, converter: Converter) -> None:
         value = look_up(values, field)
         if value is MISSING:
             raise Malformed("no_field", f"no field '{field}' among {listed(values)}, which a filter looks at")
-        text = _as_text(value)
+        text = plain_text(value)
         if text not in wanted:
             raise Malformed("filtered", f"the field '{field}' is {text[:40]!r}")
-
-
-def _as_text(value: Any) -> str:
-    """A value as a filter names it: 5 for 5.0, true for True."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value) if isinstance(value, int | float) else kind_of(value)
 
 
 def _require_answer(messages: list[Message], unwanted: tuple[str, ...]) -> None:

@@ -53,6 +53,17 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
+def plain_text(value: Any) -> str:
+    """A value as filters are compared with it: 5 for 5.0, true for True."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int | float) else kind_of(value)
+
+
 def listed(names: Any) -> str:
     """The first ten keys of an object."""
     keys = [str(name)[:40] for name in islice(names, 11)]
