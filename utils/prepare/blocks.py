@@ -7,6 +7,7 @@ depends on the file and the block size alone.
 """
 
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
@@ -16,7 +17,6 @@ from utils.prepare.rows import row_records, row_values
 from utils.prepare.unpacking import READ, packing_of, skip, unpacked
 
 MAX_LINE = 32 * 2**20  # bytes of a JSON line: json.loads takes five times as much memory, tokenising four times
-BOM = b"\xef\xbb\xbf"
 _ASCII_SPACES = rb"[\t\x0b\x0c\x1c-\x1f ]*"
 _OTHER_SPACE = rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f|\xe3\x80\x80"
 # a line's white space as UTF-8; one simple set at a time, since a repeated choice takes 100 bytes per repetition
@@ -64,12 +64,12 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
         return
     packed = packing_of(file.path) != ""
     with unpacked(file.path) as stream:
-        begin, head = 0, stream.read(len(BOM))
+        begin, head = 0, stream.read(len(BOM_UTF8))
         if file.span is not None and file.span[0]:
             begin, head = file.span[0], head[file.span[0] :]
-            skip(stream, begin - len(BOM), packed)
-        elif head == BOM:
-            begin, head = len(BOM), b""
+            skip(stream, begin - len(BOM_UTF8), packed)
+        elif head == BOM_UTF8:
+            begin, head = len(BOM_UTF8), b""
         if file.format == LINES:
             spans = _lines(stream, head, min(size, MAX_LINE), packed)
         else:

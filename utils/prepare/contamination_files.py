@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_gpt.errors import DataError, UserError
-from utils.prepare.blocks import BOM, MAX_LINE
+from utils.prepare.blocks import MAX_LINE
 from utils.prepare.unpacking import READ, packing_of, unpacked
 
 _JSON, _TEXT = (".jsonl", ".ndjson", ".json"), (".txt", ".md")
@@ -66,7 +66,7 @@ def _values(path: Path, stream: IO[bytes]) -> Iterator[Any]:
     while line := stream.readline(MAX_LINE + 1):
         number += 1
         if number == 1:
-            line = line.removeprefix(BOM)
+            line = line.removeprefix(codecs.BOM_UTF8)
         is_whole = _suffix(path) == ".json" and number == 1 and not line.rstrip().endswith((b"}", b'"'))
         if is_whole:  # an array, or one value over several lines
             line += stream.read(MAX_LINE)

@@ -1,6 +1,7 @@
 """The formats of corpus files, by their names; a .json file is looked into. What is not read, and how it could be."""
 
 import re
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def why_unread(name: str) -> str | None:
 def format_of_json(path: Path) -> str:
     """`LINES` where a .json file has a record per line, else `RECORDS`; a DataError if it cannot be unpacked."""
     with unpacked(path) as stream:
-        first = stream.read(2**16).removeprefix(b"\xef\xbb\xbf").lstrip()
+        first = stream.read(2**16).removeprefix(BOM_UTF8).lstrip()
         if first.startswith(b"["):
             return RECORDS
         while b"\n" not in first and len(first) < _MAX_FIRST_LINE and (more := stream.read(2**20)):
