@@ -52,7 +52,7 @@ LINES = {
     "utils": 285,
     "utils/data": 1488,
     "utils/prepare/chat": 2081,
-    "utils/prepare": 7305,
+    "utils/prepare": 7311,
     "utils/run": 1258,
     "utils/train": 2441,
     "utils/export": 1639,

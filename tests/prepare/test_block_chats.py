@@ -132,3 +132,15 @@ def test_what_gives_nothing_is_refused_in_one_line(chats, tmp_path, capsys, argv
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and words in errors[0]
     assert not (tmp_path / "data" / "manifest.json").exists()
+
+
+def test_a_template_that_closes_no_answer_is_warned_of(chats, tmp_path, capsys):
+    """As GLM 4's, whose answers end where the next role's token stands."""
+    folder, _ = chats
+    template = tmp_path / "open.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+    )
+    assert prepare(folder / "chats", tmp_path / "data", "--template", str(template), "--num_workers", "1") == 0
+    assert "writes nothing after an answer, so that no end is trained" in capsys.readouterr().out

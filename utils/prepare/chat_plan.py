@@ -17,10 +17,16 @@ def plan_chats(options: PrepareOptions, tokenizer: Tokenizer) -> tuple[ChatRecip
     source = template_source(options.template, tokenizer)
     if missing := missing_tokens(source, tokenizer):
         say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
-    if end := ChatTemplate(tokenizer, source).end_text:
+    template = ChatTemplate(tokenizer, source)
+    if template.end_text:
         say(
-            f"warning: an answer ends with the text {end!r}, and no token: who generates has to stop there, as "
-            "lit_gpt/chat and the Modelfile do; the template impruver ends answers with the tokenizer's own token"
+            f"warning: an answer ends with the text {template.end_text!r}, and no token: who generates has to stop "
+            "there, as lit_gpt/chat and the Modelfile do; the template impruver ends answers with the tokenizer's own"
+        )
+    elif template.end_of_turn is None:
+        say(
+            "warning: the chat template writes nothing after an answer, so that no end is trained: who generates has "
+            "to stop where the next message would begin"
         )
     recipe = ChatRecipe(source, options.targets, options.too_long, options.system)
     return recipe, chat_files(tokenizer, with_default_system(source, options.system))
