@@ -14,8 +14,8 @@
    ten conversations. Whole commands are printed too, and the processor time of all processes, which other work on the
    machine changes less.
 
-`--memory` prepares 100,000 and 1,000,000 conversations with duplicates looked for, and prints the peaks of the memory
-of all processes together. Ratios and figures are appended to benchmarks/results.csv.
+`--memory` prepares 100,000 and 1,000,000 conversations, with and without a look for duplicates, and prints the peaks
+of the memory of all processes together. Ratios and figures are appended to benchmarks/results.csv.
 """
 
 from __future__ import annotations
@@ -178,9 +178,10 @@ def measure_memory(arguments: argparse.Namespace) -> list[Figure]:
     figures = []
     for count in MEMORY_ROWS:
         rows = make_rows(arguments.work_dir, arguments.source, count, arguments.seed)
-        run = run_ours(arguments, AS_IMPRUVER, rows)
-        print(f"{count:,} conversations: {describe(run, count)}", flush=True)
-        figures.append(Figure("ours_as_rules", shape_of(arguments, count), *rate_of(run, count)))
+        for who, options in (("ours", ()), ("ours_as_rules", AS_IMPRUVER)):
+            run = run_ours(arguments, options, rows)
+            print(f"{count:,} conversations, {who}: {describe(run, count)}", flush=True)
+            figures.append(Figure(who, shape_of(arguments, count), *rate_of(run, count)))
     return figures
 
 
