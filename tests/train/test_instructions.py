@@ -1,19 +1,23 @@
 """A tiny model, taught instructions by the programs themselves, does what it never was told before, and stops.
 
-Its twin is taught by a template whose marks leave the end of an answer out, the mistake that is made most: it knows the
-answers as well, and goes on and on.
+Its twin is taught by shards in which the ends of answers are masked, the most common mistake: it knows the answers as
+well, and goes on and on.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+import safetensors.numpy
 
+from lit_gpt.checksums import file_sha256
 from lit_gpt.inference import generation
 from lit_gpt.inference.generation import TextModel
 from lit_gpt.inference.sampling_options import Sampling
@@ -22,6 +26,8 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.chats import make_chat_tokenizer
 from tests.conftest import TINY_MODEL, run
 from tests.endpoint_server import load_endpoint
+from utils.data.manifest import MANIFEST, TOKENIZER
+from utils.data.parts import PARTS, TARGET, sums_between, to_runs
 from utils.run.merged_model import load_merged_model
 
 MODEL = (  # heads of 32 learn to look so many tokens back in half the steps that heads of 16 take
@@ -37,13 +43,6 @@ TASKS: dict[str, Callable[[str], str]] = {
     "First": lambda digits: digits[0],
     "Last": lambda digits: digits[-1],
 }
-RIGHT = "chatml"
-WITHOUT_END = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
-    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
-    "{% else %}{{ m.content }}{% endif %}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 TRAINED, HELD_OUT, SEED = 6000, 150, 5
 LONGEST = 12  # tokens of an answer: the right ones have 1 or 4, and what ends them
 TRAINING = ("--max_steps", 240, "--learning_rate", 2e-3, "--warmup_steps", 20, "--lr_schedule", "wsd")
@@ -73,26 +72,45 @@ def instructions() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def place(instructions, tmp_path_factory) -> Path:
-    """A folder with the tokenizer, the corpus, and data by both templates."""
+    """A folder with the tokenizer, the corpus, and data with the ends of answers and without."""
     folder = tmp_path_factory.mktemp("instructions")
     make_chat_tokenizer(folder / "tokenizer")
     lines = [json.dumps({"instruction": asked, "output": right}) for asked, right in instructions[HELD_OUT:]]
     (folder / "corpus" / "tasks").mkdir(parents=True)
     (folder / "corpus" / "tasks" / "train.jsonl").write_text("\n".join(lines))
-    (folder / "without_end.jinja").write_text(WITHOUT_END)
-    source = (
-        "--source_path",
-        folder / "corpus",
-        "--checkpoint_dir",
-        folder / "tokenizer",
-        "--converter",
-        "instruction",
-    )
-    for name, template in (("masked", folder / "without_end.jinja"), ("right", RIGHT)):
-        words = ("--template", template, "--destination_path", folder / name, "--max_length", 128, "--num_workers", 1)
-        run("prepare_data.py", *source, *words)
+    source = ("--source_path", folder / "corpus", "--checkpoint_dir", folder / "tokenizer")
+    words = ("--converter", "instruction", "--template", "chatml", "--max_length", 128, "--num_workers", 1)
+    run("prepare_data.py", *source, *words, "--destination_path", folder / "right")
+    shutil.copytree(folder / "right", folder / "masked")
+    mask_ends(folder / "masked")
     (folder / "model.yaml").write_text(MODEL)
     return folder
+
+
+def mask_ends(data_dir: Path) -> None:
+    """Makes what ends an answer no target, in a data folder that is valid otherwise."""
+    end = Tokenizer(data_dir / TOKENIZER).token_id("<|im_end|>")
+    values = json.loads((data_dir / MANIFEST).read_text())
+    [entry] = values["splits"]
+    for shard in entry["shards"]:
+        path = data_dir / shard["file"]
+        arrays = safetensors.numpy.load_file(path)
+        used = sums_between(arrays["row_segments"], arrays["segment_lengths"])
+        parts = np.zeros_like(arrays["tokens"], np.uint8)
+        for row, bounds in enumerate(zip(arrays["row_runs"], arrays["row_runs"][1:], strict=False)):
+            runs = slice(*bounds)
+            parts[row, : used[row]] = np.repeat(arrays["run_parts"][runs], arrays["run_lengths"][runs])
+        is_end = (arrays["tokens"] == end) & (parts == TARGET)
+        is_end[:, 1:] |= is_end[:, :-1] & (parts[:, 1:] == TARGET)  # the line's end behind it
+        parts[is_end] = PARTS.index("template")
+        runs = to_runs(parts, used)
+        arrays["row_runs"] = np.cumsum([0, *runs.counts], dtype=np.int64)
+        arrays |= {"run_lengths": runs.lengths.astype(np.int32), "run_parts": runs.parts.astype(np.uint8)}
+        safetensors.numpy.save_file(arrays, path)
+        shard |= {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        entry["targets"] -= int(is_end.sum())
+        entry["masked"]["template"] += int(is_end.sum())
+    (data_dir / MANIFEST).write_text(json.dumps(values))
 
 
 def train(place: Path, data: str) -> Path:
