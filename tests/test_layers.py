@@ -50,7 +50,7 @@ LINES = {
     "utils/files": 382,
     "utils/cluster": 677,
     "utils": 285,
-    "utils/data": 1488,
+    "utils/data": 1489,
     "utils/prepare/chat": 2081,
     "utils/prepare": 7311,
     "utils/run": 1258,

@@ -126,7 +126,8 @@ class ShardWriter:
         """Completes the files and gives them their names; a split without rows has no files."""
         if not self._rows:
             return []
-        with ThreadPoolExecutor(max_workers=8) as pool:
+        # each holds the segments and runs of its rows twice: some 200 bytes a conversation if all shards did at once
+        with ThreadPoolExecutor(max_workers=2) as pool:
             shards = list(pool.map(self._complete, range(len(self._files))))
         for path in self._paths:
             with naming(path):
