@@ -183,11 +183,12 @@ def _read_segments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
         number, size = values[position : position + 2].tolist()
         array = values[position + 2 : position + 2 + size]
         position += 2 + size
+        if number == _RUN_COUNTS:
+            found[number][-1] = array
+            continue
         found[number].append(array)
         if number == _SEGMENT_COUNTS:
-            found[_RUN_COUNTS].append(np.zeros_like(array))
-        elif number == _RUN_COUNTS:
-            del found[number][-2]
+            found[_RUN_COUNTS].append(np.zeros_like(array))  # rows that are all targets have no run
     counts, lengths, overlaps, run_counts, run_lengths, run_parts = map(np.concatenate, found)
     return counts, lengths, overlaps, Runs(run_lengths, run_parts.astype(np.uint8), run_counts)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_gpt.errors import UserError
-from utils.prepare.words import MULTIPLIERS, hash_words, spread
+from utils.prepare.words import MULTIPLIERS, ascii_table, hash_words, spread
 
 PERMUTATIONS = 128  # slots of a sketch: the estimated index has a standard deviation of 0.035 at 0.8, 0.044 at 0.5
 SEED = 42
@@ -69,9 +69,8 @@ def sketch_shingles(hashes: np.ndarray, begins: np.ndarray) -> np.ndarray:
 def _sketch(texts: list[bytes]) -> np.ndarray:
     """Sketches of each text's shingles: [n, `PERMUTATIONS`] uint32."""
     sketches = np.full((len(texts), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
-    fold = _fold_table()
     for owners, pieces in _batches(texts):
-        hashes, offsets = _shingle_hashes(pieces, fold)
+        hashes, offsets = _shingle_hashes(pieces)
         # the sketch of a union is the minimum of the sketches: the pieces of a long text need not be in memory together
         sketches[owners] = np.minimum(sketches[owners], sketch_shingles(hashes, offsets))
     return sketches
@@ -93,18 +92,9 @@ def _batches(texts: list[bytes]) -> Iterator[tuple[list[int], list[bytes]]]:
         yield owners, pieces
 
 
-def _fold_table() -> bytes:
-    """A table for bytes.translate: ASCII capitals become small, ASCII that is not a letter or digit a blank."""
-    table = bytearray(bytes(range(256)).lower())
-    for code in range(0x80):
-        if not chr(code).isalnum():
-            table[code] = 0x20
-    return bytes(table)
-
-
-def _shingle_hashes(pieces: list[bytes], fold: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _shingle_hashes(pieces: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Hashes [m] uint64 of all pieces' shingles, some repeated, and offsets [pieces + 1]: where each piece's begin."""
-    blob = bytearray(b" ".join([b"", *pieces, b" " * 8]).translate(fold))
+    blob = bytearray(b" ".join([b"", *pieces, b" " * 8]).translate(ascii_table()))
     text = np.frombuffer(blob, dtype=np.uint8)
     if not blob.isascii():
         _blank_punctuation(text)

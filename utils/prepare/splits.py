@@ -121,7 +121,7 @@ def read_part(job: SplitJob) -> DatasetSplit | None:
 
 
 def make_splits(jobs: list[SplitJob], plan: PreparePlan, pool: WorkPool) -> dict[Source, DatasetSplit]:
-    (plan.parts_dir).mkdir(parents=True, exist_ok=True)
+    plan.parts_dir.mkdir(parents=True, exist_ok=True)
     (plan.data_dir / MANIFEST).unlink(missing_ok=True)
     progress = ProgressLine("tokenised", text_bytes([job.source for job in jobs]))
     made: dict[Source, DatasetSplit] = {}
@@ -288,7 +288,10 @@ def names_in_text(entry: DatasetSplit, are_tokens: bool) -> str:
     names = ", ".join(f"{name} {count:,}×" for name, count in Counter(entry.named).most_common(MOST_NAMED))
     if len(entry.named) > MOST_NAMED:
         names += f" and {len(entry.named) - MOST_NAMED} others"
-    became = "became these tokens" if are_tokens else "stay text (tokens with --special_tokens_in_text true)"
     if entry.conversations:
         became = "stay text, as in the messages of any chat"
+    elif are_tokens:
+        became = "became these tokens"
+    else:
+        became = "stay text (tokens with --special_tokens_in_text true)"
     return f"{entry.dataset} {entry.split}: names of special tokens in the text {became}: {names}"

@@ -43,7 +43,7 @@ def fold(text: str) -> bytes:
     as Chinese and Thai, every character is a word.
     """
     if text.isascii():
-        return text.encode().translate(_ascii_table())
+        return text.encode().translate(ascii_table())
     points = np.frombuffer(unicodedata.normalize("NFKC", text).casefold().encode("utf-32-le", "surrogatepass"), "<u4")
     kinds = _kinds()[np.minimum(points, LAST)]
     kept = kinds != NOTHING
@@ -56,8 +56,13 @@ def fold(text: str) -> bytes:
 
 
 @cache
-def _ascii_table() -> bytes:
-    return bytes(ord(chr(code).lower()) if chr(code).isalnum() else 0x20 for code in range(0x80)) + bytes(0x80)
+def ascii_table() -> bytes:
+    """A table for bytes.translate: ASCII capitals become small, ASCII that is not a letter or digit a blank."""
+    table = bytearray(bytes(range(256)).lower())
+    for code in range(0x80):
+        if not chr(code).isalnum():
+            table[code] = 0x20
+    return bytes(table)
 
 
 @cache

@@ -19,7 +19,7 @@ from utils.data.parts import TARGET
 from utils.prepare.chat.alignment import Alignment
 from utils.prepare.chat.conversation import ChatRecipe, Conversation, LeftOut
 from utils.prepare.chat.proving import FastTokens, ProvingTokenizer
-from utils.prepare.chat.targets import Chat, Sample, Unproven, find_samples
+from utils.prepare.chat.targets import Chat, Sample, Unproven, find_samples, is_answer
 from utils.prepare.chat.texts import printable
 
 DATE = datetime(2024, 7, 26)
@@ -125,13 +125,12 @@ class ChatEncoder:
         if not kept:
             raise self._too_long(len(alignment.ids), "the first answer and what is before it have")
         last = max(sample.count for sample in kept)
-        answers_left_out = sum(message["role"] == "assistant" for message in given.messages[last:])
-        texts = [sample.text.replace(HIDDEN, "") if sample.hidden else sample.text for sample in kept]
+        texts = [sample.text.replace(HIDDEN, "") if chat.hidden else sample.text for sample in kept]
         return _Made(
             ids,
             parts,
             chat.beginning(last),
-            answers_left_out if last < len(given.messages) else 0,
+            answers_left_out=sum(map(is_answer, given.messages[last:])),
             words=sum(len(text.split()) for text in texts),
             text_bytes=sum(len(text.encode()) for text in texts),
             target_bytes=sum(map(target_bytes, kept)),

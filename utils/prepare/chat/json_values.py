@@ -25,6 +25,16 @@ def read_json(text: str) -> Any:
         raise ValueError("nested too deeply") from None
 
 
+def decoded(value: Any, what: str) -> Any:
+    """The value that a text is JSON of; what is no text as it is. A `Malformed` that names `what` if it is no JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return read_json(value)
+    except ValueError as e:
+        raise Malformed("broken_json", f"{what} is no JSON: {str(e)[:80]}") from None
+
+
 @cache
 def _decoder() -> json.JSONDecoder:
     return json.JSONDecoder(object_pairs_hook=_as_object)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from utils.prepare.chat.conversation import Message
-from utils.prepare.chat.json_values import Malformed, checked_text, kind_of, listed, read_json
+from utils.prepare.chat.json_values import Malformed, checked_text, decoded, kind_of, listed, read_json
 from utils.prepare.chat.messages import ROLES, read_messages, rows_of
 from utils.prepare.chat.tool_calls import parameters_of, read_tools
 
@@ -68,13 +68,7 @@ class Record:
 
     def decoded(self, name: str) -> Any:
         """The required field; of a text, what it is JSON of."""
-        value = self.required(name)
-        if not isinstance(value, str):
-            return value
-        try:
-            return read_json(value)
-        except ValueError as e:
-            raise Malformed("broken_json", f"the field '{self._field(name)}' is no JSON: {str(e)[:80]}") from None
+        return decoded(self.required(name), f"the field '{self._field(name)}'")
 
 
 def look_up(values: dict[str, Any], path: str) -> Any:

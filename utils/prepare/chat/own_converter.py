@@ -4,7 +4,6 @@ It is called as function(record) and returns a list of messages, or an object wi
 for a record that it does not want.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import UserError
 from utils.prepare.chat.json_values import Malformed, checked_value, kind_of
 from utils.prepare.chat.kinds import MessagesAndTools, Record
@@ -40,7 +40,7 @@ def load_own(name: str) -> Callable[[Any], Any]:
 def own_source(name: str) -> str:
     """The SHA-256 of the file of a converter, empty where it is an installed module's."""
     path = _file_of(name.rpartition(":")[0])
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return file_sha256(path) if path.is_file() else ""
 
 
 def _file_of(module_name: str) -> Path:

@@ -58,7 +58,6 @@ class Span(NamedTuple):
 
 class Sample(NamedTuple):
     text: str
-    hidden: bool  # a NUL stands before each name of a control token that the template wrote
     runs: list[Span]  # proven answers, ascending: the targets, or with the policy `all` what is none
     others: list[Span]  # of other messages
     rest: int  # the part of all other tokens
@@ -183,14 +182,15 @@ def _all_but_weight_0(chat: Chat, text: str, marks: list[tuple[int, int]]) -> Sa
         spans = [_run_in_history(chat, number, text) for number in weightless]
     if None in spans:
         raise Unproven("prefix", "an answer with the weight 0 is not in the text as it was generated")
-    return Sample(text, chat.hidden, [span._replace(part=WEIGHT_0) for span in spans], [], TARGET, len(chat.messages))
+    return Sample(text, [span._replace(part=WEIGHT_0) for span in spans], [], TARGET, len(chat.messages))
 
 
 def _run_in_history(chat: Chat, number: int, text: str) -> Span | None:
     """The run of an answer in the text of the whole conversation; None if the text has not what was generated."""
-    begin = len(prompt) if text.startswith(prompt := chat.text(number, True)) else None
-    if begin is None:
+    prompt = chat.text(number, True)
+    if not text.startswith(prompt):
         return None
+    begin = len(prompt)
     is_last = number + 1 == len(chat.messages)
     whole = text if is_last else chat.text(number + 1, False)
     end = _end_when_last(chat, number, begin, whole) if is_last else _end_in_history(chat, number, whole, text)
@@ -337,7 +337,7 @@ def _sample(chat: Chat, text: str, runs: dict[int, list[Span]], count: int) -> S
                 position = begin + len(content)
                 others.append(Span(begin, position, part))
     ordered = [run for number in sorted(runs) for run in runs[number]]
-    return Sample(text, chat.hidden, ordered, others, TEMPLATE, count)
+    return Sample(text, ordered, others, TEMPLATE, count)
 
 
 def _find(text: str, content: str, position: int) -> int:

@@ -7,7 +7,7 @@ tool's. A template would write these nulls, and the model would learn to call so
 from collections.abc import Mapping
 from typing import Any
 
-from utils.prepare.chat.json_values import Malformed, checked_text, checked_value, kind_of, read_json
+from utils.prepare.chat.json_values import Malformed, checked_text, checked_value, decoded, kind_of
 
 Parameters = frozenset[str]  # the names of a tool's parameters
 _NULL_HAS_MEANING = ("default", "const")  # of a JSON schema
@@ -89,12 +89,5 @@ def _arguments(raw: Any, name: str, known: Parameters | None, what: str) -> dict
 
 
 def _from_json(raw: Any, what: str) -> Any:
-    """The value that a text is JSON of, None for an empty text; what is no text as it is."""
-    if not isinstance(raw, str):
-        return raw
-    if not raw.strip():
-        return None
-    try:
-        return read_json(raw)
-    except ValueError as e:
-        raise Malformed("broken_json", f"{what} is no JSON: {str(e)[:80]}") from None
+    """As `decoded`; None for an empty text."""
+    return None if isinstance(raw, str) and not raw.strip() else decoded(raw, what)
