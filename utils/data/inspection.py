@@ -13,7 +13,7 @@ import numpy as np
 from lit_gpt.errors import DataError
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.inspection_page import page
-from utils.data.manifest import TOKENIZER, DatasetSplit, Manifest
+from utils.data.manifest import REPORTS, TOKENIZER, DatasetSplit, Manifest, split_name
 from utils.data.shards import Row, RowReader, verify_shards
 from utils.data.shown_rows import RowShower, Shown, legend, segment_text, visible
 from utils.data.table import aligned
@@ -107,7 +107,7 @@ def worst_segments(reader: RowReader, worst: Worst, count: int) -> list[tuple[in
 def shown_removals(data_dir: Path, manifest: Manifest, show: int) -> Iterator[Shown]:
     """What the reports name as left out: by split and reason, so many of each."""
     for entry in manifest.splits:
-        path = data_dir / "reports" / f"{entry.dataset.replace('/', '--')}-{entry.split}.jsonl"
+        path = data_dir / REPORTS / f"{split_name(entry.dataset, entry.split)}.jsonl"
         found: defaultdict[str, list[str]] = defaultdict(list)
         for line in path.open(encoding="utf-8") if path.is_file() else ():
             values = json.loads(line)

@@ -16,7 +16,13 @@ FORMAT_VERSION = 3
 READ_VERSIONS = (2, FORMAT_VERSION)  # version 2 has no chats, and counts no bytes of text
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"  # folder with the tokenizer's files beside the shards, to read them by
+REPORTS = "reports"  # folder with what was left out: a file per split that lacks a document, and others
 TRAIN, TEST = "train", "test"
+
+
+def split_name(dataset: str, split: str) -> str:
+    """What a split's files are named by: `FR/Theatre`, `train` → `FR--Theatre-train`."""
+    return f"{dataset.replace('/', '--')}-{split}"
 
 
 @dataclass(frozen=True)

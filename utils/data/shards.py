@@ -35,7 +35,7 @@ from safetensors import safe_open
 
 from lit_gpt.checksums import ListedFile, file_sha256, find_difference
 from lit_gpt.errors import DataError, naming
-from utils.data.manifest import DatasetSplit, Shard
+from utils.data.manifest import DatasetSplit, Shard, split_name
 from utils.data.parts import TARGET, Runs, find_problem, predicted, sums_between, to_runs
 from utils.files.atomic import staged_path, write_array
 
@@ -60,7 +60,7 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 def shard_name(dataset: str, split: str, index: int, count: int) -> str:
     """`FR/Theatre`, `train`, 0 of 8 → `FR--Theatre-train-00000-of-00008.safetensors`."""
-    return f"{dataset.replace('/', '--')}-{split}-{index:05d}-of-{count:05d}.safetensors"
+    return f"{split_name(dataset, split)}-{index:05d}-of-{count:05d}.safetensors"
 
 
 class ShardWriter:

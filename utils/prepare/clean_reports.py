@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.data.manifest import REPORTS
 from utils.files.atomic import write_atomically
 from utils.prepare.plan import PreparePlan
 from utils.prepare.progress import say
-from utils.prepare.removals import REPORTS
 from utils.prepare.signed_corpus import SignedCorpus
-from utils.prepare.sources import Source
 
 DUPLICATES, CONTAMINATION = "duplicates.txt", "contamination.txt"
 MOST_EXAMPLES = 5  # of each pair of splits, or of test file and split
@@ -49,7 +48,7 @@ def _described(corpus: SignedCorpus, document: int) -> str:
     return f"{corpus.where(document)}: {corpus.beginning(document)}"
 
 
-def write_contamination(plan: PreparePlan, hits: dict[Source, Path]) -> None:
+def write_contamination(plan: PreparePlan) -> None:
     """Says, and writes down, what of each split has words of which test file, from the splits' files of hits."""
     path, options = plan.data_dir / REPORTS / CONTAMINATION, plan.options
     if not options.contamination:
@@ -58,8 +57,8 @@ def write_contamination(plan: PreparePlan, hits: dict[Source, Path]) -> None:
     became = "left out" if options.contaminated == "leave_out" else "kept"
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[str]] = {}
-    for source, file in hits.items():
-        for line in _lines(file):
+    for source in plan.sources:
+        for line in _lines(plan.hits_path(source)):
             pair = (source.name, line["reason"])
             counts[pair] += 1
             if counts[pair] <= MOST_EXAMPLES:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, TOKENIZER_FILES
-from utils.data.manifest import MANIFEST, TOKENIZER, DatasetSplit, Manifest
+from utils.data.manifest import MANIFEST, REPORTS, TOKENIZER, DatasetSplit, Manifest
 from utils.data.shards import token_dtype
 from utils.files.atomic import write_atomically
 from utils.prepare.clean_reports import write_contamination
@@ -20,7 +20,6 @@ from utils.prepare.entry_sources import where_of
 from utils.prepare.options import PrepareOptions
 from utils.prepare.plan import PARTS_FOLDER, PreparePlan
 from utils.prepare.progress import say
-from utils.prepare.removals import REPORTS
 from utils.prepare.sources import Source
 from utils.prepare.splits import PREPARATION_VERSION
 
@@ -53,9 +52,8 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
     manifest = make_manifest(found, plan)
     copy_tokenizer(recipe.checkpoint_dir, data_dir / TOKENIZER, plan.chat_files)
     write_unread(plan)
-    hits = {source: plan.parts_dir / f"{source.name}.hits.jsonl" for source in plan.sources}
-    write_contamination(plan, hits)
-    stale = find_stale(data_dir, found)
+    write_contamination(plan)
+    stale = find_stale(found, plan)
     path = data_dir / MANIFEST
     if stale or not path.is_file() or path.read_bytes() != manifest.to_json().encode():
         path.unlink(missing_ok=True)
@@ -148,14 +146,16 @@ def copy_tokenizer(source: Path, target: Path, chats: Mapping[str, bytes]) -> No
             write_atomically(target / name, content)
 
 
-def find_stale(data_dir: Path, found: dict[Source, DatasetSplit]) -> list[Path]:
+def find_stale(found: dict[Source, DatasetSplit], plan: PreparePlan) -> list[Path]:
     """Shards, parts and reports of splits that are gone, or were made anew with other ones."""
+    data_dir = plan.data_dir
     current = {data_dir / shard.file for entry in found.values() for shard in entry.shards}
-    parts_dir = data_dir / PARTS_FOLDER
-    current |= {parts_dir / f"{source.name}{suffix}" for source in found for suffix in (".json", ".hits.jsonl")}
-    current |= {data_dir / REPORTS / f"{source.name}.jsonl" for source, entry in found.items() if entry.skipped}
+    for source, entry in found.items():
+        current |= {plan.part_path(source), plan.hits_path(source)}
+        if entry.skipped:
+            current.add(plan.report_path(source))
     stale = []
-    for folder in (data_dir, parts_dir, data_dir / REPORTS):
+    for folder in (data_dir, plan.parts_dir, data_dir / REPORTS):
         files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
         own = [path for path in files if OWN_FILE.fullmatch(path.relative_to(data_dir).as_posix())]
         stale += [path for path in own if path not in current]

@@ -20,7 +20,7 @@ from lit_gpt.errors import DataError, UserError, raise_problems
 from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.slurm import slurm_tasks
-from utils.data.manifest import TEST
+from utils.data.manifest import REPORTS, TEST
 from utils.prepare.block_rows import Dialogue, Recipe, Work
 from utils.prepare.blocks import read_blocks
 from utils.prepare.chat.converters import fields_of, make_converter
@@ -77,6 +77,18 @@ class PreparePlan:
     @property
     def parts_dir(self) -> Path:
         return self.data_dir / PARTS_FOLDER
+
+    def part_path(self, source: Source) -> Path:
+        """What a split's shards hold and were made from."""
+        return self.parts_dir / f"{source.name}.json"
+
+    def hits_path(self, source: Source) -> Path:
+        """What of a split test files have, too; it is there if there is any."""
+        return self.parts_dir / f"{source.name}.hits.jsonl"
+
+    def report_path(self, source: Source) -> Path:
+        """What was left out of a split; it is there if anything was."""
+        return self.data_dir / REPORTS / f"{source.name}.jsonl"
 
 
 def make_plan(options: PrepareOptions) -> PreparePlan:

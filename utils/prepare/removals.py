@@ -10,8 +10,6 @@ from typing import IO
 from lit_gpt.errors import naming
 from utils.prepare.file_formats import CorpusFile
 
-REPORTS = "reports"  # the folder in a data folder for these files, one per split that lacks a document
-
 
 class RemovalLog(AbstractContextManager["RemovalLog"]):
     """Writes `path` line by line, under another name until `publish`; no file is written if nothing was left out."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
-from utils.data.manifest import TEST, TRAIN
+from utils.data.manifest import TEST, TRAIN, split_name
 from utils.data.shards import shard_name
 from utils.prepare.chat.conversation import Converter
 from utils.prepare.dataset_cards import CARD, files_held_out
@@ -74,7 +74,7 @@ class Source:
     @property
     def name(self) -> str:
         """What the files of this split are named by in a data folder: `FR--Theatre-train`."""
-        return f"{self.dataset.replace('/', '--')}-{self.split}"
+        return split_name(self.dataset, self.split)
 
     @property
     def language(self) -> str:

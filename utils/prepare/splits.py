@@ -26,7 +26,7 @@ from utils.prepare.documents import problem_message
 from utils.prepare.file_formats import CorpusFile
 from utils.prepare.plan import PreparePlan, Sifted, text_bytes, works_of
 from utils.prepare.progress import ProgressLine, say
-from utils.prepare.removals import REPORTS, RemovalLog
+from utils.prepare.removals import RemovalLog
 from utils.prepare.sifting import digest
 from utils.prepare.sources import Source, file_facts
 from utils.prepare.work_pool import WorkPool
@@ -54,16 +54,15 @@ class SplitJob:
 
     @property
     def part_path(self) -> Path:
-        return self.plan.parts_dir / f"{self.source.name}.json"
+        return self.plan.part_path(self.source)
 
     @property
     def hits_path(self) -> Path:
-        """What of the split test files have, too; it is there if there is any."""
-        return self.plan.parts_dir / f"{self.source.name}.hits.jsonl"
+        return self.plan.hits_path(self.source)
 
     @property
     def report_path(self) -> Path:
-        return self.plan.data_dir / REPORTS / f"{self.source.name}.jsonl"
+        return self.plan.report_path(self.source)
 
     def fingerprint(self, files: list[dict[str, Any]]) -> str:
         """SHA-256 over all that the split's shards are made from; `files` is what `file_facts` returns."""
