@@ -13,7 +13,7 @@ import ctypes
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lit_gpt.errors import DataError
+from lit_gpt.tokenizer.batches import batches
 from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
 from lit_gpt.tokenizer.special_tokens import any_of
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -216,7 +217,7 @@ class Encoder:
 
     def _encode_slowly(self, texts: list[bytes]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
-        for batch in _batches(texts, BATCH_BYTES):
+        for batch in batches(texts, BATCH_BYTES):
             if len(batch) == 1 and len(batch[0]) > BATCH_BYTES:
                 found.append(self._encode_long(batch[0]))
             else:
@@ -318,24 +319,10 @@ def give_back_memory() -> None:
         trim(0)
 
 
-def _batches(texts: list[bytes], limit: int) -> Iterator[list[bytes]]:
-    """Consecutive texts of up to `limit` bytes together; a longer one is alone."""
-    batch: list[bytes] = []
-    size = 0
-    for text in texts:
-        if batch and size + len(text) > limit:
-            yield batch
-            batch, size = [], 0
-        batch.append(text)
-        size += len(text)
-    if batch:
-        yield batch
-
-
 def count_words_and_turns(texts: list[bytes]) -> tuple[int, int]:
     """What white space separates, no-break spaces included (as `wc -w` counts), and lines that begin with a tag."""
     words = turns = 0
-    for batch in _batches(texts, COUNTED_BYTES):
+    for batch in batches(texts, COUNTED_BYTES):
         letters = np.frombuffer(b"\n".join([*batch, b""]), np.uint8)
         words += _count_words(letters)
         turns += _count_turns(letters)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lit_gpt.tokenizer.batches import batches
+
 BATCH = 1 << 18  # characters of texts whose words are hashed at a time, so that the arrays stay in the cache
 SEPARATOR, LETTER, ALONE, NOTHING = range(4)  # what a character is for words
 NO_BLANKS = (  # scripts that put no blanks between words: Thai to Lao, Myanmar, Khmer, kana to bopomofo, Chinese
@@ -96,16 +98,7 @@ def words_of(texts: Iterable[str]) -> Words:
 
 def in_batches(texts: Iterable[str]) -> Iterator[Words]:
     """The words of some texts at a time, in order."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH:
-            yield words_of(batch)
-            batch, size = [], 0
-    if batch:
-        yield words_of(batch)
+    return map(words_of, batches(texts, BATCH))
 
 
 def hash_words(text: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:

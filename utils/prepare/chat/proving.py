@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lit_gpt.tokenizer.batches import batches
 from lit_gpt.tokenizer.hf_tokenizer import tokenizer_with_offsets
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.prepare.chat.alignment import Alignment, GivenAlignment, TokenBytes
@@ -47,15 +48,8 @@ class ProvingTokenizer:
         """Those of a block's texts, in their order."""
         if self._fast is not None:
             self._fast.start_block([text.encode() for text in texts], self._ids)
-        batch: list[str] = []
-        size = 0
-        for text in texts:
-            batch.append(text)
-            size += len(text)
-            if size >= BATCH_CHARACTERS:
-                yield from self.encode_batch(batch)
-                batch, size = [], 0
-        yield from self.encode_batch(batch)
+        for batch in batches(texts, BATCH_CHARACTERS):
+            yield from self.encode_batch(batch)
 
     def encode_batch(self, texts: list[str]) -> list[Alignment]:
         encoded = [text.encode() for text in texts]
