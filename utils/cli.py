@@ -20,12 +20,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, TypeVar, get_type_hints
 
+import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from lit_gpt.errors import DataError, Interrupted, UserError
 from utils.cluster.ranks import end_process, is_distributed, own_exit_code, process_rank
 from utils.cluster.streams import CLOSED, drop_output, flush_output, output_is_closed, ready_streams
+from utils.recipe.sections import read_recipe
 
 OK, BUG, USAGE, DATA, IO, INTERRUPTED = 0, 1, 2, 65, 74, 75
 
@@ -153,8 +155,8 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     """Parses `argv` into `options_class`.
 
     Options may be shortened to any unambiguous beginning (`--max` for `--max_batches`), as argparse allows. `--config
-    FILE.yaml` gives any option's value; what comes after it on the line wins. A field of type `tuple[str, ...]` takes
-    one or several texts.
+    FILE.yaml` gives any option's value; what comes after it on the line wins. The file may be a recipe, of which a
+    class with a `SECTION` reads that section. A field of type `tuple[str, ...]` takes one or several texts.
 
     Raises:
         UserError: for a line, or a file, that does not make options.
@@ -166,8 +168,10 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     texts = [name for name in names if hints[name] == tuple[str, ...]]
     parser = _make_parser(options_class, texts)
     options = [name for name in names if name not in POSITIONAL]
+    argv = _expand(argv, [*options, "config", "help", "print_config"])
+    section = getattr(options_class, "SECTION", None)
     try:
-        namespace = parser.parse_args(_expand(argv, [*options, "config", "help", "print_config"]))
+        namespace = parser.parse_args(_with_sections(argv, section, names))
     except ArgumentError as e:
         raise UserError(_readable(str(e), options_class)) from None
     except UnicodeDecodeError as e:
@@ -194,6 +198,27 @@ def _make_parser(options_class: type, texts: Sequence[str]) -> ArgumentParser:
         action.help = helps.get(action.dest, action.help)
     parser.add_argument("--config", action=ActionConfigFile, help="YAML file with values for any of these options.")
     return parser
+
+
+def _with_sections(argv: Sequence[str], section: str | None, names: Sequence[str]) -> list[str]:
+    """Replaces each recipe that --config names by its section's options, as YAML; `names` are those of all options.
+
+    Positional options of the section follow at the line's end, unless the line has some of its own.
+    """
+    words: list[str] = []
+    for word in argv:
+        words += word.split("=", 1) if word.startswith("--config=") else [word]
+    given: dict[str, Any] = {}
+    for at, (option, path) in enumerate(itertools.pairwise(words)):
+        recipe = read_recipe(Path(path)) if option == "--config" else None
+        if recipe is None:
+            continue
+        if section is None:
+            raise UserError(f"{path} is a recipe, and none of its sections is of this command")
+        given = recipe.values(section)
+        words[at + 1] = yaml.safe_dump({name: value for name, value in given.items() if name not in POSITIONAL})
+    positional = [value for name in POSITIONAL.keys() & given.keys() for value in given[name]]
+    return [*words, *map(str, positional)] if len(words) == 2 else words
 
 
 def _help_texts(options_class: type) -> dict[str, str | None]:

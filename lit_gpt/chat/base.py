@@ -19,6 +19,8 @@ from utils.run.model_options import ModelOptions
 class Options(ModelOptions):
     """Talk with a model. Ctrl-C ends an answer; an empty line or the end of the input (Ctrl-D) the conversation."""
 
+    SECTION = "chat"
+
     template: Literal["auto", "dialogue", "chat"] = "auto"
     """dialogue: turns as [speaker001:]; chat: the tokenizer's chat template; auto: the template if there is one."""
     user_name: str = "speaker001"

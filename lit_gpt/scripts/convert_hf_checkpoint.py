@@ -15,6 +15,8 @@ from utils import cli
 class Options:
     """Convert a downloaded Hugging Face checkpoint, in place, for training and for litgpt's own commands."""
 
+    SECTION = "convert_hf"
+
     checkpoint_dir: Path
     """Folder with config.json and the weights, as lit_gpt/scripts/download.py makes it."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

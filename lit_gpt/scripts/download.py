@@ -48,6 +48,8 @@ class Options:
     Gated and private models need a token: run `hf auth login`, or set HF_TOKEN.
     """
 
+    SECTION = "download"
+
     repo_id: str
     """The model, as ORG/NAME."""
     checkpoint_dir: Path = Path("checkpoints")

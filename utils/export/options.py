@@ -41,6 +41,8 @@ DEFAULT_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_m", "f16")
 class ConvertOptions:
     """Convert a trained model to a Hugging Face folder, check it, and upload it if asked to."""
 
+    SECTION = "convert"
+
     input_path: Path
     """Run folder (its best checkpoint, else its newest), training checkpoint, or lit_model.pth."""
     output_dir: Path
@@ -93,6 +95,8 @@ def parse_size(text: str) -> int:
 class MergeOptions:
     """Merge a LoRA checkpoint, or an adapter of peft, into the foundation model it was trained on."""
 
+    SECTION = "merge"
+
     lora_path: Path
     """Run folder (its best checkpoint, else its newest), a training checkpoint's directory, or peft's folder."""
     save_path: Path
@@ -138,6 +142,8 @@ class UploadOptions:
 @dataclass(frozen=True)
 class QuantizeOptions:
     """Make GGUF files of a Hugging Face folder, measure each against it, and write Modelfiles for Ollama."""
+
+    SECTION = "quantize"
 
     model_dir: Path
     """Hugging Face folder, as convert_litgpt_to_transformers.py makes it."""

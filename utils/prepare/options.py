@@ -31,6 +31,8 @@ MAIN_MEMORY, WORKER_MEMORY = 300, 300  # MB that the program takes at most, and 
 class PrepareOptions:
     """Turn raw text into packed, tokenised training data; or look at what was made."""
 
+    SECTION = "prepare"
+
     source_path: Path | None = None
     """Raw corpus: a folder tree, one file, or a .list file that names files. A dataset is a folder with full.txt, or
     train.txt and/or test.txt (conversations), *.jsonl, *.json, *.csv, *.parquet, *.arrow, or *.txt (one document each).

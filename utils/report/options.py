@@ -11,6 +11,8 @@ from lit_gpt.errors import raise_problems
 class PlotOptions:
     """Draw the convergence curves of one or several training runs (folders that pretrain.py wrote)."""
 
+    SECTION = "plot"
+
     folders: list[Path]
     """Run folders."""
     output: Path | None = None

@@ -17,6 +17,8 @@ _BELOW_ONE = ("beta1", "beta2", "lora_dropout")
 class PretrainOptions:
     """Train a language model on prepared text: full or LoRA, from a foundation model or from scratch."""
 
+    SECTION = "pretrain"
+
     data_dir: Path
     """Folder of shards that prepare_data.py made."""
     checkpoint_dir: Path
@@ -199,6 +201,8 @@ class PretrainOptions:
 @dataclass(frozen=True)
 class ValidateOptions:
     """Validate all checkpoints of a run on each dataset separately and on all together."""
+
+    SECTION = "validate"
 
     out_dir: Path
     """Run folder that pretrain.py writes."""

@@ -1,0 +1,98 @@
+"""The sections of a recipe, in their order: whose options they hold, and what a section takes from another.
+
+1. `read_recipe` reads a YAML file; one without any section has the options of a single command.
+2. `Recipe.values` gives a section's options. What the section leaves out, such as the run folder to validate, is what
+   another section made.
+"""
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lit_gpt.errors import UserError
+
+
+class Section(NamedTuple):
+    script: str
+    """The command, relative to the repository."""
+    result: str
+    """The option that names what the command makes."""
+    takes: dict[str, tuple[str, ...]]
+    """An option → `section.option`s; the first that is there is the value where the section leaves the option out."""
+
+
+SECTIONS = {
+    "download": Section("lit_gpt/scripts/download.py", "checkpoint_dir", {}),
+    "convert_hf": Section("lit_gpt/scripts/convert_hf_checkpoint.py", "checkpoint_dir", {}),
+    "prepare": Section(
+        "prepare_data.py", "destination_path", {"checkpoint_dir": ("convert_hf.checkpoint_dir", "download.result")}
+    ),
+    "pretrain": Section(
+        "pretrain.py",
+        "out_dir",
+        {"data_dir": ("prepare.destination_path",), "checkpoint_dir": ("prepare.checkpoint_dir",)},
+    ),
+    "validate": Section("validate_pretrain.py", "out_dir", {"out_dir": ("pretrain.out_dir",)}),
+    "plot": Section("plot_convergence_curves.py", "output", {"folders": ("pretrain.out_dir",)}),
+    "merge": Section("utils/merge_lora.py", "save_path", {"lora_path": ("pretrain.out_dir",)}),
+    "convert": Section("convert_litgpt_to_transformers.py", "output_dir", {"input_path": ("pretrain.out_dir",)}),
+    "quantize": Section("utils/quantize_gguf.py", "output_dir", {"model_dir": ("convert.output_dir",)}),
+    "chat": Section("lit_gpt/chat/base.py", "", {"model": ("pretrain.out_dir", "convert_hf.checkpoint_dir")}),
+}
+"""A recipe's sections, in the order in which they are run. A recipe has those it needs."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    path: Path
+    sections: dict[str, dict[str, Any]]
+    """The options of each section that the file has, in the order of `SECTIONS`, as the file gives them."""
+
+    def values(self, name: str) -> dict[str, Any]:
+        """A section's options, with what it takes from other sections; those alone where the file has none of it."""
+        values = dict(self.sections.get(name, {}))
+        for option, sources in SECTIONS[name].takes.items():
+            found = [value for value in map(self._find, sources) if value is not None]
+            if option not in values and found:
+                values[option] = [found[0]] if option == "folders" else found[0]
+        return values
+
+    def _find(self, source: str) -> Any:
+        name, option = source.split(".")
+        if name not in self.sections:
+            return None
+        if source == "download.result":
+            download = self.sections[name]
+            return str(Path(download.get("checkpoint_dir", "checkpoints")) / str(download.get("repo_id", "")))
+        return self.values(name).get(option)
+
+
+def read_recipe(path: Path) -> Recipe | None:
+    """The recipe in a YAML file; None for a file without any section, which has the options of one command.
+
+    Raises:
+        UserError: for a file that is not there, not YAML, or has something beside its sections.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config {path} is not there") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"--config {path} is not UTF-8 text: {e}") from None
+    except yaml.YAMLError as e:
+        raise UserError(f"--config {path} is not YAML: {e}") from None
+    if not isinstance(content, dict) or not SECTIONS.keys() & content.keys():
+        return None
+    problems = []
+    for name, values in content.items():
+        if name not in SECTIONS:
+            nearest = difflib.get_close_matches(str(name), SECTIONS, n=1)
+            problems.append(f"unknown section {name}" + (f", the nearest is {nearest[0]}" if nearest else ""))
+        elif not (values is None or isinstance(values, dict)):
+            problems.append(f"section {name} must be a mapping of options")
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}; sections are {', '.join(SECTIONS)}")
+    return Recipe(path, {name: dict(content[name] or {}) for name in SECTIONS if name in content})
