@@ -56,7 +56,7 @@ LINES = {
     "utils/prepare/chat": 2071,
     "utils/prepare": 7299,
     "utils/run": 1258,
-    "utils/train": 2445,
+    "utils/train": 2459,
     "utils/export": 1645,
     "utils/report": 700,
     "commands": 1634,

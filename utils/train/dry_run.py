@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from litgpt.config import Config
 
 from lit_gpt.model.flops import mean_context
 from lit_gpt.model.lora import LoRASettings
@@ -14,7 +15,7 @@ from lit_gpt.model.tensor_parallel import sharing_problems
 from utils.train.estimate import GIB, RESERVE, Estimate, estimate
 from utils.train.metrics import device_peak
 from utils.train.options import PretrainOptions
-from utils.train.plan import TrainingPlan
+from utils.train.plan import TrainingPlan, lora_settings
 from utils.train.workload import Workload
 
 # the adapters that are proposed where all weights do not fit: those of --use_lora without other options
@@ -45,27 +46,40 @@ def dry_run_report(options: PretrainOptions, plan: TrainingPlan) -> str:
 
 def make_workload(options: PretrainOptions, plan: TrainingPlan) -> Workload:
     manifest, entries = plan.manifest, plan.mixture.entries
-    devices, nodes = plan.processes
     documents = sum(entry.documents for entry in entries) if options.mask_documents else 1
     length = min(manifest.block_size, sum(entry.tokens for entry in entries) / documents)
-    return Workload(
-        config=plan.config,
-        lora=plan.lora,
-        precision=options.precision,
-        master_weights=options.master_weights,
-        base_format=options.quantize,
-        activation_checkpointing=options.activation_checkpointing,
-        micro_batch_size=options.micro_batch_size,
-        block_size=manifest.block_size,
-        processes=devices * nodes,
-        processes_per_node=devices,
-        tensor_parallel=options.tensor_parallel,
+    return dataclasses.replace(
+        workload_without_data(options, plan.config, manifest.block_size),
         samples_per_step=plan.samples_per_step,
         rows=plan.mixture.rows,
         targets_per_row=sum(entry.targets for entry in entries) / sum(entry.rows for entry in entries),
         context=mean_context(np.array([length])),
         window_context=mean_context(np.array([length]), plan.config.sliding_window_size),
         steps=plan.schedule.max_steps,
+    )
+
+
+def workload_without_data(options: PretrainOptions, config: Config, block_size: int) -> Workload:
+    """A step over rows of `block_size` positions: all that the memory depends on, before there are data."""
+    devices, nodes = options.devices or 1, options.num_nodes or 1
+    return Workload(
+        config=config,
+        lora=lora_settings(options) if options.use_lora else None,
+        precision=options.precision,
+        master_weights=options.master_weights,
+        base_format=options.quantize,
+        activation_checkpointing=options.activation_checkpointing,
+        micro_batch_size=options.micro_batch_size,
+        block_size=block_size,
+        processes=devices * nodes,
+        processes_per_node=devices,
+        tensor_parallel=options.tensor_parallel,
+        samples_per_step=options.batch_size * devices * nodes // options.tensor_parallel,
+        rows=1,
+        targets_per_row=block_size,
+        context=mean_context(np.array([block_size])),
+        window_context=mean_context(np.array([block_size]), config.sliding_window_size),
+        steps=1,
     )
 
 
