@@ -46,9 +46,10 @@ def main(options: ConvertOptions) -> None:
 
     with staged(output_dir) as stage, model.check:
         if options.as_adapter:
-            hf, verified = write_adapter(stage, model, options.base_model)
+            hf, verified = write_adapter(stage, model, options.base_model, options.sampling())
         else:
-            hf, verified = write_folder(stage, model, parse_size(options.max_shard_size), options.verify)
+            size = parse_size(options.max_shard_size)
+            hf, verified = write_folder(stage, model, size, options.verify, options.sampling())
         print(verified)
         provenance = write_provenance(stage, model, hf, verified)
         model_id = options.repo_id or output_dir.name

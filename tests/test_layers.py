@@ -45,21 +45,21 @@ FLOORS = (
 LINES = {
     "lit_gpt": 491,
     "lit_gpt/model": 1510,
-    "lit_gpt/tokenizer": 1425,
+    "lit_gpt/tokenizer": 1443,
     "lit_gpt/formats": 3281,
     "lit_gpt/inference": 402,
     "utils/files": 382,
     "utils/cluster": 677,
-    "utils/recipe": 103,
+    "utils/recipe": 113,
     "utils": 310,
     "utils/data": 1496,
     "utils/prepare/chat": 2071,
     "utils/prepare": 7299,
     "utils/run": 1258,
     "utils/train": 2459,
-    "utils/export": 1645,
+    "utils/export": 1769,
     "utils/report": 700,
-    "commands": 1634,
+    "commands": 1636,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

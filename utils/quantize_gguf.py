@@ -26,7 +26,7 @@ from utils.export.gguf_files import TABLE, keep_earlier, make_gguf, read_table, 
 from utils.export.gguf_source import SourceModel, make_source, read_model
 from utils.export.hf_probabilities import WINDOW
 from utils.export.llama_cpp import FOLDER, LlamaCpp
-from utils.export.modelfile import form_of, modelfile, served_context, with_tokens_compared
+from utils.export.modelfile import form_of, modelfile, served_context, with_answers, with_tokens_compared
 from utils.files.staged_folder import check_replaceable, recover, staged
 
 TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Station/test.txt")
@@ -44,7 +44,8 @@ def main(options: QuantizeOptions) -> None:
         scratch = stage / "scratch"
         scratch.mkdir()
         source, reference = make_source(llama, model, text, options.windows, scratch)
-        form = with_tokens_compared(form_of(model.folder), model.folder, llama, source)
+        form = with_answers(form_of(model.folder), options.system, options.stop, options.sampling())
+        form = with_tokens_compared(form, model.folder, llama, source)
         print("\n".join(("Modelfile: " + form.description, *form.notes)), flush=True)
         rows = []
         for gguf_type in options.methods:

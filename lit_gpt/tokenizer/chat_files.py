@@ -8,7 +8,8 @@ from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, GENERATION_CONFIG, Tokeni
 
 
 def chat_files(tokenizer: Tokenizer, template: str) -> dict[str, bytes]:
-    """chat_template.jinja with `template`, and generation_config.json with the token that ends an answer by it.
+    """chat_template.jinja with `template`, and generation_config.json with the tokens that end an answer by it, with
+    calls of tools too.
 
     The tokens that ended a text before end it still: the tokenizer's own comes first, by which programs know it.
     A UserError if the template refuses a question and its answer.
@@ -17,8 +18,9 @@ def chat_files(tokenizer: Tokenizer, template: str) -> dict[str, bytes]:
     values = read_json_if_there(tokenizer.directory / GENERATION_CONFIG)
     if not values and tokenizer.bos_id is not None:
         values["bos_token_id"] = tokenizer.bos_id
-    ends = [index for index in (tokenizer.eos_id, ChatTemplate(tokenizer, template).end_of_turn) if index is not None]
-    ends = list(dict.fromkeys([*ends[:1], *sorted(tokenizer.end_ids), *ends[1:]]))
+    own = ChatTemplate(tokenizer, template)
+    known = [tokenizer.eos_id, *sorted(tokenizer.end_ids), own.end_of_turn, own.end_of_calls]
+    ends = list(dict.fromkeys(index for index in known if index is not None))
     if ends:
         values["eos_token_id"] = ends if len(ends) > 1 else ends[0]
         files[GENERATION_CONFIG] = (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

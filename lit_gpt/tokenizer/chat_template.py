@@ -155,6 +155,22 @@ class ChatTemplate:
         following = [token for token in self.tokenizer.special_tokens if token.strip() and rest.startswith(token)]
         return self.tokenizer.token_id(max(following, key=len)) if following else None
 
+    @cached_property
+    def end_of_calls(self) -> int | None:
+        """The special token after calls of tools, which some templates end otherwise; None if there is none."""
+        call = {"type": "function", "id": "call00001", "function": {"name": "f", "arguments": {"a": "1"}}}
+        question = {"role": "user", "content": "?"}
+        calls = {"role": "assistant", "content": "", "tool_calls": [call, call]}
+        try:
+            begin, text = self.render([question]), self.render([question, calls], add_generation_prompt=False)
+        except UserError:  # no tools, or not in this form
+            return None
+        answer = text.removeprefix(begin).rstrip()
+        ending = [token for token in self.tokenizer.special_tokens if token.strip() and answer.endswith(token)]
+        # what closes each of the calls, as `</tool_call>` does, ends none of the answers
+        ends = [token for token in ending if answer.count(token) == 1]
+        return self.tokenizer.token_id(max(ends, key=len)) if ends and answer != text.rstrip() else None
+
     @property
     def end_text(self) -> str:
         """What is written after an answer, where that is no special token; empty if nothing is."""

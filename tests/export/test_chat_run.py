@@ -95,7 +95,9 @@ def place(tmp_path_factory):
     scratch = ("--checkpoint_dir", tokenizer, "--model_config", model_config, "--out_dir", folder / "run")
     run("pretrain.py", "--data_dir", data, *scratch, *SMALL)
     published = folder / "published"
-    run("convert_litgpt_to_transformers.py", "--input_path", folder / "run", "--output_dir", published)
+    sections = {"pretrain": {"out_dir": str(folder / "run")}, "convert": {"output_dir": str(published)}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**sections, "chat": {"temperature": 0.2, "top_p": 0.9}}))
+    run("convert_litgpt_to_transformers.py", "--config", folder / "recipe.yaml")
     run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", published, "--verify", "none")
     other = prepare(sources, published, folder / "other", OTHER)
     lora = ("--checkpoint_dir", published, "--out_dir", folder / "lora", *LORA)
@@ -176,6 +178,8 @@ def test_transformers_sends_what_was_trained(place, asked):
     assert ids == [template.encode(messages) for messages in CHATS]
     tokenizer = Tokenizer(checkpoint)
     assert ends == [tokenizer.token_id(END_OF_TEXT), tokenizer.token_id(END_OF_TURN)]
+    written = json.loads((place.published / "generation_config.json").read_text())
+    assert written["do_sample"] and written["temperature"] == 0.2 and written["top_p"] == 0.9
     assert SYSTEM in tokenizer._hf.decode(ids[0], skip_special_tokens=False)
     provenance = json.loads((place.published / "training_provenance.json").read_text())
     assert provenance["template"] == Manifest.load(place.data).template

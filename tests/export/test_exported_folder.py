@@ -17,6 +17,7 @@ from lit_gpt.formats.families import ARCHITECTURES
 from tests.conftest import ROOT
 from tests.formats.hf_models import VOCABULARY, make_litgpt
 from tests.test_layers import MODULES
+from utils.export.hf_folder import with_sampling
 from utils.export.options import ConvertOptions
 
 CONTEXT = 128
@@ -182,3 +183,10 @@ def test_one_writer_of_safetensors():
     """The library's own makes files of mode 0600."""
     others = [path for path in MODULES if re.search(r"\bsave_file\b", (ROOT / path).read_text(encoding="utf-8"))]
     assert not others
+
+
+def test_a_temperature_of_zero_is_no_sampling():
+    found = with_sampling({"eos_token_id": 2, "do_sample": True, "top_k": 20}, {"temperature": 0.0, "top_p": 0.5})
+    assert found == {"eos_token_id": 2, "do_sample": False}
+    assert with_sampling({"eos_token_id": 2}, {}) == {"eos_token_id": 2}
+    assert with_sampling({"top_k": 20}, {"max_new_tokens": 9}) == {"top_k": 20, "max_new_tokens": 9}

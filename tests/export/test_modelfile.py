@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
+import random
 from pathlib import Path
 
 import pytest
+import yaml
 
+from lit_gpt.errors import UserError
+from lit_gpt.tokenizer.chat_files import with_default_system
 from tests.export.go_templates import tokenizer_folder
-from utils.export.modelfile import form_of, modelfile, served_context
+from utils import cli
+from utils.export.modelfile import form_of, modelfile, quoted, served_context, with_answers
+from utils.export.options import ConvertOptions, QuantizeOptions
+from utils.export.template_battery import with_contents
 from utils.prepare.dialogue import normalise
 
 MESSAGES = [
@@ -35,11 +41,101 @@ def folder_with(tmp_path: Path, provenance: dict | None = None, template: str | 
 
 
 def parse(text: str) -> dict[str, list[str]]:
-    """Commands of a Modelfile; a value in quotes goes over lines, and no backslash means anything."""
+    """Commands of a Modelfile with their values, as Ollama reads them, character by character.
+
+    A value goes on after a line's end as long as its quotes are open; characters that Go does not print are dropped; a
+    backslash is a backslash, and only a line's beginning makes a comment.
+    """
     found: dict[str, list[str]] = {}
-    for match in re.finditer(r'^(FROM|TEMPLATE|PARAMETER \w+) (?:"""(.*?)"""|"(.*?)"|(\S+))$', text, re.S | re.M):
-        found.setdefault(match[1], []).append(next(value for value in match.groups()[1:] if value is not None))
+    name, value = "", ""
+    for character in text + "\n":
+        if name.count(" ") < 1 + name.startswith("PARAMETER "):  # before the value
+            if not name and character in "# \t\r\n":
+                name = "#" if character == "#" else ""
+            elif name == "#":
+                name = "" if character in "\r\n" else "#"
+            else:
+                name += character
+            continue
+        is_whole = not value.strip().startswith('"') or is_closed(value.strip())
+        if character in "\r\n" and is_whole:
+            quotes = '"""' if value.strip().startswith('"""') else '"' if value.strip().startswith('"') else ""
+            value = value.strip()
+            found.setdefault(name.strip(), []).append(value[len(quotes) : len(value) - len(quotes)])
+            name, value = "", ""
+        elif character.isprintable() or character in "\r\n\t":
+            value += character
+    assert not name and not value
     return found
+
+
+def is_closed(value: str) -> bool:
+    if value.startswith('"""'):
+        return len(value) >= 6 and value.endswith('"""')
+    return len(value) >= 2 and value.endswith('"')
+
+
+def test_values_come_out_as_they_went_in():
+    """Of what a Modelfile can hold; what it cannot is said."""
+    draw, held = random.Random(11), 0
+    pieces = ['"', '"""', "\n", " ", "\t", "\\n", "#", "é", "PARAMETER stop", "<|im_end|>", "{{ .System }}"]
+    for _ in range(3000):
+        value = "".join(draw.choices(pieces, k=draw.randrange(1, 7)))
+        written = quoted(value)
+        if written is not None:
+            held += 1
+            read = parse(f"# {pieces}\nFROM x\nSYSTEM {written}\nPARAMETER top_k 3\n")
+            assert read == {"FROM": ["x"], "SYSTEM": [value], "PARAMETER top_k": ["3"]}
+    assert held > 2700
+    for value in ("a\u00a0!", "👩\u200d💻", "a\0", '"""\n'):
+        assert quoted(value) is None
+
+
+SAMPLED = {"temperature": 0.2, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.15, "max_new_tokens": 1536}
+
+
+@pytest.mark.go
+def test_the_recipes_chat_is_in_the_modelfile(tmp_path, go):
+    """SYSTEM where it is not what the template writes; what Ollama drops from SYSTEM is in the template."""
+    (tmp_path / "r.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "convert": {"input_path": "runs/x", "output_dir": "hf"},
+                "quantize": {"output_dir": "gguf", "top_k": 5},
+                "chat": {**SAMPLED, "system": 'Sois "bref".\n', "stop": ["\nQ:"]},
+            }
+        )
+    )
+    options = cli.parse(QuantizeOptions, ["--config", str(tmp_path / "r.yaml")])
+    assert str(options.model_dir) == "hf" and options.sampling() == {**SAMPLED, "top_k": 5}
+    form = form_of(folder_with(tmp_path / "hf", template=CHATML))
+    served = with_answers(form, options.system, options.stop, options.sampling())
+    commands = parse(modelfile("m.gguf", served, 64, "</s>"))
+    assert commands["SYSTEM"] == ['Sois "bref".\n'] and commands["TEMPLATE"] == [form.template]
+    assert commands["PARAMETER stop"] == [*form.stops, "\nQ:", "</s>"]
+    numbers = {name: commands[f"PARAMETER {name}"] for name in ("temperature", "top_k", "top_p", "num_predict")}
+    assert numbers == {"temperature": ["0.2"], "top_k": ["5"], "top_p": ["0.9"], "num_predict": ["1536"]}
+    assert commands["PARAMETER repeat_penalty"] == ["1.15"] and commands["PARAMETER repeat_last_n"] == ["-1"]
+
+    served = with_answers(form, "Sois bref\u00a0! 👩\u200d💻")
+    assert "SYSTEM" not in parse(modelfile("m.gguf", served, 64, None))
+    written = with_contents("suau", ["Sois bref\u00a0! 👩\u200d💻", "a", "b", "c"])
+    template = parse(modelfile("m.gguf", served, 64, None))["TEMPLATE"][0]
+    assert go.render(template, written[1:]) == go.render(form.template, written)
+    assert go.render(template, with_contents("su", ["x", "y"])) == go.render(form.template, with_contents("su", "xy"))
+
+
+def test_a_system_message_needs_a_place(tmp_path):
+    own = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML
+    default = with_default_system(CHATML, "Sois bref.")
+    for template, words in ((own, "no place for a system message"), (None, "needs a chat template")):
+        with pytest.raises(UserError, match=words):
+            with_answers(form_of(folder_with(tmp_path / words, template=template)), "Sois bref.")
+    form = form_of(folder_with(tmp_path, template=default))
+    assert with_answers(form, "Sois bref.") == form and with_answers(form, "Sois long.").system == "Sois long."
+    for name in SAMPLED:
+        with pytest.raises(UserError, match=name):
+            ConvertOptions(Path("a"), Path("b"), **{name: -1})
 
 
 @pytest.mark.go

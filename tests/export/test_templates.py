@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.export.go_templates import real_templates, tokenizer_folder
+from tests.export.test_modelfile import parse
 from utils.export.modelfile import dialogue_turns, form_of, modelfile
 from utils.export.template_battery import CHATS, CONTENTS, OTHERS, conversations, with_contents
 from utils.export.turns import REFUSED, learn
@@ -145,10 +146,10 @@ def test_any_text_may_stand_between_messages(go, tmp_path, template):
     form = form_of(tokenizer_folder(tmp_path, template))
     text = modelfile("m.gguf", form, 64, None)
     # as Ollama reads the file, characters that are not printable get lost
-    assert all(character.isprintable() or character == "\n" for character in text.partition('"""')[2])
-    assert text.count('"""') == 2
+    assert all(character.isprintable() or character == "\n" for character in text.partition('TEMPLATE """')[2])
+    commands = parse(text)
     for messages in more_conversations(3):
-        assert go.render(text.split('"""')[1], messages) == transformers_text(tmp_path, messages)
+        assert go.render(commands["TEMPLATE"][0], messages) == transformers_text(tmp_path, messages)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,7 @@ class HFChat:
         tokens = [token for token in added if token.strip() and token in joint]
         end = self._behind_last_answer()
         text = end if end and joint.lstrip().startswith(end) else joint
-        stops = sorted(tokens, key=joint.index) or ([text] if text.strip() else [])
-        return tuple(stop for stop in stops if '"' not in stop)  # a Modelfile has no escapes
+        return tuple(sorted(tokens, key=joint.index) or ([text] if text.strip() else []))
 
     def _behind_last_answer(self) -> str:
         answer = "An answer."

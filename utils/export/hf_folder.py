@@ -34,6 +34,8 @@ COMPANIONS = {  # the files that an endpoint runs: the name in the folder, and o
     "dialogue_text.py": "utils/prepare/dialogue.py",
 }
 
+OF_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"}
+
 
 def check_output_dir(folder: Path) -> None:
     """Raises a UserError if `folder` holds something other than an earlier conversion or a merged model."""
@@ -45,16 +47,18 @@ def check_output_dir(folder: Path) -> None:
         raise UserError(f"--output_dir {folder} holds something else; give a folder that is new or empty")
 
 
-def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: str) -> tuple[dict[str, Any], str]:
+def write_folder(
+    stage: Path, model: MergedModel, max_shard_bytes: int, verify: str, sampling: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
     """Fills `stage` with the merged model and compares it by `verify`, "logits", "tensors" or "none"; returns what is
-    in config.json, and what the comparison found."""
+    in config.json, and what the comparison found. `sampling` is for generation_config.json."""
     tokenizer = Tokenizer(model.tokenizer_dir)
     hf = make_config(model, model.state_dict, tokenizer)
     write_json(stage / "config.json", hf)
     specs = dict(tensors_to_hf(specs_of(model.state_dict), model.config, hf))
     tensors = tensors_to_hf(model.state_dict, model.config, hf)
     write_safetensors(stage, specs, tensors, max_shard_bytes)
-    write_tokenizer(stage, model, tokenizer)
+    write_tokenizer(stage, model, tokenizer, sampling)
     for name, source in COMPANIONS.items():
         shutil.copyfile(REPOSITORY / source, stage / name)
     if verify == "logits":
@@ -64,25 +68,27 @@ def write_folder(stage: Path, model: MergedModel, max_shard_bytes: int, verify: 
     return hf, "not verified"
 
 
-def write_tokenizer(stage: Path, model: MergedModel, tokenizer: Tokenizer) -> None:
+def write_tokenizer(stage: Path, model: MergedModel, tokenizer: Tokenizer, sampling: Mapping[str, Any]) -> None:
     """The files by which transformers reads and writes the model's text, with its chat template and its ends."""
     if warning := export_tokenizer(tokenizer, stage, PROBE_TEXT):
         print(f"warning: {warning}")
     sizes = (model.config.block_size, model.config.padded_vocab_size)
     padding, left_out = settle_tokenizer_config(stage, tokenizer, *sizes)
     _say_left_out(TOKENIZER_CONFIG, left_out)
-    write_json(stage / GENERATION_CONFIG, generation_config(model, tokenizer, padding))
+    write_json(stage / GENERATION_CONFIG, with_sampling(generation_config(model, tokenizer, padding), sampling))
 
 
-def write_adapter(stage: Path, model: MergedModel, base: str | None) -> tuple[dict[str, Any], str]:
+def write_adapter(
+    stage: Path, model: MergedModel, base: str | None, sampling: Mapping[str, Any]
+) -> tuple[dict[str, Any], str]:
     """Fills `stage` with the adapter for peft; returns its base's config.json and what the comparison found.
 
-    `base` is the base model's name on the Hub, where its folder does not tell it.
+    `base` is the base model's name on the Hub, where its folder does not tell it; `sampling` as of `write_folder`.
     """
     tokenizer = Tokenizer(model.tokenizer_dir)
     hf = make_config(model, model.base, tokenizer)
     if model.is_chat:  # else all that it changes are weights
-        write_tokenizer(stage, model, tokenizer)
+        write_tokenizer(stage, model, tokenizer, sampling)
     base = base or foundation_facts(model.foundation_dir)[0]
     if "/" not in base:
         print(f"warning: the adapter names its base {base}, which the Hub does not know: give --base_model ORG/NAME")
@@ -113,6 +119,15 @@ def generation_config(model: MergedModel, tokenizer: Tokenizer, padding: int) ->
             return {**kept, "pad_token_id": padding}
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": padding}
     return {name: index for name, index in ids.items() if index is not None}
+
+
+def with_sampling(values: Mapping[str, Any], sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_config.json with how answers are sampled: a temperature of 0 takes the likeliest token always."""
+    if sampling.get("temperature") == 0:
+        kept = {name: value for name, value in {**values, **sampling}.items() if name not in OF_SAMPLING}
+        return {**kept, "do_sample": False}
+    is_sampled = not OF_SAMPLING.isdisjoint(sampling)
+    return {**values, **({"do_sample": True} if is_sampled else {}), **sampling}
 
 
 def _say_left_out(name: str, keys: Sequence[str]) -> None:

@@ -1,16 +1,19 @@
 """The Modelfile with which Ollama runs a GGUF file as the model was trained: its context, stop tokens and template.
 Source of the format: https://docs.ollama.com/modelfile; templates are Go's text/template."""
 
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lit_gpt.errors import UserError
 from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.chat_template import find_template
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.llama_cpp import LlamaCpp
 from utils.export.provenance import PROVENANCE
-from utils.export.template_battery import CHATS, compare, conversations
+from utils.export.template_battery import CHATS, compare, conversations, with_contents
 from utils.export.turns import Turns, learn
 from utils.prepare.dialogue import normalise
 
@@ -23,8 +26,18 @@ class Form(NamedTuple):
     stops: tuple[str, ...]
     notes: tuple[str, ...] = ()  # what a user has to know of it
     turns: Turns | None = None  # what a chat's template was made from
+    is_chat: bool = False
+    system: str | None = None  # of conversations that have none, where the template writes none
+    parameters: tuple[tuple[str, float], ...] = ()  # by Ollama's names
 
 
+PARAMETERS = {  # https://docs.ollama.com/modelfile
+    "temperature": "temperature",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "repetition_penalty": "repeat_penalty",
+    "max_new_tokens": "num_predict",
+}
 COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
 
 
@@ -66,7 +79,8 @@ def _chat(folder: Path) -> Form:
     if chat.lacks_begin:
         notes.append(f"The GGUF file has {chat.begin} put before every text; {SPEAKS} writes none.")
     stops = chat.stops(turns.between.get(("assistant", "user"), ""))
-    return Form(f"chat, as {SPEAKS} writes it: equal in {equal} conversations", turns.go(), stops, tuple(notes), turns)
+    description = f"chat, as {SPEAKS} writes it: equal in {equal} conversations"
+    return Form(description, turns.go(), stops, tuple(notes), turns, is_chat=True)
 
 
 def with_tokens_compared(form: Form, folder: Path, llama: LlamaCpp, gguf: Path) -> Form:
@@ -115,7 +129,7 @@ def _left_to_ollama(reason: str, ends: tuple[str, ...]) -> Form:
         "Ollama takes a template that it knows, by the one in the GGUF file, or the bare prompt: see `ollama show`.",
         "llama.cpp's `llama-server --jinja` renders the model's own.",
     )
-    return Form("chat", None, ends, notes)
+    return Form("chat", None, ends, notes, is_chat=True)
 
 
 def _dialogue(language: str | None) -> Form:
@@ -137,6 +151,62 @@ def dialogue_turns(user: str, model: str) -> Turns:
     return Turns(between, trimmed=frozenset({"system", "user", "assistant"}), skips_empty_system=True)
 
 
+def with_answers(
+    form: Form, system: str | None, stops: Sequence[str] = (), sampling: Mapping[str, float] | None = None
+) -> Form:
+    """`form` with the recipe's system message, further stops and sampling.
+
+    Raises:
+        UserError: for a system message that the model was not trained to be given.
+    """
+    parameters = [(PARAMETERS[name], value) for name, value in (sampling or {}).items()]
+    if "repeat_penalty" in dict(parameters):
+        parameters.append(("repeat_last_n", -1))  # of all tokens, as here; Ollama's default is the last 64
+    form = form._replace(stops=tuple(dict.fromkeys((*form.stops, *stops))), parameters=tuple(parameters))
+    return form if system is None else _with_system(form, system)
+
+
+def _with_system(form: Form, system: str) -> Form:
+    """`form` with a system message for conversations without one: as SYSTEM, or where a Modelfile cannot hold its
+    characters, in the template."""
+    if not form.is_chat:
+        raise UserError(
+            f"--system needs a chat template, and the model was trained for another thing: {form.description}"
+        )
+    turns = form.turns
+    if turns is not None:
+        asked = with_contents("su", [system, "?"])
+        if turns.render(asked) is None:
+            raise UserError("--system: the model's chat template has no place for a system message")
+        if turns.render(asked) == turns.render(asked[1:]):
+            return form  # the template writes it
+    if quoted(system) is not None:
+        return form._replace(system=system)
+    if turns is None or turns.skips_empty_system:
+        note = "Without SYSTEM: the system message has characters that Ollama drops from a Modelfile."
+        return form._replace(notes=(*form.notes, note))
+    turns = turns.with_system(system)
+    return form._replace(turns=turns, template=turns.go())
+
+
+def quoted(value: str) -> str | None:
+    """A value as Ollama reads it from a Modelfile; None if it cannot hold it.
+
+    There are no escapes; characters that are not printable are dropped, but for those between lines and tabs; a value
+    ends at the first line's end before which its quotes are closed.
+    """
+    if not all(character.isprintable() or character in "\n\r\t" for character in value):
+        return None
+    for quotes in ('"', '"""'):
+        begins = [quotes + value[: found.start()].rstrip() for found in re.finditer(r"[\n\r]", value)]
+        is_ended = any(begin.endswith(quotes) and len(begin) >= 2 * len(quotes) for begin in begins)
+        written = f"{quotes}{value}{quotes}"
+        is_other = quotes == '"' and written.startswith('"""')
+        if not is_ended and not is_other:
+            return written
+    return None
+
+
 def served_context(folder: Path, positions: int) -> int:
     """Tokens of context: those of a row in the run that trained the model, else `positions`, all that it can see."""
     schedule = read_json_if_there(folder / PROVENANCE).get("schedule") or {}
@@ -145,12 +215,14 @@ def served_context(folder: Path, positions: int) -> int:
 
 
 def modelfile(gguf: str, form: Form, context: int, end_token: str | None) -> str:
-    stops = [*form.stops]
-    if end_token and end_token not in stops:
-        stops.append(end_token)
-    lines = [f"# {line}" for line in (form.description, *form.notes)]
+    stops = list(dict.fromkeys([*form.stops, *([end_token] if end_token else [])]))
+    written = [(stop, quoted(stop)) for stop in stops]
+    notes = [*form.notes, *(f"A Modelfile cannot say the stop {stop!a}." for stop, value in written if value is None)]
+    lines = [f"# {line}" for line in (form.description, *notes)]
     lines += [f"FROM ./{gguf}", f"PARAMETER num_ctx {context}"]
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # not escaped: Ollama reads no escapes, but several lines
-    if form.template is not None:
-        lines.append(f'TEMPLATE """{form.template}"""')
+    lines += [f"PARAMETER {name} {value}" for name, value in form.parameters]
+    lines += [f"PARAMETER stop {value}" for _, value in written if value is not None]
+    for name, text in (("SYSTEM", form.system), ("TEMPLATE", form.template)):
+        if text is not None:
+            lines.append(f'{name} """{text}"""' if name == "TEMPLATE" else f"{name} {quoted(text)}")
     return "\n".join(lines) + "\n"

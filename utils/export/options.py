@@ -2,12 +2,13 @@
 Nothing heavy is imported here, so that `--help` answers at once."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lit_gpt.errors import raise_problems
 from lit_gpt.formats.repo_id import check_repo_id
+from lit_gpt.inference.sampling_options import Sampling
 
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -37,8 +38,32 @@ GGUF_TYPES = {
 DEFAULT_TYPES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k_m", "f16")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """How answers are sampled where nobody says otherwise. Default: as the recipe's section chat says, else nothing."""
+
+    temperature: float | None = None
+    """Below 1 the likely tokens become likelier; 0 takes the likeliest one always."""
+    top_k: int | None = None
+    """Choose among this many likeliest tokens."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    repetition_penalty: float | None = None
+    """Above 1 the tokens of the prompt and of the answer so far become less likely to come again."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens."""
+
+    def __post_init__(self) -> None:
+        Sampling(**self.sampling())  # a UserError for what cannot be
+
+    def sampling(self) -> dict[str, float | int]:
+        """Those that are given."""
+        values = {field.name: getattr(self, field.name) for field in fields(Answers)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
 @dataclass(frozen=True)
-class ConvertOptions:
+class ConvertOptions(Answers):
     """Convert a trained model to a Hugging Face folder, check it, and upload it if asked to."""
 
     SECTION = "convert"
@@ -71,6 +96,7 @@ class ConvertOptions:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         problems = []
         if not parse_size(self.max_shard_size):
             problems.append(f"--max_shard_size must be a size like 5GB, not '{self.max_shard_size}'")
@@ -140,7 +166,7 @@ class UploadOptions:
 
 
 @dataclass(frozen=True)
-class QuantizeOptions:
+class QuantizeOptions(Answers):
     """Make GGUF files of a Hugging Face folder, measure each against it, and write Modelfiles for Ollama."""
 
     SECTION = "quantize"
@@ -159,10 +185,15 @@ class QuantizeOptions:
     """UTF-8 text to measure on, best of the kind the model was trained on. Default: some of the embedded sample."""
     windows: int = 8
     """How many windows of the text are measured, each of 512 tokens where the text and the model have as many."""
+    system: str | None = None
+    """What the Modelfile gives as system message where a chat has none. Default: the recipe's chat.system, if any."""
+    stop: tuple[str, ...] = ()
+    """Texts at which an answer ends, beside what was trained to end it. Default: the recipe's chat.stop."""
     debug: bool = False
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         methods = tuple(dict.fromkeys(method.lower() for method in self.methods))
         object.__setattr__(self, "methods", methods)
         problems = [f"--methods {name} is none of {' '.join(GGUF_TYPES)}" for name in methods if name not in GGUF_TYPES]

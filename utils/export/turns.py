@@ -60,6 +60,13 @@ class Turns:
     def leaves_out(self, before: str, role: str) -> bool:
         return role == ANSWERED and before in ("", "system") and (before, role) not in self.between
 
+    def with_system(self, system: str) -> "Turns":
+        """The same with this system message in conversations that begin with none."""
+        written = self.between["", "system"] + (system.strip() if "system" in self.trimmed else system)
+        after = {role: text for (before, role), text in self.between.items() if before == "system"}
+        led = {("", role): written + text for role, text in after.items() if role}
+        return replace(self, between={**self.between, **led})
+
     def go(self) -> str:
         """The same as a Go template. White space outside of quotes is trimmed by `{{-`, so that lines can be broken."""
         lines = [trim_template()] if self.trimmed else []

@@ -14,6 +14,9 @@ import yaml
 
 from lit_gpt.errors import UserError
 
+SERVED = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
+"""How answers are sampled in `chat`: what is published says the same (utils/export/options.py)."""
+
 
 class Section(NamedTuple):
     script: str
@@ -24,6 +27,7 @@ class Section(NamedTuple):
     """An option → `section.option`s; the first that is there is the value where the section leaves the option out."""
 
 
+_ANSWERS = {name: (f"chat.{name}",) for name in SERVED}
 SECTIONS = {
     "download": Section("lit_gpt/scripts/download.py", "checkpoint_dir", {}),
     "convert_hf": Section("lit_gpt/scripts/convert_hf_checkpoint.py", "checkpoint_dir", {}),
@@ -38,8 +42,14 @@ SECTIONS = {
     "validate": Section("validate_pretrain.py", "out_dir", {"out_dir": ("pretrain.out_dir",)}),
     "plot": Section("plot_convergence_curves.py", "output", {"folders": ("pretrain.out_dir",)}),
     "merge": Section("utils/merge_lora.py", "save_path", {"lora_path": ("pretrain.out_dir",)}),
-    "convert": Section("convert_litgpt_to_transformers.py", "output_dir", {"input_path": ("pretrain.out_dir",)}),
-    "quantize": Section("utils/quantize_gguf.py", "output_dir", {"model_dir": ("convert.output_dir",)}),
+    "convert": Section(
+        "convert_litgpt_to_transformers.py", "output_dir", {"input_path": ("pretrain.out_dir",), **_ANSWERS}
+    ),
+    "quantize": Section(
+        "utils/quantize_gguf.py",
+        "output_dir",
+        {"model_dir": ("convert.output_dir",), "system": ("chat.system",), "stop": ("chat.stop",), **_ANSWERS},
+    ),
     "chat": Section("lit_gpt/chat/base.py", "", {"model": ("pretrain.out_dir", "convert_hf.checkpoint_dir")}),
 }
 """A recipe's sections, in the order in which they are run. A recipe has those it needs."""
