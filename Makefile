@@ -14,8 +14,8 @@ $(STAMP): requirements.txt requirements-dev.txt
 	touch $@
 
 quickstart: $(STAMP)
-	rm -rf out/quickstart
-	$(VENV)/bin/python data/sample/quickstart.py
+	$(VENV)/bin/python utils/recipes.py run configs/quickstart/foundation.yaml
+	$(VENV)/bin/python utils/recipes.py run configs/quickstart/lora.yaml
 
 # Downloads leave the cores to llama.cpp's compiler; the tests, some of which have time limits, begin when all is there.
 test:

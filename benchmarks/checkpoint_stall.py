@@ -62,7 +62,7 @@ def main() -> None:
 
 def measure(folder: Path, way: str, round_number: int) -> list[float]:
     """The stalls of a run's scheduled checkpoints; its first is a warm-up, and for its last every run waits."""
-    options = ["--config", "configs/sample_pretrain.yaml", "--model_config", str(folder / "model.yaml")]
+    options = ["--config", "configs/quickstart/foundation.yaml", "--model_config", str(folder / "model.yaml")]
     options += ["--data_dir", str(folder / "data"), "--enable_validation", "false", "--max_steps", "17"]
     options += ["--save_interval", "4", "--batch_size", "4", "--micro_batch_size", "4"]
     options += ["--async_checkpoints", str(way == "background"), "--out_dir", str(folder / f"{way}-{round_number}")]

@@ -172,7 +172,14 @@ def soak_kills(clone: Path, kills: int, rng: random.Random) -> dict[str, tuple[f
     for devices in (1, 2):
         share = kills // 2 + (kills % 2 if devices == 1 else 0)
         steps = 8 * share + 40
-        command = [sys.executable, "pretrain.py", "--config", "configs/sample_pretrain.yaml", "--data_dir", "data_fr"]
+        command = [
+            sys.executable,
+            "pretrain.py",
+            "--config",
+            "configs/quickstart/foundation.yaml",
+            "--data_dir",
+            "data_fr",
+        ]
         command += ["--max_steps", steps, "--save_interval", 3, "--eval_interval", 50, "--eval_samples", 8]
         command += ["--batch_size", 4 // devices, "--micro_batch_size", 2, "--devices", devices, "--out_dir"]
         print(f"{steps} steps on {devices} process(es), uninterrupted", flush=True)

@@ -28,7 +28,7 @@ from benchmarks.results import Figure, record
 TORCH = "import torch"
 PREPARE = "prepare_data.py --source_path data/sample/french --max_length 256"
 TRAIN = "pretrain.py --max_steps 1 --batch_size 1 --micro_batch_size 1 --precision 32-true --eval_samples 1"
-FOUNDATION = "--model_config configs/sample_model.yaml --checkpoint_dir data/sample/tokenizer"
+FOUNDATION = "--model_config configs/quickstart/model.yaml --checkpoint_dir data/sample/tokenizer"
 COMMANDS = {
     "prepare_data": f"{PREPARE} --checkpoint_dir data/sample/tokenizer --destination_path OUT/data",
     "pretrain": f"{TRAIN} {FOUNDATION} --data_dir OUT/data --out_dir OUT/run",

@@ -22,7 +22,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-MODEL = ROOT / "configs" / "sample_model.yaml"
+MODEL = ROOT / "configs" / "quickstart" / "model.yaml"
 POSITIONS, BATCH = 256, 4
 INTERVALS = 5
 """Checkpoints and validations; none lies within the first or the last tenth."""

@@ -13,6 +13,8 @@ class UserError(ValueError):
     """The command line, the configuration or a path is wrong (exit code 2)."""
 
     exit_code = 2
+    problems: tuple[str, ...] = ()
+    """What is wrong one by one, where it is several things."""
 
 
 class DataError(Exception):
@@ -31,7 +33,9 @@ class Interrupted(Exception):
 def raise_problems(problems: Sequence[str]) -> None:
     """Raises one `UserError` that names all `problems`; returns if there are none."""
     if problems:
-        raise UserError("; ".join(problems))
+        error = UserError("; ".join(problems))
+        error.problems = tuple(problems)
+        raise error
 
 
 @contextmanager

@@ -34,17 +34,23 @@ ROOT = Path(__file__).resolve().parents[1]
 FIGURE = ("plot_convergence_curves.py", "out/run_lora", "out/convergence.png")
 PRINTED = "out/printed.json"
 SMALL = "--max_steps 12 --eval_interval 6 --save_interval 6"
-# The commands of data/sample/quickstart.py, over fewer steps; {devices} and {workers} are what varies.
+# A configuration's file, and its name in earlier versions.
+CONFIGS = {
+    "foundation": ("configs/quickstart/foundation.yaml", "configs/sample_pretrain.yaml"),
+    "lora": ("configs/quickstart/lora.yaml", "configs/sample_lora.yaml"),
+}
+# The commands of `make quickstart`, over fewer steps; {devices} and {workers} are what varies.
 CHAIN = (
     "prepare_data.py --source_path data/sample/french --checkpoint_dir data/sample/tokenizer"
     " --destination_path {out}/data_fr --max_length 256 --group_datasets_by_genre data/sample/groups.json {workers}",
-    "pretrain.py --config configs/sample_pretrain.yaml --data_dir {out}/data_fr --out_dir {out}/run_foundation"
+    "pretrain.py --config {foundation} --model_config model.yaml --checkpoint_dir data/sample/tokenizer"
+    " --data_dir {out}/data_fr --out_dir {out}/run_foundation"
     f" {{devices}} {SMALL}",
     "convert_litgpt_to_transformers.py --input_path {out}/run_foundation --output_dir {out}/foundation",
     "lit_gpt/scripts/convert_hf_checkpoint.py --checkpoint_dir {out}/foundation",
     "prepare_data.py --source_path data/sample/english --checkpoint_dir {out}/foundation"
     " --destination_path {out}/data_en --group_datasets_by_genre data/sample/groups.json {workers}",
-    "pretrain.py --config configs/sample_lora.yaml --data_dir {out}/data_en --checkpoint_dir {out}/foundation"
+    "pretrain.py --config {lora} --data_dir {out}/data_en --checkpoint_dir {out}/foundation"
     f" --out_dir {{out}}/run_lora {{devices}} {SMALL}",
     "validate_pretrain.py --out_dir {out}/run_lora --batch_size 16 {devices}",
     "{} {} --output {}".format(*FIGURE),
@@ -79,7 +85,9 @@ def run_chain(checkout: Path, folder: Path, processes: int) -> None:
         (folder / name).symlink_to(checkout / name)
     # One thread: sums of floating-point numbers then have one order.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    values = {"out": "out", "devices": f"--devices {processes}", "workers": f"--num_workers {processes}"}
+    shutil.copyfile(ROOT / "configs" / "quickstart" / "model.yaml", folder / "model.yaml")
+    values = {name: next(path for path in paths if (checkout / path).is_file()) for name, paths in CONFIGS.items()}
+    values |= {"out": "out", "devices": f"--devices {processes}", "workers": f"--num_workers {processes}"}
     printed = {}
     for number, command in enumerate(CHAIN, start=1):
         script, *words = shlex.split(command.format(**values))

@@ -16,25 +16,27 @@ from tests.conftest import ROOT
 from utils import cli
 from utils.data.inspection import inspect
 from utils.prepare.options import PrepareOptions
-from utils.train.options import PretrainOptions
+from utils.recipe.sections import read_recipe
+from utils.stages.options import section_options
+from utils.stages.shipped import shipped_recipes
 
-MODELS = sorted((ROOT / "configs").glob("*_model.yaml"))
-CHATS = sorted((ROOT / "configs").glob("*_chats.yaml"))
-RECIPES = sorted(set((ROOT / "configs").glob("*.yaml")) - {*MODELS, *CHATS})
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_parses(recipe: Path) -> None:
-    needed = ["--data_dir", "data", "--out_dir", "out", "--checkpoint_dir", "model"]
-    options = cli.parse(PretrainOptions, [*needed, "--config", str(recipe)])
-    for name, value in yaml.safe_load(recipe.read_text()).items():
-        parsed = getattr(options, name)
-        assert parsed == type(parsed)(value)
-    assert options.batch_size % options.micro_batch_size == 0
-    assert options.model_config is None or (ROOT / options.model_config).is_file()
+MODELS = sorted((ROOT / "configs").rglob("model*.yaml"))
+CHATS = [ROOT / "configs" / "quickstart" / "chats.yaml"]
+RECIPES = shipped_recipes()
 
 
-@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RECIPES.values(), ids=RECIPES)
+def test_a_recipe_parses(path: Path) -> None:
+    recipe = read_recipe(path)
+    for name in recipe.sections:
+        options, problems = section_options(recipe, name)
+        assert problems == []
+        if name == "pretrain":
+            assert options.batch_size % options.micro_batch_size == 0
+            assert options.model_config is None or (ROOT / options.model_config).is_file()
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_a_model_is_built(model: Path) -> None:
     config = read_config(model, vocab_size=100)
     ids = torch.zeros((1, config.block_size), dtype=torch.long)
@@ -57,5 +59,5 @@ def test_a_recipe_of_chats_is_checked_and_prepared(
         assert f"{split['tokens']:,}" in line.split()
         assert f"{split['targets']:,}" in line.split()
         assert int(line.split()[-1]) == sum(split["skipped"].values())
-    assert len(splits) == len(yaml.safe_load(recipe.read_text())["datasets"])
+    assert len(splits) == len(yaml.safe_load(recipe.read_text())["prepare"]["datasets"])
     inspect(tmp_path / "data", 1, 0)

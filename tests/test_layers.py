@@ -38,20 +38,21 @@ FLOORS = (
     ("utils/train",),
     ("utils/export",),
     ("utils/report",),
+    ("utils/stages",),
     ("commands",),
 )
 """From the bottom to the top: a room imports rooms of lower floors, and neither its neighbours nor what is above."""
 
 LINES = {
-    "lit_gpt": 491,
+    "lit_gpt": 495,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 1443,
-    "lit_gpt/formats": 3281,
+    "lit_gpt/formats": 3337,
     "lit_gpt/inference": 402,
     "utils/files": 382,
     "utils/cluster": 677,
-    "utils/recipe": 113,
-    "utils": 310,
+    "utils/recipe": 149,
+    "utils": 355,
     "utils/data": 1496,
     "utils/prepare/chat": 2071,
     "utils/prepare": 7299,
@@ -59,7 +60,8 @@ LINES = {
     "utils/train": 2459,
     "utils/export": 1769,
     "utils/report": 700,
-    "commands": 1636,
+    "commands": 1681,
+    "utils/stages": 181,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

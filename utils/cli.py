@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -37,6 +37,8 @@ PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 POSITIONAL: dict[str, dict[str, Any]] = {
     "folders": {"nargs": "+", "type": Path, "metavar": "FOLDER", "help": "One or several of them."},
     "repo": {"type": str, "metavar": "REPO", "help": "A repository of the Hugging Face Hub, as ORG/NAME."},
+    "action": {"type": str, "metavar": "ACTION", "help": "ls, show NAME, cp NAME FILE, check FILE or run FILE."},
+    "names": {"nargs": "*", "type": str, "metavar": "NAME", "help": "What the action is about."},
 }
 """Fields of these names are given without an option's name: `script.py FOLDER FOLDER`."""
 
@@ -161,38 +163,77 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
     Raises:
         UserError: for a line, or a file, that does not make options.
     """
-    # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
-    hints = {**get_type_hints(options_class), "return": type(None)}
-    options_class.__init__.__annotations__ = hints
     names = [field.name for field in fields(options_class)]
-    texts = [name for name in names if hints[name] == tuple[str, ...]]
-    parser = _make_parser(options_class, texts)
+    parser = _make_parser(options_class)
     options = [name for name in names if name not in POSITIONAL]
     argv = _expand(argv, [*options, "config", "help", "print_config"])
     section = getattr(options_class, "SECTION", None)
     try:
-        namespace = parser.parse_args(_with_sections(argv, section, names))
+        namespace = parser.parse_args(_with_sections(argv, section))
     except ArgumentError as e:
         raise UserError(_readable(str(e), options_class)) from None
     except UnicodeDecodeError as e:
         raise UserError(f"--config: the file is not UTF-8 text: {e}") from None
-    values = {name: namespace[name] for name in names}
-    for name in texts:
+    return _make_options(options_class, namespace)
+
+
+def parse_values(options_class: type[OptionsT], values: Mapping[str, Any]) -> tuple[OptionsT | None, list[str]]:
+    """Makes options of a recipe's section; None, and all that is wrong with it, where that cannot be done.
+
+    Whether values fit each other, which `__post_init__` says, is asked only where each is one.
+    """
+    names = [field.name for field in fields(options_class)]
+    unknown = [name for name in values if name not in names]
+    problems = [f"unknown option {name}{_nearest(str(name), options_class)}" for name in unknown]
+    rest = {name: value for name, value in values.items() if name in names}
+    parser = _make_parser(options_class)
+    namespace = None
+    while namespace is None:
+        try:
+            namespace = parser.parse_args(["--config", *_as_words(rest)])
+        except ArgumentError as e:
+            problems.append(_readable(str(e), options_class).removesuffix("; see --help"))
+            wrong = re.search(r'Parser key "([\w.]+)":', str(e))
+            if wrong is None or rest.pop(wrong[1], None) is None:
+                break
+    if problems or namespace is None:
+        return None, problems
+    try:
+        return _make_options(options_class, namespace), []
+    except UserError as e:
+        return None, list(e.problems or [str(e)])
+
+
+def _make_options(options_class: type[OptionsT], namespace: Any) -> OptionsT:
+    values = {field.name: namespace[field.name] for field in fields(options_class)}
+    for name in _text_fields(options_class):
         values[name] = tuple(values[name] or ())
     return options_class(**values)
 
 
-def _make_parser(options_class: type, texts: Sequence[str]) -> ArgumentParser:
-    """A parser with the fields of `options_class`, of which `texts` take one or several texts, and --config."""
+def _text_fields(options_class: type) -> list[str]:
+    """The fields that take one or several texts."""
+    hints = get_type_hints(options_class)
+    return [field.name for field in fields(options_class) if hints[field.name] == tuple[str, ...]]
+
+
+def _make_parser(options_class: type) -> ArgumentParser:
+    """A parser with the fields of `options_class`, and --config."""
+    # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
+    options_class.__init__.__annotations__ = {**get_type_hints(options_class), "return": type(None)}
+    texts = _text_fields(options_class)
     description = (options_class.__doc__ or "").strip()
     parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
     defaults = {field.name: field.default for field in fields(options_class)}
     positional = POSITIONAL.keys() & defaults.keys()
     parser.add_class_arguments(options_class, as_group=False, skip={*texts, *positional})
     for name in texts:
+        if name in positional:
+            continue
         parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=[*defaults[name]])
-    for name in positional:
-        parser.add_argument(name, **POSITIONAL[name])
+    for name in POSITIONAL:  # in their order
+        if name in positional:
+            parser.add_argument(name, **POSITIONAL[name])
     helps = _help_texts(options_class)
     for action in parser._actions:
         action.help = helps.get(action.dest, action.help)
@@ -200,25 +241,29 @@ def _make_parser(options_class: type, texts: Sequence[str]) -> ArgumentParser:
     return parser
 
 
-def _with_sections(argv: Sequence[str], section: str | None, names: Sequence[str]) -> list[str]:
-    """Replaces each recipe that --config names by its section's options, as YAML; `names` are those of all options.
+def _with_sections(argv: Sequence[str], section: str | None) -> list[str]:
+    """Replaces each recipe that --config names by its section's options, as YAML.
 
     Positional options of the section follow at the line's end, unless the line has some of its own.
     """
     words: list[str] = []
     for word in argv:
         words += word.split("=", 1) if word.startswith("--config=") else [word]
-    given: dict[str, Any] = {}
+    positional: list[str] = []
     for at, (option, path) in enumerate(itertools.pairwise(words)):
         recipe = read_recipe(Path(path)) if option == "--config" else None
         if recipe is None:
             continue
         if section is None:
             raise UserError(f"{path} is a recipe, and none of its sections is of this command")
-        given = recipe.values(section)
-        words[at + 1] = yaml.safe_dump({name: value for name, value in given.items() if name not in POSITIONAL})
-    positional = [value for name in POSITIONAL.keys() & given.keys() for value in given[name]]
-    return [*words, *map(str, positional)] if len(words) == 2 else words
+        words[at + 1], *positional = _as_words(recipe.values(section))
+    return [*words, *positional] if len(words) == 2 else words
+
+
+def _as_words(values: Mapping[str, Any]) -> list[str]:
+    """What comes after --config on a line: options as YAML, and the positional ones one by one."""
+    positional = [str(value) for name in POSITIONAL.keys() & values.keys() for value in values[name]]
+    return [yaml.safe_dump({name: value for name, value in values.items() if name not in POSITIONAL}), *positional]
 
 
 def _help_texts(options_class: type) -> dict[str, str | None]:

@@ -10,16 +10,14 @@
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # the repository, not this file's folder
 
 from lit_gpt.checksums import add_sums, file_sha256
-from lit_gpt.errors import DataError, UserError, raise_problems
-from lit_gpt.formats.repo_id import check_repo_id
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.options import DownloadOptions
 from utils import cli
 
 # The card says which licence the weights have. Weights in other layouts (original/, consolidated.*) are left there.
@@ -41,39 +39,8 @@ COMPANIONS = (
 PROGRAMS = (".py", ".sh", ".so")
 
 
-@dataclass(frozen=True)
-class Options:
-    """Download a model from the Hugging Face Hub and convert it; a second call goes on where the first one stopped.
-
-    Gated and private models need a token: run `hf auth login`, or set HF_TOKEN.
-    """
-
-    SECTION = "download"
-
-    repo_id: str
-    """The model, as ORG/NAME."""
-    checkpoint_dir: Path = Path("checkpoints")
-    """Where models are kept; this one comes into the folder ORG/NAME in it."""
-    revision: str | None = None
-    """Branch, tag or commit. Default: the main branch."""
-    convert: bool = True
-    """Make it a litgpt directory, as lit_gpt/scripts/convert_hf_checkpoint.py does."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    """Type of the converted weights. Default: as in the files."""
-    verify: Literal["logits", "none"] = "logits"
-    """logits: those of the converted model are those that transformers computes from the files, in a fresh process."""
-    debug: bool = False
-    """Show tracebacks."""
-
-    def __post_init__(self) -> None:
-        problems = check_repo_id(self.repo_id, "--repo_id")
-        if self.revision is not None and not re.fullmatch(r"[\w./-]+", self.revision):
-            problems.append(f"--revision must be a branch, a tag or a commit, not {self.revision!r}")
-        raise_problems(problems)
-
-
 if __name__ == "__main__":
-    OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the slow imports below
+    OPTIONS = cli.parse_or_exit(DownloadOptions)  # --help and mistakes are answered before the slow imports below
 
 from huggingface_hub import HfApi, ModelInfo, snapshot_download
 
@@ -82,7 +49,7 @@ from lit_gpt.formats.hub import hub_errors, is_same
 from lit_gpt.formats.programs import require_transformers
 
 
-def main(options: Options) -> None:
+def main(options: DownloadOptions) -> None:
     folder = options.checkpoint_dir / options.repo_id
     if options.convert and options.verify == "logits":
         require_transformers(", or give --verify none")

@@ -62,7 +62,7 @@ def make_foundation(folder: Path, name: str) -> None:
     vocabulary = {"gpt2": 50257, "falcon": 65024}[tokenizer]
     torch.manual_seed(0)
     model_class(model_class.config_class(vocab_size=vocabulary, **settings)).save_pretrained(folder)
-    convert_hf_checkpoint.main(convert_hf_checkpoint.Options(checkpoint_dir=folder, verify="none"))
+    convert_hf_checkpoint.main(convert_hf_checkpoint.ConvertHFOptions(checkpoint_dir=folder, verify="none"))
 
 
 def train(name: str, folder: Path) -> Path:

@@ -94,9 +94,9 @@ def make_tokenizer(folder: Path, **settings: Any) -> None:
 
 def make_litgpt(folder: Path, architecture: str = "Llama", config: dict[str, Any] | None = None, **save: Any):
     """A Hugging Face folder with its tokenizer, converted in place; returns transformers' model."""
-    from lit_gpt.scripts.convert_hf_checkpoint import Options, main
+    from lit_gpt.scripts.convert_hf_checkpoint import ConvertHFOptions, main
 
     model = make_hf(folder, architecture, config, **save)
     make_tokenizer(folder)
-    main(Options(checkpoint_dir=folder, verify="none"))
+    main(ConvertHFOptions(checkpoint_dir=folder, verify="none"))
     return model

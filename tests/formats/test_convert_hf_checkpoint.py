@@ -15,7 +15,7 @@ from litgpt.generate.base import main as litgpt_generate
 from litgpt.model import GPT
 
 from lit_gpt.errors import DataError
-from lit_gpt.scripts.convert_hf_checkpoint import Options, main
+from lit_gpt.scripts.convert_hf_checkpoint import ConvertHFOptions, main
 from tests.conftest import run_command
 from tests.formats.hf_models import make_hf, make_litgpt, make_tokenizer
 
@@ -58,7 +58,7 @@ def test_type_of_the_weights(tmp_path):
     head, embeddings = kept["lm_head.weight"], kept["transformer.wte.weight"]
     assert torch.equal(head, embeddings)
     assert head.data_ptr() != embeddings.data_ptr(), "trained as two tensors, they must not share their memory"
-    main(Options(checkpoint_dir=tmp_path, dtype="float32"))
+    main(ConvertHFOptions(checkpoint_dir=tmp_path, dtype="float32"))
     assert {tensor.dtype for tensor in weights().values()} == {torch.float32}
 
 
@@ -79,7 +79,7 @@ def test_failed_conversion_keeps_the_earlier_one(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataError):
-        main(Options(checkpoint_dir=tmp_path))
+        main(ConvertHFOptions(checkpoint_dir=tmp_path))
     assert (tmp_path / "lit_model.pth").read_bytes() == model and not list(tmp_path.glob(".*"))
 
 
@@ -97,5 +97,5 @@ def test_full_disk_is_an_io_error(tmp_path):
 
 
 def test_folder_that_is_no_checkpoint(tmp_path, capsys):
-    assert run_command(Options, main, ["--checkpoint_dir", str(tmp_path)]) == 2
+    assert run_command(ConvertHFOptions, main, ["--checkpoint_dir", str(tmp_path)]) == 2
     assert "config.json is missing" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import save
 
 from lit_gpt.scripts import convert_hf_checkpoint
-from lit_gpt.scripts.download import COMPANIONS, Options, choose_weights, main, matching
+from lit_gpt.scripts.download import COMPANIONS, DownloadOptions, choose_weights, main, matching
 from tests.conftest import ROOT, assert_error, command_line, run_command
 from tests.formats.hf_models import make_hf, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub
@@ -96,10 +96,10 @@ def test_a_bit_flipped_after_the_download_is_found_before_the_conversion(hub, tm
     content = path.read_bytes()
     convert = ["--checkpoint_dir", str(folder), "--verify", "none"]
     path.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
-    assert run_command(convert_hf_checkpoint.Options, convert_hf_checkpoint.main, convert) == 65
+    assert run_command(convert_hf_checkpoint.ConvertHFOptions, convert_hf_checkpoint.main, convert) == 65
     assert not (folder / "lit_model.pth").exists()
     path.write_bytes(content)
-    assert run_command(convert_hf_checkpoint.Options, convert_hf_checkpoint.main, convert) == 0
+    assert run_command(convert_hf_checkpoint.ConvertHFOptions, convert_hf_checkpoint.main, convert) == 0
 
 
 def test_type_of_the_converted_weights(hub, tmp_path):
@@ -207,7 +207,7 @@ def test_failures_are_one_line(hub, tmp_path, arguments, code, message):
     ],
 )
 def test_wrong_lines(capsys, words, message):
-    assert run_command(Options, main, words) == 2
+    assert run_command(DownloadOptions, main, words) == 2
     assert message in capsys.readouterr().err
 
 

@@ -20,7 +20,7 @@ from lit_gpt.formats.hf_keys import _NEUTRAL, _NOTES
 from lit_gpt.formats.hf_logits import largest_difference, litgpt_logits, probe_sequences
 from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint
-from lit_gpt.scripts.convert_hf_checkpoint import Options, main
+from lit_gpt.scripts.convert_hf_checkpoint import ConvertHFOptions, main
 from tests.conftest import run_command
 from tests.formats.hf_models import make_hf
 from tests.formats.test_families import FAMILIES
@@ -105,7 +105,7 @@ def test_a_value_of_the_wrong_type_is_named(family, key, value, folders, tmp_pat
     place[last] = value
     (tmp_path / "config.json").write_text(json.dumps(hf))
     capsys.readouterr()
-    assert run_command(Options, main, ["--checkpoint_dir", str(tmp_path), "--verify", "none"]) == 65
+    assert run_command(ConvertHFOptions, main, ["--checkpoint_dir", str(tmp_path), "--verify", "none"]) == 65
     said = capsys.readouterr().err
     shown = "null" if value is None else repr(value)
     assert f"config.json: {key} is {shown}, not " in said and said.count("\n") == 1

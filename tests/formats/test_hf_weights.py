@@ -19,7 +19,7 @@ from lit_gpt.formats.hf_config import config_from_hf
 from lit_gpt.formats.hf_logits import TOLERANCE, largest_difference, litgpt_logits
 from lit_gpt.formats.hub import files_to_send, holds_model
 from lit_gpt.formats.litgpt_directory import convert_hf_checkpoint, lazy_weights, read_config
-from lit_gpt.scripts.convert_hf_checkpoint import Options, main
+from lit_gpt.scripts.convert_hf_checkpoint import ConvertHFOptions, main
 from tests.conftest import run_command
 from tests.formats.hf_models import make_hf
 
@@ -51,7 +51,7 @@ def change(path, edit, file="model.safetensors"):
 def refused(folder, capsys, code=65, verify="none"):
     """The one line with which the conversion refuses `folder`, and nothing is left there."""
     capsys.readouterr()
-    assert run_command(Options, main, ["--checkpoint_dir", str(folder), "--verify", verify]) == code
+    assert run_command(ConvertHFOptions, main, ["--checkpoint_dir", str(folder), "--verify", verify]) == code
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and not list(folder.glob("lit_model*")) and not list(folder.glob(".*.tmp"))
     return said

@@ -75,7 +75,7 @@ def long_whole(long_arguments: list[object], tmp_path_factory: pytest.TempPathFa
 
 
 def train_here(arguments: list[object], out_dir: Path, processes: int = 1) -> Path:
-    config = ("--config", "configs/sample_pretrain.yaml")
+    config = ("--config", "configs/quickstart/foundation.yaml")
     run("pretrain.py", *config, *arguments, "--out_dir", out_dir, processes=processes)
     return out_dir
 

@@ -119,7 +119,7 @@ def test_a_run_is_exported_and_goes_on_with_lora(finished: Path, cluster: Cluste
     run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", foundation, "--verify", "none")
     options = (*STEPS, "--data_dir", "out/slurm/data_fr", "--checkpoint_dir", foundation, "--out_dir", run_dir)
     end, output = end_of(
-        cluster, clone, submit(cluster, clone, "pretrain", *options, CONFIG="configs/sample_lora.yaml")
+        cluster, clone, submit(cluster, clone, "pretrain", *options, CONFIG="configs/quickstart/lora.yaml")
     )
     log = (run_dir / "training_log.out").read_text(encoding="utf-8")
     assert end == COMPLETED and "step-00000004" in {path.name for path in run_dir.glob("checkpoints/*")}, output + log

@@ -17,7 +17,7 @@ from convert_litgpt_to_transformers import main as export
 from lit_gpt.formats.families import ARCHITECTURES
 from lit_gpt.formats.hf_logits import PROBE_TEXT
 from lit_gpt.formats.litgpt_directory import read_config, read_weights, write_litgpt_directory
-from lit_gpt.scripts.convert_hf_checkpoint import Options
+from lit_gpt.scripts.convert_hf_checkpoint import ConvertHFOptions
 from lit_gpt.scripts.convert_hf_checkpoint import main as convert
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -126,7 +126,7 @@ def test_litgpts_own_chat_on_an_exported_model(tmp_path):
     kind = json.loads((tmp_path / "exported" / "tokenizer_config.json").read_text())["tokenizer_class"]
     assert kind == "PreTrainedTokenizerFast", "what is published is for transformers 4 too"
     shutil.copytree(tmp_path / "exported", tmp_path / "plain")
-    convert(Options(checkpoint_dir=tmp_path / "exported"))
+    convert(ConvertHFOptions(checkpoint_dir=tmp_path / "exported"))
     again, names = tmp_path / "again", ("tokenizer.json", "tokenizer_config.json", "config.json")
     companions = [tmp_path / "plain" / name for name in names]
     exported = tmp_path / "exported"

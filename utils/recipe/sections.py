@@ -12,7 +12,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import UserError, raise_problems
+
+RESOURCES = "slurm"
+"""A key that any section may have: options of sbatch for the job of this stage, such as `{time: "4:00:00"}`."""
 
 SERVED = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")
 """How answers are sampled in `chat`: what is published says the same (utils/export/options.py)."""
@@ -63,20 +66,35 @@ class Recipe:
 
     def values(self, name: str) -> dict[str, Any]:
         """A section's options, with what it takes from other sections; those alone where the file has none of it."""
-        values = dict(self.sections.get(name, {}))
+        values = {key: value for key, value in self.sections.get(name, {}).items() if key != RESOURCES}
         for option, sources in SECTIONS[name].takes.items():
             found = [value for value in map(self._find, sources) if value is not None]
             if option not in values and found:
                 values[option] = [found[0]] if option == "folders" else found[0]
         return values
 
+    def result(self, name: str) -> Path | None:
+        """The file or folder that a section's command makes; None where it makes none, or the section does not say."""
+        values = self.values(name)
+        if name == "download":
+            repo_id = values.get("repo_id")
+            return Path(values.get("checkpoint_dir", "checkpoints")) / str(repo_id) if repo_id else None
+        value = values.get(SECTIONS[name].result)
+        if name == "plot" and value is None and values.get("folders"):
+            return Path(str(values["folders"][0])) / "convergence.png"
+        return None if value is None else Path(str(value))
+
+    def resources(self, name: str) -> dict[str, Any]:
+        """sbatch's options for the job of a section's stage."""
+        return dict(self.sections[name].get(RESOURCES) or {})
+
     def _find(self, source: str) -> Any:
         name, option = source.split(".")
         if name not in self.sections:
             return None
-        if source == "download.result":
-            download = self.sections[name]
-            return str(Path(download.get("checkpoint_dir", "checkpoints")) / str(download.get("repo_id", "")))
+        if option == "result":
+            result = self.result(name)
+            return result and str(result)
         return self.values(name).get(option)
 
 
@@ -86,23 +104,41 @@ def read_recipe(path: Path) -> Recipe | None:
     Raises:
         UserError: for a file that is not there, not YAML, or has something beside its sections.
     """
+    content = _read_yaml(path)
+    if not isinstance(content, dict) or not SECTIONS.keys() & content.keys():
+        return None
+    recipe, problems = _recipe_of(path, content)
+    raise_problems([f"{path}: {problem}" for problem in problems])
+    return recipe
+
+
+def read_all_sections(path: Path) -> tuple[Recipe, list[str]]:
+    """The recipe of the sections that can be read, and what is wrong with the others; raises as `read_recipe` does."""
+    content = _read_yaml(path)
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"{path} has none of a recipe's sections: {', '.join(SECTIONS)}")
+    return _recipe_of(path, content)
+
+
+def _read_yaml(path: Path) -> Any:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--config {path} is not there") from None
     except UnicodeDecodeError as e:
         raise UserError(f"--config {path} is not UTF-8 text: {e}") from None
     except yaml.YAMLError as e:
         raise UserError(f"--config {path} is not YAML: {e}") from None
-    if not isinstance(content, dict) or not SECTIONS.keys() & content.keys():
-        return None
+
+
+def _recipe_of(path: Path, content: dict[Any, Any]) -> tuple[Recipe, list[str]]:
     problems = []
     for name, values in content.items():
         if name not in SECTIONS:
             nearest = difflib.get_close_matches(str(name), SECTIONS, n=1)
-            problems.append(f"unknown section {name}" + (f", the nearest is {nearest[0]}" if nearest else ""))
+            hint = f", the nearest is {nearest[0]}" if nearest else f"; sections are {', '.join(SECTIONS)}"
+            problems.append(f"unknown section {name}{hint}")
         elif not (values is None or isinstance(values, dict)):
             problems.append(f"section {name} must be a mapping of options")
-    if problems:
-        raise UserError(f"{path}: {'; '.join(problems)}; sections are {', '.join(SECTIONS)}")
-    return Recipe(path, {name: dict(content[name] or {}) for name in SECTIONS if name in content})
+    known = [name for name in SECTIONS if isinstance(content.get(name, 0), (dict, type(None)))]
+    return Recipe(path, {name: dict(content[name] or {}) for name in known}), problems

@@ -1,0 +1,44 @@
+"""utils/recipes.py: what it lists, copies, refuses; what a recipe's stages are, tests/stages has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, run_command
+from utils.recipes import RecipesOptions, main
+
+
+def recipes(*words: object) -> int:
+    return run_command(RecipesOptions, main, [str(word) for word in words])
+
+
+def test_ls_names_each_recipe_with_its_first_line(capsys: pytest.CaptureFixture) -> None:
+    assert recipes("ls") == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.startswith("quickstart/lora "))
+    first = (ROOT / "configs" / "quickstart" / "lora.yaml").read_text(encoding="utf-8").splitlines()[0]
+    assert line.split(maxsplit=1)[1] == first.removeprefix("# ")
+    assert not [line for line in lines if "model" in line.split()[0]]
+
+
+def test_show_prints_a_recipe_and_names_the_nearest_to_one_that_is_none(capsys: pytest.CaptureFixture) -> None:
+    assert recipes("show", "quickstart/lora") == 0
+    assert capsys.readouterr().out == (ROOT / "configs" / "quickstart" / "lora.yaml").read_text(encoding="utf-8")
+    assert recipes("show", "quickstart/laro") == 2
+    assert "quickstart/lora" in capsys.readouterr().err
+
+
+def test_cp_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    target = tmp_path / "mine.yaml"
+    assert recipes("cp", "quickstart/lora", target) == 0
+    target.write_text("mine")
+    assert recipes("cp", "quickstart/lora", target) == 2
+    assert target.read_text() == "mine" and "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["list"], ["check"], ["run", "a", "b"], ["run", "a", "--from", "pretrian"], []])
+def test_another_line_is_refused(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert recipes(*words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -1,0 +1,96 @@
+"""Recipes: one YAML file from data to a model that answers. Lists and copies those that are shipped, checks one, and
+runs one stage by stage, each a command that a person could type.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
+
+from lit_gpt.errors import UserError, raise_problems
+from utils import cli
+from utils.recipe.sections import SECTIONS, Recipe
+
+NAMES = {"ls": (), "show": ("NAME",), "cp": ("NAME", "FILE"), "check": ("FILE",), "run": ("FILE",)}
+
+
+@dataclass(frozen=True)
+class RecipesOptions:
+    """Recipes: `ls` names those that are shipped, `show NAME` prints one, `cp NAME FILE` copies one to be changed,
+    `check FILE` says in seconds what would fail in hours, `run FILE` makes what it says, or goes on with it."""
+
+    action: str
+    """ls, show, cp, check or run."""
+    names: tuple[str, ...] = ()
+    """What the action is about: a shipped recipe's NAME as `ls` has it, a FILE."""
+    from_stage: str | None = None
+    """Run this stage again, and those after it."""
+    until: str | None = None
+    """Run no stage after this one."""
+    gpu_memory: float | None = None
+    """GiB of a GPU that the training must fit. Default: the recipe's pretrain.gpu_memory."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        if self.action not in NAMES:
+            raise UserError(f"{self.action} is none of {', '.join(NAMES)}")
+        wanted = NAMES[self.action]
+        problems = []
+        if len(self.names) != len(wanted):
+            problems.append(f"recipes.py {' '.join((self.action, *wanted))} is how {self.action} is asked")
+        for option in ("from_stage", "until"):
+            stage = getattr(self, option)
+            if stage is not None and stage not in SECTIONS:
+                problems.append(f"--{option} {stage} is none of {', '.join(SECTIONS)}")
+        raise_problems(problems)
+
+
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(RecipesOptions)  # --help and mistakes are answered before the imports below
+
+from utils.data.table import aligned
+from utils.stages.check import check_sections
+from utils.stages.run import run_stages
+from utils.stages.shipped import description, find_shipped, shipped_recipes
+
+
+def main(options: RecipesOptions) -> None:
+    if options.action == "ls":
+        rows = [(name, description(path)) for name, path in shipped_recipes().items()]
+        print("\n".join(line.rstrip() for line in aligned(rows, left=2)))
+    elif options.action == "show":
+        print(find_shipped(options.names[0]).read_text(encoding="utf-8"), end="")
+    elif options.action == "cp":
+        copy(find_shipped(options.names[0]), Path(options.names[1]))
+    elif options.action == "check":
+        check(options, Path(options.names[0]))
+    else:
+        recipe = check(options, Path(options.names[0]))
+        run_stages(recipe, options.from_stage, options.until)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a recipe to a file that is not there yet."""
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise UserError(f"{target} exists already; give another FILE")
+    shutil.copyfile(source, target)
+    print(f"wrote {target}")
+
+
+def check(options: RecipesOptions, path: Path) -> Recipe:
+    """Prints a line for each problem of a recipe; a UserError says how many there are, and the first."""
+    recipe, problems = check_sections(path)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{path}: {len(problems)} problem(s), the first: {problems[0]}")
+    return recipe
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, OPTIONS))
