@@ -37,7 +37,7 @@ FLOORS = (
     ("utils/prepare", "utils/run"),
     ("utils/train",),
     ("utils/export",),
-    ("utils/report",),
+    ("utils/report", "utils/chat"),
     ("utils/stages",),
     ("commands",),
 )
@@ -47,8 +47,8 @@ LINES = {
     "lit_gpt": 495,
     "lit_gpt/model": 1510,
     "lit_gpt/tokenizer": 1443,
-    "lit_gpt/formats": 3337,
-    "lit_gpt/inference": 402,
+    "lit_gpt/formats": 3348,
+    "lit_gpt/inference": 424,
     "utils/files": 382,
     "utils/cluster": 677,
     "utils/recipe": 149,
@@ -56,12 +56,13 @@ LINES = {
     "utils/data": 1496,
     "utils/prepare/chat": 2071,
     "utils/prepare": 7299,
-    "utils/run": 1258,
+    "utils/run": 1312,
     "utils/train": 2459,
-    "utils/export": 1769,
+    "utils/export": 1770,
     "utils/report": 700,
-    "commands": 1681,
+    "commands": 1575,
     "utils/stages": 181,
+    "utils/chat": 1269,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

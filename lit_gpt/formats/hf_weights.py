@@ -188,6 +188,17 @@ class ForeignWeights:
         for weight in self._weights:
             yield from _our_tensors(weight, self._files, self._stored, dtype)
 
+    def lazy(self) -> LazyTensors:
+        """litgpt's tensors in the files' types, each read when it is asked for; nothing is written."""
+        any_dtype = next(iter(self._files.specs.values())).dtype
+        specs, holders = {}, {}
+        for weight in self._weights:
+            types = [self._files.specs[self._stored[name]].dtype for name in weight.theirs]
+            for name, shape in weight.ours.items():
+                specs[name] = torch.empty(shape, dtype=next(iter(types), any_dtype), device="meta")
+                holders[name] = weight
+        return LazyTensors(specs, lambda name: dict(_our_tensors(holders[name], self._files, self._stored, None))[name])
+
 
 def _check_computed(name: str, tensor: torch.Tensor, config: Config) -> None:
     """Raises a DataError if a mask, or frequencies, that an older checkpoint carries are not those of its config.json.

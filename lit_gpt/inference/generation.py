@@ -60,6 +60,8 @@ class TextModel:
         self._room = (0, 0)
         self._cached: list[int] = []
         self._check = check or Check()
+        self.continued: list[Row] = []
+        """The rows of the last `stream`: how long each is, and whether its text ended by itself."""
 
     def encode(self, text: str, special_tokens_in_text: bool = False) -> list[int]:
         """Token ids of `text`, with the begin-of-text token where the model was trained with one."""
@@ -84,8 +86,8 @@ class TextModel:
 
         Each text has random numbers of its own (sample i has `sampling.seed` + i), and its logits are those of the
         prompt alone, up to rounding. A prompt that begins as the last one and its continuation did, in a conversation,
-        is read from there on only. `end_ids` end a text, beside the tokenizer's. Raises what `check` does, and a
-        DataError if the files are damaged, at the latest at the end.
+        is read from there on only. `end_ids` end a text, beside the tokenizer's; `continued` says afterwards which
+        texts ended so. Raises what `check` does, and a DataError if the files are damaged, at the latest at the end.
         """
         self.check(prompts)
         ends = self.tokenizer.end_ids | set(end_ids)
@@ -94,7 +96,8 @@ class TextModel:
             generator = torch.Generator(self.device).manual_seed(sampling.seed + sample)
             text = Continuation(self.tokenizer, prompt, sampling.stop)
             limit = min(len(prompt) + sampling.max_new_tokens, self.config.block_size)
-            rows.append(_Row(len(rows), len(prompt), limit, generator, text))
+            rows.append(Row(len(rows), len(prompt), limit, generator, text))
+        self.continued = list(rows)
         logits = self._prefill(prompts, len(rows), max(row.limit for row in rows))
         seen = self._seen(prompts, sampling)
         if len(samples) > 1:
@@ -240,13 +243,35 @@ class TextStream:
         return self._tokenizer.decode(self._ids[self._start :])[len(shown) :]
 
 
+class UpTo:
+    """A text up to the first of the texts `stop`; what may be one's beginning is held back."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+        self.ended = False
+
+    def push(self, piece: str) -> str:
+        """The text that is decided by `piece`; `ended` says whether a stop was found."""
+        self._held += piece
+        found = [self._held.find(stop) for stop in self._stop if stop in self._held]
+        if found:
+            self.ended = True
+            return self._held[: min(found)]
+        decided = len(self._held) - max((begun(self._held, stop) for stop in self._stop), default=0)
+        text, self._held = self._held[:decided], self._held[decided:]
+        return text
+
+    def finish(self) -> str:
+        return "" if self.ended else self._held
+
+
 class Continuation:
-    """A prompt's continuation up to the first of the texts `stop`; what may be one's beginning is held back."""
+    """A prompt's continuation up to the first of the texts `stop`."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: Sequence[str] = ()) -> None:
         self._stream = TextStream(tokenizer, prompt)
-        self._stop = stop
-        self._held = ""
+        self._text = UpTo(stop)
         self.ended = False
 
     def push(self, token: int) -> str:
@@ -255,29 +280,23 @@ class Continuation:
 
     def finish(self) -> str:
         text = self._decided(self._stream.rest())
-        if not self.ended:
-            self.ended, text = True, text + self._held
-        return text
+        self.ended = True
+        return text + self._text.finish()
 
     def _decided(self, piece: str) -> str:
-        self._held += piece
-        found = [self._held.find(stop) for stop in self._stop if stop in self._held]
-        if found:
-            self.ended = True
-            return self._held[: min(found)]
-        decided = len(self._held) - max((_begun(self._held, stop) for stop in self._stop), default=0)
-        text, self._held = self._held[:decided], self._held[decided:]
+        text = self._text.push(piece)
+        self.ended = self._text.ended
         return text
 
 
-def _begun(text: str, stop: str) -> int:
+def begun(text: str, stop: str) -> int:
     """How many characters at the end of `text` may be the beginning of `stop`."""
     sizes = range(len(stop) - 1, 0, -1)
     return next((size for size in sizes if text.endswith(stop[:size])), 0)
 
 
 @dataclass
-class _Row:
+class Row:
     """One continuation among those that are computed together."""
 
     number: int  # prompt by prompt, sample by sample
@@ -285,13 +304,16 @@ class _Row:
     limit: int  # the greatest length
     generator: torch.Generator
     text: Continuation
+    by_itself: bool = False  # ended by an end token or a stop text; others are cut at the limit
 
     def push(self, token: int, ends: Collection[int]) -> str:
         """The text that `token` completes; the rest of it all if it is the last one."""
         if token in ends:
+            self.by_itself = True
             return self.text.finish()
         self.length += 1
         piece = self.text.push(token)
+        self.by_itself = self.text.ended
         if self.length == self.limit and not self.text.ended:
             piece += self.text.finish()
         return piece

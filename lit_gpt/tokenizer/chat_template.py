@@ -99,18 +99,18 @@ class ChatTemplate:
         except Exception as e:  # what the template's expressions raise: TypeError, OverflowError and others
             raise UserError(f"{self._whose} refuses the conversation: {_first_line(e)}") from None
 
-    def encode(self, messages: list[Message]) -> list[int]:
+    def encode(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Token ids of `render`: special tokens that the template writes are tokens, those named in a message text."""
-        guarded = self.guard(messages, None)
+        guarded = self.guard(messages, tools)
         if guarded is None:
-            text = self.render(messages)
+            text = self.render(messages, tools)
             require_utf8(text)
             return self._encode([text])[0]
-        if any(NO_CHARACTERS.search(text) for message in messages for text in strings_of(message)):
+        if any(NO_CHARACTERS.search(text) for text in strings_of([messages, tools])):
             raise UserError("a message holds NUL or U+FDD0, which are no characters")
-        text, _ = self.render_marked(guarded.messages, None, True, guarded.names)
+        text, _ = self.render_marked(guarded.messages, guarded.tools, True, guarded.names)
         require_utf8(text)
-        if text.replace(HIDDEN, "") != self.render(messages):
+        if text.replace(HIDDEN, "") != self.render(messages, tools):
             raise UserError(f"{self._whose} does not write {guarded.names[0]!r} in a message as it is there")
         return self._encode_hidden([text])[0]
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from lit_gpt.chat.base import Options as ChatOptions
 from lit_gpt.chat.base import main as chat
 from lit_gpt.inference.generation import TextModel
 from lit_gpt.tokenizer.chat_files import with_default_system
@@ -27,6 +26,7 @@ from utils.data.manifest import Manifest
 from utils.data.parts import TARGET
 from utils.data.shards import RowReader
 from utils.export.modelfile import form_of, modelfile
+from utils.run.chat_options import ChatOptions
 from utils.run.checkpoint_folders import list_checkpoints
 
 SYSTEM = 'Ты — "Сайга".\nBe {{kind}} {% and } brief\\.'
@@ -227,7 +227,7 @@ def test_the_chat_asks_by_the_template_and_stops_at_the_end_of_a_turn(place, mon
             return real(self, prompts, *rest, **options)
 
         with monkeypatch.context() as patch:
-            patch.setattr("lit_gpt.chat.base.read_line", lambda _, lines=lines: next(lines))
+            patch.setattr("utils.chat.reading.read_line", lambda _, lines=lines: next(lines))
             patch.setattr(TextModel, "stream", stream)
             patch.setattr("lit_gpt.inference.generation.choose", lambda *_: [end])
             chat(options)

@@ -59,14 +59,15 @@ class LlamaCpp:
     def quantize(self, source: Path, target: Path, gguf_type: str) -> tuple[float, int]:
         """Writes `source` as `target` in another type, as llama-quantize names it; returns bits per weight, and how
         many matrices got another type, as their rows do not divide into blocks of 256 (k-methods) or 32 weights."""
-        done = self._run([self.programs / "llama-quantize", source, target, gguf_type, _threads()], target.parent)
+        done = self._run([self.programs / "llama-quantize", source, target, gguf_type, thread_count()], target.parent)
         bits = re.search(r"quant size\s*=.*\(([\d.]+) BPW\)", done)
         fallback = re.search(r"(\d+) of \d+ tensor\(s\) required fallback", done)
         return float(bits[1]) if bits else math.nan, int(fallback[1]) if fallback else 0
 
-    def token_ids(self, file: Path, text: Path) -> list[int]:
-        """Token ids of the UTF-8 text in a file, with the begin and end tokens that the model adds."""
+    def token_ids(self, file: Path, text: Path, add_begin: bool = True) -> list[int]:
+        """Token ids of the UTF-8 text in a file, with the begin and end tokens that the model adds, if `add_begin`."""
         command = [self.programs / "llama-tokenize", "-m", file, "-f", text, "--no-escape", "--ids", "--log-disable"]
+        command += [] if add_begin else ["--no-bos"]
         output = self._run(command, file.parent)
         return list(ast.literal_eval(output[output.index("[") : output.rindex("]") + 1]))
 
@@ -77,7 +78,7 @@ class LlamaCpp:
         of positions whose most probable token is the same. Formulas: llama.cpp's tools/perplexity, `--kl-divergence`.
         """
         command = [self.programs / "llama-perplexity", "-m", file, "--kl-divergence-base", reference, "--kl-divergence"]
-        command += ["-c", str(context), "-b", str(context), "-ub", str(min(context, 512)), "-t", _threads()]
+        command += ["-c", str(context), "-b", str(context), "-ub", str(min(context, 512)), "-t", thread_count()]
         output = self._run(command, file.parent, last="Same top p")
         labels = (r"Mean PPL\(Q\)", r"Mean\s+KLD", "Same top p")
         found = [re.search(rf"^{label}\s*:\s*(\S+)", output, re.MULTILINE) for label in labels]
@@ -89,7 +90,7 @@ class LlamaCpp:
     def complete(self, file: Path, prompt: Path, tokens: int, context: int) -> str:
         """How the model in `file` continues the text in `prompt`, always by its most probable token."""
         command = [self.programs / "llama-completion", "-m", file, "-f", prompt, "-n", str(tokens), "-c", str(context)]
-        command += ["-t", _threads(), "--temp", "0", "--no-escape", "--no-warmup", "-no-cnv"]
+        command += ["-t", thread_count(), "--temp", "0", "--no-escape", "--no-warmup", "-no-cnv"]
         command += ["--no-display-prompt", "--simple-io"]
         return self._run(command, file.parent, last="\n\n", errors=subprocess.PIPE)
 
@@ -116,6 +117,6 @@ class LlamaCpp:
         raise DataError(f"{name} failed (exit code {done.returncode}): {reason_of(output)}")
 
 
-def _threads() -> str:
+def thread_count() -> str:
     """OMP_NUM_THREADS, which a batch job sets to its cores, else all cores this process may use."""
     return os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))

@@ -53,7 +53,7 @@ SECTIONS = {
         "output_dir",
         {"model_dir": ("convert.output_dir",), "system": ("chat.system",), "stop": ("chat.stop",), **_ANSWERS},
     ),
-    "chat": Section("lit_gpt/chat/base.py", "", {"model": ("pretrain.out_dir", "convert_hf.checkpoint_dir")}),
+    "chat": Section("lit_gpt/chat/base.py", "answers", {"model": ("pretrain.out_dir", "convert_hf.checkpoint_dir")}),
 }
 """A recipe's sections, in the order in which they are run. A recipe has those it needs."""
 

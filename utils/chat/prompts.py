@@ -1,0 +1,75 @@
+"""Files of prompts and of tools."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_gpt.errors import DataError
+from lit_gpt.tokenizer.chat_template import Message
+from utils.chat.speaker import Tools
+from utils.prepare.chat.json_values import Malformed, read_json
+from utils.prepare.chat.messages import read_messages
+from utils.prepare.chat.tool_calls import parameters_of, read_tools
+
+
+class Asked(NamedTuple):
+    """A conversation up to a question, and where it stands."""
+
+    where: str
+    messages: list[Message]
+    tools: Tools | None
+
+
+def read_prompts(path: Path) -> list[Asked]:
+    """The questions of a file, a line each; in *.jsonl objects with "prompt" or "messages". A DataError if there are
+    none, or one cannot be read."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            found.append(_of_json(line, where))
+        else:
+            found.append(Asked(where, [{"role": "user", "content": line.strip()}], None))
+    if not found:
+        raise DataError(f"{path} holds no prompt")
+    return found
+
+
+def _of_json(line: str, where: str) -> Asked:
+    try:
+        value = read_json(line)
+        if isinstance(value, dict) and isinstance(value.get("prompt"), str) and value["prompt"].strip():
+            return Asked(where, [{"role": "user", "content": value["prompt"]}], None)
+        if not isinstance(value, dict) or "messages" not in value:
+            raise DataError(f'{where} is no object with a text under "prompt" or a list under "messages"')
+        tools = read_tools(value.get("tools"), "the field 'tools'")
+        messages = read_messages(value["messages"], "the field 'messages'", parameters_of(tools))
+    except ValueError as e:
+        raise DataError(f"{where} is not valid JSON: {e}") from None
+    except Malformed as problem:
+        raise DataError(f"{where}: {problem.detail}") from None
+    while messages and messages[-1]["role"] not in ("user", "tool"):
+        messages.pop()
+    if not messages:
+        raise DataError(f"{where} holds no question")
+    return Asked(where, messages, tools)
+
+
+def read_tools_file(path: Path) -> Tools | None:
+    """The tools of a JSON file; a DataError if it holds none."""
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        tools = read_tools(value, "the list")
+    except ValueError as e:  # not UTF-8, or no JSON
+        raise DataError(f"--tools {path} is not JSON: {e}") from None
+    except Malformed as problem:
+        raise DataError(f"--tools {path}: {problem.detail}") from None
+    if tools is None:
+        raise DataError(f"--tools {path} holds no tools")
+    return tools

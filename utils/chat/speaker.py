@@ -1,0 +1,153 @@
+"""Whoever answers: a model and how it is spoken to, by its chat template or in `[speaker001:]` turns."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from lit_gpt.errors import UserError
+from lit_gpt.inference.generation import TextModel
+from lit_gpt.inference.sampling_options import Sampling
+from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, find_template
+from utils.run.chat_options import ChatOptions
+
+Tools = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation up to where the model's answer begins; its length is in tokens."""
+
+    text: str
+    ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a conversation is written for a model."""
+
+    render: Callable[[list[Message], Tools | None], str]
+    end_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, beside the tokenizer's."""
+    stop: tuple[str, ...] = ()
+    """Texts that do."""
+    names: tuple[str, str] = ("> ", "")
+    """What is shown before a question and before an answer."""
+    template: ChatTemplate | None = None
+    """None: turns of a dialogue, which is text."""
+
+
+class Speaker(Protocol):
+    """A model that answers."""
+
+    label: str
+    context: int
+    """How many tokens it sees."""
+    form: Form
+    by_itself: bool
+    """Whether the last answer ended by itself; others were cut, by a limit or by Ctrl-C."""
+
+    def prompt(self, messages: list[Message], tools: Tools | None) -> Prompt:
+        """A UserError if the conversation cannot be written."""
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        """The pieces of an answer; no piece ends within a character."""
+
+    def used(self, prompt: Prompt, answer: str) -> int:
+        """How many tokens the last prompt and its answer, as far as it came, take of the context."""
+
+    def finish(self) -> None:
+        """Raises a DataError if the files turn out to be damaged: an answer that was interrupted has not asked."""
+
+
+class LitgptSpeaker:
+    """A model that is computed here."""
+
+    def __init__(self, label: str, model: TextModel, form: Form) -> None:
+        self.label, self.form = label, form
+        self.context = model.config.block_size
+        self.by_itself = False
+        self._model = model
+
+    def prompt(self, messages: list[Message], tools: Tools | None) -> Prompt:
+        template = self.form.template
+        if template is None:
+            text = self.form.render(messages, tools)
+            return Prompt(text, self._model.encode(text))
+        ids = template.encode(messages, tools)
+        return Prompt(self.form.render(messages, tools), ids)
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
+        self.by_itself = False
+        sampling = replace(sampling, stop=(*self.form.stop, *sampling.stop))
+        for _, piece in self._model.stream([prompt.ids], sampling, end_ids=self.form.end_ids):
+            yield piece
+        self.by_itself = self._model.continued[0].by_itself
+
+    def used(self, prompt: Prompt, answer: str) -> int:
+        return self._model.continued[0].length
+
+    def finish(self) -> None:
+        self._model.require_undamaged()
+
+
+def template_form(template: ChatTemplate) -> Form:
+    """The form by a chat template, with the end of an answer that it writes."""
+
+    def render(messages: list[Message], tools: Tools | None) -> str:
+        try:
+            return template.render(messages, tools)
+        except UserError as e:
+            if tools is None and _needs_tools(template, messages):
+                raise UserError(f"the chat template needs tools, and there are none: give --tools ({e})") from None
+            raise
+
+    ends = () if template.end_of_turn is None else (template.end_of_turn,)
+    stop = (template.end_text,) if template.end_text else ()
+    return Form(render, ends, stop, template=template)
+
+
+_TOOL = {"name": "find", "description": "Finds.", "parameters": {"type": "object", "properties": {}}}
+
+
+def _needs_tools(template: ChatTemplate, messages: list[Message]) -> bool:
+    try:
+        template.render(messages, [{"type": "function", "function": _TOOL}])
+    except UserError:
+        return False
+    return True
+
+
+def dialogue_form(user_name: str, bot_name: str) -> Form:
+    """The form of texts of turns, as the original corpora have them."""
+    user, bot = f"[{user_name}:]", f"[{bot_name}:]"
+    return Form(lambda messages, _: dialogue(messages, user, bot), (), (f"\n{user}",), (f"{user} ", bot))
+
+
+def dialogue(messages: list[Message], user: str, bot: str) -> str:
+    """The conversation as a text of turns, up to where the model's begins."""
+    text = ""
+    for message in messages:
+        if message["role"] not in ("user", "assistant"):
+            raise UserError(f"a message of the {message['role']} needs a chat template, and this conversation has none")
+        speaker = user if message["role"] == "user" else bot
+        text += f"{speaker} {message['content']}\n"
+    return text + bot
+
+
+def choose_form(options: ChatOptions, has_template: bool, make_template: Callable[[], ChatTemplate]) -> Form:
+    """The form that --template asks for; a UserError for options that it has no use for."""
+    if options.template == "chat" or (options.template == "auto" and has_template):
+        return template_form(make_template())
+    for name in ("system", "tools"):
+        if getattr(options, name) is not None:
+            raise UserError(f"--{name} needs a chat template, and this conversation has none")
+    return dialogue_form(options.user_name, options.bot_name)
+
+
+def litgpt_speaker(label: str, model: TextModel, options: ChatOptions) -> LitgptSpeaker:
+    tokenizer = model.tokenizer
+    has_template = find_template(tokenizer.directory, tokenizer.config) is not None
+    return LitgptSpeaker(label, model, choose_form(options, has_template, lambda: ChatTemplate(tokenizer)))

@@ -1,0 +1,54 @@
+"""Options of the chat. Nothing heavy is imported here: `--help` answers at once, and recipes are checked by them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lit_gpt.errors import raise_problems
+from utils.run.model_options import ModelOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(ModelOptions):
+    """Talk with a model, or with two. Ctrl-C ends an answer; an empty line or the end of the input (Ctrl-D) the
+    conversation. /help lists what else can be said."""
+
+    SECTION = "chat"
+
+    model: Path | None = None
+    """What answers: a run folder (its best checkpoint, else its newest), a training checkpoint, a litgpt directory, a
+    Hugging Face folder, peft's adapter (on --checkpoint_dir) or a GGUF file. Adapters are merged in memory."""
+    compare: tuple[str, ...] = ()
+    """Two models, each as --model takes it, that answer the same: side by side where the terminal is wide."""
+    once: Path | None = None
+    """Answer the prompts of this file, each by itself, and end: a line each, or in a *.jsonl file objects with the key
+    "prompt", or with "messages" (and "tools"), up to the last question."""
+    answers: Path | None = None
+    """File to write with --once: a JSON object a line, "messages" with the answer, "model", and "ended_by_itself"."""
+    template: Literal["auto", "dialogue", "chat"] = "auto"
+    """dialogue: turns as [speaker001:]; chat: the model's chat template; auto: the template if there is one."""
+    user_name: str = "speaker001"
+    """How your turns begin: [speaker001:]"""
+    bot_name: str = "speaker002"
+    """How the model's turns begin: [speaker002:]"""
+    system: str | None = None
+    """What a chat template gets as system message."""
+    tools: Path | None = None
+    """JSON file with the tools that a chat template tells the model of, a list as OpenAI writes it."""
+    max_new_tokens: int = 256
+    """Longest answer, in tokens."""
+    llama_cpp_dir: Path | None = None
+    """For GGUF files: where llama.cpp is. Default: where utils/install_llama_cpp.py puts it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = []
+        if self.compare and len(self.compare) != 2:
+            problems.append(f"--compare takes two models, not {len(self.compare)}")
+        if self.model is not None and self.lora_path is not None:
+            problems.append("--lora_path beside --model: give the adapter by --model, its base by --checkpoint_dir")
+        if self.compare and self.lora_path is not None:
+            problems.append("--lora_path beside --compare: give the adapter as one of its two models")
+        if self.answers is not None and self.once is None:
+            problems.append("--answers is written with --once")
+        raise_problems(problems)
