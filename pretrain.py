@@ -42,7 +42,7 @@ from utils.train.optimizer import trained_of
 from utils.train.plan import TrainingPlan, make_plan
 from utils.train.set_up import Training, record_mixture, set_up
 from utils.train.step import StepHistory, StepResult, all_finite, optimiser_step
-from utils.train.validation import validate
+from utils.train.validation import told, validate
 
 
 def main(options: PretrainOptions, stop: StopRequest) -> None:
@@ -286,6 +286,7 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
         options.micro_batch_size,
         options.eval_samples,
         options.mask_documents,
+        training.plan.end_ids,
         asked_to_stop,
     )
     if losses is None:
@@ -303,8 +304,7 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
     )
     if training.metrics:
         training.metrics.write_losses(progress, "valid", losses)
-    each = "  ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items() if name != ALL)
-    training.log.line(f"validation at step {progress.step:,}: {losses[ALL].mean:.4f}  ({each})")
+    training.log.line(f"validation at step {progress.step:,}: {told(losses)}")
     return progress
 
 

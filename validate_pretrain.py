@@ -27,13 +27,12 @@ from utils.cluster.meeting import every_task_needed
 from utils.data.batches import verify_data
 from utils.data.manifest import TEST, DatasetSplit, Manifest
 from utils.run.checkpoint_folders import list_checkpoints, verify_checkpoint
-from utils.run.csv_log import ALL, PROGRESS_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog, read_csv
+from utils.run.csv_log import PROGRESS_COLUMNS, VALIDATION, VALIDATION_COLUMNS, CsvLog, read_csv
 from utils.run.merged_model import load_merged_model
 from utils.run.progress import TrainingProgress
 from utils.run.record import RunRecord
 from utils.train.placement import place_model
-from utils.train.step import Loss
-from utils.train.validation import validate
+from utils.train.validation import Validation, end_ids_of, told, validate
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,15 @@ def validate_checkpoint(task: OfflineValidation, checkpoint: Path) -> bool:
     mask_documents = RunRecord.load(checkpoint).identity.mask_documents
     max_rows = options.max_batches and options.max_batches * options.batch_size
     losses = validate(
-        fabric, model, task.data_dir, task.entries, task.manifest.window, options.batch_size, max_rows, mask_documents
+        fabric,
+        model,
+        task.data_dir,
+        task.entries,
+        task.manifest.window,
+        options.batch_size,
+        max_rows,
+        mask_documents,
+        end_ids_of(task.data_dir, task.manifest),
     )
     on_rank_zero(trained.check.finish)
     on_rank_zero(lambda: append(task, checkpoint, losses))
@@ -129,18 +136,16 @@ def was_measured(task: OfflineValidation, checkpoint: Path, row: dict[str, str])
     return {**row, "precision": precision}.items() >= {"checkpoint": checkpoint.name, **task.settings}.items()
 
 
-def append(task: OfflineValidation, checkpoint: Path, losses: dict[str, Loss]) -> None:
+def append(task: OfflineValidation, checkpoint: Path, losses: dict[str, Validation]) -> None:
     progress = asdict(TrainingProgress.load(checkpoint))
     where = {column: round(progress[column], 3) for column in PROGRESS_COLUMNS}
     log = CsvLog(task.options.out_dir / VALIDATION, VALIDATION_COLUMNS)
     log.write(
-        {"checkpoint": checkpoint.name, **where, "dataset": name, "loss": loss.mean, "targets": loss.targets}
-        | task.settings
+        {"checkpoint": checkpoint.name, **where, "dataset": name} | loss.columns | task.settings
         for name, loss in losses.items()
     )
     log.close()
-    each = "  ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items() if name != ALL)
-    say(task, f"{checkpoint.name}: {losses[ALL].mean:.4f}  ({each})")
+    say(task, f"{checkpoint.name}: {told(losses)}")
 
 
 def say(task: OfflineValidation, text: str) -> None:

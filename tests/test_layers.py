@@ -45,7 +45,7 @@ FLOORS = (
 
 LINES = {
     "lit_gpt": 495,
-    "lit_gpt/model": 1510,
+    "lit_gpt/model": 1553,
     "lit_gpt/tokenizer": 1443,
     "lit_gpt/formats": 3348,
     "lit_gpt/inference": 424,
@@ -53,14 +53,14 @@ LINES = {
     "utils/cluster": 677,
     "utils/recipe": 149,
     "utils": 355,
-    "utils/data": 1496,
+    "utils/data": 1548,
     "utils/prepare/chat": 2071,
     "utils/prepare": 7299,
-    "utils/run": 1312,
-    "utils/train": 2459,
+    "utils/run": 1318,
+    "utils/train": 2553,
     "utils/export": 1770,
     "utils/report": 700,
-    "commands": 1575,
+    "commands": 1580,
     "utils/stages": 181,
     "utils/chat": 1269,
 }

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from lit_gpt.errors import UserError
 from lit_gpt.model.attention import Segments, attend, find_segments, segment_positions, whole_rows
-from lit_gpt.model.loss import Losses, cross_entropies
+from lit_gpt.model.loss import Losses, WatchedLosses, cross_entropies
 from lit_gpt.model.tensor_parallel import HeadExchange
 
 Recompute = Literal["none", "selective", "full"]
@@ -211,13 +211,14 @@ class DocumentGPT(nn.Module):
         lm_head_chunk_size: int = 0,
         segments: Tensor | None = None,
         targets: Tensor | None = None,
-    ) -> Tensor | list[Tensor] | Losses:
+        watched: Tensor | None = None,
+    ) -> Tensor | list[Tensor] | Losses | WatchedLosses:
         """[B, T] token ids → logits [B, T, vocabulary], as litgpt's or, with `segments` or `targets`, over packed rows.
 
         `segments`, int32 [segments + 1], are where the documents begin, counted through all B·T positions, and B·T;
         each row's first position is one of them. None is one document a row. With `targets`, the next tokens [B, T]
         int64, it returns `Losses`; where processes share the model those of this process's positions, whose sum over
-        the processes is the batch's.
+        the processes is the batch's. With tokens to watch, int64 [tokens], it returns `WatchedLosses`.
         """
         if input_pos is not None or (segments is None and targets is None):
             positions = torch.arange(idx.size(1), device=idx.device) if input_pos is None else input_pos
@@ -226,7 +227,8 @@ class DocumentGPT(nn.Module):
         hidden = self._hidden(idx, whole_rows(*idx.shape, idx.device) if segments is None else segments)
         capping = self.config.final_logit_softcapping
         if targets is not None:
-            return cross_entropies(self.lm_head, hidden, targets, capping, first=self.sharing[0] * len(hidden))
+            first = self.sharing[0] * len(hidden)
+            return cross_entropies(self.lm_head, hidden, targets, capping, first, watched)
         assert self.sharing[1] == 1, "each process has only the states of its positions"
         logits = self.lm_head(hidden.unflatten(0, idx.shape))
         return logits if capping is None else do_softcapping(logits, capping)

@@ -1,9 +1,10 @@
-"""The loss in chunks against whole logits in float64."""
+"""The loss in chunks, and what it tells of watched tokens, against whole logits in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from litgpt.lora import LoRALinear
 from torch import Tensor, nn
 
 from lit_gpt.model import loss
@@ -79,3 +80,33 @@ def test_rows_without_targets_lose_nothing() -> None:
     found, rows = cross_entropies(head, hidden, torch.full((1, 8), IGNORE))
     found.backward()
     assert found == 0 and not rows.any() and not hidden.grad.any() and not head.weight.grad.any()
+
+
+@pytest.mark.parametrize("kind", ["linear", "adapted"])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_watched_tokens_have_the_probability_of_a_softmax(
+    kind: str, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(WIDTH, VOCABULARY)
+    if kind == "adapted":
+        head = LoRALinear(WIDTH, VOCABULARY, r=2, lora_alpha=4)
+        nn.init.normal_(head.lora_B)
+    hidden, targets = 4 * torch.randn(3, 11, WIDTH), torch.randint(0, VOCABULARY, (3, 11))
+    targets[0, :5] = IGNORE  # such positions are watched too
+    monkeypatch.setattr(loss, "_chunk", lambda *_: 4)
+    watched = torch.tensor([4, 17])
+    with torch.no_grad():
+        found = cross_entropies(head, hidden, targets, softcap, watched=watched)
+        logits = head(hidden).double()
+        plain = cross_entropies(head, hidden, targets, softcap)
+    logits = softcap * torch.tanh(logits / softcap) if softcap else logits
+    torch.testing.assert_close(found.watched.double(), logits.softmax(-1)[..., watched].sum(-1), rtol=1e-5, atol=0)
+    assert torch.equal(found.sum, plain.sum) and torch.equal(found.rows, plain.rows)
+    # of a model that processes share, each has some positions
+    with torch.no_grad():
+        part = cross_entropies(head, hidden.flatten(0, 1)[8:20], targets, softcap, first=8, watched=watched)
+    inside = torch.zeros(33, dtype=torch.bool)
+    inside[8:20] = True
+    assert torch.equal(part.watched.flatten()[~inside], torch.zeros(21))
+    torch.testing.assert_close(part.watched.flatten()[inside], found.watched.flatten()[inside])

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_gpt.checksums import file_sha256
 from lit_gpt.inference import generation
@@ -28,6 +30,7 @@ from tests.conftest import TINY_MODEL, run
 from tests.endpoint_server import load_endpoint
 from utils.data.manifest import MANIFEST, TOKENIZER
 from utils.data.parts import PARTS, TARGET, sums_between, to_runs
+from utils.run.csv_log import read_csv
 from utils.run.merged_model import load_merged_model
 
 MODEL = (  # heads of 32 learn to look so many tokens back in half the steps that heads of 16 take
@@ -78,6 +81,8 @@ def place(instructions, tmp_path_factory) -> Path:
     lines = [json.dumps({"instruction": asked, "output": right}) for asked, right in instructions[HELD_OUT:]]
     (folder / "corpus" / "tasks").mkdir(parents=True)
     (folder / "corpus" / "tasks" / "train.jsonl").write_text("\n".join(lines))
+    lines = [json.dumps({"instruction": asked, "output": right}) for asked, right in instructions[:HELD_OUT]]
+    (folder / "corpus" / "tasks" / "test.jsonl").write_text("\n".join(lines))
     source = ("--source_path", folder / "corpus", "--checkpoint_dir", folder / "tokenizer")
     words = ("--converter", "instruction", "--template", "chatml", "--max_length", 128, "--num_workers", 1)
     run("prepare_data.py", *source, *words, "--destination_path", folder / "right")
@@ -91,8 +96,8 @@ def mask_ends(data_dir: Path) -> None:
     """Makes what ends an answer no target, in a data folder that is valid otherwise."""
     end = Tokenizer(data_dir / TOKENIZER).token_id("<|im_end|>")
     values = json.loads((data_dir / MANIFEST).read_text())
-    [entry] = values["splits"]
-    for shard in entry["shards"]:
+    shards = [(entry, shard) for entry in values["splits"] for shard in entry["shards"]]
+    for entry, shard in shards:
         path = data_dir / shard["file"]
         arrays = safetensors.numpy.load_file(path)
         used = sums_between(arrays["row_segments"], arrays["segment_lengths"])
@@ -158,10 +163,15 @@ def test_held_out_instructions_are_done_and_answers_end(instructions, right_run,
     assert found.exact >= 0.9 and found.ended >= 0.95
 
 
-def test_the_published_model_does_so_on_an_endpoint(instructions, right_run, tmp_path):
-    words = ("--input_path", right_run, "--output_dir", tmp_path / "published", "--verify", "none")
-    run("convert_litgpt_to_transformers.py", *words)
-    endpoint, asked = load_endpoint(tmp_path / "published"), instructions[:10]
+@pytest.fixture(scope="module")
+def published(right_run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("published") / "model"
+    run("convert_litgpt_to_transformers.py", "--input_path", right_run, "--output_dir", folder, "--verify", "none")
+    return folder
+
+
+def test_the_published_model_does_so_on_an_endpoint(instructions, published):
+    endpoint, asked = load_endpoint(published), instructions[:10]
     done = []
     for question, right in asked:
         messages = [{"role": "user", "content": question}]
@@ -170,8 +180,42 @@ def test_the_published_model_does_so_on_an_endpoint(instructions, right_run, tmp
     assert sum(done) >= 9
 
 
+def ends(run_dir: Path, step: int, file: str = "metrics.csv") -> tuple[float, float]:
+    """The probability of an end where the held-out answers end, and inside them, as the run's file has it."""
+    rows = [row for row in read_csv(run_dir / file) if row["dataset"] == "all" and int(row["step"]) == step]
+    return float(rows[-1]["end_at_ends"]), float(rows[-1]["end_inside"])
+
+
+def test_the_probability_of_an_end_is_logged_and_is_what_transformers_says(instructions, right_run, published):
+    """The twin knows nothing of shards and rows: it renders each conversation, and its prompt, by itself."""
+    tokenizer, model = AutoTokenizer.from_pretrained(published), AutoModelForCausalLM.from_pretrained(published)
+    at_ends, inside = [], []
+    for asked, right in instructions[:HELD_OUT]:
+        messages = [{"role": "user", "content": asked}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        answer = tokenizer.encode(right, add_special_tokens=False)
+        with torch.no_grad():
+            chances = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :].double().softmax(-1)
+        of_end = chances[:, model.generation_config.eos_token_id].sum(-1).tolist()
+        at_ends.append(of_end.pop())
+        inside += of_end
+    found = ends(right_run, 240)
+    assert found == pytest.approx((np.mean(at_ends), np.mean(inside)), rel=1e-4)
+    assert found[0] > 0.95 and found[1] < 0.02
+    assert all(chance < 0.01 for chance in ends(right_run, 0))
+    log = (right_run / "training_log.out").read_text()
+    assert f"answers end with a probability of {found[0]:.4f} at their ends, {found[1]:.2g} inside" in log
+
+
+def test_offline_validation_on_two_processes_finds_the_same(right_run):
+    run("validate_pretrain.py", "--out_dir", right_run, "--batch_size", 3, processes=2)
+    assert ends(right_run, 240, "validation.csv") == pytest.approx(ends(right_run, 240), rel=1e-5)
+
+
 def test_without_the_end_among_the_targets_no_answer_ends(instructions, place, monkeypatch):
     """The same measure of a model that knows all but where to stop: so the test above can fail."""
-    found = figures(train(place, "masked"), instructions[:HELD_OUT], monkeypatch)
+    run_dir = train(place, "masked")
+    found = figures(run_dir, instructions[:HELD_OUT], monkeypatch)
     assert found.begun >= 0.9
     assert found.exact <= 0.1 and found.ended <= 0.1
+    assert max(ends(run_dir, 240)) < 0.01

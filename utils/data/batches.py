@@ -11,7 +11,7 @@ Nothing here has a position to save: step s of a run is samples [s·G, (s+1)·G)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lit_gpt.model.loss import IGNORE
 from utils.cluster.collectives import rank, together, world_size
+from utils.data.ends import places_of_ends
 from utils.data.manifest import DatasetSplit
 from utils.data.mixture import Mixture
 from utils.data.sample_order import SampleOrder
@@ -32,6 +33,7 @@ class Batch(NamedTuple):
     input_ids: Tensor  # [B, T] int64
     targets: Tensor  # [B, T] int64; `IGNORE` where there is nothing to predict
     segments: Tensor | None  # int32 [segments + 1]: where documents begin, through all rows, and B·T; None if not apart
+    ends: Tensor | None = None  # [B, T] uint8: where answers end, see ends.py; None if nobody asks
 
     @property
     def target_count(self) -> int:
@@ -54,11 +56,17 @@ class StepData(NamedTuple):
     tokens: int  # targets, and the other tokens that the model needs to predict them
 
 
-def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True) -> Batch:
-    """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target."""
+def collate(
+    rows: Sequence[Row | None], window: int, mask_documents: bool = True, end_ids: Collection[int] = ()
+) -> Batch:
+    """Rows of `window` tokens → a batch of T = window - 1 positions; None stands for a row without any target.
+
+    With `end_ids`, the tokens that end an answer, the batch says where answers end.
+    """
     positions = window - 1
     tokens = np.zeros((len(rows), window), np.int64)
     is_target = np.zeros((len(rows), window), bool)
+    ends = np.zeros((len(rows), window), np.uint8)
     bounds = []
     for index, row in enumerate(rows):
         lengths = np.zeros(0, np.int32) if row is None else row.segment_lengths
@@ -69,12 +77,15 @@ def collate(rows: Sequence[Row | None], window: int, mask_documents: bool = True
             continue
         tokens[index] = row.tokens
         is_target[index, : int(edges[-1])] = row.is_target()
+        if end_ids:
+            ends[index, : int(edges[-1])] = places_of_ends(row, end_ids)
     targets = np.where(is_target, tokens, IGNORE)
     segments = np.concatenate([*bounds, [len(rows) * positions]]).astype(np.int32)
     return Batch(
         input_ids=torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])),
         targets=torch.from_numpy(np.ascontiguousarray(targets[:, 1:])),
         segments=torch.from_numpy(segments) if mask_documents else None,
+        ends=torch.from_numpy(np.ascontiguousarray(ends[:, 1:])) if end_ids else None,
     )
 
 
@@ -143,6 +154,7 @@ def validation_batches(
     micro_batch_size: int,
     max_rows: int | None,
     mask_documents: bool,
+    end_ids: Collection[int] = (),
 ) -> Iterator[Batch]:
     """Process `rank`'s part of a dataset's rows in order, as equally many micro-batches on every process."""
     rows = min(entry.rows, max_rows or entry.rows)
@@ -151,4 +163,4 @@ def validation_batches(
         start = first + rank * micro_batch_size
         mine = range(start, start + micro_batch_size)
         # FSDP's collectives want the same number of forward passes everywhere: rows beyond the last are empty
-        yield collate([reader.read(row) if row < rows else None for row in mine], window, mask_documents)
+        yield collate([reader.read(row) if row < rows else None for row in mine], window, mask_documents, end_ids)

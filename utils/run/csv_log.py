@@ -25,8 +25,14 @@ PROGRESS_COLUMNS = ("step", "samples", "tokens", "seconds", "device_seconds")
 LOSS_COLUMNS = ("dataset", "loss", "targets")
 """A mean loss in nats per target, and the number of targets it is the mean of."""
 
-VALIDATION_COLUMNS = ("checkpoint", *PROGRESS_COLUMNS, *LOSS_COLUMNS, "max_samples", "precision", "data")
-"""A line per checkpoint and dataset; the last three columns are the settings it was measured under."""
+END_COLUMNS = ("end_at_ends", "end_inside")
+"""Of chats, the mean probability of the tokens that end an answer: where answers end, and at their other targets."""
+
+SETTING_COLUMNS = ("max_samples", "precision", "data")
+"""The settings under which validate_pretrain.py measures."""
+
+VALIDATION_COLUMNS = ("checkpoint", *PROGRESS_COLUMNS, *LOSS_COLUMNS, *SETTING_COLUMNS, *END_COLUMNS)
+"""A line per checkpoint and dataset."""
 
 
 class CsvLog:

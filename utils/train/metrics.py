@@ -14,16 +14,20 @@ import torch
 
 from lit_gpt.model.flops import peak_flops
 from utils.data.batches import StepData
-from utils.run.csv_log import LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog, read_csv
+from utils.run.csv_log import ALL, END_COLUMNS, LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog, read_csv
 from utils.run.progress import TrainingProgress
 from utils.train.loggers import ScalarLogger
 from utils.train.profiler import PHASES, StepTimer
 from utils.train.step import Loss, StepRecord
+from utils.train.validation import Validation
 
 # phases in seconds per step
 METER_COLUMNS = ("tokens_per_second", "mfu", "memory_gib", *(f"{phase}_seconds" for phase in PHASES))
 
-METRIC_COLUMNS = (*PROGRESS_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm", *METER_COLUMNS)
+METRIC_COLUMNS = (
+    *(*PROGRESS_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm"),
+    *(*METER_COLUMNS, *END_COLUMNS),
+)
 """The columns of metrics.csv.
 
 It has a line per step, without a dataset; now and then a line per dataset that was trained on since the last ones;
@@ -146,14 +150,14 @@ class Metrics:
             names = (*measured, "learning_rate", "grad_norm", *columns)
             self.curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
 
-    def write_losses(self, progress: TrainingProgress, split: str, losses: Mapping[str, Loss]) -> None:
-        """Writes a line with the loss of each dataset."""
+    def write_losses(self, progress: TrainingProgress, split: str, losses: Mapping[str, Loss | Validation]) -> None:
+        """Writes a line with what was measured on each dataset."""
         where = progress_columns(progress) | {"split": split}
-        self.file.write(
-            where | {"dataset": name, "loss": loss.mean, "targets": loss.targets} for name, loss in losses.items()
-        )
+        self.file.write(where | {"dataset": name} | loss.columns for name, loss in losses.items())
         if self.curves:
             scalars = {f"{split}/{name}": loss.mean for name, loss in losses.items() if loss.targets}
+            of_all = losses[ALL].columns if ALL in losses else {}
+            scalars |= {f"{split}/{name}": of_all[name] for name in END_COLUMNS if of_all.get(name) is not None}
             self.curves.log(progress.step, scalars, always=True)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from utils.train.metrics import METRIC_COLUMNS
 from utils.train.options import PretrainOptions
 from utils.train.profiler import parse_profile_steps
 from utils.train.schedule import Schedule
+from utils.train.validation import end_ids_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class TrainingPlan:
     mixture: Mixture
     validation: list[DatasetSplit]
     """The test rows to validate on; empty when there is no validation."""
+    end_ids: list[int]
+    """The tokens that end an answer; empty for data without chats."""
     config: Config
     lora: LoRASettings | None
     """None when all weights are trained."""
@@ -94,7 +97,8 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     if profiled and profiled[0] > schedule.max_steps:
         raise UserError(f"--profile_steps {options.profile_steps}: the run has {schedule.max_steps} steps")
     validation = choose_validation(options, manifest)
-    return TrainingPlan(manifest, mixture, validation, config, lora, weights, processes, schedule, identity)
+    ends = end_ids_of(options.data_dir, manifest)
+    return TrainingPlan(manifest, mixture, validation, ends, config, lora, weights, processes, schedule, identity)
 
 
 def recorded_base(options: PretrainOptions) -> str:

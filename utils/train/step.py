@@ -119,6 +119,11 @@ class Loss(NamedTuple):
     def of(cls, loss_sum: float, targets: float) -> Loss:
         return cls(loss_sum / targets if targets else math.nan, round(targets))
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """Those of `LOSS_COLUMNS` but for the dataset's."""
+        return {"loss": self.mean, "targets": self.targets}
+
 
 class StepHistory:
     """Results of steps that nobody has read yet, of a mixture of so many `datasets`."""
