@@ -24,7 +24,7 @@ from utils.data.inspection import inspect
 from utils.files.folder_lock import locked
 from utils.prepare.check import check
 from utils.prepare.data_folder import publish, require_folder
-from utils.prepare.plan import make_plan, make_pool, share_out
+from utils.prepare.plan import PARTS_FOLDER, make_plan, make_pool, share_out
 from utils.prepare.sifting import sift_sources, with_test_runs
 from utils.prepare.splits import prepare_splits
 from utils.prepare.tasks import gather, on_first_task
@@ -39,7 +39,7 @@ def main(options: PrepareOptions) -> None:
         return
     data_dir = require_folder(options)
     tasks = join_tasks(data_dir)
-    plan = on_first_task(lambda: make_plan(options), tasks)
+    plan = on_first_task(lambda: make_plan(options, data_dir / PARTS_FOLDER), tasks)
     with locked(data_dir, lambda take: on_first_task(take, tasks), leave=False) as lock:
         plan = on_first_task(partial(with_test_runs, plan), tasks)
         own = share_out(plan.sources, plan.sizes, tasks.count)[tasks.rank]

@@ -70,7 +70,7 @@ def gguf_warnings(options: PretrainOptions, plan: TrainingPlan) -> list[str]:
             hf = read_hf_config(options.checkpoint_dir)
         else:
             hf = config_to_hf(plan.config, None, None, "float32")
-        found = unsupported_features(hf, Tokenizer(options.checkpoint_dir))
+        found = unsupported_features(hf, Tokenizer(plan.tokenizer_dir))
     except (UserError, DataError) as e:
         found = [str(e)]
     return [f"warning: this model could not be exported to GGUF: {'; '.join(found)}"] if found else []

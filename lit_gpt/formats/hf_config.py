@@ -178,7 +178,8 @@ def settle_config(
     """Makes a foundation model's config.json true of the trained weights; returns it, and each change in words.
 
     Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
-    where Hugging Face's architecture had none (its one `bias` covers attention and MLP). `dtype` is torch's name
+    where Hugging Face's architecture had none (its one `bias` covers attention and MLP). Added tokens make the
+    vocabulary larger. `dtype` is torch's name
     ('bfloat16'). A DataError says that the trained model has other sizes.
     """
     defaults = architecture_of(hf).defaults
@@ -198,6 +199,10 @@ def settle_config(
             settled[option] = True
             changes.append(f"training moved biases the foundation does not have: {option} is now true")
     expected = config_from_hf(settled)
+    if config.padded_vocab_size > expected.padded_vocab_size:
+        settled["vocab_size"] = config.padded_vocab_size
+        changes.append(f"vocab_size was {expected.padded_vocab_size}, is {config.padded_vocab_size}: tokens were added")
+        expected = config_from_hf(settled)
     for name in _SAME_IN_BOTH:
         if getattr(expected, name) != getattr(config, name):
             reason = f"{name} is {getattr(config, name)}, in the foundation's config.json {getattr(expected, name)}"

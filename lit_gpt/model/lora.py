@@ -5,7 +5,6 @@ W' = W + (alpha / r) B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685), in 
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import litgpt.lora
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from lit_gpt.errors import DataError
 from lit_gpt.model.gpt import LoRAGPT
 from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
+from lit_gpt.model.one_core import on_one_core
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,7 @@ def _parts(weight: str) -> tuple[str, str]:
 MERGED_AT_ONCE = 1 << 17  # values, of which there is an fp32 copy: 512 KB stay in the cache, 3 times as fast as 16 MB
 
 
-@contextmanager
-def _on_one_core() -> Iterator[None]:
-    """torch's threads meet after every operation: with two of them, those on 512 KB took three times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@_on_one_core()
+@on_one_core()
 @torch.no_grad()
 def _merged(weight: Tensor, layer: litgpt.lora.LoRALinear, a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """W + scale · B A of a layer; where queries, keys and values have an A and a B each, all their products."""
@@ -163,7 +152,7 @@ def check_merged(
         changes = _litgpt_changes(layer, weight, a, b)
         return all(_is_rounded(found[rows], weight[rows].float() + change) for rows, change in changes)
 
-    with _on_one_core(), ThreadPoolExecutor(max_workers=2) as pool:
+    with on_one_core(), ThreadPoolExecutor(max_workers=2) as pool:
         equal = dict(zip(adapted, pool.map(agrees, adapted), strict=True))
     for name in base:
         if name not in equal:

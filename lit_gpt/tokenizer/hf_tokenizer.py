@@ -192,11 +192,8 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
         if adds_others or asks_for != (None, None):
             made.save(str(path))
     else:
-        made = tokenizer_json(source)
-        texts = [sample, *_texts_with_symbols(source)]
-        if made is None or any(
-            made.encode(text, add_special_tokens=False).ids != source.encode(text) for text in texts
-        ):
+        made = checked_tokenizer_json(source, sample)
+        if made is None:
             return "no tokenizer.json gives the ids of this tokenizer.model: transformers will need protobuf to read it"
         made.save(str(path))
     config = {}
@@ -208,6 +205,15 @@ def export_tokenizer(source: Tokenizer, folder: Path, sample: str) -> str | None
         if index is not None:
             config.setdefault(f"{kind}_token", source.vocabulary[index])
     config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return None
+
+
+def checked_tokenizer_json(source: Tokenizer, sample: str) -> HFTokenizer | None:
+    """`tokenizer_json`, or None if it gives other ids than `source` for a text of `export_tokenizer`."""
+    made = tokenizer_json(source)
+    texts = [sample, *_texts_with_symbols(source)]
+    if made and all(made.encode(text, add_special_tokens=False).ids == source.encode(text) for text in texts):
+        return made
     return None
 
 

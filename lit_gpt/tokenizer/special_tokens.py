@@ -5,7 +5,7 @@ model that has `<s>` in its vocabulary makes that token of the three characters 
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 HIDDEN = "\0"  # no document holds this character
@@ -15,6 +15,19 @@ _END = ""  # in a tree of names: one ends here
 CONTROL_NAME = re.compile(
     r"<[|｜][^\s<>]{1,50}>|<[^\s<>|｜]{1,50}[|｜]>|</?s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]"
 )
+
+
+def problems_of_names(names: Sequence[str]) -> list[str]:
+    """What of these names cannot be that of a special token, whatever the tokenizer."""
+    problems = [f"{name!r} twice" for name in dict.fromkeys(names) if names.count(name) > 1]
+    for name in dict.fromkeys(names):
+        if not name.strip():
+            problems.append(f"{name!r}, which is blank")
+        elif name != name.strip():
+            problems.append(f"{name!r}, which begins or ends with a blank")
+        elif not name.isprintable():  # controls, and what was not UTF-8 on the command line
+            problems.append(f"{name!r}, which holds characters that are not printed")
+    return problems
 
 
 def made_by_model(tokenizer_json: dict[str, Any], names: Collection[str]) -> bool:

@@ -35,7 +35,7 @@ TOKENIZER_FILES = (
 _INSTEAD = ": put the tokenizer.json and tokenizer_config.json of the model's Hugging Face repository in its place"
 
 # Encoded for the fingerprint: two tokenizers with one vocabulary may still differ in normalisation, digits or spaces.
-_PROBE = "[speaker001:] Héllo, l'été 1789…  ça va ?\n[Łukasz:]\tПривет 12 345 €\n\n你好 ﬁn  \u00a0«\u202f!\u202f» 🙂"
+PROBE = "[speaker001:] Héllo, l'été 1789…  ça va ?\n[Łukasz:]\tПривет 12 345 €\n\n你好 ﬁn  \u00a0«\u202f!\u202f» 🙂"
 
 
 class Tokenizer:
@@ -187,7 +187,12 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the vocabulary and the ids of a probe text: equal for equal tokenizers in any file format."""
-        content = json.dumps([self.vocabulary, self.encode(_PROBE), self.bos_id, self.eos_id])
+        return self.fingerprint_without(0)
+
+    def fingerprint_without(self, count: int) -> str:
+        """The fingerprint that the tokenizer had before its last `count` entries were added."""
+        vocabulary = self.vocabulary[: self.vocab_size - count]
+        content = json.dumps([vocabulary, self.encode(PROBE), self.bos_id, self.eos_id])
         return hashlib.sha256(content.encode()).hexdigest()
 
 

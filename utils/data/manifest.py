@@ -85,6 +85,7 @@ class Manifest:
     window: int
     splits: list[DatasetSplit]
     made_by: dict[str, Any] = field(default_factory=dict)
+    added_tokens: list[str] = field(default_factory=list)  # the vocabulary's last, which the foundation's lacks
     template: str = ""  # SHA-256 of the chat template (tokenizer/chat_template.jinja); empty without chats
     format_version: int = FORMAT_VERSION
 
@@ -113,7 +114,10 @@ class Manifest:
         return chosen
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        values = asdict(self)
+        if not self.added_tokens:
+            del values["added_tokens"]  # which earlier versions do not know
+        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
     def save(self, data_dir: Path) -> None:
         write_atomically(data_dir / MANIFEST, self.to_json())

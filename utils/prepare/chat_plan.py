@@ -4,6 +4,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.shipped_templates import missing_tokens, template_source
+from lit_gpt.tokenizer.special_tokens import CONTROL_NAME
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.prepare.chat.conversation import ChatRecipe
 from utils.prepare.options import PrepareOptions
@@ -16,7 +17,9 @@ def plan_chats(options: PrepareOptions, tokenizer: Tokenizer) -> tuple[ChatRecip
         raise UserError("--padding false would cut conversations where a row is full; leave it out for chats")
     source = template_source(options.template, tokenizer)
     if missing := missing_tokens(source, tokenizer):
-        say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}")
+        mend = " ".join(f"'{name}'" for name in missing if CONTROL_NAME.fullmatch(name))
+        mend = f" (--add_tokens {mend} makes tokens of them)" if mend else ""
+        say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}{mend}")
     template = ChatTemplate(tokenizer, source)
     if template.end_text:
         say(

@@ -3,9 +3,11 @@
 The rows go the way of the real run (`plan.py`, `worker.py`); nothing is written, and no file is read to its end.
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -55,8 +57,13 @@ HEADER = (
 
 def check(options: PrepareOptions) -> None:
     """Prints a table of all sources; raises the first error of the sources that give nothing."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _check(options, Path(scratch))
+
+
+def _check(options: PrepareOptions, scratch: Path) -> None:
     # which rows are held out is decided by all prompts, of which only some are read
-    plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip", validation_share=0.0))
+    plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip", validation_share=0.0), scratch)
     worker = Worker(plan.recipe, None, None)
     found = {source: check_source(source, plan, worker, options) for source in plan.sources}
     errors = [error for source in plan.sources if (error := _error(source, found[source]))]
@@ -180,7 +187,7 @@ def _say_template(plan: PreparePlan) -> None:
     from lit_gpt.tokenizer.shipped_templates import OWN, missing_tokens
 
     name = f"that of {options.checkpoint_dir}" if options.template == OWN else options.template
-    missing = missing_tokens(chat.template, Tokenizer(options.checkpoint_dir))
+    missing = missing_tokens(chat.template, Tokenizer(plan.recipe.checkpoint_dir))
     lacks = f"it lacks {', '.join(missing)}, which become text" if missing else "it has all of the template's tokens"
     say(
         f"chat template: {name}; targets: {chat.targets}; at most {plan.recipe.window:,} tokens; the tokenizer: {lacks}"

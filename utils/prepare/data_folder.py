@@ -17,6 +17,7 @@ from utils.files.atomic import write_atomically
 from utils.prepare.clean_reports import write_contamination
 from utils.prepare.contamination import TEST_RUNS
 from utils.prepare.entry_sources import where_of
+from utils.prepare.grown_tokenizer import remove_grown
 from utils.prepare.options import PrepareOptions
 from utils.prepare.plan import PARTS_FOLDER, PreparePlan
 from utils.prepare.progress import say
@@ -63,6 +64,7 @@ def publish(found: dict[Source, DatasetSplit], plan: PreparePlan) -> None:
         manifest.save(data_dir)
     for folder in (*plan.parts_dir.glob("*.signatures"), *plan.parts_dir.glob(TEST_RUNS)):
         shutil.rmtree(folder)
+    remove_grown(plan.parts_dir)
     say(f"{path}: {sum(entry.rows for entry in manifest.splits):,} rows of {recipe.window:,} tokens")
 
 
@@ -109,6 +111,7 @@ def make_manifest(found: dict[Source, DatasetSplit], plan: PreparePlan) -> Manif
             "normalised": {source.dataset: dialogue.language for source, dialogue in dialogues.items()},
             "version": PREPARATION_VERSION,
         },
+        added_tokens=plan.added_tokens,
         template=hashlib.sha256(plan.chat_files[CHAT_TEMPLATE]).hexdigest() if plan.chat_files else "",
     )
 

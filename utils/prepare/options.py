@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_gpt.errors import raise_problems
+from lit_gpt.tokenizer.special_tokens import problems_of_names
 from utils.prepare.chat.conversation import Converter
 from utils.prepare.dataset_entries import TEXT, DatasetEntry, pairs, read_entries
 
@@ -58,6 +59,9 @@ class PrepareOptions:
     """A conversation that is too long loses whole turns from its end, or is left out."""
     checkpoint_dir: Path | None = None
     """Foundation model directory; with --max_length only its tokenizer is needed."""
+    add_tokens: tuple[str, ...] = ()
+    """Special tokens to add to the tokenizer, such as '<|im_start|>' '<|im_end|>'. Those it has already stay as they
+    are; pretrain.py gives the model a row for each of the others."""
     destination_path: Path | None = None
     """Data folder to write. It belongs to this program: shards of datasets that are gone are deleted."""
     max_length: int | None = None
@@ -132,6 +136,7 @@ class PrepareOptions:
         for name, bound in MOST.items():
             if values[name] is not None and values[name] > bound:
                 problems.append(f"--{name} must be at most {bound}, not {values[name]}")
+        problems += [f"--add_tokens {problem}" for problem in problems_of_names(self.add_tokens)]
         if not 0 < self.similarity <= 1:
             problems.append(f"--similarity must be above 0 and at most 1, not {self.similarity}")
         if self.augmentation_level is not None and self.metadata is None:

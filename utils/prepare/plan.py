@@ -30,6 +30,7 @@ from utils.prepare.documents import parse, problem_message
 from utils.prepare.entry_sources import find_entry_sources, where_of
 from utils.prepare.file_formats import Unread
 from utils.prepare.gigatoken_proof import Proof, prove
+from utils.prepare.grown_tokenizer import grow_tokenizer
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
@@ -66,6 +67,7 @@ class PreparePlan:
     sample: list[str]  # some of the text, on which a fast tokenizer has to prove itself
     proof: Proof | None  # on which characters it has failed
     tokenizer: str  # the tokenizer's fingerprint
+    added_tokens: list[str]  # those of --add_tokens that it did not have
     chat_files: Mapping[str, bytes]  # of chats, files to go with the tokenizer's: the template, the ends of answers
     unread: list[Unread]  # files of the corpus that are not read
 
@@ -91,8 +93,11 @@ class PreparePlan:
         return self.data_dir / REPORTS / f"{source.name}.jsonl"
 
 
-def make_plan(options: PrepareOptions) -> PreparePlan:
-    """Raises a UserError or a DataError for whatever is wrong in the options, the files they name, and the corpus."""
+def make_plan(options: PrepareOptions, parts_dir: Path) -> PreparePlan:
+    """Raises a UserError or a DataError for whatever is wrong in the options, the files they name, and the corpus.
+
+    A tokenizer to which tokens are added is written into `parts_dir`.
+    """
     assert options.checkpoint_dir is not None
     unread: list[Unread] = []
     sources = sources_of(options, unread)
@@ -101,6 +106,9 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         if options.validation_share:
             sources = with_held_out(sources)
     tokenizer = Tokenizer(options.checkpoint_dir)
+    added_tokens: list[str] = []
+    if options.add_tokens:
+        tokenizer, added_tokens = grow_tokenizer(tokenizer, options.add_tokens, parts_dir)
     if options.special_tokens_in_text:
         encoder_of_special_tokens(tokenizer)  # which raises where there is none
     recipe = make_recipe(options, tokenizer)
@@ -137,6 +145,7 @@ def make_plan(options: PrepareOptions) -> PreparePlan:
         sample=sample,
         proof=prove(tokenizer, most_workers(options), say) if options.fast_tokenizer and worth_it else None,
         tokenizer=tokenizer.fingerprint,
+        added_tokens=added_tokens,
         chat_files=files_of_chats,
         unread=unread,
     )
@@ -184,7 +193,7 @@ def make_recipe(options: PrepareOptions, tokenizer: Tokenizer) -> Recipe:
     return Recipe(
         checkpoint_dir=tokenizer.directory,
         vocab_size=tokenizer.vocab_size,
-        window=1 + (options.max_length or read_context(tokenizer.directory)),
+        window=1 + (options.max_length or read_context(options.checkpoint_dir)),
         bos=bos,
         eos=eos,
         padding=options.padding,

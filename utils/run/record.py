@@ -28,6 +28,8 @@ class RunIdentity:
     """The fields of `LoRASettings`; None for a full training."""
     base: str | None
     """The foundation model's weights, see foundation.py; None if the training began from random ones."""
+    added_tokens: list[str] | None = None
+    """Tokens that the foundation's vocabulary grew by, its last ones; None: it did not. Older versions: None."""
     quantize: str | None = None
     """How the base's matrices are kept (QLoRA, `bnb.nf4`); None: as they are. Older versions did not write it."""
     data: str

@@ -1,6 +1,7 @@
 """What a run will do, settled and checked before any process is started."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from torch import Tensor
 from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.litgpt_directory import config_values, read_config, read_weights
+from lit_gpt.model.growing import grow, grown_config
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import import_bitsandbytes
 from lit_gpt.model.tensor_parallel import sharing_problems
+from lit_gpt.tokenizer.added_tokens import extends
 from lit_gpt.tokenizer.tokenizer import CHAT_FILES, CHAT_TEMPLATE, TOKENIZER_FILES, Tokenizer
 from utils.cluster.launch import resolve_processes
 from utils.data.manifest import TEST, TOKENIZER, TRAIN, DatasetSplit, Manifest
@@ -42,8 +45,10 @@ class TrainingPlan:
     config: Config
     lora: LoRASettings | None
     """None when all weights are trained."""
-    weights: dict[str, Tensor] | None
-    """The foundation model's; None for random weights, and in a dry run."""
+    weights: Mapping[str, Tensor] | None
+    """The foundation model's, with rows for added tokens; None for random weights, and in a dry run."""
+    tokenizer_dir: Path
+    """The tokenizer: the foundation's, or where tokens were added to it, the data's."""
     processes: tuple[int, int]
     """Processes per node, and nodes."""
     schedule: Schedule
@@ -63,7 +68,11 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     profiled = parse_profile_steps(options.profile_steps) if options.profile_steps else None
     manifest = Manifest.load(options.data_dir)
     config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
-    check_data_fits(manifest, Tokenizer(options.checkpoint_dir), config, options)
+    added_tokens = check_tokenizer(manifest, options)
+    if added_tokens and not options.model_config:
+        require_rows(manifest.vocab_size - len(added_tokens), config)
+        config = grown_config(config, manifest.vocab_size)
+    check_data_fits(manifest, config)
     check_template(manifest, options.data_dir)
     mixture = Mixture.of(manifest.select(TRAIN, options.language), options.mixture)
     if not any(entry.targets for entry in mixture.entries):
@@ -76,12 +85,15 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     weights = None
     if not options.model_config and not options.dry_run:
         weights = read_weights(options.checkpoint_dir)
+        if added_tokens:
+            weights = grow(weights, config, len(added_tokens))
     lora = lora_settings(options) if options.use_lora else None
     shares = zip(mixture.entries, mixture.weights, strict=True)
     identity = RunIdentity(
         model=config_values(config),
         lora=lora and dataclasses.asdict(lora),
-        base=weights and recorded_base(options),
+        base=recorded_base(options) if weights else None,
+        added_tokens=None if options.model_config else added_tokens or None,
         quantize=options.quantize,
         data=manifest.fingerprint(mixture.entries),
         template=manifest.template or None,
@@ -98,7 +110,10 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
         raise UserError(f"--profile_steps {options.profile_steps}: the run has {schedule.max_steps} steps")
     validation = choose_validation(options, manifest)
     ends = end_ids_of(options.data_dir, manifest)
-    return TrainingPlan(manifest, mixture, validation, ends, config, lora, weights, processes, schedule, identity)
+    tokenizer_dir = options.data_dir / TOKENIZER if added_tokens else options.checkpoint_dir
+    return TrainingPlan(
+        manifest, mixture, validation, ends, config, lora, weights, tokenizer_dir, processes, schedule, identity
+    )
 
 
 def recorded_base(options: PretrainOptions) -> str:
@@ -112,22 +127,34 @@ def lora_settings(options: PretrainOptions) -> LoRASettings:
     return LoRASettings(**{name: getattr(options, f"lora_{name}") for name in names})
 
 
-def check_data_fits(manifest: Manifest, tokenizer: Tokenizer, config: Config, options: PretrainOptions) -> None:
-    """Raises unless the shards were made with this tokenizer and fit this model's window and vocabulary."""
-    if tokenizer.fingerprint != manifest.tokenizer:
-        raise DataError(
-            f"the shards in {options.data_dir} were made with another tokenizer than the one in "
-            f"{options.checkpoint_dir}; prepare the data with --checkpoint_dir {options.checkpoint_dir}"
-        )
+def check_tokenizer(manifest: Manifest, options: PretrainOptions) -> list[str]:
+    """Raises unless the shards were made with the foundation's tokenizer; returns the tokens that were added to it."""
+    tokenizer = Tokenizer(options.checkpoint_dir)
+    if tokenizer.fingerprint == manifest.tokenizer:
+        return []
+    if manifest.added_tokens:
+        grown = Tokenizer(options.data_dir / TOKENIZER)
+        if grown.fingerprint == manifest.tokenizer and extends(grown, tokenizer, manifest.added_tokens):
+            return manifest.added_tokens
+    raise DataError(
+        f"the shards in {options.data_dir} were made with another tokenizer than the one in "
+        f"{options.checkpoint_dir}; prepare the data with --checkpoint_dir {options.checkpoint_dir}"
+    )
+
+
+def check_data_fits(manifest: Manifest, config: Config) -> None:
+    """Raises unless the shards fit this model's window and vocabulary."""
     if manifest.block_size > config.block_size:
         raise UserError(
             f"the shards hold {manifest.block_size} positions a row, the model has {config.block_size}; "
             f"prepare the data with --max_length {config.block_size} or less"
         )
-    if manifest.vocab_size > config.padded_vocab_size:
-        raise UserError(
-            f"the tokenizer has {manifest.vocab_size} entries, the model's vocabulary {config.padded_vocab_size}"
-        )
+    require_rows(manifest.vocab_size, config)
+
+
+def require_rows(entries: int, config: Config) -> None:
+    if entries > config.padded_vocab_size:
+        raise UserError(f"the tokenizer has {entries} entries, the model's vocabulary {config.padded_vocab_size}")
 
 
 def check_template(manifest: Manifest, data_dir: Path) -> None:
@@ -143,11 +170,11 @@ def check_template(manifest: Manifest, data_dir: Path) -> None:
         raise DataError(f"{path} is not the template that the shards were made with; prepare the data again")
 
 
-def tokenizer_files(manifest: Manifest, options: PretrainOptions) -> list[Path]:
-    """The files by which the trained model reads and writes text: the foundation's, or where the data have chats, their
+def tokenizer_files(plan: TrainingPlan, options: PretrainOptions) -> list[Path]:
+    """The files by which the trained model reads and writes text: the tokenizer's, or where the data have chats, their
     chat template and, with the tokens that end an answer, their generation_config.json."""
-    folders = dict.fromkeys(TOKENIZER_FILES, options.checkpoint_dir)
-    if manifest.template:
+    folders = dict.fromkeys(TOKENIZER_FILES, plan.tokenizer_dir)
+    if plan.manifest.template:
         folders |= dict.fromkeys(CHAT_FILES, options.data_dir / TOKENIZER)
     files = [folder / name for name, folder in folders.items()]
     return [path for path in files if path.is_file()]

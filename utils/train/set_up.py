@@ -23,7 +23,6 @@ from utils import cli
 from utils.cluster.collectives import on_rank_zero
 from utils.cluster.stop_request import StopRequest
 from utils.cluster.watchdog import Watchdog
-from utils.data.manifest import Manifest
 from utils.data.mixture import MIXTURE, mixture_table, table_csv, table_text
 from utils.files.atomic import write_atomically
 from utils.files.folder_lock import FolderLock
@@ -122,7 +121,7 @@ def set_up(
         fabric=fabric,
         model=model,
         optimizer=optimizer,
-        writer=make_writer(options, plan.manifest, lock, check),
+        writer=make_writer(options, plan, lock, check),
         stop=stop,
         watchdog=watchdog,
         log=log,
@@ -187,10 +186,10 @@ def checkpoint_to_go_back_to(options: PretrainOptions) -> Path | None:
 
 
 def make_writer(
-    options: PretrainOptions, manifest: Manifest, lock: FolderLock | None, check: Check
+    options: PretrainOptions, plan: TrainingPlan, lock: FolderLock | None, check: Check
 ) -> CheckpointWriter:
     """The writer of the run's checkpoints, each of which gets what it needs to be used alone."""
-    companions = [options.out_dir / RUN, options.out_dir / CONFIG, *tokenizer_files(manifest, options)]
+    companions = [options.out_dir / RUN, options.out_dir / CONFIG, *tokenizer_files(plan, options)]
     return CheckpointWriter(options.out_dir, companions, lock, check)
 
 

@@ -1,0 +1,121 @@
+"""Tokens added to a tokenizer: from the data over the model's new rows to what other programs make of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from tokenizers import Tokenizer as HFTokenizer
+
+from lit_gpt.formats.hf_logits import largest_difference, litgpt_logits
+from lit_gpt.formats.litgpt_directory import read_config, read_weights
+from lit_gpt.tokenizer.tokenizer import Tokenizer
+from tests.chats import make_chat_tokenizer
+from tests.conftest import run
+from tests.formats.hf_models import make_hf, make_tokenizer
+from utils.data.manifest import TOKENIZER, Manifest
+from utils.run.merged_model import load_merged_model
+
+ADDED = ("<|im_start|>", "<|im_end|>")
+SMALL = ("--precision", "32-true", "--interval_unit", "steps", "--max_steps", 3, "--warmup_steps", 1, "--batch_size", 4)
+KINDS = {"llama": ("Llama", {}), "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4})}
+LOGITS = """
+import sys, json, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, request = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+ids = tokenizer.apply_chat_template(request, add_generation_prompt=True)["input_ids"]
+with torch.inference_mode():
+    logits = model(torch.tensor([ids])).logits[0]
+special = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+torch.save({"ids": ids, "logits": logits, "special": special}, sys.argv[3])
+"""
+CHAT = [{"role": "user", "content": "Ça va ?"}]
+
+
+class Place(NamedTuple):
+    base: Path  # litgpt directory, and Hugging Face folder
+    data: Path
+
+
+def make_place(folder: Path, kind: str) -> Place:
+    """A foundation model whose tokenizer has no token for chats, and data of chats that adds them."""
+    architecture, config = KINDS[kind]
+    base = folder / "base"
+    base.mkdir()
+    if kind == "llama":
+        make_tokenizer(base)
+    else:
+        make_chat_tokenizer(base, names=("<|endoftext|>",))
+    vocabulary = Tokenizer(base).vocab_size
+    ends = {"bos_token_id": Tokenizer(base).bos_id, "eos_token_id": Tokenizer(base).eos_id}
+    make_hf(base, architecture, {**config, **ends, "vocab_size": vocabulary})
+    run("lit_gpt/scripts/convert_hf_checkpoint.py", "--checkpoint_dir", base, "--verify", "none")
+    rows = [json.dumps({"instruction": f"Reverse {number}", "output": str(number)[::-1]}) for number in range(60)]
+    (folder / "chats.jsonl").write_text("\n".join(rows))
+    source = ("--source_path", folder / "chats.jsonl", "--converter", "instruction", "--template", "chatml")
+    words = (*source, "--checkpoint_dir", base, "--destination_path", folder / "data", "--add_tokens", *ADDED)
+    run("prepare_data.py", *words, "--max_length", 64, "--num_workers", 1, "--validation_share", 0.2)
+    return Place(base, folder / "data")
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def place(request, tmp_path_factory) -> Place:
+    return make_place(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def full_run(place) -> Path:
+    folder = place.data.parent / "full"
+    run("pretrain.py", "--data_dir", place.data, "--checkpoint_dir", place.base, "--out_dir", folder, *SMALL)
+    return folder
+
+
+def ask_transformers(folder: Path, scratch: Path) -> dict:
+    words = [sys.executable, "-c", LOGITS, str(folder), json.dumps(CHAT), str(scratch / "answer.pt")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return torch.load(scratch / "answer.pt")
+
+
+def test_tokens_are_the_next_ids_of_the_data_folder_s_tokenizer(place):
+    before, after = Tokenizer(place.base), Tokenizer(place.data / TOKENIZER)
+    first = before.vocab_size
+    assert after.vocabulary == [*before.vocabulary, *ADDED] and after.control_tokens[-2:] == list(ADDED)
+    manifest = Manifest.load(place.data)
+    assert (manifest.added_tokens, manifest.vocab_size) == (list(ADDED), first + 2)
+    assert manifest.tokenizer == after.fingerprint != before.fingerprint
+    assert (after.bos_id, after.eos_id, after.adds_bos) == (before.bos_id, before.eos_id, before.adds_bos)
+    # a text that holds the names stays text
+    text = "[speaker001:] Bonjour <|im_end|> ça va ?"
+    assert after.encode(text) == before.encode(text)
+    theirs = HFTokenizer.from_file(str(place.data / TOKENIZER / "tokenizer.json"))
+    assert theirs.encode("<|im_end|>", add_special_tokens=False).ids == [first + 1]
+    assert not list((place.data / "parts").glob("tokenizer-*"))
+
+
+def test_full_training_grows_both_ends_and_transformers_computes_the_same(place, full_run, tmp_path):
+    config, weights = read_config(place.base), read_weights(place.base)
+    trained = load_merged_model(full_run)
+    entries = config.padded_vocab_size
+    assert trained.config.padded_vocab_size == entries + 2
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        assert len(trained.state_dict[name]) == entries + 2
+        mean = weights[name].double().mean(0)
+        moved = trained.state_dict[name][entries:] - mean
+        assert (moved.abs() < 0.01).all() and moved.any(1).all()  # from there, by three small steps
+    out = tmp_path / "out"
+    run("convert_litgpt_to_transformers.py", "--input_path", full_run, "--output_dir", out)
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == entries + 2
+    found = ask_transformers(out, tmp_path)
+    assert found["special"] == [entries, entries + 1] and entries in found["ids"]
+    ours = litgpt_logits(trained.config, trained.state_dict, [found["ids"]])
+    assert largest_difference(ours, [found["logits"].numpy()])[1] < 1e-5
+    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
+    assert entries + 1 in ends
