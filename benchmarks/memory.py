@@ -142,6 +142,7 @@ def make_workload(shape: Shape, precision: str, arguments: argparse.Namespace) -
         lora=None,
         precision=precision,
         master_weights=False,
+        optimizer="adamw",
         base_format=None,
         activation_checkpointing=shape.recompute,
         micro_batch_size=shape.micro_batch_size,

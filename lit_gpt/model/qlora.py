@@ -22,14 +22,14 @@ FrozenFormat = Literal["bnb.nf4", "bnb.int8"]
 _BLOCK = 64
 
 
-def import_bitsandbytes() -> ModuleType:
-    """bitsandbytes, which is an extra; a UserError says that it is not installed."""
+def import_bitsandbytes(option: str = "--quantize") -> ModuleType:
+    """bitsandbytes, which is an extra; a UserError says that `option` needs it."""
     # On some CPUs it warns that it could load a faster product for generation from the Hugging Face hub.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         import bitsandbytes.functional  # an extra
     except ImportError as e:
-        raise UserError(f"--quantize needs bitsandbytes: pip install bitsandbytes ({e})") from None
+        raise UserError(f"{option} needs bitsandbytes: pip install bitsandbytes ({e})") from None
     return bitsandbytes
 
 

@@ -41,7 +41,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert list(written) == ["identity", "options", "schedule", "versions", "commit", "history", "normalised"]
     assert list(written["identity"]) == [
         *("model", "lora", "base", "quantize", "data", "template", "mixture"),
-        *("samples_per_step", "mask_documents", "master_weights", "seed"),
+        *("samples_per_step", "mask_documents", "master_weights", "optimizer", "seed"),
     ]
 
 

@@ -20,7 +20,8 @@ from utils.run.checkpoint_writer import CheckpointWriter
 from utils.run.progress import TrainingProgress
 from utils.train.dry_run import advice, needs_text
 from utils.train.estimate import GIB, Estimate, estimate
-from utils.train.optimizer import MasterAdamW, make_optimizer
+from utils.train.masters import MasterOptimizer
+from utils.train.optimizer import make_optimizer
 from utils.train.step_trace import trace_step
 from utils.train.workload import Workload, count_tensors
 
@@ -29,6 +30,7 @@ NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "bias": 
 GPT2 = {**NEOX, "parallel_residual": False, "rotary_percentage": 0.0}
 GEMMA = {"norm_qk": True, "attention_logit_softcapping": 5.0, "sliding_window_size": 16, "rope_local_base_freq": 100.0}
 GEMMA |= {"n_layer": 4, "sliding_window_indices": [1, 0, 1, 0], "rope_indices": [1, 0, 1, 0], "name": "Gemma"}
+WIDE = dataclasses.replace(CONFIG, n_embd=256, n_head=8, intermediate_size=800)
 LORA = LoRASettings(4, 8, 0.1, query=True, key=False, value=True, projection=True, mlp=True, head=False)
 
 
@@ -38,6 +40,7 @@ def workload(config: Config = CONFIG, layers: int = 4, **changes) -> Workload:
         "lora": None,
         "precision": "32-true",
         "master_weights": False,
+        "optimizer": "adamw",
         "base_format": None,
         "activation_checkpointing": "none",
         "micro_batch_size": 2,
@@ -90,8 +93,8 @@ def saved_bytes(work: Workload) -> int:
 
 def train(work: Workload) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     model = real_model(work)
-    optimizer = make_optimizer(model, 0.1, (0.9, 0.95), work.master_weights)
-    if isinstance(optimizer, MasterAdamW):
+    optimizer = make_optimizer(model, 0.1, (0.9, 0.95), work.master_weights, work.optimizer)
+    if isinstance(optimizer, MasterOptimizer):
         optimizer.add_up_in_fp32()
     forward(work, model).backward()
     optimizer.step()
@@ -119,6 +122,11 @@ def test_parameters_are_those_of_a_real_model(lora, changes):
         {"precision": "bf16-true", "master_weights": True},
         {"lora": LORA},
         {"lora": LORA, "precision": "bf16-mixed"},
+        {"optimizer": "adafactor"},
+        {"optimizer": "adafactor", "precision": "bf16-true", "master_weights": True},
+        {"optimizer": "adamw_8bit", "config": WIDE},
+        {"optimizer": "adamw_8bit", "config": WIDE, "precision": "bf16-true"},
+        {"optimizer": "adamw_8bit", "lora": LORA, "config": WIDE},
     ],
 )
 def test_weights_gradients_and_optimiser_are_those_of_a_real_step(changes):
@@ -130,6 +138,19 @@ def test_weights_gradients_and_optimiser_are_those_of_a_real_step(changes):
     assert parts["gradients"] == sum(gradient.nbytes for gradient in gradients)
     states = [tensor for state in optimizer.state.values() for name, tensor in state.items() if name != "step"]
     assert parts["optimiser"] == sum(tensor.nbytes for tensor in states)
+
+
+def test_an_optimiser_of_one_matrix_at_a_time_needs_one_copy_of_the_largest():
+    """AdamW with masters makes fp32 copies of all gradients, Adafactor of one; bitsandbytes updates in place."""
+    precision = {"precision": "bf16-true", "master_weights": True}
+    for layers in (2, 6):
+        traced = {name: estimate(workload(WIDE, layers, optimizer=name)) for name in ("adafactor", "adamw_8bit")}
+        temporary = {name: plan.moments["update"]["temporary"] for name, plan in traced.items()}
+        largest = 4 * 256 * 800
+        assert largest <= temporary["adafactor"] < 1.2 * largest
+        assert temporary["adamw_8bit"] == 2 * 4 * 256 * 1024  # a weight and a gradient whose rows are padded
+        wide = estimate(workload(WIDE, layers, optimizer="adamw_8bit", **precision))
+        assert wide.moments["update"]["optimiser"] > 4 * wide.trained
 
 
 @pytest.mark.parametrize("kind", ["bnb.nf4", "bnb.int8"])
@@ -216,7 +237,16 @@ def test_a_tensor_parallel_process_keeps_less_of_a_block():
 # Disk and time
 
 
-@pytest.mark.parametrize("changes", [{}, {"precision": "bf16-true", "master_weights": True}, {"lora": LORA}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bf16-true", "master_weights": True},
+        {"lora": LORA},
+        {"optimizer": "adamw_8bit"},
+        {"optimizer": "adafactor"},
+    ],
+)
 def test_a_checkpoint_is_as_large_as_a_real_one(tmp_path: Path, changes):
     config = dataclasses.replace(CONFIG, n_embd=512, n_head=8, intermediate_size=1024)
     lora = dataclasses.replace(LORA, r=64)
@@ -258,3 +288,11 @@ def test_advice_names_only_what_fits():
     full = estimate(dataclasses.replace(work, activation_checkpointing="full"))
     assert any(line.startswith("--activation_checkpointing") for line in lines) == full.fits(limit)
     assert advice(plan, 1e-6) == []
+
+
+def test_advice_names_the_smaller_moments():
+    plan = estimate(workload(WIDE, 4, micro_batch_size=1, samples_per_step=1))
+    smaller = estimate(dataclasses.replace(plan.workload, optimizer="adamw_8bit"))
+    limit = smaller.memory / GIB / 0.9 * 1.001
+    assert not plan.fits(limit)
+    assert any(line.startswith("--optimizer adamw_8bit: ") for line in advice(plan, limit))

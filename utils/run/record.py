@@ -44,6 +44,8 @@ class RunIdentity:
     """Whether a token attends only to its own document."""
     master_weights: bool | None = None
     """Whether fp32 copies of bf16 weights are updated. Older versions did not write it: None."""
+    optimizer: str = "adamw"
+    """The optimiser, whose state is in the checkpoints. Older versions did not write it."""
     seed: int
     """Seed of the sample order, the random weights and dropout."""
 

@@ -67,6 +67,7 @@ def workload_without_data(options: PretrainOptions, config: Config, block_size: 
         lora=lora_settings(options) if options.use_lora else None,
         precision=options.precision,
         master_weights=options.master_weights,
+        optimizer=options.optimizer,
         base_format=options.quantize,
         activation_checkpointing=options.activation_checkpointing,
         micro_batch_size=options.micro_batch_size,
@@ -166,8 +167,10 @@ def _changes(base: Workload) -> list[list[tuple[str, Workload]]]:
     ]
     if base.precision != "bf16-true":
         groups.append([("--precision bf16-true", replace(precision="bf16-true"))])
-    if base.tensor_parallel > 1:  # which trains all weights
+    if base.tensor_parallel > 1:  # which trains all weights, with AdamW
         return groups
+    if base.optimizer == "adamw":
+        groups.append([("--optimizer adamw_8bit", replace(optimizer="adamw_8bit"))])
     lora = base.lora or SMALL_LORA
     adapters = "" if base.lora else "--use_lora true "
     if not base.lora:

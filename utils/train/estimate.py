@@ -80,15 +80,8 @@ def estimate(workload: Workload) -> Estimate:
         parameters=tensors.parameters,
         trained=tensors.trained,
         moments=_moments(workload, tensors),
-        checkpoint=tensors.trained_bytes + _optimiser_bytes(workload, tensors),
+        checkpoint=tensors.trained_bytes + tensors.optimiser,
     )
-
-
-def _optimiser_bytes(workload: Workload, tensors: TensorCount) -> int:
-    """AdamW's two moments of what is trained, and with `master_weights` its fp32 copy."""
-    if workload.has_masters:
-        return 3 * 4 * tensors.trained
-    return 2 * tensors.trained_bytes
 
 
 def _moments(workload: Workload, tensors: TensorCount) -> dict[str, dict[str, int]]:
@@ -97,7 +90,7 @@ def _moments(workload: Workload, tensors: TensorCount) -> dict[str, dict[str, in
     step = step_trace.trace_step(dataclasses.replace(workload, processes=min(workload.processes, 2)))
     always = {
         "weights": tensors.sharded // workload.processes + tensors.quantised + tensors.tables,
-        "optimiser": _optimiser_bytes(workload, tensors) // workload.processes,
+        "optimiser": tensors.optimiser // workload.processes,
     }
     heights = _sharded_heights(workload, tensors, step) if workload.processes > 1 else _heights(workload, tensors, step)
     moments = {}
@@ -142,8 +135,15 @@ def _heights(workload: Workload, tensors: TensorCount, step: StepTrace) -> dict[
     first = _Height(0, before, activations, block + more * step.held + before - traced)
     last = _Height(0, gradients, activations - kept, block + more * own)
     end = _Height(0, gradients, 0, step.heights.get("end", 0) + more * own)
-    update = _Height(0, gradients, 0, gradients + round(step.update * tensors.trained))
+    update = _Height(0, gradients, 0, gradients + _update_bytes(workload, tensors, step))
     return {"loss": loss, "backward": _higher(first, last, end), "update": update}
+
+
+def _update_bytes(workload: Workload, tensors: TensorCount, step: StepTrace) -> int:
+    """The optimiser's temporary tensors, of all of the model."""
+    if workload.optimizer == "adamw":  # which updates all weights at once
+        return round(step.update * tensors.trained / step.trained)
+    return step.update  # one matrix after the other, of which the traced model has the largest
 
 
 def _sharded_heights(workload: Workload, tensors: TensorCount, step: StepTrace) -> dict[str, _Height]:
@@ -170,5 +170,5 @@ def _sharded_heights(workload: Workload, tensors: TensorCount, step: StepTrace) 
     # The last micro-batch's gradients are scattered through a buffer of their block's size, in fp32.
     buffer = _REDUCED * max(tensors.root_trained, tensors.block_trained)
     end = _Height(root + each, waiting, 0, step.heights.get("end", 0) - step.block_gradients + waiting + buffer)
-    update = _Height(0, scattered, 0, scattered + round(step.update * tensors.trained / workload.processes))
+    update = _Height(0, scattered, 0, scattered + _update_bytes(workload, tensors, step) // workload.processes)
     return {"loss": _higher(forward, loss), "backward": _higher(first, last, end), "update": update}

@@ -71,8 +71,12 @@ class PretrainOptions:
     """Optimiser steps of linear warm-up."""
     decay_steps: int | None = None
     """With --lr_schedule wsd, optimiser steps of linear decay at the run's end. Default: a fifth of the steps."""
+    optimizer: Literal["adamw", "adamw_8bit", "adafactor"] = "adamw"
+    """adamw_8bit keeps AdamW's moments in 8 bits (2 bytes a weight, not 8; needs bitsandbytes). adafactor keeps sums of
+    rows and columns and no momentum: its --learning_rate is relative to the size of a matrix's weights (0.01 is usual,
+    where AdamW has 1e-4) and clipped by update; --beta1 and --beta2 are not used."""
     weight_decay: float = 0.01
-    """AdamW's weight decay, on matrices only."""
+    """Share of a weight that is taken away per step, times the learning rate; on matrices only."""
     beta1: float = 0.9
     """AdamW's first moment decay."""
     beta2: float = 0.95
@@ -189,6 +193,8 @@ class PretrainOptions:
             problems.append("--early_stopping needs --enable_validation")
         if self.quantize and not self.use_lora:
             problems.append("--quantize needs --use_lora true: what is trained cannot be quantised")
+        if self.optimizer != "adamw" and self.tensor_parallel > 1:
+            problems.append(f"--optimizer {self.optimizer} does not work with --tensor_parallel: take adamw, or 1")
         if self.use_lora and self.tensor_parallel > 1:
             problems.append("--tensor_parallel trains all weights, not --use_lora's adapters")
         if self.use_lora and self.model_config:

@@ -24,6 +24,7 @@ from utils.run.csv_log import METRICS, check_columns
 from utils.run.foundation import base_record
 from utils.run.going_back import named_checkpoint
 from utils.run.record import RUN, RunIdentity, RunRecord
+from utils.train.adamw_8bit import check_adamw_8bit
 from utils.train.loggers import check_logger
 from utils.train.metrics import METRIC_COLUMNS
 from utils.train.options import PretrainOptions
@@ -65,6 +66,8 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     check_logger(options.logger)
     if options.quantize and not options.dry_run:
         import_bitsandbytes()
+    if options.optimizer == "adamw_8bit" and not options.dry_run:
+        check_adamw_8bit()
     profiled = parse_profile_steps(options.profile_steps) if options.profile_steps else None
     manifest = Manifest.load(options.data_dir)
     config = read_config(options.model_config or options.checkpoint_dir, manifest.vocab_size)
@@ -101,6 +104,7 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
         samples_per_step=samples_per_step,
         mask_documents=options.mask_documents,
         master_weights=options.keeps_master_weights,
+        optimizer=options.optimizer,
         seed=options.seed,
     )
     if not options.dry_run:

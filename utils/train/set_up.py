@@ -141,7 +141,7 @@ def build(fabric: Fabric, options: PretrainOptions, plan: TrainingPlan) -> tuple
     prepare_blocks(empty, options)
     model = place_model(fabric, empty, plan.weights, options.seed, options.precision)
     betas = (options.beta1, options.beta2)
-    optimizer = make_optimizer(model, options.weight_decay, betas, options.keeps_master_weights)
+    optimizer = make_optimizer(model, options.weight_decay, betas, options.keeps_master_weights, options.optimizer)
     return model, fabric.setup_optimizers(optimizer)
 
 

@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from utils.cluster.collectives import any_process, sum_over_processes
 from utils.cluster.launch import data_parallel_part
 from utils.data.batches import StepData, moved
-from utils.train.optimizer import MasterAdamW, trained_of
+from utils.train.masters import MasterOptimizer
+from utils.train.optimizer import trained_of
 from utils.train.profiler import StepTimer
 
 
@@ -40,7 +41,7 @@ def optimiser_step(
     seeds: Sequence[int],
     timer: StepTimer,
 ) -> StepResult:
-    """Makes one step over this process's micro-batches, and never waits for the device.
+    """Makes one step over this process's micro-batches; with AdamW it never waits for the device.
 
     The gradient is that of the summed loss divided by the number of targets of the whole step, over accumulation and
     processes. If it is not finite, or the step has no target, the optimiser leaves the weights and its state as they
@@ -48,7 +49,7 @@ def optimiser_step(
     no clipping. `seeds`, one per micro-batch, decide dropout: a resumed step drops what the first one dropped.
     """
     fused: Any = getattr(optimizer, "optimizer", optimizer)  # Fabric's wrapper has torch's own inside
-    if isinstance(fused, MasterAdamW):
+    if isinstance(fused, MasterOptimizer):
         fused.add_up_in_fp32()
     parts = data_parallel_part(fabric)[1]
     scale = parts / max(1, data.targets)  # FSDP averages over the parts of the samples

@@ -22,7 +22,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lit_gpt.model.attention import whole_rows
 from lit_gpt.model.building import empty_model
 from lit_gpt.model.qlora import QLoRALinear
-from utils.train.optimizer import MasterAdamW, make_optimizer, trained_of
+from utils.train.adamw_8bit import AdamW8bit
+from utils.train.masters import MasterOptimizer
+from utils.train.optimizer import make_optimizer, trained_of
 from utils.train.workload import Workload, bytes_of, elements, frozen_linears
 
 TRACED_BLOCKS = 2
@@ -42,8 +44,10 @@ class StepTrace:
     """When all blocks are through."""
     gradients: int
     block_gradients: int
-    update: float
-    """The most of the optimiser's temporary tensors, per trained element."""
+    trained: int
+    """Trained elements."""
+    update: int
+    """The most of the optimiser's temporary tensors."""
     heights: dict[str, int]
     """The most of each phase: `forward`, `loss` (forward and backward pass), `block` (the last one's backward pass) and
     `end` (the first one's and the embedding's)."""
@@ -95,9 +99,11 @@ def trace_step(workload: Workload) -> StepTrace:
     model = empty_model(_traced_config(workload), workload.lora, *_traced_dtypes(workload))
     with FakeTensorMode():
         _fill(model, workload)
-        optimizer = make_optimizer(model, 0.1, (0.9, 0.95), workload.has_masters)
-        if isinstance(optimizer, MasterAdamW) and workload.processes == 1:
+        optimizer = make_optimizer(model, 0.1, (0.9, 0.95), workload.has_masters, workload.optimizer)
+        if isinstance(optimizer, MasterOptimizer) and workload.processes == 1:
             optimizer.add_up_in_fp32()
+        if isinstance(optimizer, AdamW8bit):
+            optimizer.update = lambda *_: None  # bitsandbytes' kernels make no tensors, and it need not be there
         ids = torch.zeros(workload.micro_batch_size, workload.block_size, dtype=torch.int64)
         bounds = whole_rows(*ids.shape)
         with _LiveBytes([*model.parameters(), *model.buffers(), ids, bounds]) as live:
@@ -114,12 +120,15 @@ def trace_step(workload: Workload) -> StepTrace:
             trained = trained_of(model.parameters())
             gradients = bytes_of(parameter.grad for parameter in trained)
             block_gradients = bytes_of(parameter.grad for parameter in trained_of(model.transformer.h[-1].parameters()))
+            if isinstance(optimizer, MasterOptimizer):
+                for weight in trained:
+                    optimizer.state_of(weight)
             live.begin("update")
             optimizer.step()
-            update = (live.heights.pop("update") - live.now) / elements(trained)
+            update = live.heights.pop("update") - live.now
     kept = marks["loss"] - marks["block"]
     held = kept - dropped // TRACED_BLOCKS
-    return StepTrace(kept, held, marks["loss"], gradients, block_gradients, update, live.heights)
+    return StepTrace(kept, held, marks["loss"], gradients, block_gradients, elements(trained), update, live.heights)
 
 
 def _traced_config(workload: Workload) -> Config:

@@ -15,7 +15,8 @@ from lit_gpt.model.building import empty_model
 from lit_gpt.model.gpt import Recompute
 from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import FrozenFormat
-from utils.train.optimizer import trained_of
+from utils.train.masters import MasterOptimizer
+from utils.train.optimizer import OptimizerName, make_optimizer, trained_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Workload:
     precision: Literal["32-true", "bf16-mixed", "bf16-true"]
     master_weights: bool
     """With bf16-true: the optimiser keeps its moments and a copy of what is trained in fp32."""
+    optimizer: OptimizerName
     base_format: FrozenFormat | None
     """QLoRA: the format that LoRA's frozen matrices are kept in; None for that of `dtypes`."""
     activation_checkpointing: Recompute
@@ -83,6 +85,8 @@ class TensorCount:
     sharded: int
     """Bytes of the weights as they are stored, of which each process has its part."""
     trained_bytes: int
+    optimiser: int
+    """Bytes of the optimiser's state of what is trained, the fp32 copies included."""
     quantised: int
     """Bytes of the weights in QLoRA's base format, which every process has whole."""
     tables: int
@@ -113,6 +117,7 @@ def count_tensors(workload: Workload) -> TensorCount:
         trained=trained,
         sharded=bytes_of(everything),
         trained_bytes=bytes_of(trained_of(everything)),
+        optimiser=_optimiser_bytes(model, workload),
         quantised=quantised,
         tables=bytes_of(model.buffers()),
         block=elements(block),
@@ -120,6 +125,19 @@ def count_tensors(workload: Workload) -> TensorCount:
         root=elements(root),
         root_trained=elements(trained_of(root)),
     )
+
+
+def _optimiser_bytes(model: nn.Module, workload: Workload) -> int:
+    """Bytes of the state that the optimiser makes for a model on the meta device."""
+    optimizer = make_optimizer(model, 0.0, (0.9, 0.95), workload.has_masters, workload.optimizer)
+    trained = trained_of(model.parameters())
+    if not isinstance(optimizer, MasterOptimizer):
+        return 2 * bytes_of(trained)
+    size = 0
+    for weight in trained:
+        state = optimizer.state_of(weight)
+        size += bytes_of(tensor for name, tensor in state.items() if name != "step")
+    return size
 
 
 def frozen_linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
