@@ -14,8 +14,9 @@ if __name__ == "__main__":
 
 from utils.chat.models import load_speakers
 from utils.chat.once import answer_prompts
-from utils.chat.prompts import read_prompts, read_tools_file
 from utils.chat.talking import Talk
+from utils.chat.tools_file import read_tools_file
+from utils.prepare.chat.prompt_files import read_prompts
 
 
 def main(options: ChatOptions) -> None:

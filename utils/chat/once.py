@@ -7,10 +7,10 @@ from typing import Any
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_template import Message
 from utils.chat.conversation import Conversation
-from utils.chat.prompts import Asked
 from utils.chat.screen import show_answers
 from utils.chat.speaker import Prompt, Speaker, Tools
 from utils.files.atomic import write_atomically
+from utils.prepare.chat.prompt_files import Asked
 from utils.run.chat_options import ChatOptions
 
 

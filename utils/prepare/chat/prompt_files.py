@@ -1,12 +1,10 @@
-"""Files of prompts and of tools."""
+"""Files of prompts: questions, or conversations up to one."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_gpt.errors import DataError
-from lit_gpt.tokenizer.chat_template import Message
-from utils.chat.speaker import Tools
+from utils.prepare.chat.conversation import Message
 from utils.prepare.chat.json_values import Malformed, read_json
 from utils.prepare.chat.messages import read_messages
 from utils.prepare.chat.tool_calls import parameters_of, read_tools
@@ -17,7 +15,7 @@ class Asked(NamedTuple):
 
     where: str
     messages: list[Message]
-    tools: Tools | None
+    tools: list[dict[str, Any]] | None
 
 
 def read_prompts(path: Path) -> list[Asked]:
@@ -59,17 +57,3 @@ def _of_json(line: str, where: str) -> Asked:
     if not messages:
         raise DataError(f"{where} holds no question")
     return Asked(where, messages, tools)
-
-
-def read_tools_file(path: Path) -> Tools | None:
-    """The tools of a JSON file; a DataError if it holds none."""
-    try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
-        tools = read_tools(value, "the list")
-    except ValueError as e:  # not UTF-8, or no JSON
-        raise DataError(f"--tools {path} is not JSON: {e}") from None
-    except Malformed as problem:
-        raise DataError(f"--tools {path}: {problem.detail}") from None
-    if tools is None:
-        raise DataError(f"--tools {path} holds no tools")
-    return tools
