@@ -187,6 +187,7 @@ def has_learned_positions(config: Config) -> bool:
 
 class DocumentGPT(nn.Module):
     block: type[DocumentBlock]
+    noise: float = 0.0  # NEFTune's alpha: see `_noisy`
     sharing: tuple[int, int] = (0, 1)  # this process's number among those that share the model, and how many do
 
     def __init__(self, config: Config) -> None:
@@ -253,6 +254,8 @@ class DocumentGPT(nn.Module):
             raise UserError(f"rows of {length} positions do not fit the model's window of {self.max_seq_length}")
         config = self.config
         x = self.transformer.wte(idx.reshape(1, -1))  # all rows as one sequence
+        if self.noise and self.training:
+            x = self._noisy(x, bounds)
         device, dtype = x.device.type, x.dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
@@ -273,6 +276,16 @@ class DocumentGPT(nn.Module):
             table = config.rope_indices[index] if len(tables) > 1 else 0
             x = block(x, *tables[table], segments)
         return self.transformer.ln_f(x).squeeze(0)
+
+    def _noisy(self, x: Tensor, bounds: Tensor) -> Tensor:
+        """Embeddings [1, N, n_embd] and noise, uniform up to alpha / √(length of the document · n_embd).
+
+        Jain et al. 2023, https://arxiv.org/abs/2310.05914. It is made by torch's generator, as dropout is.
+        """
+        lengths = bounds.diff()
+        largest = self.noise / (lengths * x.size(-1)).float().sqrt()
+        largest = largest.repeat_interleave(lengths, output_size=x.size(1))
+        return x + (torch.empty_like(x).uniform_(-1, 1) * largest[:, None]).to(x.dtype)
 
     @contextmanager
     def _learned_positions(self, positions: Tensor) -> Iterator[None]:

@@ -193,3 +193,26 @@ def test_what_training_would_get_wrong_is_refused() -> None:
     values = {**CONFIG_VALUES, "n_query_groups": CONFIG_VALUES["n_head"]}
     with pytest.raises(UserError, match="latent_attention"):
         GPT(Config(**values, latent_attention=dict.fromkeys(sizes, 8)))
+
+
+def test_noise_is_uniform_up_to_a_bound_by_the_documents_length(model: torch.nn.Module) -> None:
+    """NEFTune (Jain et al. 2023): alpha / √(length · width), in training alone, the same from the same seed."""
+    lengths, width = (4, 12, 44), model.config.n_embd
+    found = []
+    model.transformer.h[0].register_forward_pre_hook(lambda _module, arguments: found.append(arguments[0][0].detach()))
+
+    def states(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        model(torch.zeros(1, 60, dtype=torch.int64), segments=segments_of(*lengths))
+        return found.pop()
+
+    plain = states(1)
+    model.noise = 5.0
+    noisy = states(1)
+    assert torch.equal(states(1), noisy) and not torch.equal(states(2), noisy)
+    for own, length in zip((noisy - plain).split(lengths), lengths, strict=True):
+        largest = 5 / (length * width) ** 0.5
+        assert 0.9 * largest < own.abs().max() <= largest * (1 + 1e-5)
+        assert float(own.std()) == pytest.approx(largest / 3**0.5, rel=0.15)
+    model.eval()
+    assert torch.equal(states(1), plain)

@@ -218,7 +218,9 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
     wide_arguments: list[object], tmp_path: Path, name: str, rate: float
 ) -> None:
     """On two processes to the last bit; on one, and on three, within fp32's error."""
-    arguments = [*wide_arguments, "--optimizer", name, "--learning_rate", rate, "--batch_size", 6]
+    arguments = [*wide_arguments, "--optimizer", name, "--learning_rate", rate]
+    if name == "adafactor":  # the noise, too, is the same on any number of processes
+        arguments += ["--neftune_alpha", 5]
     whole = tmp_path / "whole"
     run("pretrain.py", *arguments, "--batch_size", 6, "--micro_batch_size", 2, "--out_dir", whole, processes=2)
     found = losses(whole)

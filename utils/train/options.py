@@ -9,7 +9,7 @@ from typing import Literal
 
 from lit_gpt.errors import raise_problems
 
-_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
+_NOT_NEGATIVE = ("neftune_alpha", "warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
 _BELOW_ONE = ("beta1", "beta2", "lora_dropout")
 
 
@@ -107,6 +107,9 @@ class PretrainOptions:
     """With --use_lora, keep the base's matrices in 4 or 8 bits (QLoRA); needs bitsandbytes."""
     mask_documents: bool = True
     """A token attends only to its own document, and positions restart with it."""
+    neftune_alpha: float = 0.0
+    """NEFTune: in training, uniform noise of up to this / √(length of the document · width of the model) on the
+    embeddings; 5 is usual for chats. 0 for none."""
     compile: bool = False
     """Compile each block of the model: a minute or more at the start, faster steps on a GPU."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -195,6 +198,8 @@ class PretrainOptions:
             problems.append("--quantize needs --use_lora true: what is trained cannot be quantised")
         if self.optimizer != "adamw" and self.tensor_parallel > 1:
             problems.append(f"--optimizer {self.optimizer} does not work with --tensor_parallel: take adamw, or 1")
+        if self.neftune_alpha and self.tensor_parallel > 1:
+            problems.append("--neftune_alpha does not work with --tensor_parallel: its noise is not shared out")
         if self.use_lora and self.tensor_parallel > 1:
             problems.append("--tensor_parallel trains all weights, not --use_lora's adapters")
         if self.use_lora and self.model_config:

@@ -138,6 +138,7 @@ def build(fabric: Fabric, options: PretrainOptions, plan: TrainingPlan) -> tuple
     dtype = torch.bfloat16 if options.precision == "bf16-true" else torch.float32
     frozen_dtype = torch.float32 if options.precision == "32-true" else torch.bfloat16
     empty = empty_model(plan.config, plan.lora, dtype, frozen_dtype, options.quantize)
+    empty.noise = options.neftune_alpha
     prepare_blocks(empty, options)
     model = place_model(fabric, empty, plan.weights, options.seed, options.precision)
     betas = (options.beta1, options.beta2)
