@@ -45,7 +45,7 @@ FLOORS = (
 
 LINES = {
     "lit_gpt": 495,
-    "lit_gpt/model": 1637,
+    "lit_gpt/model": 1823,
     "lit_gpt/tokenizer": 1557,
     "lit_gpt/formats": 3353,
     "lit_gpt/inference": 424,
@@ -57,7 +57,7 @@ LINES = {
     "utils/prepare/chat": 2130,
     "utils/prepare": 7376,
     "utils/run": 1322,
-    "utils/train": 2937,
+    "utils/train": 2945,
     "utils/export": 1770,
     "utils/report": 700,
     "commands": 1581,

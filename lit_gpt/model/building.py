@@ -50,10 +50,10 @@ def empty_model(
 def materialise(model: nn.Module, weights: Mapping[str, Tensor] | None, seed: int, device: torch.device) -> None:
     """Fills a model of `empty_model`, also one whose parameters FSDP2 has sharded, in place on `device`.
 
-    A process reads, converts and keeps only its own part of a sharded parameter; QLoRA's matrices are whole on every
-    process, and are made one at a time. An unsharded parameter shares the memory of a tensor in `weights` that has its
-    dtype and device. Random numbers come from `seed` alone, tensor by tensor on the host, so that any number of
-    processes gets the same values.
+    A process reads, converts and keeps only its own part of a sharded parameter. QLoRA's matrices are quantised one at
+    a time, whole on every process, which keeps its part of the bytes where they are shared. An unsharded parameter
+    shares the memory of a tensor in `weights` that has its dtype and device. Random numbers come from `seed` alone,
+    tensor by tensor on the host, so that any number of processes gets the same values.
 
     `weights` are the base model's, best memory-mapped, or None for random ones; adapters are always fresh. A DataError
     says that they are not those of a model of this config.

@@ -8,9 +8,9 @@ rounded to int8, unlike in LLM.int8().
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,8 +43,27 @@ def replace_frozen_layers(model: nn.Module, kind: FrozenFormat) -> None:
                     setattr(module, name, QLoRALinear(child, kind))
 
 
+def stored_bytes(kind: FrozenFormat, shape: tuple[int, int]) -> tuple[int, int]:
+    """Bytes of a matrix [out, in] and of its scales."""
+    numbers = math.prod(shape)
+    if kind == "bnb.nf4":
+        return (numbers + 1) // 2, -(-numbers // _BLOCK) * 4
+    return numbers, shape[0] * 4
+
+
+class Place(Protocol):
+    """Where a layer's matrix and scales are, if others keep a part of them (shared_base.py)."""
+
+    def keep(self, weight: Tensor, scale_bits: Tensor) -> None: ...
+
+    def gather(self) -> Sequence[Tensor]:
+        """Both as bytes."""
+
+
 class QLoRALinear(nn.Module):
-    """A frozen linear layer [out, in] in NF4 or int8, in buffers that are not trained, not sharded and not saved."""
+    """A frozen linear layer [out, in] in NF4 or int8, in buffers that are neither trained nor saved."""
+
+    place: Place | None = None  # where processes share the base; its own buffers are then empty
 
     def __init__(self, linear: nn.Linear, kind: FrozenFormat) -> None:
         super().__init__()
@@ -56,32 +75,49 @@ class QLoRALinear(nn.Module):
         for name in ("weight", "scale_bits"):
             self.register_buffer(name, torch.empty(0, dtype=torch.uint8, device="meta"), persistent=False)
 
+    @property
+    def stored_bytes(self) -> tuple[int, int]:
+        return stored_bytes(self.kind, (self.out_features, self.in_features))
+
     @torch.no_grad()
     def fill(self, weight: Tensor, device: torch.device) -> None:
         """Takes `weight` [out, in] and keeps it in the layer's format on `device`."""
         functional = import_bitsandbytes().functional
         if self.kind == "bnb.nf4":
             weight = weight.to(device, self.dtype).contiguous()
-            self.weight, state = functional.quantize_4bit(weight, blocksize=_BLOCK, quant_type="nf4")
+            packed, state = functional.quantize_4bit(weight, blocksize=_BLOCK, quant_type="nf4")
             scale = state.absmax
         else:  # bitsandbytes takes fp16 alone; its rounding is at least 8 times finer than the one to int8
             weight = weight.to(device, torch.float16).contiguous()
-            self.weight, scale, _ = functional.int8_vectorwise_quant(weight)
-        self.scale_bits = scale.view(torch.int32)
+            packed, scale, _ = functional.int8_vectorwise_quant(weight)
+        bits = scale.view(torch.int32)
+        if self.place:
+            self.place.keep(packed, bits)
+            packed, bits = packed.new_empty(0), bits.new_empty(0)
+        self.weight, self.scale_bits = packed, bits
+
+    def _stored(self) -> tuple[Tensor, Tensor]:
+        """The matrix in its format, and its scales in fp32."""
+        if self.place is None:
+            return self.weight, self.scale_bits.view(torch.float32)
+        weight, scale_bits = self.place.gather()
+        if self.kind == "bnb.int8":
+            return weight.view(torch.int8).view(self.out_features, self.in_features), scale_bits.view(torch.float32)
+        return weight.view(-1, 1), scale_bits.view(torch.float32)
 
     def expanded(self) -> Tensor:
         """The weight [out, in] in the model's dtype."""
-        scale = self.scale_bits.view(torch.float32)
+        weight, scale = self._stored()
         shape = (self.out_features, self.in_features)
         if self.kind == "bnb.int8":
-            out = torch.empty(shape, dtype=self.dtype, device=self.weight.device)
-            return torch.mul(self.weight, scale.unsqueeze(1) / 127, out=out)
+            out = torch.empty(shape, dtype=self.dtype, device=weight.device)
+            return torch.mul(weight, scale.unsqueeze(1) / 127, out=out)
         functional = import_bitsandbytes().functional
         # As one row: of rows whose length is a multiple of 16 and not of 64, bitsandbytes 0.50.2 mixes up the scales on
         # CPUs with AVX-512.
         row = torch.Size((1, math.prod(shape)))
         state = functional.QuantState(scale, row, dtype=self.dtype, blocksize=_BLOCK, quant_type="nf4")
-        return functional.dequantize_4bit(self.weight, state).view(shape)
+        return functional.dequantize_4bit(weight, state).view(shape)
 
     def forward(self, x: Tensor) -> Tensor:
         return _FrozenProduct.apply(x, self)

@@ -89,15 +89,16 @@ def _moments(workload: Workload, tensors: TensorCount) -> dict[str, dict[str, in
     # traced steps of two or more processes are alike
     step = step_trace.trace_step(dataclasses.replace(workload, processes=min(workload.processes, 2)))
     always = {
-        "weights": tensors.sharded // workload.processes + tensors.quantised + tensors.tables,
+        "weights": (tensors.sharded + tensors.quantised) // workload.processes + tensors.tables,
         "optimiser": tensors.optimiser // workload.processes,
     }
+    buffers = 2 * tensors.quantised_block if workload.processes > 1 else 0  # lit_gpt/model/shared_base.py
     heights = _sharded_heights(workload, tensors, step) if workload.processes > 1 else _heights(workload, tensors, step)
     moments = {}
     for moment, height in heights.items():
         activations = min(height.activations, height.total - height.gradients)
         moments[moment] = always | {
-            "gathered weights": height.gathered,
+            "gathered weights": height.gathered + buffers,
             "gradients": height.gradients,
             "activations": activations,
             "temporary": height.total - height.gradients - activations,

@@ -10,6 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from lit_gpt.model.building import materialise, refresh_rotary_tables
+from lit_gpt.model.qlora import qlora_layers
+from lit_gpt.model.shared_base import share_base
 from lit_gpt.model.tensor_parallel import share_model
 
 
@@ -33,8 +35,10 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
 
     FSDP2 gathers each block while its neighbour computes; the embedding and the head stay gathered in between.
     Between parts of the samples gradients are summed in fp32. With bf16-mixed the weights are kept in fp32 and gathered
-    in bf16.
+    in bf16. A quantised base is shared by all processes too, whatever node they are on.
     """
+    if next(qlora_layers(model), None):
+        share_base(model, mesh["data_parallel"].get_group())
     if mesh["tensor_parallel"].size() > 1:
         share_model(model, mesh["tensor_parallel"])
         mesh._flatten()  # the gradient's norm is then one sum, the same to the last bit on every process

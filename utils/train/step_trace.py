@@ -152,7 +152,8 @@ def _traced_dtypes(workload: Workload) -> tuple[torch.dtype, torch.dtype]:
 def _fill(model: nn.Module, workload: Workload) -> None:
     """Gives a model of the meta device fake tensors of the CPU, for which autocast works, and the blocks' options."""
     if workload.base_format:
-        for owner, name, linear in list(frozen_linears(model)):
+        linears = [found for block in model.transformer.h for found in frozen_linears(block)]
+        for owner, name, linear in linears:
             # int8 in place of every format: what a product needs beside the weights is the same
             layer = QLoRALinear(linear, "bnb.int8")
             setattr(owner, name, layer)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lit_gpt.model.building import empty_model
 from lit_gpt.model.gpt import Recompute
 from lit_gpt.model.lora import LoRASettings
-from lit_gpt.model.qlora import FrozenFormat
+from lit_gpt.model.qlora import FrozenFormat, stored_bytes
 from utils.train.masters import MasterOptimizer
 from utils.train.optimizer import OptimizerName, make_optimizer, trained_of
 
@@ -88,7 +88,9 @@ class TensorCount:
     optimiser: int
     """Bytes of the optimiser's state of what is trained, the fp32 copies included."""
     quantised: int
-    """Bytes of the weights in QLoRA's base format, which every process has whole."""
+    """Bytes of the weights in QLoRA's base format, of which each process has its part too."""
+    quantised_block: int
+    """Those of the largest block."""
     tables: int
     """Bytes of the rotary tables, which every process has whole."""
     block: int
@@ -103,11 +105,9 @@ def count_tensors(workload: Workload) -> TensorCount:
     model = empty_model(workload.config, workload.lora, *workload.dtypes)
     everything = list(model.parameters())
     parameters, trained = elements(everything), elements(trained_of(everything))
-    quantised = 0
+    quantised = [0]
     if workload.base_format:
-        for owner, name, linear in list(frozen_linears(model)):
-            quantised += _quantised_bytes(linear, workload.base_format)
-            setattr(owner, name, nn.Identity())
+        quantised = [_leave_out_quantised(block, workload.base_format) for block in model.transformer.h]
     everything = list(model.parameters())
     blocks = [list(block.parameters()) for block in model.transformer.h]
     block = max(blocks, key=elements)
@@ -118,7 +118,8 @@ def count_tensors(workload: Workload) -> TensorCount:
         sharded=bytes_of(everything),
         trained_bytes=bytes_of(trained_of(everything)),
         optimiser=_optimiser_bytes(model, workload),
-        quantised=quantised,
+        quantised=sum(quantised),
+        quantised_block=max(quantised),
         tables=bytes_of(model.buffers()),
         block=elements(block),
         block_trained=elements(trained_of(block)),
@@ -140,20 +141,21 @@ def _optimiser_bytes(model: nn.Module, workload: Workload) -> int:
     return size
 
 
-def frozen_linears(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """The matrices that QLoRA keeps in its base format, with the module that has each and its name there."""
-    for block in model.transformer.h:
-        for owner in block.modules():
-            for name, child in owner.named_children():
-                if isinstance(child, nn.Linear):
-                    yield owner, name, child
+def frozen_linears(block: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """A block's matrices that QLoRA keeps in its base format, with the module that has each and its name there."""
+    for owner in block.modules():
+        for name, child in owner.named_children():
+            if isinstance(child, nn.Linear):
+                yield owner, name, child
 
 
-def _quantised_bytes(linear: nn.Linear, kind: str) -> int:
-    """Bytes of a matrix in one of lit_gpt/model/qlora.py's formats, with its scales."""
-    if kind == "bnb.nf4":
-        return linear.weight.numel() // 2 + -(-linear.weight.numel() // 64) * 4
-    return linear.weight.numel() + linear.out_features * 4
+def _leave_out_quantised(block: nn.Module, kind: FrozenFormat) -> int:
+    """Takes the matrices of the base format out of a block; their bytes, with the scales."""
+    total = 0
+    for owner, name, linear in list(frozen_linears(block)):
+        total += sum(stored_bytes(kind, tuple(linear.weight.shape)))
+        setattr(owner, name, nn.Identity())
+    return total
 
 
 def elements(tensors: Iterable[Tensor]) -> int:
