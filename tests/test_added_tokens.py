@@ -119,3 +119,59 @@ def test_full_training_grows_both_ends_and_transformers_computes_the_same(place,
     assert largest_difference(ours, [found["logits"].numpy()])[1] < 1e-5
     ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
     assert entries + 1 in ends
+
+
+WHOLE = ("--use_lora", "true", "--lora_train", "embeddings,head", "--learning_rate", 0.01)
+PEFT = """
+import sys, json, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import AutoPeftModelForCausalLM, PeftModel
+base, folder, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+model.resize_token_embeddings(len(tokenizer))
+found = {"resized": PeftModel.from_pretrained(model, folder)}
+found["auto"] = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+for name, model in found.items():
+    with torch.inference_mode():
+        found[name] = model.eval()(torch.tensor([ids])).logits[0]
+torch.save(found, sys.argv[4])
+"""
+
+
+@pytest.fixture(scope="module")
+def lora_run(place) -> Path:
+    folder = place.data.parent / "lora"
+    words = ("--data_dir", place.data, "--checkpoint_dir", place.base, "--out_dir", folder)
+    run("pretrain.py", *words, *SMALL, *WHOLE)
+    return folder
+
+
+def test_under_lora_their_rows_change_and_go_out_to_peft(place, lora_run, tmp_path):
+    base = read_weights(place.base)
+    entries = len(base["lm_head.weight"])
+    trained = load_merged_model(lora_run)
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        start = base[name].double().mean(0)
+        assert (trained.state_dict[name][entries:] != start).any(1).all()
+        assert len(trained.state_dict[name]) == entries + 2
+    # the blocks have adapters, all else is the base's
+    assert not torch.equal(
+        trained.state_dict["transformer.h.0.attn.qkv.weight"], base["transformer.h.0.attn.qkv.weight"]
+    )
+    assert torch.equal(trained.state_dict["transformer.h.0.attn.proj.weight"], base["transformer.h.0.attn.proj.weight"])
+    out, adapter = tmp_path / "out", tmp_path / "adapter"
+    run("convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", out)
+    ids = ask_transformers(out, tmp_path)
+    ours = litgpt_logits(trained.config, trained.state_dict, [ids["ids"]])
+    assert largest_difference(ours, [ids["logits"].numpy()])[1] < 1e-5
+    run("convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", adapter, "--as_adapter", "true")
+    described = json.loads((adapter / "adapter_config.json").read_text())
+    described["base_model_name_or_path"] = str(place.base)
+    (adapter / "adapter_config.json").write_text(json.dumps(described))
+    words = [sys.executable, "-c", PEFT, str(place.base), str(adapter), json.dumps(ids["ids"]), str(tmp_path / "p.pt")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for theirs in torch.load(tmp_path / "p.pt").values():
+        assert largest_difference(ours, [theirs.numpy()])[1] < 1e-5

@@ -45,9 +45,9 @@ FLOORS = (
 
 LINES = {
     "lit_gpt": 495,
-    "lit_gpt/model": 1823,
+    "lit_gpt/model": 1860,
     "lit_gpt/tokenizer": 1557,
-    "lit_gpt/formats": 3353,
+    "lit_gpt/formats": 3465,
     "lit_gpt/inference": 424,
     "utils/files": 382,
     "utils/cluster": 677,
@@ -56,8 +56,8 @@ LINES = {
     "utils/data": 1552,
     "utils/prepare/chat": 2130,
     "utils/prepare": 7376,
-    "utils/run": 1322,
-    "utils/train": 2945,
+    "utils/run": 1350,
+    "utils/train": 2977,
     "utils/export": 1770,
     "utils/report": 700,
     "commands": 1581,

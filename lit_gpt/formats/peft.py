@@ -2,7 +2,8 @@
 
 litgpt has an A and a B for each of queries, keys and values; where Hugging Face keeps several of them in one matrix, as
 GPT-2 and Falcon do, peft has one pair for all. There the A stand one under the other and the B in blocks side by side,
-so that the rank is the sum of theirs; the way back gives each of them the whole A and its own rows of B.
+so that the rank is the sum of theirs; the way back gives each of them the whole A and its own rows of B. What was
+trained whole is in peft_whole.py.
 """
 
 import json
@@ -24,8 +25,10 @@ from lit_gpt.formats.hf_config import architecture_of
 from lit_gpt.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lit_gpt.formats.hf_weights import Weight, by_kind, by_run, tensors_to_hf, weights_of
 from lit_gpt.formats.peft_config import CHANGED_BASE, PeftConfig, read_peft_config
+from lit_gpt.formats.peft_whole import take_whole, to_peft
 from lit_gpt.formats.tensor_files import write_safetensors_file
 from lit_gpt.model.gpt import LoRAGPT
+from lit_gpt.model.growing import EMBEDDINGS, HEAD
 from lit_gpt.model.lora import LoRASettings
 
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -56,7 +59,7 @@ def write_peft(
     hf: Mapping[str, Any],
     base: str | None,
 ) -> int:
-    """Writes an adapter for peft into `folder`; returns the number of modules it adapts.
+    """Writes an adapter for peft into `folder`; returns the number of modules it changes.
 
     `hf` is the base model's config.json, and `base` says where that model is to be found, or None.
     """
@@ -72,6 +75,8 @@ def write_peft(
         if (rank := len(a)) != settings.r:
             patterns["rank_pattern"][suffix] = rank
             patterns["alpha_pattern"][suffix] = settings.alpha * rank // settings.r
+    modules = len(tensors) // 2
+    whole, saved = to_peft(adapter, config, hf)
     described = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -82,14 +87,15 @@ def write_peft(
         "target_modules": sorted(targets),
         **patterns,
         "bias": "none",
+        **({"modules_to_save": saved} if saved else {}),
         "fan_in_fan_out": architecture_of(hf).transposed,
         "inference_mode": True,
     }
-    tensors = dict(sorted(tensors.items()))
+    tensors = dict(sorted((tensors | whole).items()))
     sha256 = write_safetensors_file(folder / ADAPTER_WEIGHTS, tensors, iter(tensors.items()))
     (folder / ADAPTER_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
     add_sums(folder, {ADAPTER_WEIGHTS: sha256})
-    return len(tensors) // 2
+    return modules + len(saved)
 
 
 def read_peft(
@@ -104,6 +110,7 @@ def read_peft(
     path = folder / ADAPTER_WEIGHTS
     tensors = _read_tensors(path)
     pairs = _take_pairs(path, tensors, described)
+    whole = take_whole(path, tensors, described, config, hf)
     if described.takes_out and tensors:  # peft puts these in the place of what it took a part out of
         reason = f"init_lora_weights {described.takes_out} {CHANGED_BASE}"
         raise UserError(f"{path}: {min(tensors)} is stored beside the adapter, whose {reason}")
@@ -120,11 +127,14 @@ def read_peft(
             found |= _ours(weight, module, pair, config, hf)
     if pairs:
         raise DataError(f"{folder}: {len(pairs)} modules are not in the base model, such as {min(pairs)}")
+    if not found:
+        raise DataError(f"{path} has no A and B")
     rank = max(len(pair.a) for pair in found.values())
     kinds = {kind for _, kind in found}
     adapted = {name: name in kinds for name in ("query", "key", "value", "projection", "mlp", "head")}
-    settings = LoRASettings(rank, rank, 0.0, **adapted)
-    return dict(_filled(found, config, settings)), settings
+    trained = {"train_embeddings": EMBEDDINGS in whole, "train_head": HEAD in whole}
+    settings = LoRASettings(rank, rank, 0.0, **adapted, **trained)
+    return dict(_filled(found, config, settings)) | whole, settings
 
 
 def _parts(weight: Weight, config: Config) -> list[_Part]:

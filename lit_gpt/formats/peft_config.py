@@ -20,7 +20,7 @@ from lit_gpt.json_files import read_json
 _PLAIN = (True, False, "gaussian", "orthogonal", "eva", "mica")
 # Those that take a part out of it, which follows from the base model alone. (pissa_niter_N guesses at random.)
 _TAKING_OUT = ("pissa", "olora")
-_WAY_OUT = (
+WAY_OUT = (
     "only plain LoRA adapters are supported; where peft can merge it (merge_and_unload, save_pretrained),"
     " lit_gpt/scripts/convert_hf_checkpoint.py reads the whole model"
 )
@@ -58,6 +58,10 @@ def _are_names(value: Any) -> bool:
     """A list of names, or a regular expression."""
     if isinstance(value, str):
         return _is_regex(value)
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_plain_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
@@ -114,6 +118,7 @@ _UNDERSTOOD: dict[str, tuple[Callable[[Any], bool], str]] = {
     "exclude_modules": (lambda value: value is None or _are_names(value), "a list of names, or a regular expression"),
     "layers_to_transform": (_are_layers, "a list of whole numbers"),
     "layers_pattern": (_are_patterns, "a list of names"),
+    "modules_to_save": (lambda value: value is None or _are_plain_names(value), "a list of names"),
     "init_lora_weights": (_is_initialisation, "true, false or a name"),
 }
 # The values of fields whose others make something else than plain LoRA.
@@ -123,7 +128,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_dora": (False,),
     "use_qalora": (False,),
     "use_bdlora": (None,),
-    "modules_to_save": (None, []),
     "target_parameters": (None, []),
     "trainable_token_indices": (None,),
     "layer_replication": (None,),
@@ -166,6 +170,11 @@ class PeftConfig:
     def base(self) -> str | None:
         """The model that it was made for, by name or path."""
         return self.described.get("base_model_name_or_path")
+
+    @property
+    def saved(self) -> list[str]:
+        """The names of modules that were trained whole."""
+        return self.described.get("modules_to_save") or []
 
     @property
     def takes_out(self) -> str | None:
@@ -226,9 +235,9 @@ def read_peft_config(folder: Path) -> PeftConfig:
     described = read_json(path)
     kind = described.get("peft_type")
     if kind != "LORA":
-        raise UserError(f"{path} has peft_type {kind}; {_WAY_OUT}")
+        raise UserError(f"{path} has peft_type {kind}; {WAY_OUT}")
     if refused := [_in_words(name, value) for name, value in described.items() if _is_refused(name, value)]:
-        raise UserError(f"{path} has {', '.join(refused)}; {_WAY_OUT}")
+        raise UserError(f"{path} has {', '.join(refused)}; {WAY_OUT}")
     for name, value in described.items():
         accepts, what = {**_UNDERSTOOD, **_WITHOUT_EFFECT}.get(name, (None, ""))
         if accepts is not None and not accepts(value):

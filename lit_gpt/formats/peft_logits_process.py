@@ -19,12 +19,19 @@ from torch import nn
 from lit_gpt.formats.hf_config import read_hf_config, settle_config
 from lit_gpt.formats.hf_weights import tensors_to_hf
 from lit_gpt.formats.litgpt_directory import lazy_weights, read_config
+from lit_gpt.formats.peft_whole import rows_of
+from lit_gpt.model.growing import grow, grown_config
 
 
-def load_base(directory: Path) -> nn.Module:
-    """transformers' model of a litgpt directory, in float32; ends the process if the weights do not fit it."""
-    config, weights = read_config(directory), lazy_weights(directory)
-    hf, _ = settle_config(read_hf_config(directory), config, weights, "float32")
+def load_base(directory: Path, adapter: Path) -> nn.Module:
+    """transformers' model of a litgpt directory, in float32, with as many rows as the adapter has; ends the process if
+    the weights do not fit it."""
+    config, weights, found = read_config(directory), lazy_weights(directory), read_hf_config(directory)
+    rows = rows_of(adapter, config, found)
+    if (added := rows - config.padded_vocab_size) > 0:
+        config = grown_config(config, rows)
+        weights = grow(weights, config, added)
+    hf, _ = settle_config(found, config, weights, "float32")
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(json.dumps(hf), encoding="utf-8")
         theirs = transformers.AutoConfig.from_pretrained(scratch, local_files_only=True, trust_remote_code=False)
@@ -46,7 +53,7 @@ def answer(folder: Path, request: dict[str, Any], path: Path) -> None:
     """Writes an .npz file of `base0`, … and `both0`, …: float32 [length, vocabulary] of each of `sequences`."""
     sequences = [torch.tensor([ids]) for ids in request["sequences"]]
     values = {}
-    model = load_base(Path(request["base"]))
+    model = load_base(Path(request["base"]), folder)
     with torch.inference_mode():
         for index, ids in enumerate(sequences):
             values[f"base{index}"] = model(ids).logits[0].numpy()

@@ -70,7 +70,7 @@ def flops_per_token(
     if window_context is None:
         window_context = min(context, config.sliding_window_size or context)
     flops = 0.0
-    upstream = lora is None  # whether anything trained lies upstream: here the embedding
+    upstream = model.transformer.wte.weight.requires_grad  # whether anything trained lies upstream
     for block in model.transformer.h:
         qkv, attention = _products(block.attn, False, upstream)
         projection, attended = _products(block.attn, True, attention)

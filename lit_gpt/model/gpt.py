@@ -11,6 +11,7 @@ Five things are added, and nothing is copied:
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -304,9 +305,23 @@ class GPT(DocumentGPT, litgpt.model.GPT):
     block = Block
 
 
+@dataclass
+class LoRAConfig(litgpt.lora.Config):
+    """litgpt's, with what is trained whole beside the adapters."""
+
+    lora_train_embeddings: bool = False
+    lora_train_head: bool = False
+
+
 class LoRAGPT(DocumentGPT, litgpt.lora.GPT):
+    """What is trained of it has `requires_grad`; all else that asks which parameters these are goes by that."""
+
     block = LoRABlock
 
-    def __init__(self, config: litgpt.lora.Config) -> None:
+    def __init__(self, config: LoRAConfig) -> None:
         super().__init__(config)
         litgpt.lora.mark_only_lora_as_trainable(self)
+        if config.lora_train_embeddings:
+            self.transformer.wte.requires_grad_(True)
+        if config.lora_train_head:
+            self.lm_head.requires_grad_(True)

@@ -1,11 +1,15 @@
 """LoRA: which matrices get an adapter, and how an adapter is merged into the weights it was trained on.
 
+The embeddings and the head can be trained whole beside it: an adapter's tensors are then A and B of its matrices, and
+these, by the base model's names.
+
 W' = W + (alpha / r) B A (Hu et al. 2021, https://arxiv.org/abs/2106.09685), in litgpt's layout.
 """
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import litgpt.lora
 import torch
@@ -13,7 +17,7 @@ from litgpt.config import Config
 from torch import Tensor, nn
 
 from lit_gpt.errors import DataError
-from lit_gpt.model.gpt import LoRAGPT
+from lit_gpt.model.gpt import LoRAConfig, LoRAGPT
 from lit_gpt.model.lazy_tensors import LazyTensors, specs_of
 from lit_gpt.model.one_core import on_one_core
 
@@ -31,11 +35,17 @@ class LoRASettings:
     projection: bool
     mlp: bool
     head: bool
+    train_embeddings: bool = False  # whole, beside the adapters
+    train_head: bool = False
 
-    def extend(self, config: Config) -> litgpt.lora.Config:
-        """litgpt's LoRA config for the base model `config`."""
+    def extend(self, config: Config) -> LoRAConfig:
+        """The LoRA model's config for the base model `config`."""
         own = {f"lora_{name}": value for name, value in asdict(self).items()}
-        return litgpt.lora.Config(**asdict(config), **own)
+        return LoRAConfig(**asdict(config), **own)
+
+    def recorded(self) -> dict[str, Any]:
+        """Its fields for run.yaml, which without anything trained whole says what earlier versions did."""
+        return {name: value for name, value in asdict(self).items() if value or not name.startswith("train_")}
 
 
 def is_adapter(name: str) -> bool:
@@ -58,8 +68,14 @@ def merge_adapter(
 
     `dtype` None keeps the base's. A DataError: an adapter's key is unused or missing, or no weight changes.
     """
-    layers = _adapted_layers(config, settings)
+    layers, whole = _changed_by(config, settings)
     specs = specs_of(base)
+    for name, spec in whole.items():
+        if name not in adapter or name not in specs:
+            raise DataError(f"the {'adapter' if name in specs else 'base model'} lacks {name}, which was trained whole")
+        if adapter[name].shape != spec.shape or specs[name].shape != spec.shape:
+            found = f"{list(adapter[name].shape)} in the adapter, {list(specs[name].shape)} in the base model"
+            raise DataError(f"{name}, which was trained whole, has shape {found}, expected {list(spec.shape)}")
     for key, layer in layers.items():
         if key not in specs:
             raise DataError(f"the base model has no {key}, which the adapter changes: not the model it was trained on")
@@ -69,12 +85,14 @@ def merge_adapter(
                 raise DataError(f"the adapter lacks {part}: it was trained with other --lora_* settings")
             if list(adapter[part].shape) != expected:
                 raise DataError(f"the adapter's {part} has shape {list(adapter[part].shape)}, expected {expected}")
-    if unused := adapter.keys() - {part for key in layers for part in _parts(key)}:
+    if unused := adapter.keys() - {part for key in layers for part in _parts(key)} - whole.keys():
         raise DataError(f"{len(unused)} adapter tensors found no place in the model, such as {min(unused)}")
 
     def read(name: str) -> Tensor:
         weight = base[name]
         target = dtype or weight.dtype
+        if name in whole:
+            return adapter[name].to(target)
         if name not in layers:
             return weight.to(target)
         a, b = (adapter[part].float() for part in _parts(name))
@@ -84,17 +102,21 @@ def merge_adapter(
         weight = base[name]
         return torch.equal(read(name), weight.to(dtype or weight.dtype))
 
-    if all(map(is_unchanged, layers)):  # mostly the first one has changed
+    changed = [*layers, *whole]
+    if all(map(is_unchanged, changed)):  # mostly the first one has changed
         raise DataError(
-            f"the adapter changes none of its {len(layers)} matrices: it is untrained or its effect is lost"
+            f"the adapter changes none of its {len(changed)} matrices: it is untrained or its effect is lost"
         )
     return LazyTensors({name: spec.to(dtype or spec.dtype) for name, spec in specs.items()}, read)
 
 
-def _adapted_layers(config: Config, settings: LoRASettings) -> dict[str, litgpt.lora.LoRALinear]:
+def _changed_by(config: Config, settings: LoRASettings) -> tuple[dict[str, litgpt.lora.LoRALinear], dict[str, Tensor]]:
+    """The layers that have an adapter, and what is trained whole, on the meta device, by the base model's names."""
     with torch.device("meta"):
         model = LoRAGPT(settings.extend(config))
-    return {f"{name}.weight": layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    layers = {f"{name}.weight": layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    trained = [(name, spec) for name, spec in model.named_parameters() if spec.requires_grad]
+    return layers, {base_name(name): spec for name, spec in trained if not is_adapter(name)}
 
 
 def _parts(weight: str) -> tuple[str, str]:
@@ -141,7 +163,7 @@ def check_merged(
     settings: LoRASettings,
 ) -> None:
     """Raises a DataError if a tensor differs by more than rounding from the base's, or from litgpt's merging of it."""
-    layers = _adapted_layers(config, settings)
+    layers, whole = _changed_by(config, settings)
     adapted = list(layers)
 
     @torch.no_grad()
@@ -156,8 +178,8 @@ def check_merged(
         equal = dict(zip(adapted, pool.map(agrees, adapted), strict=True))
     for name in base:
         if name not in equal:
-            found = merged[name]
-            equal[name] = torch.equal(found, base[name].to(found.dtype))
+            found, source = merged[name], adapter if name in whole else base
+            equal[name] = torch.equal(found, source[name].to(found.dtype))
         if not equal[name]:
             raise DataError(f"{name} is not what merging the adapter makes of it")
 

@@ -55,6 +55,8 @@ LORA: dict[str, dict[str, Any]] = {
     "bias lora_only": {"bias": "lora_only"},
     "lora_bias": {"lora_bias": True},
     "modules_to_save": {"modules_to_save": ["lm_head"]},
+    "modules_to_save, both": {"modules_to_save": ["model.embed_tokens", "lm_head"]},
+    "modules_to_save, others": {"modules_to_save": ["lm_head", "norm"]},
     "trainable_token_indices": {"trainable_token_indices": [3, 5]},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
     "target_parameters": {"target_modules": [], "target_parameters": ["q_proj.weight"]},

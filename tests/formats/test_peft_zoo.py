@@ -44,7 +44,7 @@ REFUSED = {
     "bias all": "has bias all;",
     "bias lora_only": "has bias lora_only;",
     "lora_bias": "has lora_bias;",
-    "modules_to_save": "has modules_to_save;",
+    "modules_to_save, others": "has modules_to_save norm, of which only model.embed_tokens and lm_head can be read;",
     "trainable_token_indices": "has trainable_token_indices;",
     "embedding": "lora_embedding_A is no part of a LoRA adapter of linear layers",
     "target_parameters": "has target_parameters;",

@@ -87,7 +87,7 @@ def write_adapter(
     """
     tokenizer = Tokenizer(model.tokenizer_dir)
     hf = make_config(model, model.base, tokenizer)
-    if model.is_chat:  # else all that it changes are weights
+    if model.has_own_tokenizer:  # else all that it changes are weights
         write_tokenizer(stage, model, tokenizer, sampling)
     base = base or foundation_facts(model.foundation_dir)[0]
     if "/" not in base:

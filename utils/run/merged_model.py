@@ -14,10 +14,12 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import read_hf_config
 from lit_gpt.formats.litgpt_directory import CONFIG, WEIGHTS, lazy_weights, read_config, read_weights
 from lit_gpt.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_peft
+from lit_gpt.formats.peft_whole import rows_of
 from lit_gpt.inference.generation import TextModel
 from lit_gpt.json_files import read_json_if_there
+from lit_gpt.model.growing import grow, grown_config
 from lit_gpt.model.lazy_tensors import in_dtype
-from lit_gpt.model.lora import LoRASettings, merge_adapter
+from lit_gpt.model.lora import LoRASettings, base_name, is_adapter, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from utils.data.mixture import MIXTURE
 from utils.run.checkpoint_folders import best_checkpoint, list_checkpoints, verify_checkpoint
@@ -60,6 +62,11 @@ class MergedModel:
     def is_chat(self) -> bool:
         """Whether it was trained on chats: by the template, and to the ends, that are in `tokenizer_dir`."""
         return bool(self.provenance.get("template"))
+
+    @property
+    def has_own_tokenizer(self) -> bool:
+        """Whether the tokenizer's files are others than the foundation's."""
+        return self.is_chat or bool(self.provenance.get("added_tokens")) or self.tokenizer_dir == self.peft_dir
 
 
 def find_input(path: Path) -> Path:
@@ -121,26 +128,46 @@ def load_merged_model(
     trained = MergedModel(config, tensors, source, foundation, provenance=provenance, run_dir=run_dir)
     if not record.identity.lora:
         return replace(trained, state_dict=in_dtype(tensors, dtype))
-    adapter = dict(tensors)
-    if zero := [name for name, tensor in adapter.items() if not tensor.any()]:
-        raise DataError(f"the adapter in {source} changes nothing: {min(zero)} is zero; it is untrained")
+    adapter = {base_name(name): tensor for name, tensor in tensors.items()}
     base, check = _foundation_weights(record, foundation, source)
+    if record.identity.added_tokens:
+        base = grow(base, config, len(record.identity.added_tokens))
+    if zero := [name for name, tensor in adapter.items() if _is_untrained(name, tensor, base)]:
+        reason = "the base model's" if min(zero) in base else "zero"
+        raise DataError(f"the adapter in {source} changes nothing: {min(zero)} is {reason}; it is untrained")
     lora = LoRASettings(**record.identity.lora)
     merged = merge_adapter(base, adapter, config, lora, dtype)
     return replace(trained, state_dict=merged, lora=lora, base=base, adapter=adapter, check=check)
+
+
+def _is_untrained(name: str, tensor: Tensor, base: Mapping[str, Tensor]) -> bool:
+    """Whether training has changed nothing: A and B, of which B begins as zeros, or what is trained whole."""
+    if is_adapter(name):
+        return not tensor.any()
+    return name in base and torch.equal(tensor.float(), base[name].float())
 
 
 def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | None) -> MergedModel:
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
     provenance = read_json_if_there(folder / PROVENANCE)
-    config, base = read_config(checkpoint_dir), lazy_weights(checkpoint_dir)
+    config, base, hf = read_config(checkpoint_dir), lazy_weights(checkpoint_dir), read_hf_config(checkpoint_dir)
+    rows = rows_of(folder, config, hf)
+    added = rows - config.padded_vocab_size
+    if added > 0:
+        config = grown_config(config, rows)
+        base = grow(base, config, added)
     require_base(checkpoint_dir, provenance.get("base"), folder)
     own = expected(folder, lambda name: name == ADAPTER_WEIGHTS)
     check = begin_check([*own, *expected_base(checkpoint_dir)])
-    adapter, lora = read_peft(folder, config, read_hf_config(checkpoint_dir), base)
+    adapter, lora = read_peft(folder, config, hf, base)
     merged = merge_adapter(base, adapter, config, lora, dtype)
-    tokenizer_dir = folder if provenance.get("template") else checkpoint_dir  # an adapter on chats has its own
+    has_own = added > 0 or provenance.get("template") or provenance.get("added_tokens")
+    tokenizer_dir = folder if has_own else checkpoint_dir
+    if added > 0 and not any((folder / name).is_file() for name in TOKENIZER_FILES[:2]):
+        raise UserError(
+            f"{folder} is for {added} tokens more than {checkpoint_dir} has, and has no tokenizer to say which"
+        )
     trained = MergedModel(config, merged, tokenizer_dir, checkpoint_dir, lora, base=base, adapter=adapter)
     return replace(trained, peft_dir=folder, check=check)
 
@@ -166,6 +193,7 @@ def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str,
     return {
         **{key: value for key, value in vars(record).items() if key != "identity"},
         **{key: getattr(record.identity, key) for key in ("lora", "base", "data", "template", "mixture", "seed")},
+        **({"added_tokens": record.identity.added_tokens} if record.identity.added_tokens else {}),
         **asdict(progress),
         "checkpoint": checkpoint.name,
         "validation_loss": losses.pop(ALL, None),

@@ -11,6 +11,7 @@ from lit_gpt.errors import raise_problems
 
 _NOT_NEGATIVE = ("neftune_alpha", "warmup_steps", "weight_decay", "grad_clip", "min_learning_rate", "seed")
 _BELOW_ONE = ("beta1", "beta2", "lora_dropout")
+TRAINED_WHOLE = ("embeddings", "head")
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,8 @@ class PretrainOptions:
     """Adapt the feed-forward matrices."""
     lora_head: bool = False
     """Adapt the output head."""
+    lora_train: str | None = None
+    """What to train whole beside the adapters: embeddings, head, or embeddings,head, as added tokens need it."""
     quantize: Literal["bnb.nf4", "bnb.int8"] | None = None
     """With --use_lora, keep the base's matrices in 4 or 8 bits (QLoRA); needs bitsandbytes."""
     mask_documents: bool = True
@@ -170,6 +173,22 @@ class PretrainOptions:
             resume_from=None,
         )
 
+    @property
+    def trained_whole(self) -> list[str]:
+        """The names in --lora_train."""
+        return [] if self.lora_train is None else [name.strip() for name in self.lora_train.split(",")]
+
+    def _problems_of_lora_train(self) -> list[str]:
+        names = self.trained_whole
+        problems = []
+        if len(set(names)) < len(names) or not {*names} <= {*TRAINED_WHOLE}:
+            problems.append(f"--lora_train {self.lora_train}: give embeddings, head, or embeddings,head")
+        if names and not self.use_lora:
+            problems.append("--lora_train needs --use_lora true: without it all is trained")
+        if "head" in names and self.lora_head:
+            problems.append("--lora_train head trains the head itself: leave --lora_head out")
+        return problems
+
     def __post_init__(self) -> None:
         values = vars(self)
         problems = []
@@ -194,6 +213,7 @@ class PretrainOptions:
             problems.append("--use_lora true without any matrix to adapt (--lora_query, … --lora_head)")
         if self.early_stopping and self.enable_validation is False:
             problems.append("--early_stopping needs --enable_validation")
+        problems += self._problems_of_lora_train()
         if self.quantize and not self.use_lora:
             problems.append("--quantize needs --use_lora true: what is trained cannot be quantised")
         if self.optimizer != "adamw" and self.tensor_parallel > 1:

@@ -27,7 +27,7 @@ from utils.run.record import RUN, RunIdentity, RunRecord
 from utils.train.adamw_8bit import check_adamw_8bit
 from utils.train.loggers import check_logger
 from utils.train.metrics import METRIC_COLUMNS
-from utils.train.options import PretrainOptions
+from utils.train.options import TRAINED_WHOLE, PretrainOptions
 from utils.train.profiler import parse_profile_steps
 from utils.train.schedule import Schedule
 from utils.train.validation import end_ids_of
@@ -91,10 +91,12 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
         if added_tokens:
             weights = grow(weights, config, len(added_tokens))
     lora = lora_settings(options) if options.use_lora else None
+    if lora and added_tokens:
+        require_trained_rows(added_tokens, lora)
     shares = zip(mixture.entries, mixture.weights, strict=True)
     identity = RunIdentity(
         model=config_values(config),
-        lora=lora and dataclasses.asdict(lora),
+        lora=lora and lora.recorded(),
         base=recorded_base(options) if weights else None,
         added_tokens=None if options.model_config else added_tokens or None,
         quantize=options.quantize,
@@ -127,8 +129,9 @@ def recorded_base(options: PretrainOptions) -> str:
 
 
 def lora_settings(options: PretrainOptions) -> LoRASettings:
-    names = [field.name for field in dataclasses.fields(LoRASettings)]
-    return LoRASettings(**{name: getattr(options, f"lora_{name}") for name in names})
+    whole = {f"train_{name}": name in options.trained_whole for name in TRAINED_WHOLE}
+    names = [field.name for field in dataclasses.fields(LoRASettings) if field.name not in whole]
+    return LoRASettings(**{name: getattr(options, f"lora_{name}") for name in names}, **whole)
 
 
 def check_tokenizer(manifest: Manifest, options: PretrainOptions) -> list[str]:
@@ -159,6 +162,15 @@ def check_data_fits(manifest: Manifest, config: Config) -> None:
 def require_rows(entries: int, config: Config) -> None:
     if entries > config.padded_vocab_size:
         raise UserError(f"the tokenizer has {entries} entries, the model's vocabulary {config.padded_vocab_size}")
+
+
+def require_trained_rows(added_tokens: list[str], lora: LoRASettings) -> None:
+    """Raises if adapters alone would leave the rows of added tokens as they begin, all of them the same."""
+    if not lora.train_embeddings or not (lora.train_head or lora.head):
+        raise UserError(
+            f"the data's tokenizer has tokens that the foundation's lacks ({', '.join(added_tokens)}); LoRA's adapters "
+            "alone would never train their rows: give --lora_train embeddings,head"
+        )
 
 
 def check_template(manifest: Manifest, data_dir: Path) -> None:

@@ -1,0 +1,86 @@
+"""Embeddings and a head that were trained whole, beside an adapter: the `modules_to_save` of the peft library.
+
+Its file has them under the names that they have in the base model, with all their rows. Where tokens were added, these
+are more than the base model has.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from litgpt.config import Config
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.hf_config import architecture_of
+from lit_gpt.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from lit_gpt.formats.peft_config import WAY_OUT, PeftConfig, read_peft_config
+
+_PREFIX = "base_model.model."
+
+
+def _keys(hf: Mapping[str, Any], config: Config) -> dict[str, dict[str, str]]:
+    """Hugging Face's module → our tensors of it, each with its name in peft's file."""
+    outer = architecture_of(hf).outer
+    ours = {"transformer.wte": ["weight"], "lm_head": ["weight", "bias"] if config.lm_head_bias else ["weight"]}
+    return {
+        outer[module]: {f"{module}.{kind}": f"{_PREFIX}{outer[module]}.{kind}" for kind in kinds}
+        for module, kinds in ours.items()
+    }
+
+
+def to_peft(
+    adapter: Mapping[str, Tensor], config: Config, hf: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What of our adapter was trained whole, by its names in peft's file, and the names for `modules_to_save`."""
+    tensors, modules = {}, []
+    for module, keys in _keys(hf, config).items():
+        if found := {theirs: adapter[ours].contiguous() for ours, theirs in keys.items() if ours in adapter}:
+            tensors |= found
+            modules.append(module.rpartition(".")[2])
+    return tensors, modules
+
+
+def take_whole(
+    path: Path, tensors: dict[str, Tensor], described: PeftConfig, config: Config, hf: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Takes what was trained whole out of the `tensors` of peft's file, by our names.
+
+    A UserError names a module other than the embeddings and the head, a DataError a tensor that is missing.
+    """
+    taken = {}
+    for keys in _saved(path, described, config, hf):
+        for ours, theirs in keys.items():
+            if theirs not in tensors:
+                raise DataError(f"{path} lacks {theirs}, which {ADAPTER_CONFIG} has among modules_to_save")
+            taken[ours] = tensors.pop(theirs)
+    return taken
+
+
+def _saved(path: Path, described: PeftConfig, config: Config, hf: Mapping[str, Any]) -> list[dict[str, str]]:
+    known = _keys(hf, config)
+    by_name = {module.rpartition(".")[2]: keys for module, keys in known.items()} | known
+    if unknown := sorted(set(described.saved) - by_name.keys()):
+        raise UserError(
+            f"{path.with_name(ADAPTER_CONFIG)} has modules_to_save {', '.join(unknown)}, of which only "
+            f"{' and '.join(known)} can be read; {WAY_OUT}"
+        )
+    return [by_name[name] for name in dict.fromkeys(described.saved)]
+
+
+def rows_of(folder: Path, config: Config, hf: Mapping[str, Any]) -> int:
+    """The rows of peft's embeddings and head, where it has both whole; else the base model's, of which `config` is."""
+    path = folder / ADAPTER_WEIGHTS
+    described = read_peft_config(folder)
+    if not described.saved or not path.is_file():
+        return config.padded_vocab_size
+    keys = [theirs for module in _saved(path, described, config, hf) for theirs in module.values()]
+    try:
+        with safe_open(path, "pt") as file:
+            there = set(file.keys())
+            rows = {file.get_slice(key).get_shape()[0] for key in keys if key in there}
+    except SafetensorError as e:
+        raise DataError(f"{path} cannot be read ({e}); fetch it again") from None
+    is_both = len(_saved(path, described, config, hf)) == 2
+    return rows.pop() if is_both and len(rows) == 1 else config.padded_vocab_size
