@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 from utils.data.table import aligned
 from utils.stages.check import check_sections
-from utils.stages.run import run_stages
+from utils.stages.run import Signals, chosen_stages, run_stages
 from utils.stages.shipped import description, find_shipped, shipped_recipes
 
 
@@ -69,8 +69,7 @@ def main(options: RecipesOptions) -> None:
     elif options.action == "check":
         check(options, Path(options.names[0]))
     else:
-        recipe = check(options, Path(options.names[0]))
-        run_stages(recipe, options.from_stage, options.until)
+        run(options, Path(options.names[0]))
 
 
 def copy(source: Path, target: Path) -> None:
@@ -80,6 +79,13 @@ def copy(source: Path, target: Path) -> None:
         raise UserError(f"{target} exists already; give another FILE")
     shutil.copyfile(source, target)
     print(f"wrote {target}")
+
+
+def run(options: RecipesOptions, path: Path) -> None:
+    signals = Signals()
+    recipe = check(options, path)
+    names = chosen_stages(recipe, options.from_stage, options.until)
+    run_stages(recipe, names, options.from_stage, signals)
 
 
 def check(options: RecipesOptions, path: Path) -> Recipe:

@@ -1,4 +1,4 @@
-"""The names of the files that hold a model's weights in Hugging Face's layout, and the JSON beside them."""
+"""The names of the files that hold a model's weights, in Hugging Face's layout and litgpt's, and JSON beside them."""
 
 import re
 from fnmatch import fnmatch
@@ -7,6 +7,9 @@ from typing import Any
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.json_files import read_json
+
+WEIGHTS = "lit_model.pth"  # litgpt's names
+CONFIG = "model_config.yaml"
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"

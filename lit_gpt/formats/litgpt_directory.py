@@ -15,16 +15,13 @@ from torch import Tensor
 from lit_gpt.checksums import Check, Expected, add_sums, as_listed, expected, file_sha256
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
-from lit_gpt.formats.hf_files import is_of_model, noted_sums
+from lit_gpt.formats.hf_files import CONFIG, WEIGHTS, is_of_model, noted_sums
 from lit_gpt.formats.hf_logits import verify_conversion
 from lit_gpt.formats.hf_weights import ForeignWeights
 from lit_gpt.formats.tensor_files import only_tensors, open_tensors, reading, write_lit_model
 from lit_gpt.json_files import read_json
 from lit_gpt.model.lazy_tensors import LazyTensors
 from lit_gpt.tokenizer.tokenizer_config import keep_spaces_in_litgpt
-
-WEIGHTS = "lit_model.pth"
-CONFIG = "model_config.yaml"
 
 
 def read_config(path: Path, vocab_size: int | None = None) -> Config:

@@ -28,9 +28,7 @@ from utils.run.csv_log import ALL, METRICS, read_csv
 from utils.run.foundation import begin_check, expected_base, require_base
 from utils.run.model_options import ModelOptions
 from utils.run.progress import STATE, TrainingProgress
-from utils.run.record import RUN, RunRecord
-
-PROVENANCE = "training_provenance.json"  # beside an exported model: how it was trained; hf_files/handler.py reads it
+from utils.run.record import PROVENANCE, RUN, RunRecord
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lit_gpt.repository import REPOSITORY
 from utils.files.atomic import write_atomically
 
 RUN = "run.yaml"
+PROVENANCE = "training_provenance.json"  # beside an exported model: how it was trained; hf_files/handler.py reads it
 
 
 @dataclass(frozen=True, kw_only=True)

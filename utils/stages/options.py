@@ -11,6 +11,7 @@ from utils.export.options import ConvertOptions, MergeOptions, QuantizeOptions
 from utils.prepare.options import PrepareOptions
 from utils.recipe.sections import SECTIONS, Recipe
 from utils.report.options import PlotOptions
+from utils.run.chat_options import ChatOptions
 from utils.train.options import PretrainOptions, ValidateOptions
 
 OPTIONS: dict[str, type] = {
@@ -23,18 +24,17 @@ OPTIONS: dict[str, type] = {
     "merge": MergeOptions,
     "convert": ConvertOptions,
     "quantize": QuantizeOptions,
+    "chat": ChatOptions,
 }
-TEXTS_OF_FILES = ("contamination",)
+TEXTS_OF_FILES = ("contamination", "compare")
 """Options that name files, though they are texts."""
-WRITTEN = ("output", "html")
-"""Options that name a file that is written, beside what `Section.result` says."""
+NOT_READ = ("html", "llama_cpp_dir")
+"""Options that name what is written, or a program."""
 
 
 def section_options(recipe: Recipe, name: str) -> tuple[Any, list[str]]:
     """A section's options; None, and what is wrong with them, where there are none."""
-    values, kind = recipe.values(name), OPTIONS.get(name)
-    if kind is None:
-        return None, []
+    values, kind = recipe.values(name), OPTIONS[name]
     missing = [_without_source(field.name, name) for field in fields(kind) if _is_missing(field, values)]
     options, problems = cli.parse_values(kind, values)
     problems = [problem.removeprefix("--") for problem in problems if not problem.endswith(" is required")]
@@ -58,7 +58,7 @@ def named_paths(options: Any, name: str) -> Iterator[tuple[str, Path]]:
         value = getattr(options, field.name)
         values = value if isinstance(value, (list, tuple)) else [value]
         is_made = field.name == SECTIONS[name].result and field.name not in SECTIONS[name].takes
-        if field.name in WRITTEN or (is_made and name != "convert_hf"):
+        if field.name in NOT_READ or (is_made and name != "convert_hf"):
             continue
         for one in values:
             if isinstance(one, Path) or (field.name in TEXTS_OF_FILES and one):
