@@ -78,7 +78,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
         raise DataError(f"config.json has no {e}") from None
 
 
-# litgpt's options that have no counterpart in Llama's architecture, with the one value that they may have
+# litgpt's options that have no counterpart in an architecture, with the one value that they may have there
 _LLAMA_FIXED: dict[str, Any] = {
     "norm_class_name": "RMSNorm",
     "mlp_class_name": "LLaMAMLP",
@@ -103,29 +103,65 @@ _LLAMA_FIXED: dict[str, Any] = {
     "n_expert": 0,
     "attn_bias": False,  # biases of queries, keys and values without one of the output
 }
+_GPT2_FIXED = {
+    **_LLAMA_FIXED,
+    "norm_class_name": "LayerNorm",
+    "mlp_class_name": "GptNeoxMLP",
+    "rotary_percentage": 0.0,  # its positions are learned
+    "bias": True,
+    "rope_adjustments": None,
+}
 
 
 def config_to_hf(
     config: Config, bos_id: int | None, eos_id: int | None, dtype: str, tied: bool = False
 ) -> dict[str, Any]:
-    """The config.json of a model trained from scratch, as a Llama; a UserError names options that Llama does not have.
+    """The config.json of a model trained from scratch: GPT-2's, if its positions are learned, else Llama's.
 
-    Its keys are those of transformers 4, which 5 and llama.cpp's converter read too. `dtype` is torch's ('bfloat16').
+    A UserError names options that this architecture does not have. The keys are those of transformers 4, which 5 and
+    llama.cpp's converter read too. `dtype` is torch's ('bfloat16').
     """
+    fixed, keys_of, name = _LLAMA_FIXED, _llama_keys, "LlamaForCausalLM"
+    if config.rotary_percentage == 0:
+        sizes = {"n_query_groups": config.n_head, "head_size": config.n_embd // config.n_head}
+        fixed, keys_of, name = {**_GPT2_FIXED, **sizes}, _gpt2_keys, "GPT2LMHeadModel"
     problems = [
-        f"{name} is {getattr(config, name)!r}, not {value!r}"
-        for name, value in _LLAMA_FIXED.items()
-        if getattr(config, name) != value
+        f"{option} is {getattr(config, option)!r}, not {value!r}"
+        for option, value in fixed.items()
+        if getattr(config, option) != value
     ]
     if "Gemma" in config.name:
         problems.append(f"name is {config.name!r}, which makes litgpt use Gemma's norm")
     if problems:
-        raise UserError(f"the model does not fit Hugging Face's LlamaForCausalLM: {', '.join(problems)}")
+        raise UserError(f"the model does not fit Hugging Face's {name}: {', '.join(problems)}")
+    return {
+        **keys_of(config),
+        "torch_dtype": dtype,
+        "vocab_size": config.padded_vocab_size,
+        "tie_word_embeddings": tied,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+    }
+
+
+def _gpt2_keys(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": config.n_embd,
+        "n_inner": config.intermediate_size,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_positions": config.block_size,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": "gelu" if config.gelu_approximate == "none" else "gelu_new",
+    }
+
+
+def _llama_keys(config: Config) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "torch_dtype": dtype,
-        "vocab_size": config.padded_vocab_size,
         "hidden_size": config.n_embd,
         "intermediate_size": config.intermediate_size,
         "num_hidden_layers": config.n_layer,
@@ -139,9 +175,6 @@ def config_to_hf(
         "rope_scaling": _rope_to_hf(config.rope_adjustments),
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
-        "tie_word_embeddings": tied,
-        "bos_token_id": bos_id,
-        "eos_token_id": eos_id,
     }
 
 

@@ -8,11 +8,11 @@ import pickle
 import pytest
 import torch
 from litgpt.config import Config
-from litgpt.model import GPT
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import config_from_hf, config_to_hf, is_tied, read_hf_config, settle_config
 from lit_gpt.formats.hf_weights import ForeignWeights, TensorFiles, tensors_to_hf
+from lit_gpt.model.gpt import GPT
 from tests.formats.hf_models import SCRATCH_MODEL, VOCABULARY, make_hf
 
 LLAMA3 = {
@@ -117,6 +117,13 @@ def test_bin_files_are_read_like_safetensors(tmp_path):
 
 
 SCRATCH = {**SCRATCH_MODEL, "vocab_size": 100, "padded_vocab_size": 104, "rope_base": 1000}
+GPT2 = {
+    "n_query_groups": 4,
+    "rotary_percentage": 0.0,
+    "bias": True,
+    "norm_class_name": "LayerNorm",
+    "mlp_class_name": "GptNeoxMLP",
+}
 
 
 @pytest.mark.parametrize(
@@ -134,11 +141,13 @@ SCRATCH = {**SCRATCH_MODEL, "vocab_size": 100, "padded_vocab_size": 104, "rope_b
                 "original_max_seq_len": 24,
             }
         },
+        GPT2,
+        {**GPT2, "gelu_approximate": "tanh", "norm_eps": 1e-3},
     ],
     ids=str,
 )
 def test_model_from_scratch_has_the_same_logits_in_transformers(settings):
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
     config = Config(**{**SCRATCH, **settings})
     torch.manual_seed(0)
@@ -146,8 +155,10 @@ def test_model_from_scratch_has_the_same_logits_in_transformers(settings):
     for name, parameter in model.named_parameters():
         torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name or "ln_f" in name else 0.0, std=0.3)
     hf = config_to_hf(config, 1, 2, "float32")
-    theirs = LlamaForCausalLM(LlamaConfig(**hf)).eval()
+    model_class = getattr(transformers, hf["architectures"][0])
+    theirs = model_class(model_class.config_class(**hf)).eval()
     theirs.load_state_dict(dict(tensors_to_hf(model.state_dict(), config, hf)))
+    assert isinstance(theirs, transformers.GPT2LMHeadModel) == ("norm_class_name" in settings)
     ids = torch.randint(0, 100, (2, 96))
     difference = (model(ids) - transformers_logits(theirs, ids)).abs().max()
     assert difference <= 1e-5 * max(1.0, model(ids).abs().max().item())
@@ -159,6 +170,8 @@ def test_model_that_is_no_llama_names_its_options():
     config = Config(**{**SCRATCH, "parallel_residual": True, "rotary_percentage": 0.5, "lm_head_bias": True})
     with pytest.raises(UserError, match=r"parallel_residual is True.*rotary_percentage is 0.5.*lm_head_bias is True"):
         config_to_hf(config, 1, 2, "float32")
+    with pytest.raises(UserError, match=r"GPT2LMHeadModel: norm_class_name is 'RMSNorm'.*n_query_groups is 2, not 4"):
+        config_to_hf(Config(**{**SCRATCH, "rotary_percentage": 0.0}), 1, 2, "float32")
 
 
 def test_training_that_unties_or_moves_biases_changes_the_config(tmp_path):
