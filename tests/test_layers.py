@@ -19,6 +19,7 @@ PROCESSES = (
     "lit_gpt/formats/hf_logits_process.py",
     "lit_gpt/formats/peft_logits_process.py",
     "utils/export/hf_probabilities_process.py",
+    "utils/export/converter_process.py",
 )
 SAMPLE, SHIPPED = "data/sample", "hf_files"  # outside of the house
 JUNK_DRAWERS = {"utils.py", "misc.py", "common.py", "helpers.py"}
@@ -47,7 +48,7 @@ LINES = {
     "lit_gpt": 495,
     "lit_gpt/model": 1860,
     "lit_gpt/tokenizer": 1557,
-    "lit_gpt/formats": 3465,
+    "lit_gpt/formats": 3498,
     "lit_gpt/inference": 424,
     "utils/files": 382,
     "utils/cluster": 677,
@@ -58,7 +59,7 @@ LINES = {
     "utils/prepare": 7376,
     "utils/run": 1349,
     "utils/train": 2977,
-    "utils/export": 1770,
+    "utils/export": 1851,
     "utils/report": 700,
     "commands": 1587,
     "utils/stages": 673,

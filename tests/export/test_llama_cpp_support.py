@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tokenizers import Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HFTokenizer
-from tokenizers import models, pre_tokenizers, trainers
 
 from lit_gpt.errors import DataError
 from lit_gpt.formats.families import ARCHITECTURES
@@ -24,7 +24,9 @@ from utils.export.llama_cpp import COMMIT, LlamaCpp
 from utils.export.llama_cpp_support import (
     PRE_TOKENIZERS,
     SUPPORTED,
+    converter_config,
     pre_tokenizer,
+    unlisted_pre_tokenizer,
     unsupported_features,
     visible_context,
 )
@@ -50,17 +52,38 @@ ESCAPES = r" \textbf{C:\new} \\ \" \n \t"
 TEXT = "\n".join(LINES[:4]) + ESCAPES + "  Deux  espaces,\n\n ﬁn Ⅷ, l'été 1789…\t[speaker001:] 12 345 € 你好 🙂 "
 
 
-def own_byte_level(folder: Path) -> Path:
-    """A byte-level BPE of one's own."""
+WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def split_by(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+RULES = {
+    "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "llama-bpe": split_by(rf"{WORDS}|\p{{N}}{{1,3}}|{REST}"),
+    "qwen2": split_by(rf"{WORDS}|\p{{N}}|{REST}"),
+    "no": pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+}
+
+
+def own_byte_level(folder: Path, rules: str = "no") -> Path:
+    """A byte-level BPE of one's own, by the rules that llama.cpp has under this name."""
     folder.mkdir()
-    own = HFTokenizer(models.BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own = HFTokenizer(models.BPE(ignore_merges=rules == "llama-bpe"))
+    own.pre_tokenizer = RULES[rules]
+    if rules == "qwen2":
+        own.normalizer = normalizers.NFC()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     lines = (SAMPLE / "english" / "EN" / "Office" / "test.txt").read_text().splitlines()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["</s>"])
     own.train_from_iterator(lines, trainer)
     own.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "add_bos_token": False}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "</s>", "add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"})
+    )
     return folder
 
 
@@ -113,11 +136,41 @@ def test_real_tokenizers(name, architecture, rules, tmp_path):
         shutil.copyfile(SHARED / "tokenizers" / name / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
         assert unsupported_features(hf, Tokenizer(tmp_path)) == []
     tokenizer.adds_bos = not tokenizer.adds_bos
-    assert rules is None or pre_tokenizer(tokenizer) is None  # the hash is of the ids with BOS
+    assert rules is None or unlisted_pre_tokenizer(tokenizer) == {"gpt2": "gpt-2"}.get(
+        name
+    )  # the hash is of ids with BOS
 
 
 def test_a_byte_level_bpe_of_ones_own(tmp_path):
     assert "pre-tokenizer" in unsupported_features(LLAMA, Tokenizer(own_byte_level(tmp_path / "own")))[0]
+    whole_words = json.loads((own_byte_level(tmp_path / "llama", "llama-bpe") / "tokenizer.json").read_text())
+    whole_words["model"]["ignore_merges"] = False
+    (tmp_path / "llama" / "tokenizer.json").write_text(json.dumps(whole_words))
+    assert pre_tokenizer(Tokenizer(tmp_path / "llama")) is None  # llama.cpp would take words without their merges
+
+
+@pytest.mark.llama_cpp
+@pytest.mark.parametrize(
+    ("rules", "architecture"),
+    [("gpt-2", "GPT2LMHeadModel"), ("qwen2", "Qwen2ForCausalLM"), ("llama-bpe", "LlamaForCausalLM")],
+)
+def test_known_rules_with_a_vocabulary_of_ones_own(rules, architecture, tmp_path):
+    """llama.cpp's ids are ours, as of another vocabulary by the same rules."""
+    tokenizer = Tokenizer(own_byte_level(tmp_path / "own", rules))
+    assert unsupported_features(config_of(architecture), tokenizer) == []
+    assert pre_tokenizer(tokenizer) == unlisted_pre_tokenizer(tokenizer) == rules
+    hf = tmp_path / "hf"
+    make_hf(hf, architecture, {"vocab_size": 400})
+    for path in tokenizer.directory.iterdir():
+        shutil.copyfile(path, hf / path.name)
+    config = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(converter_config(config)))
+    llama = LlamaCpp.find(LLAMA_CPP)
+    llama.convert(hf, tmp_path / "model.gguf", "f16", rules)
+    (tmp_path / "text").write_text(TEXT)
+    assert llama.token_ids(tmp_path / "model.gguf", tmp_path / "text") == tokenizer.encode(TEXT)
+    with pytest.raises(DataError, match="BPE pre-tokenizer was not recognized"):
+        llama.convert(hf, tmp_path / "model.gguf", "f16")
 
 
 @pytest.mark.llama_cpp
@@ -209,7 +262,8 @@ def test_an_incomplete_configuration_stops_no_training(tmp_path):
     shutil.copytree(SAMPLE / "tokenizer", tmp_path / "model")
     hf = {key: value for key, value in config_of("GPT2LMHeadModel").items() if key != "n_embd"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(hf))
-    (warning,) = gguf_warnings(SimpleNamespace(model_config=None, checkpoint_dir=tmp_path / "model"), None)
+    plan = SimpleNamespace(tokenizer_dir=tmp_path / "model")
+    (warning,) = gguf_warnings(SimpleNamespace(model_config=None, checkpoint_dir=tmp_path / "model"), plan)
     assert "could not be exported" in warning and "n_embd" in warning
 
 

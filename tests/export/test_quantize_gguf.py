@@ -230,7 +230,8 @@ def test_what_is_no_use_is_said_before_anything_is_written(tiny, copied, tmp_pat
     (copied / "config.json").write_text(json.dumps(config))
 
     own = HFTokenizer(models.BPE())
-    own.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    own.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(), byte_level])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     own.train_from_iterator(["Bonjour, ça va ?"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
     (copied / "tokenizer.model").unlink()
@@ -359,7 +360,7 @@ def test_another_pre_tokenizer_is_found(tmp_path, capsys, monkeypatch):
     GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=64)).save_pretrained(folder)
     convert = LlamaCpp.convert
 
-    def swapped(self, model_dir, file, dtype):
+    def swapped(self, model_dir, file, dtype, _):
         convert(self, model_dir, file.with_name("right.gguf"), dtype)
         script = FOLDER / "gguf-py" / "gguf" / "scripts" / "gguf_new_metadata.py"
         environment = {**os.environ, "PYTHONPATH": str(FOLDER / "gguf-py")}

@@ -19,7 +19,12 @@ from lit_gpt.json_files import read_json
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.hf_probabilities import Reference, ask
 from utils.export.llama_cpp import LlamaCpp
-from utils.export.llama_cpp_support import converter_config, unsupported_features, visible_context
+from utils.export.llama_cpp_support import (
+    converter_config,
+    unlisted_pre_tokenizer,
+    unsupported_features,
+    visible_context,
+)
 
 VIEWED = (  # files that the converter is shown as they are
     *(*ANY_WEIGHTS, SAFETENSORS_INDEX, PICKLE_INDEX),
@@ -37,6 +42,7 @@ class SourceModel:
     gguf_type: str  # of the GGUF file that holds its weights as they are
     context: int  # tokens it can see, as llama.cpp runs it
     end_token: str | None
+    pre_tokenizer: str | None  # the rules of its tokenizer, if the converter has to be told
     check: Check  # of the folder's files
 
 
@@ -60,6 +66,7 @@ def read_model(folder: Path) -> SourceModel:
         gguf_type=types.get(str(next(iter(files.specs.values())).dtype), "f32"),
         context=visible_context(hf, config_from_hf(hf)),
         end_token=None if tokenizer.eos_id is None else tokenizer.vocabulary[tokenizer.eos_id],
+        pre_tokenizer=unlisted_pre_tokenizer(tokenizer),
         check=check,
     )
 
@@ -72,7 +79,7 @@ def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, sc
     """
     print(f"converting {model.folder} to {model.gguf_type}", flush=True)
     source = scratch / "source.gguf"
-    llama.convert(converter_view(model, scratch), source, model.gguf_type)
+    llama.convert(converter_view(model, scratch), source, model.gguf_type, model.pre_tokenizer)
     if model.hf["architectures"][0] == "FalconForCausalLM":
         llama.set_context(source, "falcon", model.context)
     (scratch / "text").write_text(text, encoding="utf-8")

@@ -23,6 +23,7 @@ PACKAGE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a
 
 FOLDER = REPOSITORY / ".llama.cpp"  # where it is installed and looked for, unless another folder is given
 CONVERTER = "convert_hf_to_gguf.py"
+CONVERTER_PROCESS = Path(__file__).with_name("converter_process.py")
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
 
 
@@ -45,9 +46,15 @@ class LlamaCpp:
             raise UserError(f"llama.cpp is not in {folder} ({', '.join(missing)} missing): {how}")
         return cls(folder, programs)
 
-    def convert(self, model_dir: Path, file: Path, dtype: str) -> None:
-        """Writes `model_dir`, a Hugging Face folder, as `file`, in f32, f16 or bf16."""
-        command = [sys.executable, self.folder / CONVERTER, model_dir, "--outfile", file, "--outtype", dtype]
+    def convert(self, model_dir: Path, file: Path, dtype: str, pre_tokenizer: str | None = None) -> None:
+        """Writes `model_dir`, a Hugging Face folder, as `file`, in f32, f16 or bf16.
+
+        `pre_tokenizer` names the rules of a byte-level BPE that the converter does not recognise.
+        """
+        program = [self.folder / CONVERTER]
+        if pre_tokenizer:
+            program = [CONVERTER_PROCESS, pre_tokenizer, *program]
+        command = [sys.executable, *program, model_dir, "--outfile", file, "--outtype", dtype]
         self._run(command, file.parent)
 
     def set_context(self, file: Path, architecture: str, context: int) -> None:

@@ -1,7 +1,9 @@
 """What llama.cpp supports of a model's architecture and tokenizer, known without llama.cpp.
 
-The converter recognises the rules of a byte-level BPE by a hash of its ids for one text; `pre_tokenizers.json` holds
-those of the pinned version. It takes every SentencePiece model, but llama.cpp then treats text as Llama's does.
+The converter recognises the rules of a byte-level BPE by a hash of its ids for one text, which differs from vocabulary
+to vocabulary; `pre_tokenizers.json` holds those of the pinned version. Where it has none, the rules are read in the
+tokenizer's file, and the converter is told (converter_process.py). It takes every SentencePiece model, but llama.cpp
+then treats text as Llama's does.
 """
 
 import json
@@ -18,6 +20,16 @@ from lit_gpt.tokenizer.hf_tokenizer import read_sentencepiece
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
 PRE_TOKENIZERS = Path(__file__).with_name("pre_tokenizers.json")
+
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPLITS = {
+    (None, rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}", True): "llama-bpe",
+    ("NFC", rf"{_WORDS}|\p{{N}}|{_REST}", False): "qwen2",
+}
+"""A normaliser, the pattern by which a text is split, and whether a word that is an entry is one token without merges →
+the name; as the models' own tokenizer.json have them."""
 
 
 class Support(NamedTuple):
@@ -107,12 +119,44 @@ def unsupported_in_sentencepiece(path: Path, architecture: str) -> list[str]:
 
 
 def pre_tokenizer(tokenizer: Tokenizer) -> str | None:
-    """The name that the pinned llama.cpp has for the rules of a byte-level BPE; None if it does not know them.
+    """The name that the pinned llama.cpp has for the rules of a byte-level BPE; None if it has none."""
+    return _listed_pre_tokenizer(tokenizer) or _pre_tokenizer_by_rules(tokenizer)
+
+
+def unlisted_pre_tokenizer(tokenizer: Tokenizer) -> str | None:
+    """That name, if the converter has to be told; None for a tokenizer that it knows."""
+    if (tokenizer.directory / "tokenizer.model").is_file() or _listed_pre_tokenizer(tokenizer):
+        return None
+    return _pre_tokenizer_by_rules(tokenizer)
+
+
+def _listed_pre_tokenizer(tokenizer: Tokenizer) -> str | None:
+    """The name by which the converter itself knows the rules.
     Source: `get_vocab_base_pre` in llama.cpp's conversion/base.py; the hash is of the ids with begin and end tokens."""
     known = json.loads(PRE_TOKENIZERS.read_text(encoding="utf-8"))
     begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
     ids = begin + tokenizer.encode(known["text"])
     return known["hashes"].get(sha256(str(ids).encode()).hexdigest())
+
+
+def _pre_tokenizer_by_rules(tokenizer: Tokenizer) -> str | None:
+    """The name of the rules that tokenizer.json spells out, with any vocabulary: GPT-2's, Llama 3's or Qwen 2's."""
+    if tokenizer.library != "tokenizers":
+        return None
+    content = json.loads((tokenizer.directory / "tokenizer.json").read_text(encoding="utf-8"))
+    steps = content.get("pre_tokenizer") or {}
+    *splits, last = steps.get("pretokenizers", [steps])
+    normalizer = (content.get("normalizer") or {}).get("type")
+    whole_words = bool(content["model"].get("ignore_merges"))
+    if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True):
+        return None
+    if not splits and last.get("use_regex", True):
+        return "gpt-2" if normalizer is None and not whole_words else None
+    if [split.get("type") for split in splits] != ["Split"] or last.get("use_regex", True):
+        return None
+    if splits[0].get("invert") or splits[0].get("behavior") != "Isolated":
+        return None
+    return _SPLITS.get((normalizer, splits[0]["pattern"].get("Regex"), whole_words))
 
 
 def converter_config(hf: Mapping[str, Any]) -> dict[str, Any]:
