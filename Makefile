@@ -24,7 +24,8 @@ test:
 
 debian-packages:
 	tests/slurm/install.sh
-	tests/export/install_go.sh
+	tests/install_debian.sh go golang-go "the tests that render Ollama's templates (tests/export)"
+	tests/install_debian.sh tmux tmux "the tests of the chat in a terminal (tests/chat)"
 
 llama.cpp: $(STAMP)
 	$(VENV)/bin/python utils/install_llama_cpp.py || echo "the tests of GGUF files are left out: see above"

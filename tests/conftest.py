@@ -51,14 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
         pytest.exit("the tests that read ../shared cannot run: it is missing", returncode=1)
     if os.environ.get("CI") and not (LLAMA_CPP / STAMP).is_file():
         pytest.exit("the tests of GGUF files cannot run: utils/install_llama_cpp.py has not installed", returncode=1)
-    if os.environ.get("CI") and shutil.which("go") is None:
-        pytest.exit("the tests of Ollama's templates cannot run: tests/export/install_go.sh has failed", returncode=1)
+    for program, what in (("go", "of Ollama's templates"), ("tmux", "of the chat in a terminal")):
+        if os.environ.get("CI") and shutil.which(program) is None:
+            pytest.exit(f"the tests {what} cannot run: tests/install_debian.sh has failed", returncode=1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     needs = {
         "shared": (SHARED.is_dir(), "needs the real data in ../shared"),
-        "go": (shutil.which("go") is not None, "needs Go: tests/export/install_go.sh"),
+        "go": (shutil.which("go") is not None, "needs Go: make debian-packages"),
+        "tmux": (shutil.which("tmux") is not None, "needs tmux: make debian-packages"),
         "llama_cpp": ((LLAMA_CPP / STAMP).is_file(), "needs llama.cpp: python utils/install_llama_cpp.py"),
     }
     for marker, (is_there, reason) in needs.items():

@@ -47,7 +47,7 @@ FLOORS = (
 LINES = {
     "lit_gpt": 495,
     "lit_gpt/model": 1860,
-    "lit_gpt/tokenizer": 1557,
+    "lit_gpt/tokenizer": 1575,
     "lit_gpt/formats": 3498,
     "lit_gpt/inference": 424,
     "utils/files": 382,
@@ -63,7 +63,7 @@ LINES = {
     "utils/report": 700,
     "commands": 1587,
     "utils/stages": 673,
-    "utils/chat": 1218,
+    "utils/chat": 1240,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

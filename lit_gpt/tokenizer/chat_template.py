@@ -23,6 +23,12 @@ Message = dict[str, Any]
 """`role` and `content`; where there are any, `tool_calls`, `reasoning_content` and what else a template looks for."""
 
 
+_PARAMETERS = {"type": "object", "properties": {"name": {"type": "string", "description": "What to find."}}}
+_FUNCTION = {"name": "find", "description": "Finds something.", "parameters": _PARAMETERS}
+A_TOOL = [{"type": "function", "function": _FUNCTION}]
+"""What a template is tried with that may want tools."""
+
+
 class Guarded(NamedTuple):
     """Messages in which numbers stand for the names of control tokens, so that these can be told from a template's."""
 
@@ -98,6 +104,14 @@ class ChatTemplate:
             raise DataError(f"{self._whose} cannot be used: {e or 'it takes more memory than there is'}") from None
         except Exception as e:  # what the template's expressions raise: TypeError, OverflowError and others
             raise UserError(f"{self._whose} refuses the conversation: {_first_line(e)}") from None
+
+    def needs_tools(self, messages: list[Message]) -> bool:
+        """Whether the template takes a conversation that it refuses, if there is a tool."""
+        try:
+            self.render(messages, A_TOOL)
+        except UserError:
+            return False
+        return True
 
     def encode(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> list[int]:
         """Token ids of `render`: special tokens that the template writes are tokens, those named in a message text."""
@@ -179,9 +193,13 @@ class ChatTemplate:
     @cached_property
     def _behind_answer(self) -> str:
         answer = "An answer."
-        text = self.render(
-            [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}], add_generation_prompt=False
-        )
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        try:
+            text = self.render(messages, add_generation_prompt=False)
+        except UserError:
+            if not self.needs_tools(messages):
+                raise
+            text = self.render(messages, A_TOOL, False)
         return text.rpartition(answer)[2].lstrip() if answer in text else ""
 
     @cached_property

@@ -34,10 +34,13 @@ def make_known_model(
     size = tokenizer.vocab_size
     end = tokenizer.token_id(END_OF_TURN)
     successors = dict.fromkeys(range(size), end)
+    known: set[int] = set()
     for last, answer in answers.items():
         ids = [*tokenizer.encode(last), *tokenizer.encode(answer)]
         ends_itself = answer == answers.get("?")
         following = [*ids[1:], end if ends_itself else ids[1]]
+        assert len(set(ids)) == len(ids) and not set(ids) & known, "a token has one successor"
+        known |= set(ids)
         successors |= dict(zip(ids, following, strict=True))
     config = Config(
         name="known",

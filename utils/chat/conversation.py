@@ -97,12 +97,13 @@ class Conversation:
             answer = message_of(self._answer, self._prompt.text)
         return [*self.messages, *self._asked, answer]
 
-    def keep(self) -> bool:
-        """Adds the question and its answer to the messages; False, and neither, if nothing was said."""
-        if not self._answer.strip():
-            return False
+    @property
+    def has_answer(self) -> bool:
+        return bool(self._answer.strip())
+
+    def keep(self) -> None:
+        """Adds the question and its answer to the messages."""
         self.messages = self.said
-        return True
 
     def used(self) -> int:
         """How many tokens of the context the last question and its answer take, with all that came before."""

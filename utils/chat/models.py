@@ -30,7 +30,7 @@ def load_speakers(options: ChatOptions) -> list[Speaker]:
     """The models that the options name: one, or the two of --compare."""
     if options.compare:
         paths = [Path(text) for text in options.compare]
-        labels = distinct_labels(*options.compare)
+        labels = distinct_labels(*paths)
         return [load_speaker(path, label, options) for path, label in zip(paths, labels, strict=True)]
     if options.model is not None:
         return [load_speaker(options.model, str(options.model), options)]
@@ -40,9 +40,13 @@ def load_speakers(options: ChatOptions) -> list[Speaker]:
     return [litgpt_speaker(label, load_text_model(options), options)]
 
 
-def distinct_labels(*paths: str) -> list[str]:
-    """The paths; one that is given twice is numbered."""
-    return [f"{path} ({number})" if paths.count(path) > 1 else path for number, path in enumerate(paths, 1)]
+def distinct_labels(first: Path, second: Path) -> tuple[str, str]:
+    """The ends of two paths, as long as it takes to tell them apart."""
+    one, other = first.absolute().parts, second.absolute().parts
+    for count in range(1, max(len(one), len(other)) + 1):
+        if one[-count:] != other[-count:]:
+            return "/".join(one[-count:]), "/".join(other[-count:])
+    return f"{first.name} (1)", f"{second.name} (2)"
 
 
 def load_speaker(path: Path, label: str, options: ChatOptions) -> Speaker:

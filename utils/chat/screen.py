@@ -35,7 +35,7 @@ def dimmed(text: str) -> str:
 
 def note(text: str) -> None:
     """Says something that no model said: in a terminal between the answers, else on stderr."""
-    print(dimmed(f"({text})") if is_terminal() else text, file=sys.stdout if is_terminal() else sys.stderr, flush=True)
+    print(dimmed(f"  {text}"), file=sys.stdout if is_terminal() else sys.stderr, flush=True)
 
 
 class Labels:
@@ -61,8 +61,8 @@ class Labels:
         return before + text
 
 
-def show_answer(conversation: Conversation) -> str:
-    """Prints an answer as it comes; returns all of it, with labels."""
+def show_answer(conversation: Conversation) -> None:
+    """Prints an answer as it comes."""
     labels, shown = Labels(), ""
     try:
         for part in conversation.parts():
@@ -71,9 +71,10 @@ def show_answer(conversation: Conversation) -> str:
                 text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
             shown += text
             print(dimmed(text) if part.kind else text, end="", flush=True)
-    finally:
-        print(end="" if shown.endswith("\n") else "\n", flush=True)
-    return shown
+    except KeyboardInterrupt:
+        print()  # after the ^C that a terminal writes
+        raise
+    print(end="" if shown.endswith("\n") else "\n", flush=True)
 
 
 def show_answers(conversations: Sequence[Conversation]) -> None:
@@ -107,8 +108,11 @@ def show_columns(conversations: Sequence[Conversation]) -> None:
                     text = labels[index].push(part).expandtabs(4)
                     texts[index] += _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
             texts = _print_decided(texts, [stream is None for stream in streams])
-    finally:  # also what was said when Ctrl-C came
+    except KeyboardInterrupt:
+        print()
         _print_decided(texts, [True] * len(texts))
+        raise
+    _print_decided(texts, [True] * len(texts))
 
 
 def _print_decided(texts: list[str], ended: list[bool]) -> list[str]:

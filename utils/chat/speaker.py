@@ -76,8 +76,8 @@ class LitgptSpeaker:
         if template is None:
             text = self.form.render(messages, tools)
             return Prompt(text, self._model.encode(text))
-        ids = template.encode(messages, tools)
-        return Prompt(self.form.render(messages, tools), ids)
+        text = self.form.render(messages, tools)  # first: it says best what is wrong
+        return Prompt(text, template.encode(messages, tools))
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         self.by_itself = False
@@ -98,26 +98,18 @@ def template_form(template: ChatTemplate) -> Form:
 
     def render(messages: list[Message], tools: Tools | None) -> str:
         try:
-            return template.render(messages, tools)
+            text = template.render(messages, tools)
         except UserError as e:
-            if tools is None and _needs_tools(template, messages):
+            if tools is None and template.needs_tools(messages):
                 raise UserError(f"the chat template needs tools, and there are none: give --tools ({e})") from None
             raise
+        if tools and not any(tool["function"]["name"] in text for tool in tools):
+            raise UserError("the chat template does not tell the model of tools: leave --tools (or the key tools) out")
+        return text
 
     ends = () if template.end_of_turn is None else (template.end_of_turn,)
     stop = (template.end_text,) if template.end_text else ()
     return Form(render, ends, stop, template=template)
-
-
-_TOOL = {"name": "find", "description": "Finds.", "parameters": {"type": "object", "properties": {}}}
-
-
-def _needs_tools(template: ChatTemplate, messages: list[Message]) -> bool:
-    try:
-        template.render(messages, [{"type": "function", "function": _TOOL}])
-    except UserError:
-        return False
-    return True
 
 
 def dialogue_form(user_name: str, bot_name: str) -> Form:

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,13 +32,21 @@ class Talk:
         prompt = self._speakers[0].form.names[0]
         if is_conversation():
             note("/help lists what can be said; Ctrl-C ends an answer, an empty line the conversation")
-        while question := read_question(prompt):
+        while True:
             try:
+                question = read_question(prompt)
+                if not question:
+                    break
                 self._take(question)
             except UserError as e:
                 if not is_conversation():
                     raise
                 note(f"error: {e}")
+            except KeyboardInterrupt:  # beside an answer: what was typed is not sent
+                if not is_conversation():
+                    raise
+                print()
+                note("an empty line or Ctrl-D ends the conversation")
         if self._answered:
             for speaker in self._speakers:
                 speaker.finish()
@@ -64,20 +71,32 @@ class Talk:
                 return
         for conversation, before in zip(self.conversations, forgotten, strict=True):
             if conversation.forgotten > before:
-                who = f"{conversation.speaker.label}: " if len(self.conversations) > 1 else ""
-                note(f"{who}the context is full: the oldest {conversation.forgotten} turn(s) are forgotten")
-        with suppress(KeyboardInterrupt):  # ends the answer, not the conversation
-            show_answers(self.conversations)
+                oldest = "turn is" if conversation.forgotten == 1 else f"{conversation.forgotten} turns are"
+                note(f"{self._who(conversation)}the context is full: the oldest {oldest} forgotten")
         self._answered = True
+        stopped = False
+        try:
+            show_answers(self.conversations)
+        except KeyboardInterrupt:  # ends the answer, not the conversation
+            stopped = True
+        if not all(conversation.has_answer for conversation in self.conversations):
+            note("nothing was said; the question is not kept")
+            return
         for conversation in self.conversations:
-            if not conversation.keep():
-                note("nothing was said; the question is not kept")
-        if is_conversation():
-            note("; ".join(map(usage, self.conversations)))
+            conversation.keep()
+            if is_conversation():
+                note(self._who(conversation) + usage(conversation, stopped))
+
+    def _who(self, conversation: Conversation) -> str:
+        return f"{conversation.speaker.label}: " if len(self.conversations) > 1 else ""
 
 
-def usage(conversation: Conversation) -> str:
-    return f"{conversation.used():,} of {conversation.speaker.context:,} tokens"
+def usage(conversation: Conversation, stopped: bool) -> str:
+    """How full the context is, and why an answer that had not ended goes on no further."""
+    text = f"{conversation.used():,} of {conversation.speaker.context:,} tokens"
+    if conversation.speaker.by_itself:
+        return text
+    return text + ("; stopped" if stopped else "; cut, as it did not end by itself")
 
 
 def reset(talk: Talk, _: str) -> None:
@@ -143,7 +162,9 @@ def save(talk: Talk, name: str) -> None:
 
 
 def show_help(_: Talk, __: str) -> None:
-    note("\n".join(f"{name:8} {command.help}" for name, command in COMMANDS.items()) + f"\n{_KEYS}")
+    for name, command in COMMANDS.items():
+        note(f"{name:8} {command.help}")
+    note(_KEYS)
 
 
 def _beginning(text: str) -> str:
