@@ -42,6 +42,7 @@ from utils.train.optimizer import trained_of
 from utils.train.plan import TrainingPlan, make_plan
 from utils.train.set_up import Training, record_mixture, set_up
 from utils.train.step import StepHistory, StepResult, all_finite, optimiser_step
+from utils.train.token_rows import template_warnings
 from utils.train.validation import told, validate
 
 
@@ -49,15 +50,16 @@ def main(options: PretrainOptions, stop: StopRequest) -> None:
     if options.try_small:
         options = options.as_small_try()
     plan = make_plan(options)
+    warnings = template_warnings(options, plan)
     if options.dry_run:
-        print("\n".join([dry_run_report(options, plan), *gguf_warnings(options, plan)]))
+        print("\n".join([dry_run_report(options, plan), *warnings, *gguf_warnings(options, plan)]))
         return
     fabric = launch(*plan.processes, options.precision, options.tensor_parallel)
     with Watchdog(options.hang_timeout) as watchdog:
         if options.verify_data:
             verify_data(options.data_dir, [*plan.mixture.entries, *plan.validation])
         with locked(options.out_dir, on_rank_zero) as lock:
-            warnings = gguf_warnings(options, plan) if fabric.is_global_zero else []  # the log is process 0's
+            warnings += gguf_warnings(options, plan) if fabric.is_global_zero else []  # the log is process 0's
             training, progress = set_up(fabric, options, plan, lock, stop, watchdog, warnings)
             with closing(training):
                 fit(training, progress)

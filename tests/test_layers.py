@@ -47,7 +47,7 @@ FLOORS = (
 LINES = {
     "lit_gpt": 495,
     "lit_gpt/model": 1860,
-    "lit_gpt/tokenizer": 1575,
+    "lit_gpt/tokenizer": 1588,
     "lit_gpt/formats": 3498,
     "lit_gpt/inference": 424,
     "utils/files": 382,
@@ -58,10 +58,10 @@ LINES = {
     "utils/prepare/chat": 2130,
     "utils/prepare": 7376,
     "utils/run": 1349,
-    "utils/train": 2977,
+    "utils/train": 3099,
     "utils/export": 1851,
     "utils/report": 700,
-    "commands": 1587,
+    "commands": 1589,
     "utils/stages": 673,
     "utils/chat": 1240,
 }

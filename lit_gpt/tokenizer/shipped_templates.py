@@ -1,5 +1,6 @@
 """Chat templates by name, in `templates/`, and what of a template's special tokens a tokenizer lacks."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from jinja2 import TemplateSyntaxError, nodes
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.tokenizer.chat_template import find_template
 from lit_gpt.tokenizer.jinja_sandbox import parse
-from lit_gpt.tokenizer.special_tokens import CONTROL_NAME
+from lit_gpt.tokenizer.special_tokens import CONTROL_NAME, any_of
 from lit_gpt.tokenizer.tokenizer import CHAT_TEMPLATE, Tokenizer
 
 FOLDER = Path(__file__).parent / "templates"
@@ -53,6 +54,18 @@ def missing_tokens(source: str, tokenizer: Tokenizer) -> list[str]:
         if node.ctx == "load" and node.name in ("bos_token", "eos_token") and not tokenizer.config.get(node.name):
             missing.add(node.name)
     return sorted(missing)
+
+
+def written_tokens(source: str, tokenizer: Tokenizer) -> list[str]:
+    """The special tokens that a template can write, sorted: by their names in it, and as `bos_token` and the like."""
+    tree = parse(source)
+    names = [name for name in tokenizer.special_tokens if name.strip()]
+    pattern = re.compile(any_of(names) if names else r"(?!)")
+    written = {name for text in _texts(tree) for name in pattern.findall(text)}
+    for node in tree.find_all(nodes.Name):
+        token = tokenizer.config.get(node.name) if node.ctx == "load" and node.name.endswith("_token") else None
+        written.add(token.get("content") if isinstance(token, dict) else token)
+    return sorted(written.intersection(names))
 
 
 def _texts(tree: nodes.Template) -> Iterator[str]:
