@@ -46,7 +46,7 @@ FLOORS = (
 
 LINES = {
     "lit_gpt": 495,
-    "lit_gpt/model": 1860,
+    "lit_gpt/model": 1911,
     "lit_gpt/tokenizer": 1588,
     "lit_gpt/formats": 3498,
     "lit_gpt/inference": 424,

@@ -142,7 +142,8 @@ _KEPT = {
 
 
 def _keep_products(_context: Any, operation: Any, *_args: Any, **_options: Any) -> CheckpointPolicy:
-    kept = operation in _KEPT or "_varlen_attn" in str(operation) or "flex_attention" in str(operation)
+    name = str(operation)
+    kept = operation in _KEPT or any(part in name for part in ("_varlen_attn", "flex_attention", "frozen_product"))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -8,6 +8,7 @@ rounded to int8, unlike in LLM.int8().
 
 import logging
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Literal, Protocol
@@ -20,6 +21,8 @@ from lit_gpt.errors import UserError
 
 FrozenFormat = Literal["bnb.nf4", "bnb.int8"]
 _BLOCK = 64
+_LAYERS: "dict[int, weakref.ref[QLoRALinear]]" = {}
+"""By the numbers that compiled blocks know them by."""
 
 
 def import_bitsandbytes(option: str = "--quantize") -> ModuleType:
@@ -74,6 +77,9 @@ class QLoRALinear(nn.Module):
         # the fp32 scales are kept as their bits, integers, which `model.to(torch.bfloat16)` leaves as they are
         for name in ("weight", "scale_bits"):
             self.register_buffer(name, torch.empty(0, dtype=torch.uint8, device="meta"), persistent=False)
+        # A tensor: torch.compile takes a number for a constant, and would compile every layer of every block anew.
+        self._number = torch.tensor(len(_LAYERS), device="cpu")
+        _LAYERS[len(_LAYERS)] = weakref.ref(self)
 
     @property
     def stored_bytes(self) -> tuple[int, int]:
@@ -120,7 +126,11 @@ class QLoRALinear(nn.Module):
         return functional.dequantize_4bit(weight, state).view(shape)
 
     def forward(self, x: Tensor) -> Tensor:
-        return _FrozenProduct.apply(x, self)
+        if not torch.compiler.is_compiling():
+            return _FrozenProduct.apply(x, self)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return frozen_product(x, self._number, self.bias, self.out_features)
 
 
 def qlora_layers(model: nn.Module) -> Iterator[tuple[str, QLoRALinear]]:
@@ -138,3 +148,44 @@ class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.expanded().to(gradient.dtype), None
+
+
+@torch.library.custom_op("fabricant::frozen_product", mutates_args=())
+def frozen_product(x: Tensor, number: Tensor, bias: Tensor | None, rows: int) -> Tensor:
+    """`_FrozenProduct` for torch.compile, which does not look into it: neither quantised bytes nor messages."""
+    weight = _layer(number).expanded().to(x.dtype)
+    return F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+
+
+@frozen_product.register_fake
+def _(x: Tensor, _number: Tensor, _bias: Tensor | None, rows: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+@torch.library.custom_op("fabricant::frozen_product_backward", mutates_args=())
+def _frozen_product_backward(gradient: Tensor, number: Tensor, columns: int) -> Tensor:
+    return gradient @ _layer(number).expanded().to(gradient.dtype)
+
+
+@_frozen_product_backward.register_fake
+def _(gradient: Tensor, _number: Tensor, columns: int) -> Tensor:
+    return gradient.new_empty((*gradient.shape[:-1], columns))
+
+
+def _layer(number: Tensor) -> QLoRALinear:
+    layer = _LAYERS[int(number)]()
+    assert layer is not None
+    return layer
+
+
+def _remember_number(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, number, _bias, _rows = inputs
+    ctx.save_for_backward(number)
+    ctx.columns = x.size(-1)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return _frozen_product_backward(gradient, *ctx.saved_tensors, ctx.columns), None, None, None
+
+
+frozen_product.register_autograd(_backward, setup_context=_remember_number)

@@ -111,7 +111,6 @@ class GatheredBlocks:
         """What is allocated beside the parts."""
         return sum(slot.buffer.nbytes for slot in self._slots)
 
-    @torch.compiler.disable  # torch.compile calls it between the graphs of a block
     def whole(self, index: int) -> Tensor:
         """The bytes of a block; asks for those of the block after it, which may come while this one computes."""
         self._used = self._slot_of(index)

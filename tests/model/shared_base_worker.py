@@ -25,7 +25,6 @@ from utils.data.batches import StepData, collate
 from utils.train.optimizer import make_optimizer
 from utils.train.placement import place_model
 from utils.train.profiler import StepTimer
-from utils.train.set_up import prepare_blocks
 from utils.train.step import StepHistory, optimiser_step
 
 WINDOW, VOCABULARY, SAMPLES, STEPS = 33, 98, 12, 3
@@ -89,7 +88,10 @@ def train(fabric: Fabric, kind: str, shape: str, variant: str, precision: str) -
     live = LiveBytes()
     with live:
         empty = empty_model(config, LORA, torch.float32, torch.float32, kind)
-        prepare_blocks(empty, Variant(variant == "compile", variant if variant in ("selective", "full") else "none"))
+        for block in empty.transformer.h:
+            block.recompute = variant if variant in ("selective", "full") else "none"
+            if variant == "compile":  # as pretrain.py does, without C++, and nothing is left out of the graph
+                block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
         model = place_model(fabric, empty, weights_of(config), 5, precision)
     held = live.now
     optimizer = fabric.setup_optimizers(make_optimizer(model, 0.1, (0.9, 0.95)))
@@ -124,11 +126,3 @@ def train(fabric: Fabric, kind: str, shape: str, variant: str, precision: str) -
         dist.all_reduce(validation)
         dist.all_gather_object(everyone, found)
     return {"losses": [*losses, validation.item() / targets], "bytes": everyone}
-
-
-@dataclasses.dataclass
-class Variant:
-    """What `prepare_blocks` reads of the options."""
-
-    compile: bool
-    activation_checkpointing: str

@@ -14,7 +14,7 @@ from lit_gpt.errors import UserError
 from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.lora import base_name, is_adapter, merge_adapter
 from lit_gpt.model.qlora import FrozenFormat, QLoRALinear, qlora_layers, replace_frozen_layers
-from tests.model.loading_worker import BF16, CONFIG, FP32, LORA, SEED, loss_of
+from tests.model.loading_worker import BF16, CONFIG, FP32, LORA, SEED, ids, loss_of
 from utils.run.checkpoint_reader import trained_tensors
 
 KINDS = ["bnb.nf4", "bnb.int8"]
@@ -168,3 +168,28 @@ def test_a_missing_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     with pytest.raises(UserError, match="pip install bitsandbytes"):
         empty_model(CONFIG, LORA, FP32, BF16, "bnb.nf4")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("recompute", ["none", "selective"])
+def test_a_compiled_block_is_one_graph_for_all_blocks(
+    kind: FrozenFormat, recompute: str, weights: dict[str, torch.Tensor]
+) -> None:
+    torch._dynamo.reset()
+    model = quantised(kind, weights)
+    expected, found = {}, {}
+    for results, compiled in ((expected, False), (found, True)):
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        for block in model.transformer.h:
+            block.recompute = recompute
+            if compiled:
+                block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
+        with torch.autocast("cpu", BF16):
+            loss = model(ids()[:, :-1], targets=ids()[:, 1:]).sum
+        model.zero_grad()
+        loss.backward()
+        results |= {name: parameter.grad for name, parameter in model.named_parameters() if is_adapter(name)}
+        results["loss"] = loss.detach()
+    # the first block's input needs no gradient
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2
+    torch.testing.assert_close(found, expected)

@@ -16,7 +16,7 @@ CASES = {
     2: [
         ("bnb.nf4", "llama", "none"),
         ("bnb.nf4", "gpt2", "full"),
-        ("bnb.nf4", "odd", "none"),
+        ("bnb.nf4", "odd", "compile"),
         ("bnb.int8", "llama", "selective"),
         ("bnb.int8", "gpt2", "none"),
         ("bnb.int8", "odd", "none"),
