@@ -21,14 +21,12 @@ from contextlib import closing
 from functools import partial
 from typing import NamedTuple
 
-from lit_gpt.errors import DataError, Interrupted, UserError
-from lit_gpt.formats.hf_config import config_to_hf, read_hf_config
-from lit_gpt.tokenizer.tokenizer import Tokenizer
+from lit_gpt.errors import Interrupted, UserError
 from utils.cluster.collectives import any_process, on_rank_zero
 from utils.cluster.launch import data_parallel_part, launch
 from utils.cluster.watchdog import Watchdog
 from utils.data.batches import StepData, TrainingData, verify_data
-from utils.export.llama_cpp_support import unsupported_features
+from utils.export.llama_cpp_support import export_problems
 from utils.files.folder_lock import locked
 from utils.run.checkpoint_writer import Saved
 from utils.run.csv_log import ALL
@@ -67,14 +65,8 @@ def main(options: PretrainOptions, stop: StopRequest) -> None:
 
 def gguf_warnings(options: PretrainOptions, plan: TrainingPlan) -> list[str]:
     """Warns if the trained model could not be exported to GGUF: now, as its tokenizer cannot be changed afterwards."""
-    try:
-        if options.model_config is None and (options.checkpoint_dir / "config.json").is_file():
-            hf = read_hf_config(options.checkpoint_dir)
-        else:
-            hf = config_to_hf(plan.config, None, None, "float32")
-        found = unsupported_features(hf, Tokenizer(plan.tokenizer_dir))
-    except (UserError, DataError) as e:
-        found = [str(e)]
+    foundation = None if options.model_config else options.checkpoint_dir
+    found = export_problems(foundation, plan.config, plan.tokenizer_dir)
     return [f"warning: this model could not be exported to GGUF: {'; '.join(found)}"] if found else []
 
 

@@ -53,8 +53,8 @@ if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(RecipesOptions)  # --help and mistakes are answered before the imports below
 
 from utils.data.table import aligned
-from utils.stages.check import check_sections
-from utils.stages.run import Signals, chosen_stages, run_stages
+from utils.stages.check import check_paths, check_recipe, check_sections
+from utils.stages.run import Signals, chosen_stages, run_stages, stages_to_run
 from utils.stages.shipped import description, find_shipped, shipped_recipes
 
 
@@ -81,21 +81,39 @@ def copy(source: Path, target: Path) -> None:
     print(f"wrote {target}")
 
 
+def check(options: RecipesOptions, path: Path) -> None:
+    """Prints what the recipe's data and model are, and a line for each problem; a UserError names the first."""
+    recipe, names = read(options, path)
+    say_problems(path, check_recipe(recipe, names, options.gpu_memory, show=True))
+    print(f"{path}: nothing that would fail was found in {', '.join(recipe.sections)}")
+
+
 def run(options: RecipesOptions, path: Path) -> None:
     signals = Signals()
-    recipe = check(options, path)
-    names = chosen_stages(recipe, options.from_stage, options.until)
+    recipe, names = read(options, path)
+    to_do = stages_to_run(recipe, names, options.from_stage)
+    if to_do:
+        say_problems(path, check_recipe(recipe, to_do, options.gpu_memory, show=False))
     run_stages(recipe, names, options.from_stage, signals)
 
 
-def check(options: RecipesOptions, path: Path) -> Recipe:
-    """Prints a line for each problem of a recipe; a UserError says how many there are, and the first."""
+def read(options: RecipesOptions, path: Path) -> tuple[Recipe, list[str]]:
+    """The recipe and the stages that are asked for, whose options are sound and whose paths are there."""
     recipe, problems = check_sections(path)
+    say_problems(path, problems)
+    names = chosen_stages(recipe, options.from_stage, options.until)
+    first = options.from_stage or names[0]
+    say_problems(path, check_paths(recipe, names[names.index(first) :]))
+    return recipe, names
+
+
+def say_problems(path: Path, problems: list[str]) -> None:
+    """Prints a line for each problem; a UserError says how many there are, and the first."""
     for problem in problems:
-        print(problem)
+        print(" ".join(problem.split()))
     if problems:
-        raise UserError(f"{path}: {len(problems)} problem(s), the first: {problems[0]}")
-    return recipe
+        count = f"{len(problems)} problems, the first: " if len(problems) > 1 else ""
+        raise UserError(f"{path}: {count}{problems[0]}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from litgpt.config import Config
 from sentencepiece.sentencepiece_model_pb2 import TrainerSpec
 
-from lit_gpt.formats.hf_config import config_from_hf
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.hf_config import config_from_hf, config_to_hf, read_hf_config
 from lit_gpt.tokenizer.hf_tokenizer import read_sentencepiece
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 
@@ -57,6 +58,18 @@ SUPPORTED = {
     "Olmo2ForCausalLM": Support(False, True),
     "StableLmForCausalLM": Support(False, True, False, False),
 }
+
+
+def export_problems(foundation: Path | None, config: Config, tokenizer_dir: Path) -> list[str]:
+    """Why a model that is trained could not be exported to GGUF: one of `config`, from `foundation` or from scratch."""
+    try:
+        if foundation is not None and (foundation / "config.json").is_file():
+            hf = read_hf_config(foundation)
+        else:
+            hf = config_to_hf(config, None, None, "float32")
+        return unsupported_features(hf, Tokenizer(tokenizer_dir))
+    except (UserError, DataError) as e:
+        return [str(e)]
 
 
 def unsupported_features(hf: Mapping[str, Any], tokenizer: Tokenizer) -> list[str]:

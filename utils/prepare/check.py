@@ -5,7 +5,7 @@ The rows go the way of the real run (`plan.py`, `worker.py`); nothing is written
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,32 +58,44 @@ HEADER = (
 def check(options: PrepareOptions) -> None:
     """Prints a table of all sources; raises the first error of the sources that give nothing."""
     with tempfile.TemporaryDirectory() as scratch:
-        _check(options, Path(scratch))
+        plan, found = look(options, Path(scratch))
+        errors = errors_of(found)
+        for error in errors:
+            say(str(error))
+        say_found(plan, found)
+    if errors:
+        raise errors[0]
 
 
-def _check(options: PrepareOptions, scratch: Path) -> None:
+def look(options: PrepareOptions, scratch: Path) -> tuple[PreparePlan, dict[Source, Found]]:
+    """What the first rows of every source give; a tokenizer to which tokens are added is written into `scratch`."""
     # which rows are held out is decided by all prompts, of which only some are read
-    plan = make_plan(replace(options, fast_tokenizer=False, on_bad_input="skip", validation_share=0.0), scratch)
+    changed = replace(options, check=True, fast_tokenizer=False, on_bad_input="skip", validation_share=0.0)
+    plan = make_plan(changed, scratch)
     worker = Worker(plan.recipe, None, None)
-    found = {source: check_source(source, plan, worker, options) for source in plan.sources}
-    errors = [error for source in plan.sources if (error := _error(source, found[source]))]
-    for error in errors:
-        say(str(error))
+    return plan, {source: check_source(source, plan, worker, options) for source in plan.sources}
+
+
+def errors_of(found: Mapping[Source, Found]) -> list[UserError | DataError]:
+    """What is wrong with the sources that give nothing, or at which a real run would stop."""
+    return [error for source in found if (error := _error(source, found[source]))]
+
+
+def say_found(plan: PreparePlan, found: Mapping[Source, Found]) -> None:
+    """Prints the table of all sources, what is left out of each, and the template."""
     lines = [HEADER, *(_line(source, found[source]) for source in plan.sources)]
     for line in aligned(lines, 1):
         say(line)
     for source in plan.sources:
-        _say_left_out(source, found[source], options)
+        _say_left_out(source, found[source], plan.options)
     _say_template(plan)
-    if errors:
-        raise errors[0]
 
 
 def check_source(source: Source, plan: PreparePlan, worker: Worker, options: PrepareOptions) -> Found:
     found = Found()
     try:
         require_fields_of([source])
-        for work in _first_works(source, plan):
+        for work in first_works(source, plan):
             result = worker.rows(work)
             rows = rows_of(work, plan)
             _add(found, source.files[work.file], rows, result, plan)
@@ -96,7 +108,7 @@ def check_source(source: Source, plan: PreparePlan, worker: Worker, options: Pre
     return found
 
 
-def _first_works(source: Source, plan: PreparePlan) -> Iterator[Work]:
+def first_works(source: Source, plan: PreparePlan) -> Iterator[Work]:
     """As `works_of`, of the first rows of each file in turn."""
     for number, file in enumerate(source.files):
         if file.format in (CONVERSATIONS, PLAIN):

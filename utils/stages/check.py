@@ -1,21 +1,78 @@
-"""What would go wrong with a recipe: found in seconds, before any of its stages is begun."""
+"""What would go wrong with a recipe: found in seconds, before any of its stages is begun.
 
+1. The whole file is read: unknown sections and options, wrong values, paths that are not there.
+2. The data's first rows go through converters, template and tokenizer (utils/prepare/check.py).
+3. The model's configuration is compared with the data, its memory with a GPU's, and its architecture with what
+   llama.cpp can read.
+4. What a stage would refuse to replace is named.
+
+What comes with a download that is not made yet cannot be looked at, and a line says so.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.hf_files import WEIGHTS
+from utils.data.manifest import MANIFEST, TOKENIZER, Manifest
+from utils.prepare.check import errors_of, look, say_found
+from utils.prepare.options import PrepareOptions
 from utils.recipe.sections import RESOURCES, Recipe, read_all_sections
+from utils.stages.digests import result_digest
 from utils.stages.options import named_paths, section_options
+from utils.stages.records import is_own_result
+
+SERIOUS = ("converter_failed", "template_refuses", "tool_calls_missing", "reasoning_missing", "token_over_border")
+"""Reasons for which rows are left out, that are a problem when half of a source's first rows are."""
+
+
+class Prepared(NamedTuple):
+    """What is known of the data before they are made, or of those that are there."""
+
+    tokenizer: Path
+    """Folder with its files."""
+    positions: int
+    added: int
+    """Tokens that were, or will be, added to the foundation's."""
+
+
+def check_recipe(recipe: Recipe, names: Sequence[str], gpu_memory: float | None, show: bool) -> list[str]:
+    """What is wrong with the stages `names` of a recipe whose sections are sound; with `show` tables are printed."""
+    options = {name: section_options(recipe, name)[0] for name in names}
+    problems = list(_refused(recipe, options))
+    with tempfile.TemporaryDirectory() as scratch:
+        prepared, found = _look_at_data(recipe, options.get("prepare"), Path(scratch), show)
+        problems += found
+        if prepared and "pretrain" in options:
+            # torch takes seconds, which a mistake above does not need
+            from utils.stages.model_check import model_problems
+
+            memory = gpu_memory or options["pretrain"].gpu_memory
+            problems += model_problems(options["pretrain"], prepared, memory, "quantize" in options, show)
+    if "quantize" in options:
+        problems += _missing_llama_cpp(options["quantize"].llama_cpp_dir)
+    return problems
 
 
 def check_sections(path: Path) -> tuple[Recipe, list[str]]:
-    """The recipe in a file and what is wrong with its sections' options and the paths they name."""
+    """The recipe in a file and what is wrong with its sections' options."""
     recipe, problems = read_all_sections(path)
-    made: list[Path] = []
     for name in recipe.sections:
-        options, wrong = section_options(recipe, name)
-        problems += wrong
+        problems += section_options(recipe, name)[1]
         if not isinstance(recipe.sections[name].get(RESOURCES, {}), dict):
             problems.append(f"{name}: {RESOURCES} must be a mapping of sbatch's options")
-        if options is not None:
+    return recipe, problems
+
+
+def check_paths(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """The paths that the stages `names` read, that are not there and that no earlier stage makes."""
+    made: list[Path] = []
+    problems = []
+    for name in recipe.sections:
+        options = section_options(recipe, name)[0]
+        if options is not None and name in names:
             problems += [
                 f"{name}: {option} {wanted} is not there, and no earlier stage makes it"
                 for option, wanted in named_paths(options, name)
@@ -23,7 +80,7 @@ def check_sections(path: Path) -> tuple[Recipe, list[str]]:
             ]
         if (result := recipe.result(name)) is not None:
             made.append(result)
-    return recipe, problems
+    return problems
 
 
 def is_there(path: Path) -> bool:
@@ -36,3 +93,71 @@ def is_there(path: Path) -> bool:
 
 def is_within(path: Path, folder: Path) -> bool:
     return path.absolute().is_relative_to(folder.absolute())
+
+
+def _look_at_data(
+    recipe: Recipe, options: PrepareOptions | None, scratch: Path, show: bool
+) -> tuple[Prepared | None, list[str]]:
+    """What the data are, or will be, and what is wrong with them; None where nothing can be known yet."""
+    if options is None:
+        return _made_data(recipe)
+    assert options.checkpoint_dir is not None
+    if not options.checkpoint_dir.exists():
+        print(f"{options.checkpoint_dir} is not there yet: data, template and memory are not looked at before it is")
+        return None, []
+    # they take 0.3 s, which a preparation that is done does not need
+    from utils.prepare.template_check import template_problems
+
+    try:
+        plan, found = look(options, scratch)
+        problems = [str(error) for error in errors_of(found)] + template_problems(plan)
+    except (UserError, DataError) as e:
+        return None, [f"prepare: {e}"]
+    for source, of_source in found.items():
+        for reason in SERIOUS:
+            count = of_source.left_out[reason]
+            if of_source.error is None and 0 < of_source.rows <= 2 * count and of_source.samples:
+                problems.append(
+                    f"{source.dataset} {source.split}: {count} of the first {of_source.rows} rows would be left out "
+                    f"({reason}), such as: {of_source.examples[reason]}"
+                )
+    if show:
+        say_found(plan, found)
+    prepared = Prepared(plan.recipe.checkpoint_dir, plan.recipe.window - 1, len(plan.added_tokens))
+    return prepared, [f"prepare: {problem}" for problem in problems]
+
+
+def _made_data(recipe: Recipe) -> tuple[Prepared | None, list[str]]:
+    data_dir = Path(str(recipe.values("pretrain").get("data_dir", "")))
+    if not (data_dir / MANIFEST).is_file():
+        return None, []
+    try:
+        manifest = Manifest.load(data_dir)
+    except (UserError, DataError) as e:
+        return None, [f"pretrain: {e}"]
+    return Prepared(data_dir / TOKENIZER, manifest.block_size, len(manifest.added_tokens)), []
+
+
+def _refused(recipe: Recipe, options: dict[str, object]) -> Iterator[str]:
+    """Folders that a stage would refuse to write, which it says only when its turn has come."""
+    if "merge" in options and result_digest(recipe, "merge") and not is_own_result(recipe, "merge"):
+        yield f"merge: {recipe.result('merge')} holds a {WEIGHTS} already; give another save_path"
+    if "convert" in options:
+        # torch takes seconds, which a recipe without the stage does not need
+        from utils.export.hf_folder import check_output_dir
+
+        try:
+            check_output_dir(options["convert"].output_dir)
+        except UserError as e:
+            yield f"convert: {e}"
+
+
+def _missing_llama_cpp(folder: Path | None) -> list[str]:
+    # with torch by its room's other parts
+    from utils.export.llama_cpp import FOLDER, LlamaCpp
+
+    try:
+        LlamaCpp.find(folder or FOLDER)
+    except UserError as e:
+        return [f"quantize: {e}"]
+    return []

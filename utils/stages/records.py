@@ -125,6 +125,14 @@ def read_record(recipe: Recipe, name: str) -> StageRecord | None:
         return None
 
 
+def is_own_result(recipe: Recipe, name: str) -> bool:
+    """Whether what is there was made by this stage, finished or not; True where nothing is there."""
+    digest, before = result_digest(recipe, name), read_record(recipe, name)
+    if digest is None:
+        return True
+    return before is not None and (before.result == digest if before.result else not before.found)
+
+
 def write_record(recipe: Recipe, record: StageRecord) -> None:
     path = record_path(recipe, record.stage)
     if path is not None:

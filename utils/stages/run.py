@@ -26,7 +26,14 @@ from utils.data.table import aligned
 from utils.recipe.sections import SECTIONS, Recipe
 from utils.run.csv_log import ALL, METRICS, read_csv
 from utils.stages.digests import result_digest
-from utils.stages.records import StageRecord, expected_record, read_record, record_path, write_record
+from utils.stages.records import (
+    StageRecord,
+    expected_record,
+    is_own_result,
+    read_record,
+    record_path,
+    write_record,
+)
 
 
 class StageFailed(UserError):
@@ -144,13 +151,13 @@ def _run_stage(
     recipe: Recipe, name: str, expected: StageRecord, reason: str, signals: Signals, lock: int | None
 ) -> None:
     digest, before = result_digest(recipe, name), read_record(recipe, name)
-    is_own = before is not None and (before.result == digest if before.result else not before.found)
+    is_own = is_own_result(recipe, name)
     if name == "merge" and digest is not None and before is not None and is_own:
         if before.result is None and expected.difference(before) is None:
             write_record(recipe, replace(expected, result=digest))  # killed after the folder had got its name
             return
         remove_merged(recipe)
-    write_record(recipe, replace(expected, found=digest is not None and not is_own))
+    write_record(recipe, replace(expected, found=not is_own))
     print(f"\n# {name}: {reason}\n$ {_shown_command(recipe, name)}", flush=True)
     if signals.received:
         raise Interrupted(f"stopped by a signal before the stage {name}; run the same command again")
