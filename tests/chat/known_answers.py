@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 from litgpt.config import Config
+from safetensors.torch import save_file
 
+from lit_gpt.formats.hf_weights import tensors_to_hf
 from lit_gpt.formats.litgpt_directory import write_litgpt_directory
 from lit_gpt.model.gpt import GPT
 from lit_gpt.tokenizer.tokenizer import Tokenizer
@@ -26,8 +28,8 @@ ANSWERS = {"?": "世界🙂", "!": "ab"}
 def make_known_model(
     folder: Path, context: int = 256, answers: dict[str, str] = ANSWERS, template: str | None = TEMPLATE
 ) -> Path:
-    """A litgpt directory whose tokenizer has no token but the bytes; of an answer's bytes none comes twice."""
-    made = make_chat_tokenizer(folder, words=["x"])
+    """A litgpt directory with Hugging Face's files. A token is a byte; of an answer's bytes none comes twice."""
+    made = make_chat_tokenizer(folder, words=["zz"])
     tokenizer = Tokenizer(made)
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
@@ -65,5 +67,20 @@ def make_known_model(
     for token, following in successors.items():
         weights["lm_head.weight"][following, token] = 1.0
     write_litgpt_directory(folder, config, weights, [])
+    hf = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": context,
+        "vocab_size": size,
+        "rms_norm_eps": config.norm_eps,
+        "eos_token_id": end,
+    }
+    (folder / "config.json").write_text(json.dumps(hf))
+    save_file(dict(tensors_to_hf(weights, config, hf)), folder / "model.safetensors", {"format": "pt"})
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [tokenizer.token_id(END_OF_TEXT), end]}))
     return folder

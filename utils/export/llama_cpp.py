@@ -73,9 +73,9 @@ class LlamaCpp:
 
     def token_ids(self, file: Path, text: Path, add_begin: bool = True) -> list[int]:
         """Token ids of the UTF-8 text in a file, with the begin and end tokens that the model adds, if `add_begin`."""
-        command = [self.programs / "llama-tokenize", "-m", file, "-f", text, "--no-escape", "--ids", "--log-disable"]
+        command = [self.programs / "llama-tokenize", "-m", file, "-f", text, "--no-escape", "--ids"]
         command += [] if add_begin else ["--no-bos"]
-        output = self._run(command, file.parent)
+        output = self._run(command, file.parent, last="]", errors=subprocess.PIPE)
         return list(ast.literal_eval(output[output.index("[") : output.rindex("]") + 1]))
 
     def compare(self, file: Path, reference: Path, context: int) -> tuple[float, float, float]:
