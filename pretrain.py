@@ -29,7 +29,7 @@ from utils.data.batches import StepData, TrainingData, verify_data
 from utils.export.llama_cpp_support import export_problems
 from utils.files.folder_lock import locked
 from utils.run.checkpoint_writer import Saved
-from utils.run.csv_log import ALL
+from utils.run.csv_log import ALL, SAMPLES_COLUMN
 from utils.run.going_back import advice
 from utils.run.progress import TrainingProgress
 from utils.run.record import RunRecord
@@ -38,10 +38,11 @@ from utils.train.dry_run import dry_run_report
 from utils.train.metrics import progress_columns
 from utils.train.optimizer import trained_of
 from utils.train.plan import TrainingPlan, make_plan
+from utils.train.samples import Sample, continue_prompts, told_samples
 from utils.train.set_up import Training, record_mixture, set_up
 from utils.train.step import StepHistory, StepResult, all_finite, optimiser_step
 from utils.train.token_rows import template_warnings
-from utils.train.validation import told, validate
+from utils.train.validation import Validation, told, validate
 
 
 def main(options: PretrainOptions, stop: StopRequest) -> None:
@@ -158,7 +159,7 @@ def open_data(training: Training) -> TrainingData:
 
 def make_agenda(training: Training) -> Agenda:
     options, plan = training.options, training.plan
-    eval_interval = options.eval_interval if plan.validation else None
+    eval_interval = options.eval_interval if plan.validates else None
     # on a GPU a look at the losses waits for the device
     log_interval = options.log_interval or (10 if training.fabric.device.type == "cuda" else 1)
     return Agenda(
@@ -173,7 +174,7 @@ def make_agenda(training: Training) -> Agenda:
 
 def catch_up(training: Training, progress: TrainingProgress) -> TrainingProgress:
     """Makes the validation at a run's start, or the one that a signal cut short."""
-    if not training.plan.validation or (progress.step > 0 and not progress.validation_pending):
+    if not training.plan.validates or (progress.step > 0 and not progress.validation_pending):
         return progress
     progress = validate_now(training, progress)
     if progress.validation_pending:
@@ -271,19 +272,22 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
         training.watchdog.mark(f"validation at step {progress.step}")  # each batch is a piece of work of its own
         return any_process(training.stop.received)
 
+    plan, samples = training.plan, None
     losses = validate(
         training.fabric,
         training.model,
         options.data_dir,
-        training.plan.validation,
-        training.plan.manifest.window,
+        plan.validation,
+        plan.manifest.window,
         options.micro_batch_size,
         options.eval_samples,
         options.mask_documents,
-        training.plan.end_ids,
+        plan.end_ids,
         asked_to_stop,
     )
-    if losses is None:
+    if losses is not None and plan.samples:
+        samples = continue_prompts(training.fabric, training.model, plan.samples, asked_to_stop)
+    if losses is None or (plan.samples and samples is None):
         return dataclasses.replace(progress, validation_pending=True)
     loss, best = losses[ALL].mean, progress.best_loss
     is_better = bool(losses[ALL].targets) and (best is None or not math.isfinite(best) or loss < best)
@@ -296,10 +300,23 @@ def validate_now(training: Training, progress: TrainingProgress) -> TrainingProg
         finite_validation=progress.step if math.isfinite(loss) else progress.finite_validation,
         validation_pending=False,
     )
-    if training.metrics:
-        training.metrics.write_losses(progress, "valid", losses)
-    training.log.line(f"validation at step {progress.step:,}: {told(losses)}")
+    write_validation(training, progress, losses, samples)
     return progress
+
+
+def write_validation(
+    training: Training, progress: TrainingProgress, losses: dict[str, Validation], samples: list[Sample] | None
+) -> None:
+    """Writes down and logs what was measured, and what the prompts were gone on with."""
+    share = {SAMPLES_COLUMN: sum(sample.ended for sample in samples) / len(samples)} if samples else {}
+    if training.metrics:
+        if samples:
+            training.metrics.samples.write(training.plan.samples.records(progress.step, samples))
+        training.metrics.write_losses(progress, "valid", losses, share)
+    if training.plan.validation:
+        training.log.line(f"validation at step {progress.step:,}: {told(losses)}")
+    for line in told_samples(samples) if samples else ():
+        training.log.line(f"step {progress.step:,}: {line}")
 
 
 def save_now(training: Training, progress: TrainingProgress) -> Ending | None:
@@ -313,7 +330,7 @@ def save_now(training: Training, progress: TrainingProgress) -> Ending | None:
         return Ending(f"weights are not finite after step {progress.step}", is_failure=True)
     training.watchdog.mark(f"copying the checkpoint of step {progress.step}")
     if training.metrics:
-        training.metrics.file.sync()
+        training.metrics.sync()
     training.writer.save(training.model.module, training.optimizer.optimizer, progress)
     if not training.options.async_checkpoints:
         finish_saving(training)

@@ -46,7 +46,7 @@ FLOORS = (
 
 LINES = {
     "lit_gpt": 495,
-    "lit_gpt/model": 1911,
+    "lit_gpt/model": 1928,
     "lit_gpt/tokenizer": 1588,
     "lit_gpt/formats": 3498,
     "lit_gpt/inference": 424,
@@ -57,11 +57,11 @@ LINES = {
     "utils/data": 1552,
     "utils/prepare/chat": 2130,
     "utils/prepare": 7448,
-    "utils/run": 1349,
-    "utils/train": 3099,
+    "utils/run": 1431,
+    "utils/train": 3352,
     "utils/export": 1864,
     "utils/report": 700,
-    "commands": 1599,
+    "commands": 1616,
     "utils/stages": 888,
     "utils/chat": 1240,
 }

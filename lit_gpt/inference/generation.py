@@ -302,7 +302,7 @@ class Row:
     number: int  # prompt by prompt, sample by sample
     length: int  # tokens so far, the prompt's too
     limit: int  # the greatest length
-    generator: torch.Generator
+    generator: torch.Generator | None  # None where nothing is drawn
     text: Continuation
     by_itself: bool = False  # ended by an end token or a stop text; others are cut at the limit
 

@@ -9,7 +9,7 @@ Five things are added, and nothing is copied:
 5. A model that does not rotate (`rotary_percentage` 0) has learned positions, `transformer.wpe`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from lit_gpt.errors import UserError
 from lit_gpt.model.attention import Segments, attend, find_segments, segment_positions, whole_rows
 from lit_gpt.model.loss import Losses, WatchedLosses, cross_entropies
-from lit_gpt.model.tensor_parallel import HeadExchange
+from lit_gpt.model.tensor_parallel import HeadExchange, gathered
 
 Recompute = Literal["none", "selective", "full"]
 """What a block computes again in the backward pass: nothing, all but matrix products and attention, or everything."""
@@ -191,6 +191,7 @@ class DocumentGPT(nn.Module):
     block: type[DocumentBlock]
     noise: float = 0.0  # NEFTune's alpha: see `_noisy`
     sharing: tuple[int, int] = (0, 1)  # this process's number among those that share the model, and how many do
+    add_up: Callable[[Tensor], Tensor] | None = None  # sums a tensor over those processes, where there are several
 
     def __init__(self, config: Config) -> None:
         if config.latent_attention:
@@ -215,15 +216,17 @@ class DocumentGPT(nn.Module):
         segments: Tensor | None = None,
         targets: Tensor | None = None,
         watched: Tensor | None = None,
+        last: Tensor | None = None,
     ) -> Tensor | list[Tensor] | Losses | WatchedLosses:
         """[B, T] token ids → logits [B, T, vocabulary], as litgpt's or, with `segments` or `targets`, over packed rows.
 
         `segments`, int32 [segments + 1], are where the documents begin, counted through all B·T positions, and B·T;
         each row's first position is one of them. None is one document a row. With `targets`, the next tokens [B, T]
         int64, it returns `Losses`; where processes share the model those of this process's positions, whose sum over
-        the processes is the batch's. With tokens to watch, int64 [tokens], it returns `WatchedLosses`.
+        the processes is the batch's. With tokens to watch, int64 [tokens], it returns `WatchedLosses`. With
+        `last`, positions int64 [texts] counted through all B·T, it returns their logits alone, [texts, vocabulary].
         """
-        if input_pos is not None or (segments is None and targets is None):
+        if input_pos is not None or (segments is None and targets is None and last is None):
             positions = torch.arange(idx.size(1), device=idx.device) if input_pos is None else input_pos
             with self._learned_positions(positions):
                 return super().forward(idx, input_pos, input_pos_maxp1, lm_head_chunk_size)
@@ -232,8 +235,11 @@ class DocumentGPT(nn.Module):
         if targets is not None:
             first = self.sharing[0] * len(hidden)
             return cross_entropies(self.lm_head, hidden, targets, capping, first, watched)
-        assert self.sharing[1] == 1, "each process has only the states of its positions"
-        logits = self.lm_head(hidden.unflatten(0, idx.shape))
+        if last is not None:
+            logits = self._logits_at(hidden, last)
+        else:
+            assert self.sharing[1] == 1, "each process has only the states of its positions"
+            logits = self.lm_head(hidden.unflatten(0, idx.shape))
         return logits if capping is None else do_softcapping(logits, capping)
 
     def set_kv_cache(
@@ -288,6 +294,16 @@ class DocumentGPT(nn.Module):
         largest = self.noise / (lengths * x.size(-1)).float().sqrt()
         largest = largest.repeat_interleave(lengths, output_size=x.size(1))
         return x + (torch.empty_like(x).uniform_(-1, 1) * largest[:, None]).to(x.dtype)
+
+    def _logits_at(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """[positions, vocabulary], on every process that shares the model."""
+        if self.add_up is None:
+            return self.lm_head(hidden[positions])
+        own = positions - self.sharing[0] * len(hidden)
+        is_own = (own >= 0) & (own < len(hidden))
+        states = hidden[own.clamp(0, len(hidden) - 1)] * is_own.unsqueeze(1)
+        bias = self.lm_head.bias
+        return F.linear(self.add_up(states), gathered(self.lm_head.weight), bias if bias is None else gathered(bias))
 
     @contextmanager
     def _learned_positions(self, positions: Tensor) -> Iterator[None]:

@@ -16,7 +16,7 @@ a process, consecutive as in every checkpoint, are not those of its heads: `Head
 import torch
 from litgpt.config import Config
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single_autograd
+from torch.distributed._functional_collectives import all_reduce, all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 
 
@@ -97,6 +97,7 @@ def share_model(model: nn.Module, mesh: DeviceMesh) -> None:
     # a block that torch.compile has made loses the gradient of an input that is still on its way (torch 2.13)
     model.transformer.wte.register_forward_hook(lambda _module, _inputs, sums: sums.clone())
     model.sharing = (mesh.get_local_rank(), mesh.size())
+    model.add_up = lambda tensor: all_reduce(tensor, "sum", mesh.get_group())
 
 
 def gathered(parameter: Tensor) -> Tensor:

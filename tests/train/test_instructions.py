@@ -32,6 +32,7 @@ from utils.data.manifest import MANIFEST, TOKENIZER
 from utils.data.parts import PARTS, TARGET, sums_between, to_runs
 from utils.run.csv_log import read_csv
 from utils.run.merged_model import load_merged_model
+from utils.run.samples_file import read_samples
 
 MODEL = (  # heads of 32 learn to look so many tokens back in half the steps that heads of 16 take
     TINY_MODEL.replace("block_size: 64", "block_size: 128")
@@ -47,6 +48,7 @@ TASKS: dict[str, Callable[[str], str]] = {
     "Last": lambda digits: digits[-1],
 }
 TRAINED, HELD_OUT, SEED = 6000, 150, 5
+PROMPTS = 12
 LONGEST = 12  # tokens of an answer: the right ones have 1 or 4, and what ends them
 TRAINING = ("--max_steps", 240, "--learning_rate", 2e-3, "--warmup_steps", 20, "--lr_schedule", "wsd")
 TRAINING += ("--batch_size", 8, "--micro_batch_size", 8, "--precision", "32-true", "--interval_unit", "steps")
@@ -89,6 +91,7 @@ def place(instructions, tmp_path_factory) -> Path:
     shutil.copytree(folder / "right", folder / "masked")
     mask_ends(folder / "masked")
     (folder / "model.yaml").write_text(MODEL)
+    (folder / "prompts.txt").write_text("\n".join(asked for asked, _ in instructions[:PROMPTS]))
     return folder
 
 
@@ -120,7 +123,8 @@ def mask_ends(data_dir: Path) -> None:
 
 def train(place: Path, data: str) -> Path:
     model = ("--checkpoint_dir", place / "tokenizer", "--model_config", place / "model.yaml")
-    run("pretrain.py", "--data_dir", place / data, *model, "--out_dir", place / f"run_{data}", *TRAINING)
+    prompts = ("--sample_prompts", place / "prompts.txt", "--sample_tokens", LONGEST)
+    run("pretrain.py", "--data_dir", place / data, *model, "--out_dir", place / f"run_{data}", *TRAINING, *prompts)
     return place / f"run_{data}"
 
 
@@ -134,14 +138,14 @@ def figures(run_dir: Path, held_out: list[tuple[str, str]], monkeypatch) -> Figu
     )
     prompts = [template.encode([{"role": "user", "content": asked}]) for asked, _ in held_out]
     ended = set()
-    push = generation._Row.push
+    push = generation.Row.push
 
     def watch(row, token, ends):
         if token in ends:
             ended.add(row.number)
         return push(row, token, ends)
 
-    monkeypatch.setattr(generation._Row, "push", watch)
+    monkeypatch.setattr(generation.Row, "push", watch)
     answers = [""] * len(held_out)
     for number, piece in model.stream(prompts, Sampling(max_new_tokens=LONGEST, temperature=0.0)):
         answers[number] += piece
@@ -207,6 +211,28 @@ def test_the_probability_of_an_end_is_logged_and_is_what_transformers_says(instr
     assert f"answers end with a probability of {found[0]:.4f} at their ends, {found[1]:.2g} inside" in log
 
 
+def test_continuations_at_a_validation_are_those_of_transformers(instructions, right_run, published):
+    tokenizer, model = AutoTokenizer.from_pretrained(published), AutoModelForCausalLM.from_pretrained(published)
+    samples = [sample for sample in read_samples(right_run) if sample["step"] == 240]
+    for sample, (asked, _) in zip(samples, instructions[:PROMPTS], strict=True):
+        assert sample["asked"] == [{"role": "user", "content": asked}]
+        prompt = tokenizer.apply_chat_template(sample["asked"], add_generation_prompt=True, return_tensors="pt")
+        words = {"max_new_tokens": LONGEST, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+        answer = model.generate(**prompt, **words)[0, prompt["input_ids"].shape[1] :]
+        assert tokenizer.decode(answer, skip_special_tokens=True) == sample["text"]
+        assert sample["ended"] == (int(answer[-1]) in model.generation_config.eos_token_id)
+        assert sample["tokens"] == len(answer) - sample["ended"]
+    ended = [sum(sample["ended"] for sample in read_samples(right_run) if sample["step"] == step) for step in (0, 240)]
+    assert share_that_ended(right_run) == [count / PROMPTS for count in ended] and ended[1] >= 0.95 * PROMPTS
+    log = (right_run / "training_log.out").read_text()
+    assert f"step 240: {ended[1]} of {PROMPTS} samples ended by themselves" in log
+    assert f'sample 1 (ended after {samples[0]["tokens"]} tokens): "{samples[0]["text"]}"' in log
+
+
+def share_that_ended(run_dir: Path) -> list[float]:
+    return [float(row["samples_ended"]) for row in read_csv(run_dir / "metrics.csv") if row["samples_ended"]]
+
+
 def test_offline_validation_on_two_processes_finds_the_same(right_run):
     run("validate_pretrain.py", "--out_dir", right_run, "--batch_size", 3, processes=2)
     assert ends(right_run, 240, "validation.csv") == pytest.approx(ends(right_run, 240), rel=1e-5)
@@ -219,3 +245,4 @@ def test_without_the_end_among_the_targets_no_answer_ends(instructions, place, m
     assert found.begun >= 0.9
     assert found.exact <= 0.1 and found.ended <= 0.1
     assert max(ends(run_dir, 240)) < 0.01
+    assert share_that_ended(run_dir)[-1] <= 0.1

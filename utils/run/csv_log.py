@@ -28,6 +28,9 @@ LOSS_COLUMNS = ("dataset", "loss", "targets")
 END_COLUMNS = ("end_at_ends", "end_inside")
 """Of chats, the mean probability of the tokens that end an answer: where answers end, and at their other targets."""
 
+SAMPLES_COLUMN = "samples_ended"
+"""The share of --sample_prompts' continuations that ended by themselves."""
+
 SETTING_COLUMNS = ("max_samples", "precision", "data")
 """The settings under which validate_pretrain.py measures."""
 

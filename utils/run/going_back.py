@@ -14,6 +14,7 @@ from utils.run.checkpoint_folders import CHECKPOINTS, list_checkpoints, step_of
 from utils.run.csv_log import METRICS, VALIDATION, VALIDATION_COLUMNS, drop_rows_after, read_csv
 from utils.run.progress import TrainingProgress
 from utils.run.record import RunRecord
+from utils.run.samples_file import SAMPLES
 
 SET_ASIDE = "set_aside"
 
@@ -72,7 +73,7 @@ def set_aside_after(run_dir: Path, step: int) -> str:
         number += 1
     (folder / CHECKPOINTS).mkdir(parents=True)
     for path in run_dir.iterdir():
-        if path.suffix in (".csv", ".yaml"):
+        if path.suffix in (".csv", ".yaml") or path.name == SAMPLES:
             shutil.copy2(path, folder / path.name)
     with suppress(FileNotFoundError):  # W&B's run has the steps that are given up: the run gets another one
         (run_dir / "wandb" / "run_id").rename(folder / "wandb_run_id")

@@ -14,8 +14,9 @@ import torch
 
 from lit_gpt.model.flops import peak_flops
 from utils.data.batches import StepData
-from utils.run.csv_log import ALL, END_COLUMNS, LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog, read_csv
+from utils.run.csv_log import ALL, END_COLUMNS, LOSS_COLUMNS, PROGRESS_COLUMNS, SAMPLES_COLUMN, CsvLog, read_csv
 from utils.run.progress import TrainingProgress
+from utils.run.samples_file import SamplesFile
 from utils.train.loggers import ScalarLogger
 from utils.train.profiler import PHASES, StepTimer
 from utils.train.step import Loss, StepRecord
@@ -26,7 +27,7 @@ METER_COLUMNS = ("tokens_per_second", "mfu", "memory_gib", *(f"{phase}_seconds" 
 
 METRIC_COLUMNS = (
     *(*PROGRESS_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm"),
-    *(*METER_COLUMNS, *END_COLUMNS),
+    *(*METER_COLUMNS, *END_COLUMNS, SAMPLES_COLUMN),
 )
 """The columns of metrics.csv.
 
@@ -121,6 +122,8 @@ class Metrics:
 
     file: CsvLog
     curves: ScalarLogger | None
+    samples: SamplesFile | None = None
+    """samples.jsonl, where there are --sample_prompts."""
 
     def show_earlier(self, path: Path) -> None:
         """Passes on what metrics.csv (`path`) holds of earlier starts, to curves that do not know it."""
@@ -128,6 +131,8 @@ class Metrics:
             return
         for row in read_csv(path):
             names = {"loss": row["dataset"]}
+            if row["dataset"] == ALL:
+                names |= {name: name for name in (*END_COLUMNS, SAMPLES_COLUMN)}
             if not row["dataset"]:
                 names = {name: name for name in ("loss", "learning_rate", "grad_norm", *METER_COLUMNS)}
             scalars = {
@@ -150,17 +155,34 @@ class Metrics:
             names = (*measured, "learning_rate", "grad_norm", *columns)
             self.curves.log(rows[-1]["step"], {f"train/{name}": float(rows[-1][name]) for name in names})
 
-    def write_losses(self, progress: TrainingProgress, split: str, losses: Mapping[str, Loss | Validation]) -> None:
-        """Writes a line with what was measured on each dataset."""
+    def write_losses(
+        self,
+        progress: TrainingProgress,
+        split: str,
+        losses: Mapping[str, Loss | Validation],
+        of_all: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Writes a line with what was measured on each dataset, with the columns `of_all` in that of all datasets."""
         where = progress_columns(progress) | {"split": split}
-        self.file.write(where | {"dataset": name} | loss.columns for name, loss in losses.items())
+        rows = {name: loss.columns for name, loss in losses.items()}
+        if ALL in rows:
+            rows[ALL] |= of_all or {}
+        self.file.write(where | {"dataset": name} | row for name, row in rows.items())
         if self.curves:
             scalars = {f"{split}/{name}": loss.mean for name, loss in losses.items() if loss.targets}
-            of_all = losses[ALL].columns if ALL in losses else {}
-            scalars |= {f"{split}/{name}": of_all[name] for name in END_COLUMNS if of_all.get(name) is not None}
+            further = {name: rows.get(ALL, {}).get(name) for name in (*END_COLUMNS, SAMPLES_COLUMN)}
+            scalars |= {f"{split}/{name}": value for name, value in further.items() if value is not None}
             self.curves.log(progress.step, scalars, always=True)
+
+    def sync(self) -> None:
+        """Waits until what is in the run folder is on the disk."""
+        self.file.sync()
+        if self.samples:
+            self.samples.sync()
 
     def close(self) -> None:
         """Waits until the curves are written."""
+        if self.samples:
+            self.samples.close()
         if self.curves:
             self.curves.close()

@@ -60,6 +60,10 @@ class PretrainOptions:
     """Validate on every dataset's test rows. Default: if there are any."""
     eval_samples: int | None = None
     """Validate on at most this many samples per dataset. Default: all."""
+    sample_prompts: Path | None = None
+    """Prompts to go on with at every validation: a text a line, or in *.jsonl objects with "prompt" or "messages"."""
+    sample_tokens: int = 128
+    """Longest continuation, in tokens. Each takes a forward pass of the prompts."""
     early_stopping: int | None = None
     """Stop after this many validations without improvement."""
     learning_rate: float = 1e-4

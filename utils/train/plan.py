@@ -29,6 +29,7 @@ from utils.train.loggers import check_logger
 from utils.train.metrics import METRIC_COLUMNS
 from utils.train.options import TRAINED_WHOLE, PretrainOptions
 from utils.train.profiler import parse_profile_steps
+from utils.train.samples import SamplePlan, make_sample_plan
 from utils.train.schedule import Schedule
 from utils.train.validation import end_ids_of
 
@@ -43,6 +44,8 @@ class TrainingPlan:
     """The test rows to validate on; empty when there is no validation."""
     end_ids: list[int]
     """The tokens that end an answer; empty for data without chats."""
+    samples: SamplePlan | None
+    """The prompts to go on with at every validation."""
     config: Config
     lora: LoRASettings | None
     """None when all weights are trained."""
@@ -55,6 +58,11 @@ class TrainingPlan:
     schedule: Schedule
     identity: RunIdentity
     """What a resumed run must share with its beginning."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether anything is done at a validation."""
+        return bool(self.validation or self.samples)
 
     @property
     def samples_per_step(self) -> int:
@@ -114,11 +122,22 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     schedule = make_schedule(options, mixture, samples_per_step)
     if profiled and profiled[0] > schedule.max_steps:
         raise UserError(f"--profile_steps {options.profile_steps}: the run has {schedule.max_steps} steps")
-    validation = choose_validation(options, manifest)
+    validation, samples = choose_validation(options, manifest), plan_samples(options, manifest, config)
     ends = end_ids_of(options.data_dir, manifest)
     tokenizer_dir = options.data_dir / TOKENIZER if added_tokens else options.checkpoint_dir
     return TrainingPlan(
-        manifest, mixture, validation, ends, config, lora, weights, tokenizer_dir, processes, schedule, identity
+        *(manifest, mixture, validation, ends, samples, config, lora, weights),
+        *(tokenizer_dir, processes, schedule, identity),
+    )
+
+
+def plan_samples(options: PretrainOptions, manifest: Manifest, config: Config) -> SamplePlan | None:
+    """Reads --sample_prompts; None without."""
+    if options.sample_prompts is None:
+        return None
+    positions = options.micro_batch_size * manifest.block_size
+    return make_sample_plan(
+        options.sample_prompts, options.sample_tokens, positions, options.data_dir, manifest, config
     )
 
 

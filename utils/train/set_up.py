@@ -35,6 +35,7 @@ from utils.run.going_back import goes_back, named_checkpoint, set_aside_after
 from utils.run.log import LOG, RunLog
 from utils.run.progress import TrainingProgress
 from utils.run.record import RUN, RunRecord, software_versions, source_commit
+from utils.run.samples_file import SamplesFile, drop_samples_after
 from utils.train.loggers import open_logger
 from utils.train.metrics import METRIC_COLUMNS, Meter, Metrics, device_peak
 from utils.train.optimizer import make_optimizer, trained_of
@@ -98,8 +99,7 @@ def set_up(
     def open_metrics() -> None:
         if back:
             log.line(f"going back to {back.name} (--resume_from); {set_aside_after(options.out_dir, last_step)}")
-        drop_metrics_after(options.out_dir, METRIC_COLUMNS, last_step, keep_validation=not progress.validation_pending)
-        file = CsvLog(options.out_dir / METRICS, METRIC_COLUMNS)
+        file, samples = open_files(options.out_dir, plan, last_step, not progress.validation_pending)
         for change in save_record(options, plan, fabric.world_size, progress):
             log.line(f"changed since the last start: {change}")
         for line in [training_summary(options, plan, fabric.world_size), *warnings]:
@@ -108,7 +108,7 @@ def set_up(
         if checkpoint:
             log.line(f"going on from {checkpoint}")
         curves = open_logger(options.logger, options.out_dir, last_step, cli.public_values(options), log.line)
-        opened.append(Metrics(file, curves))
+        opened.append(Metrics(file, curves, samples))
         opened[0].show_earlier(options.out_dir / METRICS)
 
     on_rank_zero(open_metrics)  # its errors are known on every process
@@ -130,6 +130,15 @@ def set_up(
         profiler=StepProfiler(profiled, options.out_dir),
     )
     return training, progress
+
+
+def open_files(
+    run_dir: Path, plan: TrainingPlan, last_step: int, keep_validation: bool
+) -> tuple[CsvLog, SamplesFile | None]:
+    """Opens metrics.csv and samples.jsonl, without what the run takes again; raises what `CsvLog` raises."""
+    drop_metrics_after(run_dir, METRIC_COLUMNS, last_step, keep_validation)
+    drop_samples_after(run_dir, last_step, keep_validation)
+    return CsvLog(run_dir / METRICS, METRIC_COLUMNS), SamplesFile(run_dir) if plan.samples else None
 
 
 def build(fabric: Fabric, options: PretrainOptions, plan: TrainingPlan) -> tuple[nn.Module, Optimizer]:

@@ -20,6 +20,8 @@ from utils.data.ends import AT_END, INSIDE
 from utils.data.manifest import TOKENIZER, DatasetSplit, Manifest
 from utils.run.csv_log import ALL, END_COLUMNS
 
+_VALUES = 6  # of `Validation.of`
+
 
 class Validation(NamedTuple):
     """What was measured on a dataset's rows."""
@@ -106,7 +108,7 @@ def validate(
             own.add(batch)
         sums += own.read(parts / fabric.world_size)  # processes that share a model count the same
     model.train()
-    each = torch.tensor(sum_over_processes(sums), dtype=torch.float64).view(len(entries), -1)
+    each = torch.tensor(sum_over_processes(sums), dtype=torch.float64).view(len(entries), _VALUES)
     found = {entry.dataset: Validation.of(own) for entry, own in zip(entries, each.tolist(), strict=True)}
     return {**found, ALL: Validation.of(each.sum(0).tolist())}
 

@@ -1,0 +1,78 @@
+"""samples.jsonl: what a model went on with, at each validation of a run; a line per prompt, as JSON.
+
+A line has the `step`, the prompt's `number` in its file, what was `asked` (a text or messages), the `text` that the
+model wrote, its `tokens`, and whether it `ended` by itself.
+"""
+
+import json
+import os
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lit_gpt.errors import DataError
+from utils.files.atomic import write_atomically
+
+SAMPLES = "samples.jsonl"
+
+
+class SamplesFile:
+    """Appends what is written at once."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._file = (run_dir / SAMPLES).open("a", encoding="utf-8")
+
+    def write(self, records: Iterable[dict[str, Any]]) -> None:
+        self._file.write("".join(map(_line, records)))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Waits until everything is on the disk, where it survives the node."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_samples(run_dir: Path) -> list[dict[str, Any]]:
+    """The complete lines, none without a file; a `DataError` for one that is not this program's."""
+    path = run_dir / SAMPLES
+    content = path.read_bytes() if path.is_file() else b""
+    records = []
+    # a process is writing a last line without its end, or was killed in it
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+        if not line.strip(b"\0"):  # a lost node leaves zeros where blocks did not reach the disk
+            continue
+        try:
+            record = json.loads(line.strip(b"\0"))
+            if isinstance(record["step"], int):
+                records.append(record)
+                continue
+        except (ValueError, KeyError, TypeError, RecursionError):
+            pass
+        raise DataError(f"{path}, line {number} is no sample that this program wrote; move the file away")
+    return records
+
+
+def drop_samples_after(run_dir: Path, step: int, keep_validation: bool = True) -> None:
+    """Removes what was written at steps after `step`, and without `keep_validation` at `step`: it is written again."""
+    path = run_dir / SAMPLES
+    if path.is_file():
+        last = step if keep_validation else step - 1
+        # always a new file: what a process that was cut off from the run still writes into the old one is not seen
+        write_atomically(path, "".join(_line(record) for record in read_samples(run_dir) if record["step"] <= last))
+
+
+def _line(record: dict[str, Any]) -> str:
+    return readable_json(record) + "\n"
+
+
+def readable_json(value: Any) -> str:
+    """JSON in which text of all scripts can be read, and that holds nothing that a terminal would act on."""
+    return "".join(map(_readable, json.dumps(value, ensure_ascii=False)))
+
+
+def _readable(character: str) -> str:
+    is_shown = character.isprintable() or unicodedata.category(character) == "Zs"
+    return character if is_shown else json.dumps(character)[1:-1]
