@@ -13,6 +13,7 @@ from tests.conftest import TINY_MODEL, TOKENIZER, run_command
 from tests.stages.recipes import write_recipe
 from utils.recipes import RecipesOptions, main
 
+MODEL = TINY_MODEL.replace("block_size: 64", "block_size: 256")
 CHAT = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "content": "Yes, until six."}]
 CALL = {"type": "function", "function": {"name": "opening_hours", "arguments": {"day": "Monday"}}}
 TOOLS = [{"type": "function", "function": {"name": "opening_hours", "parameters": {"type": "object"}}}]
@@ -29,14 +30,14 @@ Content = dict[str, dict[str, Any]]
 @pytest.fixture
 def content(tmp_path: Path) -> Content:
     """A sound recipe of chats, from scratch."""
-    (tmp_path / "model.yaml").write_text(TINY_MODEL)
+    (tmp_path / "model.yaml").write_text(MODEL)
     chats = [json.dumps({"messages": CHAT}) for _ in range(8)]
     (tmp_path / "chats.jsonl").write_text("\n".join(chats) + "\n")
     return {
         "prepare": {
             "checkpoint_dir": str(TOKENIZER),
             "destination_path": str(tmp_path / "out" / "data"),
-            "max_length": 64,
+            "max_length": 256,
             "template": "impruver",
             "datasets": [{"name": "EN/desk", "path": str(tmp_path / "chats.jsonl"), "converter": "messages"}],
         },
@@ -100,7 +101,7 @@ def without_a_path(content: Content) -> None:
 
 
 def with_a_long_row(content: Content) -> None:
-    content["prepare"]["max_length"] = 65
+    content["prepare"]["max_length"] = 257
 
 
 def with_a_batch_that_does_not_divide(content: Content) -> None:
@@ -118,7 +119,10 @@ def with_an_end_that_is_no_token(content: Content) -> None:
         (without_convert, ["quantize: model_dir is missing, and so is the section convert to take it from"]),
         (with_values_that_do_not_fit, ["pretrain: min_learning_rate must not be above", "pretrain: quantize needs"]),
         (without_a_path, ["prepare: datasets, EN/desk nowhere/*.jsonl is not there, and no earlier stage makes it"]),
-        (with_a_long_row, ["pretrain: the rows have 65 positions, the model 64; prepare with max_length 64 or less"]),
+        (
+            with_a_long_row,
+            ["pretrain: the rows have 257 positions, the model 256; prepare with max_length 256"],
+        ),
         (with_a_batch_that_does_not_divide, ["pretrain: --batch_size 3 is not a multiple of --micro_batch_size 2"]),
         (with_an_end_that_is_no_token, ["prepare: the template ends an answer with '<|im_end|>', which is no token"]),
     ],
@@ -179,7 +183,7 @@ def test_a_model_that_does_not_fit_the_gpu_is_refused_with_what_would_make_it_fi
     content: Content, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "model.yaml").write_text(
-        TINY_MODEL.replace("n_embd: 32", "n_embd: 2048").replace("n_layer: 2", "n_layer: 8")
+        MODEL.replace("n_embd: 32", "n_embd: 2048").replace("n_layer: 2", "n_layer: 8")
     )
     content["pretrain"] |= {"batch_size": 8, "micro_batch_size": 8, "precision": "32-true"}
     code, _, error = outcome(content, tmp_path, capsys, "--gpu_memory", "0.6")
