@@ -23,6 +23,10 @@ def main(options: ChatOptions) -> None:
     tools = read_tools_file(options.tools) if options.tools else None
     asked = read_prompts(options.once) if options.once else []  # before a model is loaded, which may take minutes
     speakers = load_speakers(options)
+    for speaker in speakers:
+        if values := {name: value for name, value in speaker.own.items() if getattr(options, name) is None}:
+            listed = ", ".join(f"{name} {value:g}" for name, value in values.items())
+            print(f"{speaker.label}: by its own files {listed}", file=sys.stderr)
     if options.once:
         answer_prompts(asked, speakers, options, tools)
     else:

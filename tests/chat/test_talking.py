@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from lit_gpt.chat.base import main
 from lit_gpt.inference.generation import TextModel
+from lit_gpt.inference.sampling_options import Sampling
 from tests.chat.known_answers import make_known_model
 from tests.conftest import run_command
+from utils.chat.models import load_speakers
 from utils.chat.speaker import LitgptSpeaker
 from utils.prepare.chat.conversation import Conversation, Converter
 from utils.prepare.chat.converters import make_converter
@@ -170,3 +173,30 @@ def test_tools_are_told_to_the_model(talk, tmp_path):
         file.write_text(content)
         code, _, _, err = talk(HELLO, model=model, words=("--tools", file))
         assert code == 65 and message in err
+
+
+def test_the_models_own_sampling_is_the_default(known, talk, tmp_path):
+    folder = shutil.copytree(known, tmp_path / "own")
+    values = json.loads((folder / "generation_config.json").read_text())
+    own = {"do_sample": True, "temperature": 0.2, "top_k": 0, "top_p": 0.9, "max_new_tokens": 7}
+    (folder / "generation_config.json").write_text(json.dumps({**values, **own}))
+    (speaker,) = load_speakers(ChatOptions(model=folder, accelerator="cpu", top_p=0.5))
+    sampling = ChatOptions(top_p=0.5, seed=3, stop=("x",)).sampling(speaker.own)
+    assert sampling == Sampling(max_new_tokens=7, temperature=0.2, top_p=0.5, seed=3, stop=("x",))
+    assert ChatOptions().sampling({}) == Sampling(max_new_tokens=256)
+    _, _, _, err = talk(HELLO, model=folder)
+    assert f"{folder}: by its own files top_p 0.9\n" in err  # temperature and max_new_tokens are given there
+    for found, code, message in (
+        ({"do_sample": False, "top_p": 0.9}, 0, ""),
+        ({"do_sample": True, "top_p": 7}, 65, "generation_config.json cannot be followed: --top_p must be above 0"),
+        ({"do_sample": True, "temperature": "hot"}, 65, "generation_config.json cannot be followed"),
+    ):
+        (folder / "generation_config.json").write_text(json.dumps({**values, **found}))
+        found_code, _, _, err = talk(HELLO, model=folder)
+        assert found_code == code and message in err
+
+
+@pytest.mark.parametrize("words", [("--temperature", "-1"), ("--top_p", "2"), ("--max_new_tokens", "0")])
+def test_sampling_that_cannot_be_is_refused(known, capsys, words):
+    assert run_command(ChatOptions, main, ["--model", str(known), *words]) == 2
+    assert words[0] in capsys.readouterr().err

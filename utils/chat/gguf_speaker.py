@@ -14,19 +14,29 @@ from lit_gpt.inference.sampling_options import Sampling
 from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, strings_of
 from lit_gpt.tokenizer.tokenizer import require_utf8
 from utils.chat.gguf import GGUFTokens, read_metadata
-from utils.chat.speaker import Form, Prompt, Tools, choose_form
+from utils.chat.speaker import Form, Prompt, Tools, choose_form, own_sampling
 from utils.export.llama_cpp import FOLDER, LlamaCpp, thread_count
 from utils.run.chat_options import ChatOptions
 
 _ENDED, _LAST = " [end of text]\n", "\n\n"  # what llama-completion prints at an end token, and at last
+_SAMPLING = (("temperature", "temp"), ("top_k", "top_k"), ("top_p", "top_p"), ("repetition_penalty", "penalty_repeat"))
 _NEVER = "\0"  # behind these two: while the answer comes, all of them is held back
 
 
 class GGUFSpeaker:
     """A model that llama.cpp runs, a process an answer. What it refuses is a DataError."""
 
-    def __init__(self, label: str, file: Path, llama: LlamaCpp, form: Form, context: int, tokens: GGUFTokens) -> None:
-        self.label, self.form, self.context = label, form, context
+    def __init__(
+        self,
+        label: str,
+        file: Path,
+        llama: LlamaCpp,
+        form: Form,
+        context: int,
+        tokens: GGUFTokens,
+        own: dict[str, float | int],
+    ) -> None:
+        self.label, self.form, self.context, self.own = label, form, context, own
         self.by_itself = False
         self._file, self._llama, self._tokens = file, llama, tokens
         end = form.template.end_of_turn if form.template else None
@@ -131,4 +141,8 @@ def gguf_speaker(file: Path, label: str, options: ChatOptions) -> GGUFSpeaker:
         raise DataError(f"{file} says neither its context nor its tokens: it is no language model")
     source = metadata.get("tokenizer.chat_template")
     form = choose_form(options, source is not None, lambda: ChatTemplate(tokens, source or ""))
-    return GGUFSpeaker(label, file, llama, form, context, tokens)
+    found = {
+        name: metadata[f"general.sampling.{key}"] for name, key in _SAMPLING if f"general.sampling.{key}" in metadata
+    }
+    own = own_sampling({"do_sample": True, **found}, file)
+    return GGUFSpeaker(label, file, llama, form, context, tokens, own)

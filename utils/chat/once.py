@@ -24,7 +24,10 @@ def answer_prompts(asked: list[Asked], speakers: list[Speaker], options: ChatOpt
     ended = [0] * len(speakers)
     records = []
     for number, (one, own) in enumerate(zip(asked, prompts, strict=True)):
-        conversations = [Conversation(speaker, options, one.messages[:-1], one.tools, number) for speaker in speakers]
+        conversations = [
+            Conversation(speaker, options.sampling(speaker.own), one.messages[:-1], one.tools, number)
+            for speaker in speakers
+        ]
         for conversation, prompt in zip(conversations, own, strict=True):
             conversation.begin_with(one.messages[-1], prompt)
         print(f"[{number + 1}/{len(asked)}] {one.messages[-1]['content']}", flush=True)

@@ -1,13 +1,16 @@
 """Whoever answers: a model and how it is spoken to, by its chat template or in `[speaker001:]` turns."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import DataError, UserError
 from lit_gpt.inference.generation import TextModel
 from lit_gpt.inference.sampling_options import Sampling
+from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, find_template
+from lit_gpt.tokenizer.tokenizer import GENERATION_CONFIG
 from utils.run.chat_options import ChatOptions
 
 Tools = list[dict[str, Any]]
@@ -46,6 +49,8 @@ class Speaker(Protocol):
     context: int
     """How many tokens it sees."""
     form: Form
+    own: dict[str, float | int]
+    """How its files say that it is sampled, by the options' names."""
     by_itself: bool
     """Whether the last answer ended by itself; others were cut, by a limit or by Ctrl-C."""
 
@@ -68,6 +73,8 @@ class LitgptSpeaker:
     def __init__(self, label: str, model: TextModel, form: Form) -> None:
         self.label, self.form = label, form
         self.context = model.config.block_size
+        path = model.tokenizer.directory / GENERATION_CONFIG
+        self.own = own_sampling(read_json_if_there(path), path)
         self.by_itself = False
         self._model = model
 
@@ -91,6 +98,24 @@ class LitgptSpeaker:
 
     def finish(self) -> None:
         self._model.require_undamaged()
+
+
+def own_sampling(values: Mapping[str, Any], path: Path) -> dict[str, float | int]:
+    """How a generation_config.json says that answers are sampled; nothing where it only names tokens.
+
+    A DataError if it says what cannot be.
+    """
+    found = {name: values[name] for name in ("max_new_tokens", "repetition_penalty") if name in values}
+    if values.get("do_sample"):
+        found |= {name: values[name] for name in ("temperature", "top_k", "top_p") if name in values}
+    elif "do_sample" in values:
+        found["temperature"] = 0.0
+    found = {name: value for name, value in found.items() if value is not None and (name, value) != ("top_k", 0)}
+    try:
+        Sampling(**found)
+    except (UserError, TypeError) as e:
+        raise DataError(f"{path} cannot be followed: {e}; give the options yourself, or take it out there") from None
+    return found
 
 
 def template_form(template: ChatTemplate) -> Form:

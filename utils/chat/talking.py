@@ -24,7 +24,9 @@ class Talk:
 
     def __init__(self, speakers: Sequence[Speaker], options: ChatOptions, tools: Tools | None) -> None:
         system: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
-        self.conversations = [Conversation(speaker, options, system, tools) for speaker in speakers]
+        self.conversations = [
+            Conversation(speaker, options.sampling(speaker.own), system, tools) for speaker in speakers
+        ]
         self._speakers = speakers
         self._answered = False
 

@@ -1,10 +1,13 @@
 """Options of the chat. Nothing heavy is imported here: `--help` answers at once, and recipes are checked by them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lit_gpt.errors import raise_problems
+from lit_gpt.inference.sampling_options import Sampling
+from utils.recipe.sections import SERVED
 from utils.run.model_options import ModelOptions
 
 
@@ -35,13 +38,22 @@ class ChatOptions(ModelOptions):
     """What a chat template gets as system message."""
     tools: Path | None = None
     """JSON file with the tools that a chat template tells the model of, a list as OpenAI writes it."""
-    max_new_tokens: int = 256
-    """Longest answer, in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens. Default of this and of the next four: what the model's generation_config.json (or GGUF
+    file) says, else 256, and as shown for generate/base.py."""
+    temperature: float | None = None
+    """Below 1 the likely tokens become likelier; 0 takes the likeliest one always."""
+    top_k: int | None = None
+    """Choose among this many likeliest tokens."""
+    top_p: float | None = None
+    """Choose among the likeliest tokens that together have this probability."""
+    repetition_penalty: float | None = None
+    """Above 1 the tokens of the prompt and of the answer so far become less likely to come again."""
     llama_cpp_dir: Path | None = None
     """For GGUF files: where llama.cpp is. Default: where utils/install_llama_cpp.py puts it."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self.sampling({})  # a UserError for what cannot be
         problems = []
         if self.compare and len(self.compare) != 2:
             problems.append(f"--compare takes two models, not {len(self.compare)}")
@@ -52,3 +64,8 @@ class ChatOptions(ModelOptions):
         if self.answers is not None and self.once is None:
             problems.append("--answers is written with --once")
         raise_problems(problems)
+
+    def sampling(self, own: Mapping[str, float | int]) -> Sampling:
+        """How answers are sampled: as given, else by the model's `own` values, else by defaults."""
+        given = {name: getattr(self, name) for name in SERVED if getattr(self, name) is not None}
+        return Sampling(**{"max_new_tokens": 256, **own, **given}, stop=self.stop, seed=self.seed)
