@@ -223,6 +223,18 @@ def test_memory_falls_with_processes():
     assert len({plan.checkpoint for plan in plans}) == 1
 
 
+def test_a_quantised_base_is_shared_but_for_two_blocks():
+    """How many bytes these are, tests/model/test_shared_base.py has from real ones."""
+    four, plain = (estimate(workload(lora=LORA, processes=4, base_format=kind)) for kind in ("bnb.int8", None))
+    tensors = count_tensors(four.workload)
+    assert 0 < tensors.quantised_block == tensors.quantised // 4, "there are four equal blocks"
+    for moment, parts in four.moments.items():
+        assert parts["weights"] == (tensors.sharded + tensors.quantised) // 4 + tensors.tables
+        assert parts["weights"] < plain.moments[moment]["weights"]
+        assert parts["gathered weights"] >= 2 * tensors.quantised_block
+    assert four.moments["update"]["gathered weights"] == 2 * tensors.quantised_block
+
+
 def test_gradients_that_wait_for_the_next_micro_batch_are_whole():
     at_once, in_two = (estimate(workload(processes=4, samples_per_step=samples)) for samples in (8, 16))
     assert in_two.moments["loss"]["gradients"] == 4 * in_two.trained
