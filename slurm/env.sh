@@ -95,20 +95,26 @@ run_tasks() {
 # One line per start of this job: how far its work was then.
 STARTS=slurm/logs/$SLURM_JOB_ID.starts
 
-# run_unattended LOG COMMAND [ARGUMENT …]: run_tasks for jobs that nobody watches. Ends the batch script, with the
-# command's exit code, of which 75 requeues the job: it starts again and the same command goes on. After four starts
-# without progress it is not requeued any more. Progress is what the function `progress`, which the batch script
-# defines, prints: one line, or none.
+# run_unattended LOG COMMAND [ARGUMENT …]: run_tasks for jobs that nobody watches.
 run_unattended() {
+    unattended "$1" run_tasks "$@"
+}
+
+# unattended LOG COMMAND [ARGUMENT …]: runs a command whose tasks print to LOG. Ends the batch script, with the command's
+# exit code, of which 75 requeues the job: it starts again and the same command goes on. After four starts without
+# progress it is not requeued any more. Progress is what the function `progress`, which the batch script defines, prints:
+# one line, or none.
+unattended() {
     local log=$1 code=0 size
+    shift
     ((${SLURM_RESTART_COUNT:-0})) || : >"$STARTS" # a fresh job; its id may have been another's before
     stop_if_fruitless "$log"                      # Slurm restarts a job by itself when a node fails
     progress_line >>"$STARTS" || exit 74
     size=$(stat --format=%s "$log" 2>/dev/null) || size=0
-    run_tasks "$@" || code=$?
+    "$@" || code=$?
     echo "exit code $code, log: $log"
     if ((code)); then
-        tail --bytes=+$((size + 1)) "$log" | grep '^error' | tail --lines=1 || true
+        tail --bytes=+$((size + 1)) "$log" 2>/dev/null | grep '^error' | tail --lines=1 || true
     fi
     if ((code == 75)); then
         requeue "$log"

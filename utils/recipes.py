@@ -2,6 +2,7 @@
 runs one stage by stage, each a command that a person could type.
 """
 
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from lit_gpt.errors import UserError, raise_problems
 from utils import cli
 from utils.recipe.sections import SECTIONS, Recipe
 
-NAMES = {"ls": (), "show": ("NAME",), "cp": ("NAME", "FILE"), "check": ("FILE",), "run": ("FILE",)}
+NAMES = {"ls": (), "show": ("NAME",), "cp": ("NAME", "FILE"), "check": ("FILE",), "run": ("FILE",), "jobs": ("FILE",)}
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,15 @@ class RecipesOptions:
     `check FILE` says in seconds what would fail in hours, `run FILE` makes what it says, or goes on with it."""
 
     action: str
-    """ls, show, cp, check or run."""
+    """ls, show, cp, check, run, or jobs: for slurm/recipe.slurm, the stages that `run` would run, as Slurm jobs."""
     names: tuple[str, ...] = ()
     """What the action is about: a shipped recipe's NAME as `ls` has it, a FILE."""
     from_stage: str | None = None
     """Run this stage again, and those after it."""
     until: str | None = None
     """Run no stage after this one."""
+    launcher: str | None = None
+    """Command that starts each stage's command, such as `srun`; its exit code is the stage's."""
     gpu_memory: float | None = None
     """GiB of a GPU that the training must fit. Default: the recipe's pretrain.gpu_memory."""
     debug: bool = False
@@ -56,6 +59,7 @@ from utils.data.table import aligned
 from utils.stages.check import check_paths, check_recipe, check_sections
 from utils.stages.run import Signals, chosen_stages, run_stages, stages_to_run
 from utils.stages.shipped import description, find_shipped, shipped_recipes
+from utils.stages.slurm import job_lines
 
 
 def main(options: RecipesOptions) -> None:
@@ -89,12 +93,16 @@ def check(options: RecipesOptions, path: Path) -> None:
 
 
 def run(options: RecipesOptions, path: Path) -> None:
+    """Runs the recipe's stages, or says which it would run, as Slurm jobs."""
     signals = Signals()
     recipe, names = read(options, path)
     to_do = stages_to_run(recipe, names, options.from_stage)
     if to_do:
         say_problems(path, check_recipe(recipe, to_do, options.gpu_memory, show=False))
-    run_stages(recipe, names, options.from_stage, signals)
+    if options.action == "jobs":
+        print("\n".join(job_lines(recipe, to_do)))
+        return
+    run_stages(recipe, names, options.from_stage, signals, shlex.split(options.launcher or ""))
 
 
 def read(options: RecipesOptions, path: Path) -> tuple[Recipe, list[str]]:

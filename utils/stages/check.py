@@ -19,10 +19,11 @@ from lit_gpt.formats.hf_files import WEIGHTS
 from utils.data.manifest import MANIFEST, TOKENIZER, Manifest
 from utils.prepare.check import errors_of, look, say_found
 from utils.prepare.options import PrepareOptions
-from utils.recipe.sections import RESOURCES, Recipe, read_all_sections
+from utils.recipe.sections import Recipe, read_all_sections
 from utils.stages.digests import result_digest
 from utils.stages.options import named_paths, section_options
 from utils.stages.records import is_own_result
+from utils.stages.slurm import resource_problems
 
 SERIOUS = ("converter_failed", "template_refuses", "tool_calls_missing", "reasoning_missing", "token_over_border")
 """Reasons for which rows are left out, that are a problem when half of a source's first rows are."""
@@ -61,8 +62,7 @@ def check_sections(path: Path) -> tuple[Recipe, list[str]]:
     recipe, problems = read_all_sections(path)
     for name in recipe.sections:
         problems += section_options(recipe, name)[1]
-        if not isinstance(recipe.sections[name].get(RESOURCES, {}), dict):
-            problems.append(f"{name}: {RESOURCES} must be a mapping of sbatch's options")
+        problems += resource_problems(recipe, name)
     return recipe, problems
 
 

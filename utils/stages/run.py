@@ -91,8 +91,10 @@ def stages_to_run(recipe: Recipe, names: Sequence[str], first: str | None) -> li
     return []
 
 
-def run_stages(recipe: Recipe, names: Sequence[str], first: str | None, signals: Signals) -> None:
-    """Runs the stages `names`, from `first` on all of them, and prints the table.
+def run_stages(
+    recipe: Recipe, names: Sequence[str], first: str | None, signals: Signals, launcher: Sequence[str] = ()
+) -> None:
+    """Runs the stages `names`, from `first` on all of them, and prints the table. `launcher` starts each command.
 
     Raises:
         StageFailed: with the exit code of a stage that has failed.
@@ -111,7 +113,7 @@ def run_stages(recipe: Recipe, names: Sequence[str], first: str | None, signals:
         began = time.monotonic()
         if reason is not None:
             with _alone(recipe, name) as lock:
-                _run_stage(recipe, name, expected, reason, signals, lock)
+                _run_stage(recipe, name, expected, reason, signals, lock, launcher)
         seconds = f"{time.monotonic() - began:.1f} s"
         rows.append(Row(name, _shown_result(recipe, name), "skipped" if reason is None else seconds))
     print("", *aligned([("stage", "result", "time"), *rows], left=2), "", sep="\n")
@@ -148,7 +150,13 @@ def _taken(recipe: Recipe, name: str) -> Row:
 
 
 def _run_stage(
-    recipe: Recipe, name: str, expected: StageRecord, reason: str, signals: Signals, lock: int | None
+    recipe: Recipe,
+    name: str,
+    expected: StageRecord,
+    reason: str,
+    signals: Signals,
+    lock: int | None,
+    launcher: Sequence[str],
 ) -> None:
     digest, before = result_digest(recipe, name), read_record(recipe, name)
     is_own = is_own_result(recipe, name)
@@ -162,7 +170,8 @@ def _run_stage(
     if signals.received:
         raise Interrupted(f"stopped by a signal before the stage {name}; run the same command again")
     words = [str(REPOSITORY / SECTIONS[name].script), "--config", str(recipe.path)]
-    with subprocess.Popen([sys.executable, *words], pass_fds=() if lock is None else (lock,)) as process:
+    locks = () if lock is None else (lock,)
+    with subprocess.Popen([*launcher, sys.executable, *words], pass_fds=locks) as process:
         signals.process = process
         exit_code = process.wait()
         signals.process = None
