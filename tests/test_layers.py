@@ -48,7 +48,7 @@ LINES = {
     "lit_gpt": 495,
     "lit_gpt/model": 1928,
     "lit_gpt/tokenizer": 1588,
-    "lit_gpt/formats": 3498,
+    "lit_gpt/formats": 3500,
     "lit_gpt/inference": 424,
     "utils/files": 382,
     "utils/cluster": 677,
@@ -61,7 +61,7 @@ LINES = {
     "utils/train": 3352,
     "utils/export": 1864,
     "utils/report": 700,
-    "commands": 1628,
+    "commands": 1631,
     "utils/stages": 948,
     "utils/chat": 1284,
 }

@@ -24,6 +24,8 @@ class DownloadOptions:
     """Where models are kept; this one comes into the folder ORG/NAME in it."""
     revision: str | None = None
     """Branch, tag or commit. Default: the main branch."""
+    weights: bool = True
+    """false: only its tokenizer and configuration, for a model from scratch."""
     convert: bool = True
     """Make it a litgpt directory, as lit_gpt/scripts/convert_hf_checkpoint.py does."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None

@@ -51,17 +51,20 @@ from lit_gpt.formats.programs import require_transformers
 
 def main(options: DownloadOptions) -> None:
     folder = options.checkpoint_dir / options.repo_id
-    if options.convert and options.verify == "logits":
+    if options.weights and options.convert and options.verify == "logits":
         require_transformers(", or give --verify none")
     with hub_errors(options.repo_id):
         info = HfApi().model_info(options.repo_id, revision=options.revision, files_metadata=True)
     names = [file.rfilename for file in info.siblings or []]
     weights, companions = choose_weights(names), matching(names, COMPANIONS)
-    if not weights:
+    if options.weights and not weights:
         raise UserError(f"{options.repo_id} has no weights in Hugging Face's layout (model.safetensors)")
     if programs := [name for name in names if name.endswith(PROGRAMS)]:
         print(f"left on the Hub, as programs of others are never loaded: {', '.join(programs)}")
     fetch(info, companions, folder)
+    if not options.weights:
+        print(f"downloaded {len(companions)} files of {options.repo_id} (commit {info.sha}) to {folder}, no weights")
+        return
     if options.convert:
         from lit_gpt.formats.hf_config import config_from_hf, read_hf_config  # a download alone needs no torch
 

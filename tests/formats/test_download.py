@@ -229,3 +229,10 @@ def test_bin_files_only_without_safetensors():
 def test_names_that_are_patterns_or_paths_are_not_chosen():
     hostile = ["tokenizer[a-z].json", "tokenizer*.json", "tokenizer/../../x.json", "tokenizer\n.json", "LICENSE.py"]
     assert matching([*hostile, "tokenizer.json", "LICENSE-2.txt"], COMPANIONS) == ["LICENSE-2.txt", "tokenizer.json"]
+
+
+def test_a_model_from_scratch_needs_no_weights(hub, files, tmp_path):
+    done = download(hub, tmp_path, "--repo_id", "org/model", "--weights", "false", token=TOKEN)
+    assert done.returncode == 0 and "no weights" in done.stdout, done.stderr
+    wanted = {name for name in files.keys() - NOT_WANTED.keys() if not name.startswith("model")}
+    assert came(tmp_path / "org" / "model") == wanted

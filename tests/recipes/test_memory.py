@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipes.shipped import RECIPES, needs_of
+from tests.recipes.shipped import RECIPES, needs_of, options_of
 from utils.train.estimate import GIB
 
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)
@@ -25,4 +25,4 @@ def test_the_memory_that_a_recipe_names_is_what_the_dry_run_foresees(path: Path)
     needs = needs_of(path)
     assert said[1] == f"{needs.memory / GIB:.1f}"
     assert int(said[3] or 1) == needs.workload.processes
-    assert int(said[5]) == next(size for size in CARDS if needs.fits(size))
+    assert int(said[5]) == options_of(path).gpu_memory == next(size for size in CARDS if needs.fits(size))
