@@ -57,7 +57,7 @@ LINES = {
     "utils/data": 1552,
     "utils/prepare/chat": 2130,
     "utils/prepare": 7448,
-    "utils/run": 1448,
+    "utils/run": 1457,
     "utils/train": 3352,
     "utils/export": 1864,
     "utils/report": 700,

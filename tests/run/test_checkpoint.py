@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import random
 import shutil
 import threading
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -221,6 +223,32 @@ def test_pickled_code_in_a_checkpoint_is_not_run(saved: Path, tmp_path: Path, mo
         with pytest.raises(DataError, match="metadata"):
             read_model_tensors(path)
     assert not (tmp_path / "harmed").exists()
+
+
+class OlderPython(pickle.Pickler):
+    """Pickles a member of an Enum as Python 3.11.0 to 3.11.3 do, Debian 12's among them."""
+
+    def reducer_override(self, value: object) -> object:
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+class OtherAttribute:
+    def __reduce__(self) -> tuple:
+        return getattr, (torch.Size, "numel")
+
+
+def test_a_checkpoint_of_an_older_python_is_read(saved: Path) -> None:
+    path = list_checkpoints(saved)[0]
+    expected = {name: tensor.clone() for name, tensor in read_model_tensors(path).items()}
+    content = io.BytesIO()
+    OlderPython(content).dump(pickle.loads((path / ".metadata").read_bytes()))
+    assert b"getattr" in content.getvalue()
+    (path / ".metadata").write_bytes(content.getvalue())
+    found = read_model_tensors(path)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    (path / ".metadata").write_bytes(pickle.dumps(OtherAttribute()))
+    with pytest.raises(DataError, match=r"asks for .numel. of .*, which is no part of the format"):
+        read_model_tensors(path)
 
 
 def test_counters_of_another_version_are_refused(saved: Path) -> None:

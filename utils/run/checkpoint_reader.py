@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import Optimizer
 
@@ -117,12 +117,21 @@ _ALLOWED = {
 }
 
 
+def _memory_format(kind: Any, name: Any) -> _MEM_FORMAT_ENCODING:
+    """What Python 3.11.0 to 3.11.3 (Debian 12's) call getattr for: they pickle a member of an Enum by its name."""
+    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise DataError(f"a checkpoint's .metadata asks for {name!r} of {kind}, which is no part of the format")
+    return _MEM_FORMAT_ENCODING[name]
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     """Builds only the classes that a checkpoint's metadata is made of: unpickling anything could run foreign code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if (module, name) not in _ALLOWED:
             raise DataError(f"a checkpoint's .metadata asks for {module}.{name}, which is no part of the format")
         return super().find_class(module, name)
