@@ -49,7 +49,7 @@ LINES = {
     "lit_gpt/model": 1928,
     "lit_gpt/tokenizer": 1588,
     "lit_gpt/formats": 3500,
-    "lit_gpt/inference": 424,
+    "lit_gpt/inference": 441,
     "utils/files": 382,
     "utils/cluster": 677,
     "utils/recipe": 149,
@@ -63,7 +63,7 @@ LINES = {
     "utils/report": 700,
     "commands": 1631,
     "utils/stages": 948,
-    "utils/chat": 1284,
+    "utils/chat": 1296,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""
 

@@ -81,20 +81,22 @@ class TextModel:
         sampling: Sampling,
         samples: range = range(1),
         end_ids: Collection[int] = (),
+        shown: Mapping[int, str] | None = None,
     ) -> Iterator[tuple[int, str]]:
         """Continues all `prompts` at once; yields pieces of text as they come, each with its row: prompt by prompt.
 
         Each text has random numbers of its own (sample i has `sampling.seed` + i), and its logits are those of the
         prompt alone, up to rounding. A prompt that begins as the last one and its continuation did, in a conversation,
         is read from there on only. `end_ids` end a text, beside the tokenizer's; `continued` says afterwards which
-        texts ended so. Raises what `check` does, and a DataError if the files are damaged, at the latest at the end.
+        texts ended so. `shown` are special tokens that are not left out, with their text. Raises what `check` does, and
+        a DataError if the files are damaged, at the latest at the end.
         """
         self.check(prompts)
         ends = self.tokenizer.end_ids | set(end_ids)
         rows = []
         for prompt, sample in product(prompts, samples):
             generator = torch.Generator(self.device).manual_seed(sampling.seed + sample)
-            text = Continuation(self.tokenizer, prompt, sampling.stop)
+            text = Continuation(self.tokenizer, prompt, sampling.stop, shown)
             limit = min(len(prompt) + sampling.max_new_tokens, self.config.block_size)
             rows.append(Row(len(rows), len(prompt), limit, generator, text))
         self.continued = list(rows)
@@ -217,15 +219,24 @@ class TextModel:
 
 
 class TextStream:
-    """Turns token ids into text as they come; bytes of a character that is not complete yet are held back."""
+    """Turns token ids into text as they come; bytes of a character that is not complete yet are held back.
 
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int]) -> None:
+    Special tokens are left out, but for those that are in `shown` with their text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: list[int], shown: Mapping[int, str] | None = None) -> None:
         self._tokenizer = tokenizer
+        self._names = shown or {}
         self._ids = list(prompt)
         # decoding begins with the piece shown last: spaces depend on it, and there no character is cut in two
         self._start, self._shown = 0, len(prompt)
 
     def push(self, token: int) -> str:
+        if token in self._names:
+            text = self.rest() + self._names[token]
+            self._ids.append(token)
+            self._start, self._shown = self._shown, len(self._ids)
+            return text
         self._ids.append(token)
         text = self._unshown()
         if text.endswith("\ufffd"):  # what the bytes of half a character decode to
@@ -269,8 +280,14 @@ class UpTo:
 class Continuation:
     """A prompt's continuation up to the first of the texts `stop`."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: list[int], stop: Sequence[str] = ()) -> None:
-        self._stream = TextStream(tokenizer, prompt)
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: list[int],
+        stop: Sequence[str] = (),
+        shown: Mapping[int, str] | None = None,
+    ) -> None:
+        self._stream = TextStream(tokenizer, prompt, shown)
         self._text = UpTo(stop)
         self.ended = False
 

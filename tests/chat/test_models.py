@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -13,11 +14,12 @@ from safetensors.torch import save_file
 
 from lit_gpt.chat.base import main
 from lit_gpt.formats.litgpt_directory import CONFIG, WEIGHTS
+from lit_gpt.inference.sampling_options import Sampling
 from tests.chat.known_answers import make_known_model
 from tests.conftest import LLAMA_CPP, run_command
 from tests.formats.hf_models import make_litgpt
 from utils.chat.gguf import read_metadata
-from utils.chat.models import distinct_labels
+from utils.chat.models import distinct_labels, load_speakers
 from utils.export.llama_cpp import LlamaCpp
 from utils.run.chat_options import ChatOptions
 from utils.run.checkpoint_folders import list_checkpoints
@@ -46,6 +48,12 @@ def theirs(tmp_path_factory):
 def hf_folder(theirs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf") / "model"
     return shutil.copytree(theirs[0], folder, ignore=shutil.ignore_patterns(WEIGHTS, CONFIG, "SHA256SUMS"))
+
+
+def children() -> list[str]:
+    """The numbers of this process's children that run llama.cpp."""
+    found = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    return [pid for pid in found if "llama-completion" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def of_transformers(model, folder: Path) -> list[str]:
@@ -124,6 +132,13 @@ def test_a_gguf_file_is_spoken_to_by_its_own_template(tmp_path, capsys):
     asked = ("Hello?", "Go!")
     assert answers(tmp_path, *words, prompts=asked) == [("世界🙂", True)] * 2 + [("ab" * 8, False)] * 2
     assert answers(tmp_path, *words, "--stop", "界", prompts=asked[:1]) == [("世", True)] * 2
+    (speaker,) = load_speakers(ChatOptions(model=gguf, llama_cpp_dir=LLAMA_CPP))
+    prompt = speaker.prompt([{"role": "user", "content": "Go!"}], None)
+    stream = speaker.stream(prompt, Sampling(max_new_tokens=200, temperature=0.0))
+    (child,) = [process for _ in [next(stream)] for process in children()]
+    stream.close()  # as Ctrl-C does
+    assert child not in children() and speaker.used(prompt, "ab") == len(prompt) + 2
+
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gguf.read_bytes()[:-1000])
     once = ("--llama_cpp_dir", str(LLAMA_CPP), "--once", str(tmp_path / "prompts.txt"))
@@ -131,6 +146,20 @@ def test_a_gguf_file_is_spoken_to_by_its_own_template(tmp_path, capsys):
     assert "error: llama-tokenize failed" in capsys.readouterr().err  # it may end before it has printed the reason
     assert run_command(ChatOptions, main, ["--model", str(gguf), *once, "--system", "<|im_end|>"]) == 2
     assert "a message holds '<|im_end|>', which llama.cpp would take for that token" in capsys.readouterr().err
+
+
+def test_a_recipe_names_the_model_and_the_prompts(trained_run, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("Bonjour")
+    chat = {"once": tmp_path / "prompts.txt", "answers": tmp_path / "answers.jsonl", "max_new_tokens": 5, "seed": 7}
+    lines = [f"  {name}: {value}" for name, value in chat.items()]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("\n".join(["pretrain:", f"  out_dir: {trained_run}", "chat:", *lines]))
+    assert run_command(ChatOptions, main, ["--config", str(recipe), "--accelerator", "cpu"]) == 0
+    out, (row,) = capsys.readouterr().out, (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert "[1/1] Bonjour\n[speaker002:]" in out and json.loads(row)["model"] == str(trained_run)
+    words = ["--config", str(recipe), "--compare", str(trained_run), str(trained_run), "--accelerator", "cpu"]
+    assert run_command(ChatOptions, main, words) == 0
+    assert f"{trained_run.name} (2): " in capsys.readouterr().out
 
 
 def test_what_is_no_model_is_one_line(theirs, trained_run, tmp_path, capsys):

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_gpt.inference.generation import TextStream
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from tests.chats import make_chat_tokenizer
+from tests.chats import END_OF_TEXT, END_OF_TURN, make_chat_tokenizer
 from tests.export.go_templates import real_templates
 from utils.chat.cells import next_row, width_of
-from utils.chat.parts import CALL, SAID, THOUGHT, Part, PartReader, message_of, parts_of
+from utils.chat.parts import CALL, SAID, THOUGHT, Part, PartReader, is_in_mark, message_of, parts_of
 from utils.chat.screen import Labels
 
 ANSWER = (
@@ -120,3 +121,16 @@ def test_rows_fit_and_lose_only_spaces(text, width):
     rows = rows_of(text, width)
     assert all(width_of(row) <= width for row in rows)
     assert "".join(rows).replace(" ", "") == text.replace("\n", "").replace(" ", "")
+
+
+def test_marks_that_are_special_tokens_are_seen(tmp_path):
+    """Mistral's, say: decoding leaves special tokens out."""
+    names = (END_OF_TEXT, "[TOOL_CALLS]", END_OF_TURN)
+    tokenizer = Tokenizer(make_chat_tokenizer(tmp_path, names=names))
+    assert [name for name in tokenizer.control_tokens if is_in_mark(name)] == ["[TOOL_CALLS]"]
+    mark, other = tokenizer.token_id("[TOOL_CALLS]"), tokenizer.token_id(END_OF_TURN)
+    ids = [*tokenizer.encode("世 "), mark, *tokenizer.encode(" 🙂 x"), other, *tokenizer.encode("y")]
+    stream = TextStream(tokenizer, [other], {mark: "[TOOL_CALLS]"})
+    assert "".join(map(stream.push, ids)) == "世 [TOOL_CALLS] 🙂 xy"
+    plain = TextStream(tokenizer, [other])
+    assert "".join(map(plain.push, ids)) == "世  🙂 xy"

@@ -27,6 +27,10 @@ MARKS = (
     Marks(CALL, "<tool_call>", "</tool_call>"),  # Hermes, Qwen
     Marks(CALL, "<|tool_call|>", "<|/tool_call|>"),  # Phi 4 mini
     Marks(CALL, "[TOOL_CALLS]", ""),  # Mistral: to the answer's end
+    Marks(CALL, "<|python_tag|>", ""),  # Llama 3.1, likewise
+    Marks(CALL, "<|tool_call_start|>", "<|tool_call_end|>"),  # LFM 2
+    Marks(CALL, "<|tool_call>", "<tool_call|>"),  # Gemma 4, as what follows
+    Marks(THOUGHT, "<|channel>thought", "<channel|>"),
 )
 
 
@@ -74,6 +78,11 @@ class PartReader:
     def _take(self, count: int) -> list[Part]:
         text, self._held = self._held[:count], self._held[count:]
         return [Part(text, self._open)] if text else []
+
+
+def is_in_mark(token: str) -> bool:
+    """Whether a special token is a mark, or a part of one, so that its name is needed to tell parts apart."""
+    return any(token in marks.begin or token in marks.end for marks in MARKS)
 
 
 def parts_of(answer: str, prompt: str = "") -> list[Part]:

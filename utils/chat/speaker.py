@@ -11,6 +11,7 @@ from lit_gpt.inference.sampling_options import Sampling
 from lit_gpt.json_files import read_json_if_there
 from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, find_template
 from lit_gpt.tokenizer.tokenizer import GENERATION_CONFIG
+from utils.chat.parts import is_in_mark
 from utils.run.chat_options import ChatOptions
 
 Tools = list[dict[str, Any]]
@@ -74,6 +75,8 @@ class LitgptSpeaker:
         self.label, self.form = label, form
         self.context = model.config.block_size
         path = model.tokenizer.directory / GENERATION_CONFIG
+        names = [name for name in model.tokenizer.control_tokens if name and form.template and is_in_mark(name)]
+        self._shown = {model.tokenizer.token_id(name): name for name in names}
         self.own = own_sampling(read_json_if_there(path), path)
         self.by_itself = False
         self._model = model
@@ -89,7 +92,7 @@ class LitgptSpeaker:
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         self.by_itself = False
         sampling = replace(sampling, stop=(*self.form.stop, *sampling.stop))
-        for _, piece in self._model.stream([prompt.ids], sampling, end_ids=self.form.end_ids):
+        for _, piece in self._model.stream([prompt.ids], sampling, end_ids=self.form.end_ids, shown=self._shown):
             yield piece
         self.by_itself = self._model.continued[0].by_itself
 
