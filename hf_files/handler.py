@@ -25,35 +25,25 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, StoppingCriteria
 
 DEFAULTS = {"max_new_tokens": 100, "do_sample": True, "temperature": 0.8, "top_p": 0.95}
 
 # What transformers' `generate` gets: a kind of number with its least and largest value, or a yes or no.
 GENERATE = {
     "max_new_tokens": (int, 1, None),
-    "min_new_tokens": (int, 0, None),
-    "num_return_sequences": (int, 1, None),
-    "num_beams": (int, 1, None),
-    "do_sample": (bool, None, None),
+    **dict.fromkeys(("num_return_sequences", "num_beams"), (int, 1, None)),
+    **dict.fromkeys(("min_new_tokens", "top_k", "no_repeat_ngram_size"), (int, 0, None)),
+    **dict.fromkeys(("do_sample", "early_stopping"), (bool, None, None)),
     "temperature": (float, 0, None),
-    "top_k": (int, 0, None),
-    "top_p": (float, 0, 1),
-    "min_p": (float, 0, 1),
-    "typical_p": (float, 0, 1),
-    "epsilon_cutoff": (float, 0, 1),
-    "eta_cutoff": (float, 0, 1),
+    **dict.fromkeys(("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"), (float, 0, 1)),
     "repetition_penalty": (float, 1e-6, None),
-    "no_repeat_ngram_size": (int, 0, None),
     "length_penalty": (float, None, None),
-    "early_stopping": (bool, None, None),
 }
 OWN = {
     "seed": (int, 0, 2**64 - 1),
     "truncate": (int, 1, None),
-    "details": (bool, None, None),
-    "logprobs": (bool, None, None),
-    "return_full_text": (bool, None, None),
+    **dict.fromkeys(("details", "logprobs", "return_full_text"), (bool, None, None)),
 }
 ALIASES = {
     "max_tokens": "max_new_tokens",
@@ -79,16 +69,11 @@ OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_c
 class Answer(NamedTuple):
     """What the model wrote after a prompt."""
 
-    text: str
-    """Up to the first of the texts that stop it."""
-    finish_reason: str
-    """eos_token, stop_sequence or length, as text-generation-inference calls them."""
-    ids: list[int]
-    """With the end token, or the tokens of the text that stopped it."""
-    tokens: list[dict[str, Any]]
-    """id, text, logprob (natural) and special of each; empty unless they were asked for."""
-    read: int
-    """The number of the prompt's tokens."""
+    text: str  # up to the first of the texts that stop it
+    finish_reason: str  # eos_token, stop_sequence or length, as text-generation-inference calls them
+    ids: list[int]  # with the end token, or the tokens of the text that stopped it
+    tokens: list[dict[str, Any]]  # id, text, logprob (natural) and special of each; empty unless they were asked for
+    read: int  # the number of the prompt's tokens
 
 
 class EndpointHandler:
@@ -105,6 +90,7 @@ class EndpointHandler:
         languages = Counter((provenance.get("normalised") or {}).values())
         self.language = languages.most_common(1)[0][0] if languages else None
         self.knows_turns = bool(languages or provenance.get("turns"))
+        self.end_text = end_text_of(self.tokenizer)
         self._one_at_a_time = threading.Lock()  # a seed is the whole process's
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]] | dict[str, Any]:
@@ -253,6 +239,7 @@ class EndpointHandler:
             except TemplateError as e:
                 raise ValueError(f"the model's chat template refuses the messages: {e}") from None
             ids = self.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.long()
+            parameters["stop"] = [*parameters.get("stop", []), *([self.end_text] if self.end_text else [])]
             answers = self._generate(ids, parameters)
         elif self.knows_turns:
             text = turns_of(messages)
@@ -353,6 +340,19 @@ def read_messages(messages: Any) -> list[dict[str, Any]]:
             raise ValueError(f"message {number}: its content must be a text")
         read.append({**message, "content": content})
     return read
+
+
+def end_text_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes behind an answer, if that is text; empty for a token, or where nothing is."""
+    chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "An answer."}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False) if tokenizer.chat_template else ""
+    except (TemplateError, TypeError):  # it has no place for such an answer
+        return ""
+    rest = text.rpartition("An answer.")[2].strip()
+    tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    is_token = any(token.strip() and rest.startswith(token) for token in tokens)  # generation_config.json has it
+    return rest if "An answer." in text and not is_token else ""
 
 
 def turns_of(messages: list[dict[str, Any]]) -> str:

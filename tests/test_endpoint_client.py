@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -131,6 +132,20 @@ def test_end_token_ends_and_is_not_text(endpoint, reference, monkeypatch):
     (result,) = endpoint({"inputs": PROMPT, "parameters": {"temperature": 0, "details": True, "max_new_tokens": 12}})
     assert result["details"]["finish_reason"] == "eos_token"
     assert [token["id"] for token in result["details"]["tokens"]] == new[: new.index(end) + 1]
+
+
+def test_a_chat_ends_at_the_text_that_ends_answers(endpoint, monkeypatch):
+    """Where the tokenizer has no token for it: the template says what it is."""
+    asked = {"messages": MESSAGES, "temperature": 0, "max_tokens": 40}
+    (whole,) = endpoint(asked)["choices"]
+    assert whole["finish_reason"] == "length" and endpoint.end_text == ""
+    end = re.search(r"\w{3}", whole["message"]["content"][5:])[0]
+    template = TEMPLATE.replace("m.content", f"m.content + ('{end}' if m.role == 'assistant' else '')")
+    monkeypatch.setattr(endpoint.tokenizer, "chat_template", template)
+    monkeypatch.setattr(endpoint, "end_text", type(endpoint).__init__.__globals__["end_text_of"](endpoint.tokenizer))
+    (ended,) = endpoint(asked)["choices"]
+    assert ended["message"]["content"] == whole["message"]["content"].partition(end)[0]
+    assert ended["finish_reason"] == "stop"
 
 
 def test_several_answers(endpoint):

@@ -59,9 +59,9 @@ LINES = {
     "utils/prepare": 7448,
     "utils/run": 1457,
     "utils/train": 3352,
-    "utils/export": 1864,
+    "utils/export": 2186,
     "utils/report": 700,
-    "commands": 1631,
+    "commands": 1654,
     "utils/stages": 948,
     "utils/chat": 1296,
 }

@@ -19,8 +19,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
 
 from lit_gpt.errors import DataError, UserError
+from lit_gpt.repository import REPOSITORY
 from utils import cli
-from utils.export.llama_cpp import COMMIT, FOLDER, GIT_URL, PACKAGE, PACKAGE_SHA256, PROGRAMS, LlamaCpp
+from utils.export.llama_cpp import CHATS, COMMIT, FOLDER, GIT_URL, PACKAGE, PACKAGE_SHA256, PROGRAMS, LlamaCpp
 
 STAMP = "installed.json"
 CMAKE = "cmake==4.1.2"
@@ -59,7 +60,12 @@ cmake_language(DEFER CALL target_compile_options llama-common PRIVATE -O0)
 cmake_language(DEFER CALL target_compile_options cpp-httplib PRIVATE -O0)
 cmake_language(DEFER CALL target_sources llama-perplexity PRIVATE [[{stage}/logged.cpp]])
 cmake_language(DEFER CALL target_sources llama-completion PRIVATE [[{stage}/logged.cpp]])
+cmake_language(DEFER CALL add_executable llama-chats [[{stage}/llama_chats.cpp]])
+cmake_language(DEFER CALL target_link_libraries llama-chats PRIVATE llama-common llama)
+cmake_language(DEFER CALL target_compile_options llama-chats PRIVATE -O0)
 """
+# A program of ours, of what llama.cpp's server does with a conversation before the model sees it.
+CHATS_SOURCE = REPOSITORY / "utils" / "export" / "llama_chats.cpp"
 SETTINGS = {
     "CMAKE_BUILD_TYPE": "Release",
     "CMAKE_CXX_FLAGS_RELEASE": "-O1 -DNDEBUG",
@@ -89,7 +95,11 @@ class InstallOptions:
 def main(options: InstallOptions) -> None:
     folder = (options.dir or FOLDER).resolve()
     # what the installation is compared with: another commit or setting means another build
-    recipe = {"commit": COMMIT, "settings": SETTINGS, "added": [OPTIMISED, ADDED, LOGGED_SOURCE]}
+    recipe = {
+        "commit": COMMIT,
+        "settings": SETTINGS,
+        "added": [OPTIMISED, ADDED, LOGGED_SOURCE, CHATS_SOURCE.read_text()],
+    }
     if is_installed(folder, recipe):
         print(f"llama.cpp {COMMIT} is in {folder}")
         return
@@ -105,7 +115,7 @@ def main(options: InstallOptions) -> None:
         build(source, stage)
         installed = stage / "installed"
         (installed / "bin").mkdir(parents=True)
-        for name in PROGRAMS:
+        for name in (*PROGRAMS, CHATS):
             shutil.copy2(stage / "build" / "bin" / name, installed / "bin" / name)
         for name in KEPT:
             (source / name).rename(installed / name)
@@ -181,14 +191,15 @@ def build(source: Path, stage: Path) -> None:
     for name, content in (("ggml", OPTIMISED), ("llama.cpp", ADDED)):
         (stage / f"{name}.cmake").write_text(content.replace("{stage}", str(stage)), encoding="utf-8")
     (stage / "logged.cpp").write_text(LOGGED_SOURCE, encoding="utf-8")
+    shutil.copyfile(CHATS_SOURCE, stage / CHATS_SOURCE.name)
     settings = [f"-D{name}={value}" for name, value in SETTINGS.items()]
     settings += [f"-DCMAKE_PROJECT_{name}_INCLUDE={stage / name}.cmake" for name in ("ggml", "llama.cpp")]
     folder = str(stage / "build")
     cores = len(os.sched_getaffinity(0))
     estimate = f"about {7 / cores:.0f} minutes where nothing else runs"
-    print(f"building {', '.join(PROGRAMS)} on {cores} core(s): {estimate}", flush=True)
+    print(f"building {', '.join((*PROGRAMS, CHATS))} on {cores} core(s): {estimate}", flush=True)
     call([*cmake, "-S", str(source), "-B", folder, *settings], stage, environment)
-    call([*cmake, "--build", folder, "--parallel", str(cores), "--target", *PROGRAMS], stage, environment)
+    call([*cmake, "--build", folder, "--parallel", str(cores), "--target", *PROGRAMS, CHATS], stage, environment)
 
 
 def find_cmake(stage: Path) -> tuple[list[str], dict[str, str]]:

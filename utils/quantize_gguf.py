@@ -22,11 +22,15 @@ if __name__ == "__main__":
 
 from lit_gpt.errors import UserError
 from lit_gpt.repository import REPOSITORY
+from lit_gpt.tokenizer.chat_template import ChatTemplate
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.gguf_files import TABLE, keep_earlier, make_gguf, read_table, report_line, write_table
 from utils.export.gguf_source import SourceModel, make_source, read_model
 from utils.export.hf_probabilities import WINDOW
 from utils.export.llama_cpp import FOLDER, LlamaCpp
-from utils.export.modelfile import form_of, modelfile, served_context, with_answers, with_tokens_compared
+from utils.export.modelfile import form_of, is_chat, modelfile, served_context, with_answers, with_tokens_compared
+from utils.export.ollama_go import check_by_go
+from utils.export.served_chats import battery_of, compare_chats
 from utils.files.staged_folder import check_replaceable, recover, staged
 
 TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Station/test.txt")
@@ -43,9 +47,17 @@ def main(options: QuantizeOptions) -> None:
     with staged(folder) as stage, model.check:
         scratch = stage / "scratch"
         scratch.mkdir()
-        source, reference = make_source(llama, model, text, options.windows, scratch)
+        template = ChatTemplate(Tokenizer(model.folder)) if is_chat(model.folder) else None
+        battery = battery_of(template) if template else []
+        chats = [{"messages": case.messages, "tools": case.tools} for case in battery]
+        source, reference = make_source(llama, model, text, options.windows, scratch, chats)
         form = with_answers(form_of(model.folder), options.system, options.stop, options.sampling())
         form = with_tokens_compared(form, model.folder, llama, source)
+        if template:
+            notes = compare_chats(llama, source, template, battery, reference.chats)
+            form = form._replace(notes=(*form.notes, *notes))
+        if form.turns:
+            print(check_by_go(form.turns, [case.messages for case in battery if not case.tools], scratch), flush=True)
         print("\n".join(("Modelfile: " + form.description, *form.notes)), flush=True)
         rows = []
         for gguf_type in options.methods:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.export.go_templates import Go
+from utils.export.ollama_go import Go
 
 
 @pytest.fixture(scope="session")

@@ -1,40 +1,22 @@
-"""Templates of Ollama, rendered by Go itself, and folders with real chat templates."""
+"""Real chat templates, and folders with them."""
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-SOURCE = Path(__file__).parent / "go" / "render.go"
 TOKENS = (  # of the templates that are rendered here, some
     *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<|assistant|>"),
 )
 
-
-class Go:
-    """The program render.go, which renders as Ollama does."""
-
-    def __init__(self, folder: Path) -> None:
-        self._program = folder / "render"
-        subprocess.run(["go", "build", "-o", self._program, SOURCE], check=True, timeout=300)
-
-    def answers(self, template: str, chats: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
-        """For each conversation `text`, or `error`."""
-        asked = "\n".join(json.dumps({"template": template, "messages": messages}) for messages in chats)
-        done = subprocess.run([self._program], input=asked, capture_output=True, text=True, check=True, timeout=300)
-        answers = [json.loads(line) for line in done.stdout.split("\n") if line]
-        assert len(answers) == len(chats)
-        return answers
-
-    def render(self, template: str, messages: Sequence[dict[str, Any]]) -> str:
-        (answer,) = self.answers(template, [messages])
-        assert "error" not in answer, answer
-        return answer["text"]
+# of trl's templates; why the others are left to Ollama
+FORMS = (
+    *("cohere", "diffusion_gemma", "gemma", "gemma3", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5"),
+    *("lfm2", "lfm2_v2", "llama3", "llama3_1", "phi3", "phi3_5", "qwen2_5", "qwen2_5_vl", "qwen3_instruct_2507"),
+    "qwen3_vl",
+)
+DATED = ("gptoss", "llama3_2", "muse_glimmer")
 
 
 def real_templates() -> dict[str, Path]:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import run_command
 from utils import install_llama_cpp
-from utils.export.llama_cpp import CONVERTER, PROGRAMS, LlamaCpp
+from utils.export.llama_cpp import CHATS, CONVERTER, PROGRAMS, LlamaCpp
 from utils.install_llama_cpp import KEPT, STAMP, InstallOptions, main
 
 CMAKE = """
@@ -19,6 +19,7 @@ project("llama.cpp" CXX)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 include_directories(${CMAKE_SOURCE_DIR})
 add_library(llama-common log.cpp)
+add_library(llama log.cpp)
 add_library(cpp-httplib log.cpp)
 foreach(program llama-quantize llama-perplexity llama-completion llama-tokenize)
     add_executable(${program} main.cpp)
@@ -30,6 +31,14 @@ struct common_log;
 inline common_log * common_log_main() { return nullptr; }
 inline void common_log_flush(common_log *) { std::puts("all was printed"); }
 """
+
+
+@pytest.fixture(autouse=True)
+def own_program(tmp_path_factory, monkeypatch):
+    """In place of the one that needs llama.cpp's own library."""
+    file = tmp_path_factory.mktemp("own") / "llama_chats.cpp"
+    file.write_text("int main() {}\n")
+    monkeypatch.setattr(install_llama_cpp, "CHATS_SOURCE", file)
 
 
 def write_source(folder: Path, program: str = "int main() {}\n") -> Path:
@@ -55,7 +64,7 @@ def test_programs_and_converter_get_their_place_at_once(tmp_path, monkeypatch, c
     (tmp_path / "llama.tmp").rmdir()
     llama = LlamaCpp.find(folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(["bin", STAMP, *KEPT])
-    said = {name: subprocess.check_output([llama.programs / name], text=True) for name in PROGRAMS}
+    said = {name: subprocess.check_output([llama.programs / name], text=True) for name in (*PROGRAMS, CHATS)}
     assert [name for name in PROGRAMS if "all was printed" in said[name]] == ["llama-perplexity", "llama-completion"]
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 

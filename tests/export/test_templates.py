@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.export.go_templates import real_templates, tokenizer_folder
+from tests.export.go_templates import DATED, FORMS, real_templates, tokenizer_folder
 from tests.export.test_modelfile import parse
 from utils.export.modelfile import dialogue_turns, form_of, modelfile
 from utils.export.template_battery import CHATS, CONTENTS, OTHERS, conversations, with_contents
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.go
 
 KINDS = (*CHATS, *itertools.chain(*OTHERS))
-# of trl's templates; why the others are left to Ollama
-FORMS = (
-    *("cohere", "diffusion_gemma", "gemma", "gemma3", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4", "gemma4_v5"),
-    *("lfm2", "lfm2_v2", "llama3", "llama3_1", "phi3", "phi3_5", "qwen2_5", "qwen2_5_vl", "qwen3_instruct_2507"),
-    "qwen3_vl",
-)
-DATED = ("gptoss", "llama3_2", "muse_glimmer")
 
 
 @functools.cache

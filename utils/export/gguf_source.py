@@ -4,6 +4,7 @@
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,15 @@ def read_model(folder: Path) -> SourceModel:
     )
 
 
-def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, scratch: Path) -> tuple[Path, Reference]:
-    """Makes the GGUF file in the model's own type, and asks transformers what the model makes of the text.
+def make_source(
+    llama: LlamaCpp,
+    model: SourceModel,
+    text: str,
+    windows: int,
+    scratch: Path,
+    chats: Sequence[dict[str, Any]] = (),
+) -> tuple[Path, Reference]:
+    """Makes the GGUF file in the model's own type, and asks transformers what the model makes of the text and `chats`.
 
     Writes the files `probabilities` and `prompt`, which `make_gguf` reads, into `scratch` too. Raises a DataError if
     llama.cpp's token ids are not those that the model was trained with.
@@ -84,7 +92,7 @@ def make_source(llama: LlamaCpp, model: SourceModel, text: str, windows: int, sc
         llama.set_context(source, "falcon", model.context)
     (scratch / "text").write_text(text, encoding="utf-8")
     print(f"asking transformers about {len(text):,} characters of text", flush=True)
-    reference = ask(model.folder, text, model.context, windows, scratch / "probabilities")
+    reference = ask(model.folder, text, model.context, windows, scratch / "probabilities", chats)
     (scratch / "prompt").write_text(reference.prompt, encoding="utf-8")
     ids = llama.token_ids(source, scratch / "text")
     if ids != reference.ids:

@@ -5,8 +5,10 @@ hf_probabilities_process.py is that process. It writes log-probabilities in the 
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.formats.programs import run_transformers
@@ -24,17 +26,28 @@ class Reference:
     continuation: str  # text of the most probable tokens after the prompt, as far as it is valid UTF-8
     ends: list[int]  # characters of `continuation` after each of its tokens; there is one at least
     decided: int  # how many of these tokens come before the first that another is nearly as probable as
+    chats: list[dict[str, Any] | None] = field(default_factory=list)  # of each conversation `text` and `ids`, or None
 
 
-def ask(folder: Path, text: str, context: int, windows: int, target: Path) -> Reference:
+def ask(
+    folder: Path, text: str, context: int, windows: int, target: Path, chats: Sequence[dict[str, Any]] = ()
+) -> Reference:
     """Loads `folder` in a fresh process, in float32, and writes its log-probabilities to `target`.
+
+    `chats` are `messages` and `tools` of conversations to be rendered.
 
     Raises:
         UserError: for a text that is too short, or after which the model says nothing.
         DataError: if transformers cannot load the folder.
         OSError: if `target` cannot be written, or the memory does not suffice.
     """
-    request = {"text": text, "context": context, "windows": windows, "target": str(target.resolve())}
+    request = {
+        "text": text,
+        "context": context,
+        "windows": windows,
+        "target": str(target.resolve()),
+        "chats": list(chats),
+    }
     answered = target.with_name("answer.json")
     run_transformers("utils.export.hf_probabilities_process", folder, request, answered)
     answer = json.loads(answered.read_text(encoding="utf-8"))

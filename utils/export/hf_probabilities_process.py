@@ -39,7 +39,20 @@ def answer(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
             if ends:
                 break
     perplexity = math.exp(loss / predicted)
-    return asdict(Reference(ids, length, perplexity, predicted, prompt, continuation, ends, decided))
+    chats = [render(tokenizer, **chat) for chat in request["chats"]]
+    return asdict(Reference(ids, length, perplexity, predicted, prompt, continuation, ends, decided, chats))
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None
+) -> dict[str, Any] | None:
+    """The text and the token ids of a conversation up to the answer; None if the chat template refuses it."""
+    try:
+        text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+    except Exception:  # what the template's expressions raise is its refusal: TemplateError, TypeError and others
+        return None
+    ids = tokenizer.apply_chat_template(messages, tools=tools, add_generation_prompt=True)["input_ids"]
+    return {"text": text, "ids": ids}
 
 
 def measure(model: torch.nn.Module, rows: torch.Tensor, target: Path) -> tuple[float, int]:

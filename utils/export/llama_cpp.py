@@ -4,13 +4,16 @@ that `utils/install_llama_cpp.py` made, or a checkout that somebody built by CMa
 from __future__ import annotations
 
 import ast
+import json
 import math
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.programs import failure_of_system, reason_of
@@ -25,6 +28,7 @@ FOLDER = REPOSITORY / ".llama.cpp"  # where it is installed and looked for, unle
 CONVERTER = "convert_hf_to_gguf.py"
 CONVERTER_PROCESS = Path(__file__).with_name("converter_process.py")
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
+CHATS = "llama-chats"  # ours, of llama_chats.cpp: not in an llama.cpp that somebody else built
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,24 @@ class LlamaCpp:
         output = self._run(command, file.parent, last="]", errors=subprocess.PIPE)
         return list(ast.literal_eval(output[output.index("[") : output.rindex("]") + 1]))
 
+    def chats(self, file: Path, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+        """What llama.cpp's server makes of each conversation for the model in `file`: see llama_chats.cpp. None where
+        that program was not built."""
+        if not os.access(self.programs / CHATS, os.X_OK):
+            return None
+        asked = file.with_name("chats")
+        asked.write_text("".join(json.dumps(request) + "\n" for request in requests), encoding="utf-8")
+        with asked.open("rb") as stdin:
+            output = self._run([self.programs / CHATS, file], file.parent, errors=subprocess.PIPE, stdin=stdin)
+        return [json.loads(line) for line in output.splitlines()]
+
+    def set_template(self, file: Path, template: Path) -> None:
+        """Writes the chat template of the Jinja file `template` into the model in `file`."""
+        script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_new_metadata.py"
+        copy = file.with_name(f"{file.name}.copy")
+        self._run([sys.executable, script, file, copy, "--chat-template-file", template, "--force"], file.parent)
+        copy.replace(file)
+
     def compare(self, file: Path, reference: Path, context: int) -> tuple[float, float, float]:
         """Compares the model in `file` with `reference`, log-probabilities over windows of `context` tokens.
 
@@ -101,16 +123,21 @@ class LlamaCpp:
         command += ["--no-display-prompt", "--simple-io"]
         return self._run(command, file.parent, last="\n\n", errors=subprocess.PIPE)
 
-    def _run(self, command: list[str | Path], scratch: Path, last: str = "", errors: int = subprocess.STDOUT) -> str:
+    def _run(
+        self,
+        command: list[str | Path],
+        scratch: Path,
+        last: str = "",
+        errors: int = subprocess.STDOUT,
+        stdin: int | BinaryIO = subprocess.DEVNULL,
+    ) -> str:
         """Runs a program that writes to `scratch` and returns what it prints: on both streams, or on stdout only if
         `errors` is a pipe. `last` is what the output holds when it is whole."""
         # the converter's own gguf-py comes before an installed gguf; it loads tokenizers from the folder alone
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(self.folder / "gguf-py")}
         # as llama.cpp builds them, some programs end before the thread that prints has printed all: ask them again
         for _ in range(5):
-            done = subprocess.run(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
-            )
+            done = subprocess.run(command, env=environment, stdin=stdin, stdout=subprocess.PIPE, stderr=errors)
             output = done.stdout.decode("utf-8", errors="replace")
             if done.returncode or last in output:
                 break

@@ -44,19 +44,25 @@ COMPLETION = Form("completion of text", "{{ .Prompt }}", ())
 def form_of(folder: Path) -> Form:
     """How the model in `folder`, a Hugging Face folder, was trained to be spoken to."""
     provenance = read_json_if_there(folder / PROVENANCE)
-    if provenance.get("template"):  # of chats, whatever else there was in the data
+    if is_chat(folder):
         return _chat(folder)
     languages = list((provenance.get("normalised") or {}).values())
     if languages:
         return _dialogue(Counter(languages).most_common(1)[0][0])
-    if provenance.get("turns"):
-        return _dialogue(None)
-    if provenance.get("options"):
-        return COMPLETION
-    # where a run of this program had no chats, a chat template counts for other models only
-    if find_template(folder, read_json_if_there(folder / "tokenizer_config.json")) is None:
-        return COMPLETION
-    return _chat(folder)
+    return _dialogue(None) if provenance.get("turns") else COMPLETION
+
+
+def is_chat(folder: Path) -> bool:
+    """Whether the model was trained on chats, whatever else there was in the data.
+
+    Where a run of this program had no chats, a chat template counts for other models only.
+    """
+    provenance = read_json_if_there(folder / PROVENANCE)
+    if provenance.get("template"):
+        return True
+    of_other_kind = any(provenance.get(name) for name in ("normalised", "turns", "options"))
+    has_template = find_template(folder, read_json_if_there(folder / "tokenizer_config.json")) is not None
+    return has_template and not of_other_kind
 
 
 def _chat(folder: Path) -> Form:
