@@ -463,9 +463,10 @@ def inference_client(chain: Chain) -> Rows:
 
 def ollama(chain: Chain) -> Rows:
     """Its templates' language, Go's text/template; Ollama itself is not run."""
+    from tests.export.go_templates import real_templates, tokenizer_folder
     from utils.export.hf_chat import HFChat
     from utils.export.modelfile import form_of
-    from utils.export.ollama_go import Go, real_templates, tokenizer_folder
+    from utils.export.ollama_go import Go
     from utils.export.template_battery import CHATS, OTHERS, conversations
 
     go = Go(chain.folder)
