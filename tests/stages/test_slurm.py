@@ -27,4 +27,7 @@ def test_what_sbatch_would_misread_is_named() -> None:
     assert any("time must be a text in quotes" in problem for problem in problems)
     assert any("ntask is none of " in problem and problem.endswith("nearest: ntasks") for problem in problems)
     assert any("nodes 2, but its command is one task" in problem for problem in problems)
+    shared = {"devices": 8, "num_nodes": 2, "slurm": {"nodes": 2, "ntasks-per-node": 4}}
+    recipe = Recipe(Path("r.yaml"), {**recipe.sections, "pretrain": shared})
+    assert resource_problems(recipe, "pretrain") == ["pretrain: devices 8, but slurm: ntasks-per-node 4"]
     assert resource_problems(recipe, "prepare") == ["prepare: slurm must be a mapping of sbatch's options"]

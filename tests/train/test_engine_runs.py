@@ -20,7 +20,18 @@ def rows_of(run_dir: Path) -> list[dict[str, str]]:
 
 def test_qlora_with_everything_that_watches_it(lora_arguments: list[object], tmp_path: Path) -> None:
     options = ["--quantize", "bnb.nf4", "--activation_checkpointing", "selective", "--precision", "bf16-mixed"]
-    options += ["--logger", "tensorboard", "--profile_steps", "4-5", "--log_interval", 5, "--peak_tflops", 0.1]
+    options += [
+        "--optimizer",
+        "adamw_8bit",
+        "--logger",
+        "tensorboard",
+        "--profile_steps",
+        "4-5",
+        "--log_interval",
+        5,
+        "--peak_tflops",
+        0.1,
+    ]
     folder = tmp_path / "run"
     batch = ["--batch_size", 8, "--micro_batch_size", 4]
     out = run("pretrain.py", *lora_arguments, *options, *batch, "--out_dir", folder).stdout
@@ -48,11 +59,13 @@ def test_qlora_with_everything_that_watches_it(lora_arguments: list[object], tmp
     run("utils/merge_lora.py", "--lora_path", folder, "--save_path", merged / "lit_model.pth")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_masters_are_saved_and_read_again(pretrain_arguments: list[object], tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(("optimizer", "processes"), [("adamw", 1), ("adamw", 2), ("adamw_8bit", 1), ("adafactor", 2)])
+def test_masters_are_saved_and_read_again(
+    pretrain_arguments: list[object], tmp_path: Path, optimizer: str, processes: int
+) -> None:
     """bf16-true from step 6 on again gives the losses of the run that was never stopped, as text."""
     batch = ["--batch_size", 8 // processes, "--micro_batch_size", 4, "--precision", "bf16-true"]
-    arguments = [*pretrain_arguments, *batch, "--activation_checkpointing", "full"]
+    arguments = [*pretrain_arguments, *batch, "--activation_checkpointing", "full", "--optimizer", optimizer]
     run("pretrain.py", *arguments, "--out_dir", tmp_path / "whole", processes=processes)
     again = shutil.copytree(tmp_path / "whole", tmp_path / "again")
     for checkpoint in (again / "checkpoints").iterdir():

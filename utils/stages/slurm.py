@@ -13,6 +13,8 @@ SBATCH += ("mem-per-cpu", "mem-per-gpu", "nodelist", "nodes", "ntasks", "ntasks-
 SBATCH += ("reservation", "signal", "time", "tmp")
 """The options of sbatch that a section may name: what a job gets, not how it is started."""
 _TASKS = ("nodes", "ntasks", "ntasks-per-node")
+_COUNTED = {"nodes": "num_nodes", "ntasks-per-node": "devices"}
+"""What pretrain and validate call them."""
 SHARED = ("prepare", "pretrain", "validate")
 """Stages whose command works as several tasks."""
 
@@ -34,6 +36,9 @@ def resource_problems(recipe: Recipe, name: str) -> list[str]:
             problems.append(f"{name}: {RESOURCES}: {option} {value}, but its command is one task")
         elif not isinstance(value, (str, int)) or "\n" in str(value):
             problems.append(f"{name}: {RESOURCES}: {option} must be a text or a number")
+        elif str(value) != str(recipe.values(name).get(_COUNTED.get(option), value)):
+            counted = _COUNTED[option]
+            problems.append(f"{name}: {counted} {recipe.values(name)[counted]}, but {RESOURCES}: {option} {value}")
     return problems
 
 

@@ -101,10 +101,11 @@ def _direction(weight: Tensor, state: dict[str, Tensor]) -> Tensor:
 
 def _summed(parts: list[Tensor], found: list[tuple[dict[str, Any], Tensor, dict[str, Tensor]]]) -> list[Tensor]:
     """The sums of each of the `parts` over the processes that share the weights, by one exchange."""
-    sharded = next((weight for _, weight, _ in found if isinstance(weight, DTensor)), None)
-    if sharded is None:
+    sharded = [weight for _, weight, _ in found if isinstance(weight, DTensor)]
+    if not sharded:
         return parts
+    assert len(sharded) == len(found), "a weight that every process has whole would be counted several times"
     together = torch.cat([part.flatten() for part in parts])
-    dist.all_reduce(together, group=sharded.device_mesh.get_group())
+    dist.all_reduce(together, group=sharded[0].device_mesh.get_group())
     split = together.split([part.numel() for part in parts])
     return [one.view(part.shape) for one, part in zip(split, parts, strict=True)]
