@@ -20,18 +20,8 @@ def rows_of(run_dir: Path) -> list[dict[str, str]]:
 
 def test_qlora_with_everything_that_watches_it(lora_arguments: list[object], tmp_path: Path) -> None:
     options = ["--quantize", "bnb.nf4", "--activation_checkpointing", "selective", "--precision", "bf16-mixed"]
-    options += [
-        "--optimizer",
-        "adamw_8bit",
-        "--logger",
-        "tensorboard",
-        "--profile_steps",
-        "4-5",
-        "--log_interval",
-        5,
-        "--peak_tflops",
-        0.1,
-    ]
+    options += ["--optimizer", "adamw_8bit", "--logger", "tensorboard", "--profile_steps", "4-5"]
+    options += ["--log_interval", 5, "--peak_tflops", 0.1]
     folder = tmp_path / "run"
     batch = ["--batch_size", 8, "--micro_batch_size", 4]
     out = run("pretrain.py", *lora_arguments, *options, *batch, "--out_dir", folder).stdout
