@@ -4,6 +4,7 @@ A run that still trains can be drawn at any time."""
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from utils import cli
 from utils.report.options import PlotOptions
@@ -11,6 +12,7 @@ from utils.report.options import PlotOptions
 if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(PlotOptions)  # --help and mistakes are answered before the imports below
 
+from utils.report.before_and_after import endings
 from utils.report.curves import RunCurves, read_curves
 from utils.report.figures import draw, save
 from utils.run.csv_log import ALL
@@ -24,6 +26,9 @@ def main(options: PlotOptions) -> None:
     output = options.output or options.folders[0] / "convergence.png"
     save(figure, output)
     print(summary(runs))
+    for folder, run in zip(options.folders, runs, strict=True):
+        for line in told_endings(folder, run):
+            print(line)
     print(f"wrote {output}")
 
 
@@ -35,6 +40,14 @@ def summary(runs: Sequence[RunCurves]) -> str:
         cells = map(str.rjust, numbers, widths[1:-1])
         aligned.append("  ".join([name.ljust(widths[0]), *cells, checkpoint]))
     return "\n".join(aligned)
+
+
+def told_endings(folder: Path, run: RunCurves) -> list[str]:
+    """Whether the model has learned to end its answers, from the first validation to the last; none without chats."""
+    if ALL not in run.valid:
+        return []
+    first, last = (int(run.valid[ALL]["batches"].iloc[place]) for place in (0, -1))
+    return [f"{run.label}: {label}: {before} → {after}" for label, before, after in endings(folder, first, last)]
 
 
 def summary_line(run: RunCurves) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import ROOT, run
 from utils.export.provenance import foundation_facts, publishable
 from utils.report.figures import draw_for_card
+from utils.report.markdown import fenced
 from utils.report.model_card import cell, end_of_answers, evaluation_table, fill_card, table
 from utils.run.record import RunRecord
 
@@ -152,6 +153,17 @@ def test_hostile_values_stay_values():
     assert fill_card("x $name y", {"name": "$other"}) == "x $other y\n"
     assert table(("A", "B", "C"), [("x", "", 1)]) == "| A | C |\n| --- | --- |\n| x | 1 |"
     assert table(("A",), []) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["a\n## b\n\n\n\nc", "```\n# x", "````text", '<b>$name</b> | \\n \\"', "", "\x1b[2J\u202e\t"]
+)
+def test_what_a_model_wrote_is_shown_as_it_is_and_ends_no_block(text):
+    card = fill_card("# t\n\n## Evaluation\n\n$sample\n\n## Licence\n\n$none\n", {"sample": fenced(text), "name": "N"})
+    (block,) = re.findall(r"(?ms)^(`{3,})text\n(.*)\n\1$", card)
+    shown = block[1].replace("\\u001b", "\x1b").replace("\\u202e", "\u202e").replace("\\t", "\t")
+    assert shown == text and block[0] not in block[1]
+    assert card.startswith("# t\n\n## Evaluation\n\n```") and card.endswith(block[0] + "\n")
 
 
 def test_publishable_names_no_place():

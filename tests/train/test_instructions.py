@@ -229,6 +229,22 @@ def test_continuations_at_a_validation_are_those_of_transformers(instructions, r
     assert f'sample 1 (ended after {samples[0]["tokens"]} tokens): "{samples[0]["text"]}"' in log
 
 
+def test_the_card_has_both_before_and_after(right_run, published):
+    evaluation = (published / "README.md").read_text(encoding="utf-8").split("## Evaluation\n")[1].split("\n## ")[0]
+    before, after = ends(right_run, 0), ends(right_run, 240)
+    assert f"| Probability of an end where answers end | {before[0]:.2%} | {after[0]:.2%} |" in evaluation
+    assert f"| Probability of an end inside answers | {before[1]:.3%} | {after[1]:.3%} |" in evaluation
+    shares = share_that_ended(right_run)
+    assert f"| Sampled continuations that ended by themselves | {shares[0]:.0%} | {shares[1]:.0%} |" in evaluation
+    first, last = (next(sample for sample in read_samples(right_run) if sample["step"] == step) for step in (0, 240))
+    assert f"```text\n[user] {first['asked'][0]['content']}\n```" in evaluation
+    assert f"At step 240 (ended by itself after {last['tokens']} token" in evaluation
+    assert f"```text\n{last['text']}\n```" in evaluation
+    provenance = json.loads((published / "training_provenance.json").read_text(encoding="utf-8"))
+    for found, name in ((before, "validation_before_training"), (after, "validation")):
+        assert (provenance[name]["end_at_ends"], provenance[name]["end_inside"]) == found
+
+
 def share_that_ended(run_dir: Path) -> list[float]:
     return [float(row["samples_ended"]) for row in read_csv(run_dir / "metrics.csv") if row["samples_ended"]]
 

@@ -22,7 +22,9 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.mixture import MIXTURE
 from utils.export.provenance import foundation_facts
 from utils.prepare.dialogue import normalise
-from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
+from utils.report.before_and_after import endings, sample_before_and_after, validations
+from utils.report.markdown import cell, table
+from utils.run.csv_log import ALL, read_csv
 from utils.run.merged_model import MergedModel
 
 # Beginnings of conversations, by the language in which the data was normalised.
@@ -73,6 +75,8 @@ def write_card(
         values["data"] = data_table(read_csv(model.run_dir / MIXTURE))
         if evaluation := evaluation_table(model.run_dir, step):
             values |= {"evaluation": evaluation, "evaluated_step": f"{step:,}"}
+        values["endings"] = table(("", "Before training", f"At step {step:,}"), endings(model.run_dir, 0, step))
+        values["sample"] = sample_before_and_after(model.run_dir, step)
         if figure := draw_for_card(model.run_dir, step):
             values["curves"] = "convergence.png"
             figure.savefig(folder / values["curves"], metadata={"Software": None})
@@ -85,10 +89,11 @@ def fill_card(template: str, values: dict[str, Any]) -> str:
     known = {name: str(value) for name, value in values.items() if value not in (None, "")}
     placeholder = re.compile(r"\$(\w+)")
     lines = [line for line in template.splitlines() if known.keys() >= set(placeholder.findall(line))]
-    text = placeholder.sub(lambda match: known[match[1]], "\n".join(lines))
-    start, *sections = re.split(r"(?m)^(?=## )", text)
+    start, *sections = re.split(r"(?m)^(?=## )", "\n".join(lines))
     kept = [section for section in sections if section.partition("\n")[2].strip()]
-    return re.sub(r"\n{3,}", "\n\n", "".join([start, *kept])).rstrip() + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", "".join([start, *kept])).rstrip() + "\n"
+    # last of all: a value may hold what looks like a heading
+    return placeholder.sub(lambda match: known[match[1]], text)
 
 
 def model_values(model: MergedModel, hf: dict[str, Any], provenance: dict[str, Any], model_id: str) -> dict[str, Any]:
@@ -224,14 +229,10 @@ def hyperparameters(provenance: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def evaluation_table(run_dir: Path, step: int) -> str | None:
-    """The validation losses of `step` per dataset, beside those before the training where they were measured: those of
-    metrics.csv, or where it has none at this step, the newest of validation.csv."""
-    metrics = read_validations(run_dir / METRICS)
-    rows = metrics[metrics["split"] == "valid"]
-    if not (rows["step"] == step).any():
-        rows = read_validations(run_dir / VALIDATION)
+    """The validation losses of `step` per dataset, beside those before the training where they were measured."""
+    rows = validations(run_dir, step)
     before = rows[rows["step"] == 0].set_index("dataset")["loss"].astype(float)
-    after = rows[rows["step"] == step].set_index("dataset")
+    after = rows[(rows["step"] == step) & (rows["targets"] != "0")].set_index("dataset")
     names = sorted(after.index, key=lambda name: (name == ALL, name))
     if len(names) == 2:  # one dataset and, of the same loss, all
         names.remove(ALL)
@@ -242,25 +243,3 @@ def evaluation_table(run_dir: Path, step: int) -> str | None:
         perplexity = math.exp(min(loss, 700))  # a float64 does not hold more
         lines.append((name, first, f"{loss:.4f}", f"{perplexity:,.2f}", f"{targets:,}"))
     return table(("Dataset", "Loss before training", "Loss", "Perplexity", "Tokens predicted"), lines)
-
-
-def read_validations(path: Path) -> pd.DataFrame:
-    """The lines of metrics.csv or validation.csv; for a dataset measured twice at a step, the later line counts."""
-    rows = pd.DataFrame(read_csv(path), columns=["split", "step", "dataset", "loss", "targets"])
-    rows["step"] = rows["step"].astype(int)
-    return rows.drop_duplicates(["split", "step", "dataset"], keep="last")
-
-
-def table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str | None:
-    """A Markdown table; None without rows. Columns in which every cell is empty are left out."""
-    cells = pd.DataFrame(rows, columns=list(titles), dtype=object).map(cell)
-    cells = cells.loc[:, (cells != "").any()]
-    if cells.empty:
-        return None
-    lines = [list(cells), ["---"] * cells.shape[1], *cells.to_numpy()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def cell(value: Any) -> str:
-    """A value as text of one line that neither ends a table's cell nor is HTML."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

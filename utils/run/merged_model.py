@@ -24,7 +24,7 @@ from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from utils.data.mixture import MIXTURE
 from utils.run.checkpoint_folders import best_checkpoint, list_checkpoints, verify_checkpoint
 from utils.run.checkpoint_reader import read_model_tensors
-from utils.run.csv_log import ALL, METRICS, read_csv
+from utils.run.csv_log import ALL, END_COLUMNS, METRICS, SAMPLES_COLUMN, read_csv
 from utils.run.foundation import begin_check, expected_base, require_base
 from utils.run.model_options import ModelOptions
 from utils.run.progress import STATE, TrainingProgress
@@ -184,10 +184,16 @@ def _foundation_weights(record: RunRecord, foundation: Path | None, source: Path
 
 def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str, Any]:
     progress = TrainingProgress.load(checkpoint)
-    losses = {}
+    losses, figures = {}, {}
     for row in read_csv(run_dir / METRICS):
-        if row["split"] == "valid" and int(row["step"]) == progress.step:
+        if row["split"] != "valid":
+            continue
+        step, is_measured = int(row["step"]), row["targets"] != "0"
+        if step == progress.step and is_measured:
             losses[row["dataset"]] = float(row["loss"])
+        if row["dataset"] == ALL:
+            names = ("loss", *END_COLUMNS, SAMPLES_COLUMN) if is_measured else (SAMPLES_COLUMN,)
+            figures[step] = {name: float(row[name]) for name in names if row.get(name)}
     return {
         **{key: value for key, value in vars(record).items() if key != "identity"},
         **{key: getattr(record.identity, key) for key in ("lora", "base", "data", "template", "mixture", "seed")},
@@ -196,6 +202,8 @@ def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str,
         "checkpoint": checkpoint.name,
         "validation_loss": losses.pop(ALL, None),
         "validation_losses": losses,
+        "validation": figures.get(progress.step, {}),
+        "validation_before_training": figures.get(0, {}),
         "turns": sum(int(row["turns"]) for row in read_csv(run_dir / MIXTURE)),
     }
 

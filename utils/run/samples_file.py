@@ -15,6 +15,7 @@ from lit_gpt.errors import DataError
 from utils.files.atomic import write_atomically
 
 SAMPLES = "samples.jsonl"
+_KINDS = {"step": int, "number": int, "text": str, "tokens": int, "ended": bool}
 
 
 class SamplesFile:
@@ -46,12 +47,12 @@ def read_samples(run_dir: Path) -> list[dict[str, Any]]:
             continue
         try:
             record = json.loads(line.strip(b"\0"))
-            if isinstance(record["step"], int):
-                records.append(record)
-                continue
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
-        raise DataError(f"{path}, line {number} is no sample that this program wrote; move the file away")
+            is_own = isinstance(record, dict) and all(type(record.get(key)) is kind for key, kind in _KINDS.items())
+        except (ValueError, RecursionError):
+            is_own = False
+        if not is_own:
+            raise DataError(f"{path}, line {number} is no sample that this program wrote; move the file away")
+        records.append(record)
     return records
 
 
@@ -70,9 +71,15 @@ def _line(record: dict[str, Any]) -> str:
 
 def readable_json(value: Any) -> str:
     """JSON in which text of all scripts can be read, and that holds nothing that a terminal would act on."""
-    return "".join(map(_readable, json.dumps(value, ensure_ascii=False)))
+    return readable(json.dumps(value, ensure_ascii=False))
+
+
+def readable(text: str) -> str:
+    """The text with what cannot be shown, a line's end included, written as in JSON."""
+    return "".join(map(_readable, text))
 
 
 def _readable(character: str) -> str:
-    is_shown = character.isprintable() or unicodedata.category(character) == "Zs"
+    # beside letters and signs, other spaces, and what joins letters and emoji or keeps them apart
+    is_shown = character.isprintable() or unicodedata.category(character) == "Zs" or character in "\u200c\u200d"
     return character if is_shown else json.dumps(character)[1:-1]
