@@ -1,12 +1,13 @@
 """QLoRA on several processes: the base shared by them, as it is, beside the base whole on each, as it was.
 
-    python benchmarks/shared_base.py [--device cuda] [--processes 2] [--shapes 24x1024] [--kinds bnb.nf4 bnb.int8]
+    python benchmarks/shared_base.py [--device cuda] [--processes 2] [--shapes 24x768] [--kinds bnb.nf4 bnb.int8]
 
 1. Each way has fresh processes, which train as pretrain.py does on a random base that is made a matrix at a time.
 2. Memory is that of process 0: on a GPU the peak of torch's allocations, on the CPU the peak of resident memory less
    what was resident before the model was made (see memory.py). `quantised` are the bytes of the base's matrices that it
    keeps, the two gathered blocks included.
-3. Ways take turns; steps per second are the median's of all turns.
+3. For the speed, processes have both models and train them step by step in turns, so that other work on the machine
+   hits both; the ratio is the median of the turns' own.
 4. Prints them beside what utils/train/estimate.py foresees, and appends them to benchmarks/results.csv unless
    --no_record is given.
 """
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1 << 20
 # layers × width: vocabulary, positions of a row, rows of a micro-batch
-SHAPES = {"4x256": (128, 32, 1), "24x1024": (1024, 256, 1), "32x4096": (32000, 2048, 4)}
+SHAPES = {"4x256": (128, 32, 1), "24x768": (1024, 128, 1), "32x4096": (32000, 2048, 4)}
 WAYS = ("whole", "shared")
+SPEED = "speed"
 
 
 def main() -> None:
@@ -50,20 +52,18 @@ def main() -> None:
         measure(arguments)
         return
     figures = []
-    print(f"{'MiB':34} {'foreseen':>9} {'measured':>9} {'quantised':>10} {'steps/s':>8}")
+    print(f"{'MiB':36} {'foreseen':>9} {'measured':>9} {'quantised':>10} {'steps/s':>8} {'ratio':>6}")
     for shape in arguments.shapes:
         for kind in arguments.kinds:
             foreseen = estimate(workload(shape, kind, arguments.processes)).memory
-            turns: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-            for _ in range(arguments.rounds):
-                for way, found in turns.items():
-                    found.append(run_way(way, shape, kind, arguments))
-            for way, found in turns.items():
+            speeds = run_way(SPEED, shape, kind, arguments)
+            for way in WAYS:
+                found = run_way(way, shape, kind, arguments)
                 label = f"{shape} {kind}, {arguments.processes} processes, {way}"
-                taken, quantised = (max(turn[name] for turn in found) / MIB for name in ("taken", "quantised"))
-                speed = statistics.median(turn["steps_per_second"] for turn in found)
-                planned = f"{foreseen / MIB:.0f}" if way == "shared" else ""
-                print(f"{label:34} {planned:>9} {taken:9.0f} {quantised:10.1f} {speed:8.3f}", flush=True)
+                taken, quantised, speed = found["taken"] / MIB, found["quantised"] / MIB, speeds[way]
+                planned, ratio = (f"{foreseen / MIB:.0f}", f"{speeds['ratio']:.2f}") if way == "shared" else ("", "")
+                sizes = f"{planned:>9} {taken:9.0f} {quantised:10.1f}"
+                print(f"{label:36} {sizes} {speed:8.3f} {ratio:>6}", flush=True)
                 figures.append(Figure(way, label, f"{taken:.0f}", "MiB", f"{taken / 1024:.3f}"))
                 figures.append(Figure(way, label, f"{quantised:.1f}", "MiB, quantised"))
                 figures.append(Figure(way, label, f"{speed:.3f}", "steps/s"))
@@ -75,12 +75,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["24x1024"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["24x768"])
     parser.add_argument("--kinds", nargs="+", choices=("bnb.nf4", "bnb.int8"), default=["bnb.nf4", "bnb.int8"])
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--no_record", action="store_true")
-    parser.add_argument("--measure", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=(*WAYS, SPEED), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -107,57 +106,75 @@ def workload(shape: str, kind: str, processes: int) -> Workload:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Prints what process 0 takes, and how many steps it makes in a second."""
+    """Prints what process 0 takes, or how many steps it makes in a second each way."""
     import torch
 
-    import utils.train.placement
     from benchmarks.step import resident_memory
     from utils.cluster.launch import launch
     from utils.cluster.ranks import end_process
 
-    if arguments.measure == "whole":
-        utils.train.placement.share_base = lambda _model, _group: None
     on_gpu = arguments.device == "cuda"
     fabric = launch(arguments.processes, 1, "bf16-true")
     work = workload(arguments.shapes[0], arguments.kinds[0], arguments.processes)
-    train(fabric, workload("4x256", arguments.kinds[0], arguments.processes), 1)
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+    small = workload("4x256", arguments.kinds[0], arguments.processes)
+    Trainer(fabric, small, "shared").step()  # loads libraries and kernels
+    if arguments.measure == SPEED:
+        found = compare_speeds([Trainer(fabric, work, way) for way in WAYS], arguments.steps)
     else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        before = resident_memory("VmRSS")
-    model, seconds = train(fabric, work, arguments.steps)
-    taken = (torch.cuda.max_memory_allocated() if on_gpu else resident_memory("VmHWM")) - before
-    found = {"taken": taken, "quantised": quantised_bytes(model), "steps_per_second": 1 / statistics.median(seconds)}
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            before = resident_memory("VmRSS")
+        trainer = Trainer(fabric, work, arguments.measure)
+        for _ in range(2):
+            trainer.step()
+        taken = (torch.cuda.max_memory_allocated() if on_gpu else resident_memory("VmHWM")) - before
+        found = {"taken": taken, "quantised": quantised_bytes(trainer.model)}
     if fabric.is_global_zero:
         print(json.dumps(found))
     end_process(0)
 
 
-def train(fabric: Fabric, work: Workload, steps: int) -> tuple[nn.Module, list[float]]:
-    """The model, and the seconds of each step after the first."""
+class Trainer:
+    """A model that is trained as pretrain.py does it, its base shared or whole."""
 
-    from benchmarks import memory
-    from lit_gpt.model.building import empty_model
-    from utils.train.optimizer import make_optimizer
-    from utils.train.placement import place_model
-    from utils.train.profiler import StepTimer
-    from utils.train.step import optimiser_step
+    def __init__(self, fabric: Fabric, work: Workload, way: str) -> None:
+        import utils.train.placement
+        from benchmarks import memory
+        from lit_gpt.model.building import empty_model
+        from utils.train.optimizer import make_optimizer
 
-    config = work.config
-    empty = empty_model(config, work.lora, *work.dtypes, work.base_format)
-    model = place_model(fabric, empty, random_base(config), 1, "bf16-true")
-    optimizer = fabric.setup_optimizers(make_optimizer(model, 0.1, (0.9, 0.95)))
-    data = memory.make_data(memory.Shape(0, 0, config.vocab_size, work.block_size, work.micro_batch_size, 1, "none"))
-    seconds = []
-    for _ in range(steps + 1):
-        start = time.perf_counter()
-        result = optimiser_step(fabric, model, optimizer, data, 1.0, [1], StepTimer(fabric.device))
-        float(result.grad_norm)
-        seconds.append(time.perf_counter() - start)
-    return model, seconds[1:]
+        empty = empty_model(work.config, work.lora, *work.dtypes, work.base_format)
+        share_base = utils.train.placement.share_base
+        if way == "whole":
+            utils.train.placement.share_base = lambda _model, _group: None
+        self._fabric = fabric
+        self.model = utils.train.placement.place_model(fabric, empty, random_base(work.config), 1, "bf16-true")
+        utils.train.placement.share_base = share_base
+        self._optimizer = fabric.setup_optimizers(make_optimizer(self.model, 0.1, (0.9, 0.95)))
+        rows = memory.Shape(0, 0, work.config.vocab_size, work.block_size, work.micro_batch_size, 1, "none")
+        self._data = memory.make_data(rows)
+
+    def step(self) -> float:
+        """The seconds of a step."""
+        from utils.train.profiler import StepTimer
+        from utils.train.step import optimiser_step
+
+        start, timer = time.perf_counter(), StepTimer(self._fabric.device)
+        result = optimiser_step(self._fabric, self.model, self._optimizer, self._data, 1.0, [1], timer)
+        float(result.grad_norm)  # waits for the device
+        return time.perf_counter() - start
+
+
+def compare_speeds(trainers: list[Trainer], steps: int) -> dict[str, float]:
+    for trainer in trainers:
+        trainer.step()
+    turns = [[trainer.step() for trainer in trainers] for _ in range(steps)]
+    found = {way: 1 / statistics.median(column) for way, column in zip(WAYS, zip(*turns, strict=True), strict=True)}
+    return found | {"ratio": statistics.median(whole / shared for whole, shared in turns)}
 
 
 def random_base(config: Config) -> Mapping[str, Tensor]:
@@ -176,7 +193,7 @@ def random_base(config: Config) -> Mapping[str, Tensor]:
     return LazyTensors(dict(state), read)
 
 
-def quantised_bytes(model: Any) -> int:
+def quantised_bytes(model: nn.Module) -> int:
     """Bytes of the storages of what this process keeps of the base's matrices, gathered blocks included."""
     tensors = [tensor for tensor in model.buffers() if not tensor.is_floating_point()]
     for block in model.module.transformer.h:
