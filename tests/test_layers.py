@@ -61,7 +61,7 @@ LINES = {
     "utils/train": 3353,
     "utils/export": 2186,
     "utils/report": 792,
-    "commands": 1667,
+    "commands": 1668,
     "utils/stages": 953,
     "utils/chat": 1296,
 }

@@ -81,6 +81,7 @@ def copy(source: Path, target: Path) -> None:
     target = target / source.name if target.is_dir() else target
     if target.exists():
         raise UserError(f"{target} exists already; give another FILE")
+    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     print(f"wrote {target}")
 
