@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from tokenizers import Tokenizer as HFTokenizer
 
 from lit_gpt.formats.hf_logits import largest_difference, litgpt_logits
 from lit_gpt.formats.litgpt_directory import read_config, read_weights
+from lit_gpt.model.lora import base_name
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.chats import make_chat_tokenizer
 from tests.conftest import run
 from tests.formats.hf_models import make_hf, make_tokenizer
 from utils.data.manifest import TOKENIZER, Manifest
+from utils.run.checkpoint_folders import list_checkpoints
+from utils.run.checkpoint_reader import CheckpointReader, read_model_tensors, without_warning
+from utils.run.csv_log import ALL, METRICS, read_csv
 from utils.run.merged_model import load_merged_model
 
 ADDED = ("<|im_start|>", "<|im_end|>")
@@ -65,9 +72,14 @@ def make_place(folder: Path, kind: str) -> Place:
     return Place(base, folder / "data")
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Callable[[str], Place]:
+    return cache(lambda kind: make_place(tmp_path_factory.mktemp(kind), kind))
+
+
 @pytest.fixture(scope="module", params=list(KINDS))
-def place(request, tmp_path_factory) -> Place:
-    return make_place(tmp_path_factory.mktemp(request.param), request.param)
+def place(request, places) -> Place:
+    return places(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +187,47 @@ def test_under_lora_their_rows_change_and_go_out_to_peft(place, lora_run, tmp_pa
     assert done.returncode == 0, done.stderr
     for theirs in torch.load(tmp_path / "p.pt").values():
         assert largest_difference(ours, [theirs.numpy()])[1] < 1e-5
+
+
+def losses(folder: Path) -> list[float]:
+    return [
+        float(row["loss"]) for row in read_csv(folder / METRICS) if row["split"] == "train" and row["dataset"] == ALL
+    ]
+
+
+@pytest.mark.parametrize("quantize", [(), ("--quantize", "bnb.nf4")])
+def test_what_is_trained_whole_is_the_same_on_two_processes_and_after_a_break(places, quantize, tmp_path):
+    place = places("llama")
+    words = ("--data_dir", place.data, "--checkpoint_dir", place.base, *SMALL, *WHOLE, *quantize, "--lora_mlp", "true")
+    once, broken, two = tmp_path / "once", tmp_path / "broken", tmp_path / "two"
+    run("pretrain.py", *words, "--out_dir", once)
+    for stop in (("--max_checkpoints", 1), ()):
+        run("pretrain.py", *words, "--out_dir", broken, "--save_interval", 1, *stop)
+    run("pretrain.py", *words, "--out_dir", two, "--devices", 2, "--batch_size", 2)
+    whole, resumed, shared = (dict(load_merged_model(folder).state_dict) for folder in (once, broken, two))
+    assert len(list_checkpoints(broken)) == 3
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+        # AdamW makes a step of its full size of a gradient that is rounding alone
+        assert (tensor - shared[name]).norm() <= 1e-4 * tensor.norm(), name
+    assert losses(two) == pytest.approx(losses(once), rel=1e-6)
+    assert losses(broken) == losses(once)
+
+
+def test_bf16_weights_have_fp32_copies_and_the_checkpoint_has_both(places, tmp_path):
+    place = places("llama")
+    words = ("--data_dir", place.data, "--checkpoint_dir", place.base, *SMALL, *WHOLE, "--learning_rate", 1e-5)
+    run("pretrain.py", *words, "--precision", "bf16-true", "--out_dir", tmp_path / "run")
+    checkpoint = list_checkpoints(tmp_path / "run")[-1]
+    tensors = read_model_tensors(checkpoint)
+    start = read_weights(place.base)
+    entries = len(start["lm_head.weight"])
+    for name in ("transformer.wte.weight", "lm_head.linear.weight"):
+        assert tensors.specs[name].dtype == torch.bfloat16
+        master = torch.empty(tensors.specs[name].shape)
+        state = {"optimizer": {name: {"master": master}}}
+        with without_warning():
+            dcp.load(state, storage_reader=CheckpointReader(checkpoint), no_dist=True)
+        assert torch.equal(master.bfloat16(), tensors[name])
+        moved = master[entries:] - start[base_name(name)].double().mean(0).bfloat16()
+        assert (moved.abs() < 4e-5).all() and moved.any(1).all()  # less than what bf16 can tell
