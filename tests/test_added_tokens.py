@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from tokenizers import Tokenizer as HFTokenizer
 
+from lit_gpt.errors import UserError
 from lit_gpt.formats.hf_logits import largest_difference, litgpt_logits
+from lit_gpt.formats.hf_weights import TensorFiles
 from lit_gpt.formats.litgpt_directory import read_config, read_weights
 from lit_gpt.model.lora import base_name
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.chats import make_chat_tokenizer
-from tests.conftest import run
+from tests.conftest import LLAMA_CPP, ROOT, run
 from tests.formats.hf_models import make_hf, make_tokenizer
 from utils.data.manifest import TOKENIZER, Manifest
+from utils.export.llama_cpp import LlamaCpp
 from utils.run.checkpoint_folders import list_checkpoints
 from utils.run.checkpoint_reader import CheckpointReader, read_model_tensors, without_warning
 from utils.run.csv_log import ALL, METRICS, read_csv
@@ -31,17 +36,34 @@ from utils.run.merged_model import load_merged_model
 ADDED = ("<|im_start|>", "<|im_end|>")
 SMALL = ("--precision", "32-true", "--interval_unit", "steps", "--max_steps", 3, "--warmup_steps", 1, "--batch_size", 4)
 KINDS = {"llama": ("Llama", {}), "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 4})}
-LOGITS = """
-import sys, json, torch
+WHOLE = ("--use_lora", "true", "--lora_train", "embeddings,head", "--learning_rate", 0.01)
+# what transformers makes of a folder, and of an adapter on its base, in a process of its own
+ASK = """
+import json, sys, torch
+from pathlib import Path
 from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, request = sys.argv[1], json.loads(sys.argv[2])
+from utils.export.hf_probabilities_process import measure
+folder, chat, scratch, *adapter = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-ids = tokenizer.apply_chat_template(request, add_generation_prompt=True)["input_ids"]
+models = {"folder": AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)}
+ids = tokenizer.apply_chat_template(json.loads(chat), add_generation_prompt=True)["input_ids"]
+new = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+rows = torch.randint(3, min(new), (6, 64), generator=torch.Generator().manual_seed(0))
+rows[:, 5::7], rows[:, 6::7] = new[0], new[1]
+if tokenizer.bos_token_id is not None:
+    rows[:, 0] = tokenizer.bos_token_id
 with torch.inference_mode():
-    logits = model(torch.tensor([ids])).logits[0]
-special = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
-torch.save({"ids": ids, "logits": logits, "special": special}, sys.argv[3])
+    measure(models["folder"], rows, Path(scratch) / "reference")
+if adapter:
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    base, peft = adapter
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(len(AutoTokenizer.from_pretrained(peft)))
+    models["peft"] = PeftModel.from_pretrained(model, peft)
+    models["auto"] = AutoPeftModelForCausalLM.from_pretrained(peft, dtype=torch.float32)
+with torch.inference_mode():
+    logits = {name: model.eval()(torch.tensor([ids])).logits[0] for name, model in models.items()}
+torch.save({"ids": ids, "new": new, "logits": logits}, Path(scratch) / "answer.pt")
 """
 CHAT = [{"role": "user", "content": "Ça va ?"}]
 
@@ -82,18 +104,38 @@ def place(request, places) -> Place:
     return places(request.param)
 
 
+class Trained(NamedTuple):
+    place: Path
+    base: Path
+    run: Path
+    hf: Path  # its Hugging Face folder
+    adapter: Path | None  # its folder for peft
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def trained(request, place) -> Trained:
+    """A run that begins at the mean of the foundation's rows, and what is exported of it."""
+    folder = place.data.parent / request.param
+    words = ("--data_dir", place.data, "--checkpoint_dir", place.base, "--out_dir", folder / "run", *SMALL)
+    run("pretrain.py", *words, *(WHOLE if request.param == "lora" else ()))
+    convert = ("convert_litgpt_to_transformers.py", "--input_path", folder / "run", "--output_dir")
+    run(*convert, folder / "hf", "--verify", "tensors")
+    if request.param == "full":
+        return Trained(folder, place.base, folder / "run", folder / "hf", None)
+    adapter = folder / "adapter"
+    run(*convert, adapter, "--as_adapter", "true")
+    return Trained(folder, place.base, folder / "run", folder / "hf", adapter)
+
+
 @pytest.fixture(scope="module")
-def full_run(place) -> Path:
-    folder = place.data.parent / "full"
-    run("pretrain.py", "--data_dir", place.data, "--checkpoint_dir", place.base, "--out_dir", folder, *SMALL)
-    return folder
-
-
-def ask_transformers(folder: Path, scratch: Path) -> dict:
-    words = [sys.executable, "-c", LOGITS, str(folder), json.dumps(CHAT), str(scratch / "answer.pt")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+def asked(trained) -> dict[str, Any]:
+    adapter = [trained.base, trained.adapter] if trained.adapter else []
+    words = [sys.executable, "-c", ASK, trained.hf, json.dumps(CHAT), trained.place, *adapter]
+    # the adapter's base is named `base`, which is a folder there, else the Hub would be asked
+    where = {"cwd": trained.base.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300, **where)
     assert done.returncode == 0, done.stderr
-    return torch.load(scratch / "answer.pt")
+    return torch.load(trained.place / "answer.pt")
 
 
 def test_tokens_are_the_next_ids_of_the_data_folder_s_tokenizer(place):
@@ -112,81 +154,64 @@ def test_tokens_are_the_next_ids_of_the_data_folder_s_tokenizer(place):
     assert not list((place.data / "parts").glob("tokenizer-*"))
 
 
-def test_full_training_grows_both_ends_and_transformers_computes_the_same(place, full_run, tmp_path):
-    config, weights = read_config(place.base), read_weights(place.base)
-    trained = load_merged_model(full_run)
+def test_both_ends_grow_by_the_mean_of_their_rows_and_are_trained(trained):
+    config, weights = read_config(trained.base), read_weights(trained.base)
+    model = load_merged_model(trained.run)
     entries = config.padded_vocab_size
-    assert trained.config.padded_vocab_size == entries + 2
+    assert model.config.padded_vocab_size == model.config.vocab_size == entries + 2
     for name in ("transformer.wte.weight", "lm_head.weight"):
-        assert len(trained.state_dict[name]) == entries + 2
-        mean = weights[name].double().mean(0)
-        moved = trained.state_dict[name][entries:] - mean
-        assert (moved.abs() < 0.01).all() and moved.any(1).all()  # from there, by three small steps
-    out = tmp_path / "out"
-    run("convert_litgpt_to_transformers.py", "--input_path", full_run, "--output_dir", out)
-    assert json.loads((out / "config.json").read_text())["vocab_size"] == entries + 2
-    found = ask_transformers(out, tmp_path)
-    assert found["special"] == [entries, entries + 1] and entries in found["ids"]
-    ours = litgpt_logits(trained.config, trained.state_dict, [found["ids"]])
-    assert largest_difference(ours, [found["logits"].numpy()])[1] < 1e-5
-    ends = json.loads((out / "generation_config.json").read_text())["eos_token_id"]
-    assert entries + 1 in ends
+        found = model.state_dict[name]
+        moved = found[entries:] - weights[name].double().mean(0)
+        assert len(found) == entries + 2 and (moved.abs() < 0.05).all() and moved.any(1).all()
+    if trained.adapter:  # on queries and values alone
+        kept = [name for name in weights if name not in ("transformer.wte.weight", "lm_head.weight")]
+        changed = [name for name in kept if not torch.equal(model.state_dict[name], weights[name])]
+        assert changed == [f"transformer.h.{layer}.attn.qkv.weight" for layer in range(2)]
 
 
-WHOLE = ("--use_lora", "true", "--lora_train", "embeddings,head", "--learning_rate", 0.01)
-PEFT = """
-import sys, json, torch
-from pathlib import Path
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from peft import AutoPeftModelForCausalLM, PeftModel
-base, folder, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-model.resize_token_embeddings(len(tokenizer))
-found = {"resized": PeftModel.from_pretrained(model, folder)}
-found["auto"] = AutoPeftModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-for name, model in found.items():
-    with torch.inference_mode():
-        found[name] = model.eval()(torch.tensor([ids])).logits[0]
-torch.save(found, sys.argv[4])
-"""
+def test_transformers_and_peft_compute_our_logits(trained, asked):
+    model = load_merged_model(trained.run)
+    entries = read_config(trained.base).padded_vocab_size
+    assert asked["new"] == [entries, entries + 1] and entries in asked["ids"]
+    assert Tokenizer(trained.hf).end_ids >= {entries + 1}
+    ours = litgpt_logits(model.config, model.state_dict, [asked["ids"]])
+    assert asked["logits"].keys() == ({"folder", "peft", "auto"} if trained.adapter else {"folder"})
+    for name, theirs in asked["logits"].items():
+        assert largest_difference(ours, [theirs.numpy()])[1] < 1e-5, name
 
 
-@pytest.fixture(scope="module")
-def lora_run(place) -> Path:
-    folder = place.data.parent / "lora"
-    words = ("--data_dir", place.data, "--checkpoint_dir", place.base, "--out_dir", folder)
-    run("pretrain.py", *words, *SMALL, *WHOLE)
-    return folder
+@pytest.mark.llama_cpp
+def test_llama_cpp_computes_their_logits(request, trained, asked, tmp_path):
+    if request.node.callspec.id not in ("full-gpt2", "lora-llama"):
+        pytest.skip("llama.cpp reads the same of the other two")
+    run("utils/quantize_gguf.py", "--model_dir", trained.hf, "--output_dir", tmp_path / "gguf", "--methods", "f32")
+    file = next((tmp_path / "gguf").glob("*.gguf"))
+    llama = LlamaCpp.find(LLAMA_CPP)
+    # windows of 64 tokens, two in seven of them new ones, which predict and are predicted
+    _, divergence, same_top = llama.compare(file, trained.place / "reference", 64)
+    assert divergence < 1e-4 and same_top > 0.98  # two tokens may be equal but for rounding
 
 
-def test_under_lora_their_rows_change_and_go_out_to_peft(place, lora_run, tmp_path):
-    base = read_weights(place.base)
-    entries = len(base["lm_head.weight"])
-    trained = load_merged_model(lora_run)
-    for name in ("transformer.wte.weight", "lm_head.weight"):
-        start = base[name].double().mean(0)
-        assert (trained.state_dict[name][entries:] != start).any(1).all()
-        assert len(trained.state_dict[name]) == entries + 2
-    # the blocks have adapters, all else is the base's
-    assert not torch.equal(
-        trained.state_dict["transformer.h.0.attn.qkv.weight"], base["transformer.h.0.attn.qkv.weight"]
-    )
-    assert torch.equal(trained.state_dict["transformer.h.0.attn.proj.weight"], base["transformer.h.0.attn.proj.weight"])
-    out, adapter = tmp_path / "out", tmp_path / "adapter"
-    run("convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", out)
-    ids = ask_transformers(out, tmp_path)
-    ours = litgpt_logits(trained.config, trained.state_dict, [ids["ids"]])
-    assert largest_difference(ours, [ids["logits"].numpy()])[1] < 1e-5
-    run("convert_litgpt_to_transformers.py", "--input_path", lora_run, "--output_dir", adapter, "--as_adapter", "true")
-    described = json.loads((adapter / "adapter_config.json").read_text())
-    described["base_model_name_or_path"] = str(place.base)
-    (adapter / "adapter_config.json").write_text(json.dumps(described))
-    words = [sys.executable, "-c", PEFT, str(place.base), str(adapter), json.dumps(ids["ids"]), str(tmp_path / "p.pt")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    for theirs in torch.load(tmp_path / "p.pt").values():
-        assert largest_difference(ours, [theirs.numpy()])[1] < 1e-5
+def test_an_adapter_of_peft_with_new_rows_is_read_back(trained, tmp_path):
+    if not trained.adapter:
+        pytest.skip("there is none")
+    model, again = load_merged_model(trained.run), load_merged_model(trained.adapter, trained.base)
+    assert Tokenizer(again.tokenizer_dir).fingerprint == Tokenizer(trained.hf).fingerprint
+    for name, tensor in model.state_dict.items():
+        assert torch.allclose(again.state_dict[name], tensor, atol=1e-6), name
+    words = ("--lora_path", trained.adapter, "--checkpoint_dir", trained.base, "--save_path", tmp_path / "merged")
+    assert "verified: each matrix, and the logits of peft's base + adapter" in run("utils/merge_lora.py", *words).stdout
+    # a litgpt directory of its own, from which a folder can be made again
+    words = ("--input_path", tmp_path / "merged", "--output_dir", tmp_path / "hf", "--verify", "tensors")
+    run("convert_litgpt_to_transformers.py", *words)
+    before, after = TensorFiles(trained.hf), TensorFiles(tmp_path / "hf")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+    bare = shutil.copytree(trained.adapter, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer.model", "SHA256SUMS"):
+        (bare / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"is for 2 tokens that .* does not have, and has no tokenizer"):
+        load_merged_model(bare, trained.base)
 
 
 def losses(folder: Path) -> list[float]:
