@@ -195,6 +195,12 @@ def test_llama_cpp_computes_their_logits(request, trained, asked, tmp_path):
 def test_an_adapter_of_peft_with_new_rows_is_read_back(trained, tmp_path):
     if not trained.adapter:
         pytest.skip("there is none")
+    card = (trained.adapter / "README.md").read_text()
+    assert f"model.resize_token_embeddings({read_config(trained.base).padded_vocab_size + 2})" in card
+    assert (
+        'AutoTokenizer.from_pretrained("adapter")' in card and "leaves the adapted embeddings and output layer" in card
+    )
+    assert "| Trained whole beside LoRA's adapters | embeddings and head |" in card
     model, again = load_merged_model(trained.run), load_merged_model(trained.adapter, trained.base)
     assert Tokenizer(again.tokenizer_dir).fingerprint == Tokenizer(trained.hf).fingerprint
     for name, tensor in model.state_dict.items():
@@ -210,7 +216,7 @@ def test_an_adapter_of_peft_with_new_rows_is_read_back(trained, tmp_path):
     bare = shutil.copytree(trained.adapter, tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer.model", "SHA256SUMS"):
         (bare / name).unlink(missing_ok=True)
-    with pytest.raises(UserError, match=r"is for 2 tokens that .* does not have, and has no tokenizer"):
+    with pytest.raises(UserError, match=r"is for 2 tokens more than .* has, and has no tokenizer to say which"):
         load_merged_model(bare, trained.base)
 
 

@@ -63,6 +63,12 @@ def test_lora_costs_what_torch_counts(config: Config, names: tuple[str, ...]) ->
     assert flops_per_token(config, adapters(*names), POSITIONS) == counted(config, adapters(*names))
 
 
+@pytest.mark.parametrize("whole", [("train_embeddings",), ("train_head",), ("train_embeddings", "train_head")])
+def test_what_is_trained_whole_costs_what_torch_counts(whole: tuple[str, ...]) -> None:
+    lora = replace(adapters("value"), **dict.fromkeys(whole, True))
+    assert flops_per_token(LLAMA, lora, POSITIONS) == counted(LLAMA, lora)
+
+
 def test_every_choice_of_adapters_costs_what_torch_counts() -> None:
     config = GROUPED_NEOX  # parallel: what lies upstream of a matrix is not all that is before it
     for names in (names for count in (1, 2, 3) for names in itertools.combinations(NAMES, count)):

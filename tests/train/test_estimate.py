@@ -32,6 +32,7 @@ GEMMA = {"norm_qk": True, "attention_logit_softcapping": 5.0, "sliding_window_si
 GEMMA |= {"n_layer": 4, "sliding_window_indices": [1, 0, 1, 0], "rope_indices": [1, 0, 1, 0], "name": "Gemma"}
 WIDE = dataclasses.replace(CONFIG, n_embd=256, n_head=8, intermediate_size=800)
 LORA = LoRASettings(4, 8, 0.1, query=True, key=False, value=True, projection=True, mlp=True, head=False)
+WHOLE = dataclasses.replace(LORA, train_embeddings=True, train_head=True)
 
 
 def workload(config: Config = CONFIG, layers: int = 4, **changes) -> Workload:
@@ -104,7 +105,7 @@ def train(work: Workload) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
 # Counts
 
 
-@pytest.mark.parametrize("lora", [None, LORA])
+@pytest.mark.parametrize("lora", [None, LORA, WHOLE])
 @pytest.mark.parametrize("changes", [{}, NEOX, GPT2, GEMMA])
 def test_parameters_are_those_of_a_real_model(lora, changes):
     work = workload(dataclasses.replace(CONFIG, **changes), lora=lora)
@@ -122,6 +123,8 @@ def test_parameters_are_those_of_a_real_model(lora, changes):
         {"precision": "bf16-true", "master_weights": True},
         {"lora": LORA},
         {"lora": LORA, "precision": "bf16-mixed"},
+        {"lora": WHOLE, "precision": "bf16-mixed"},
+        {"lora": WHOLE, "precision": "bf16-true", "master_weights": True},
         {"optimizer": "adafactor"},
         {"optimizer": "adafactor", "precision": "bf16-true", "master_weights": True},
         {"optimizer": "adamw_8bit", "config": WIDE},
@@ -255,13 +258,14 @@ def test_a_tensor_parallel_process_keeps_less_of_a_block():
         {},
         {"precision": "bf16-true", "master_weights": True},
         {"lora": LORA},
+        {"lora": WHOLE},
         {"optimizer": "adamw_8bit"},
         {"optimizer": "adafactor"},
     ],
 )
 def test_a_checkpoint_is_as_large_as_a_real_one(tmp_path: Path, changes):
     config = dataclasses.replace(CONFIG, n_embd=512, n_head=8, intermediate_size=1024)
-    lora = dataclasses.replace(LORA, r=64)
+    lora = dataclasses.replace(changes.get("lora", LORA), r=64)
     work = workload(config, 2, **(changes | ({"lora": lora} if "lora" in changes else {})))
     model, optimizer = train(work)
     writer = CheckpointWriter(tmp_path, [], None)

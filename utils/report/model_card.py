@@ -38,6 +38,8 @@ HYPERPARAMETERS = (  # a name, and fields of run.yaml and of the checkpoint's co
     ("Largest gradient norm", "{grad_clip} (0: not clipped)"),
     ("Precision", "{precision}"),
     ("LoRA", "rank {r}, alpha {alpha}, dropout {dropout}; on {adapted}"),
+    ("Trained whole beside LoRA's adapters", "{whole}"),
+    ("Tokens added to the vocabulary", "{added}"),
     ("Base quantised in training", "{quantize}"),
     ("Documents masked from each other", "{mask_documents}"),
     ("Seed", "{seed}"),
@@ -131,8 +133,10 @@ def end_of_answers(tokenizer: Tokenizer) -> str:
 
 def adapter_values(model: MergedModel, model_id: str, base: str | None) -> dict[str, Any]:
     """What is different of an adapter: transformers loads its base, and peft the adapter, which has the tokenizer
-    where it was trained on chats."""
-    tokenizer_id = model_id if model.is_chat else base
+    where it was trained on chats, or tokens were added."""
+    tokenizer_id = model_id if model.has_own_tokenizer else base
+    lora = model.lora
+    outer = {"embeddings": lora.train_embeddings, "output layer": lora.head or lora.train_head}
     return {
         "kind": "A LoRA adapter of a causal language model",
         "peft_import": "from peft import PeftModel",
@@ -142,7 +146,8 @@ def adapter_values(model: MergedModel, model_id: str, base: str | None) -> dict[
         "ending_id": json.dumps(model_id, ensure_ascii=False) if model.is_chat else None,
         "ending_import": "from transformers import GenerationConfig" if model.is_chat else None,
         "normalised": None,  # beside an adapter there are no programs that bring text into that form
-        "adapted_head": "output layer" if model.lora.head else None,
+        "adapted_head": " and ".join(name for name, is_changed in outer.items() if is_changed),
+        "rows": model.config.padded_vocab_size if model.has_new_tokens else None,
     }
 
 
@@ -219,7 +224,13 @@ def hyperparameters(provenance: dict[str, Any]) -> list[tuple[str, str]]:
         values |= provenance.get(name) or {}
     values = {name: value for name, value in values.items() if value is not None}
     if lora := provenance.get("lora"):
-        values["adapted"] = ", ".join(name for name, value in lora.items() if value is True)
+        names = [name for name, value in lora.items() if value is True]
+        whole = [name.removeprefix("train_") for name in names if name.startswith("train_")]
+        values["adapted"] = ", ".join(name for name in names if not name.startswith("train_"))
+        if whole:
+            values["whole"] = " and ".join(whole)
+    if added := provenance.get("added_tokens"):
+        values["added"] = ", ".join(added)
     rows = []
     for name, form in HYPERPARAMETERS:
         fields = re.findall(r"\{(\w+)", form)

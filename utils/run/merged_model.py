@@ -64,7 +64,12 @@ class MergedModel:
     @property
     def has_own_tokenizer(self) -> bool:
         """Whether the tokenizer's files are others than the foundation's."""
-        return self.is_chat or bool(self.provenance.get("added_tokens")) or self.tokenizer_dir == self.peft_dir
+        return self.is_chat or self.has_new_tokens
+
+    @property
+    def has_new_tokens(self) -> bool:
+        """Whether it may have tokens that the foundation lacks."""
+        return bool(self.provenance.get("added_tokens")) or self.tokenizer_dir == self.peft_dir
 
 
 def find_input(path: Path) -> Path:
