@@ -12,7 +12,7 @@ from utils.report.options import PlotOptions
 if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(PlotOptions)  # --help and mistakes are answered before the imports below
 
-from utils.report.before_and_after import endings
+from utils.report.before_and_after import endings, validated_steps
 from utils.report.curves import RunCurves, read_curves
 from utils.report.figures import draw, save
 from utils.run.csv_log import ALL
@@ -44,10 +44,11 @@ def summary(runs: Sequence[RunCurves]) -> str:
 
 def told_endings(folder: Path, run: RunCurves) -> list[str]:
     """Whether the model has learned to end its answers, from the first validation to the last; none without chats."""
-    if ALL not in run.valid:
+    steps = validated_steps(folder)
+    if not steps:
         return []
-    first, last = (int(run.valid[ALL]["batches"].iloc[place]) for place in (0, -1))
-    return [f"{run.label}: {label}: {before} → {after}" for label, before, after in endings(folder, first, last)]
+    found = endings(folder, steps[0], steps[-1])
+    return [f"{run.label}: {label}: {before} → {after}" for label, before, after in found]
 
 
 def summary_line(run: RunCurves) -> tuple[str, ...]:

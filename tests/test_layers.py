@@ -60,8 +60,8 @@ LINES = {
     "utils/run": 1477,
     "utils/train": 3353,
     "utils/export": 2186,
-    "utils/report": 803,
-    "commands": 1668,
+    "utils/report": 808,
+    "commands": 1669,
     "utils/stages": 953,
     "utils/chat": 1296,
 }

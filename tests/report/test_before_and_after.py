@@ -53,6 +53,15 @@ def test_the_command_that_draws_curves_tells_them(tmp_path: Path) -> None:
     run = read_curves(tmp_path)
     assert told_endings(tmp_path, run)[1] == f"{run.label}: Probability of an end where answers end: 25.00% → 75.00%"
 
+    # without rows to validate on there are continuations all the same
+    nothing = {"loss": "nan", "targets": 0}
+    write_metrics(tmp_path, valid(0, **nothing, samples_ended=0.5), valid(4, **nothing, samples_ended=1.0))
+    run = read_curves(tmp_path)
+    told = told_endings(tmp_path, run)
+    assert told == [f"{run.label}: Sampled continuations that ended by themselves: 50% → 100%"]
+    write_metrics(tmp_path, {**valid(4), "split": "train", "dataset": ""})
+    assert told_endings(tmp_path, read_curves(tmp_path)) == []
+
 
 def write_samples(run_dir: Path, *records: dict[str, object]) -> None:
     (run_dir / SAMPLES).write_text("".join(json.dumps(record) + "\n" for record in records))

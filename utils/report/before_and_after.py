@@ -34,6 +34,11 @@ def _read(path: Path) -> pd.DataFrame:
     return rows.drop_duplicates(["split", "step", "dataset"], keep="last")
 
 
+def validated_steps(run_dir: Path) -> list[int]:
+    """The steps at which the training made a validation."""
+    return sorted({int(row["step"]) for row in read_csv(run_dir / METRICS) if row["split"] == "valid"})
+
+
 def endings(run_dir: Path, first: int, last: int) -> list[tuple[str, str, str]]:
     """Figures over all datasets at two steps, each with what it is; none for a run that has none about ends."""
     rows = validations(run_dir, last)
