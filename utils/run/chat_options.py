@@ -39,16 +39,16 @@ class ChatOptions(ModelOptions):
     tools: Path | None = None
     """JSON file with the tools that a chat template tells the model of, a list as OpenAI writes it."""
     max_new_tokens: int | None = None
-    """Longest answer, in tokens. Default of this and of the next four: what the model's generation_config.json (or GGUF
-    file) says, else 256, and as shown for generate/base.py."""
+    """Longest answer, in tokens. Default: what the model's generation_config.json says, else 256."""
     temperature: float | None = None
-    """Below 1 the likely tokens become likelier; 0 takes the likeliest one always."""
+    """Below 1 the likely tokens become likelier; 0 takes the likeliest one always. Default: likewise, else 0.8."""
     top_k: int | None = None
-    """Choose among this many likeliest tokens."""
+    """Choose among this many likeliest tokens. Default: likewise, else 200."""
     top_p: float | None = None
-    """Choose among the likeliest tokens that together have this probability."""
+    """Choose among the likeliest tokens that together have this probability. Default: likewise, else 1."""
     repetition_penalty: float | None = None
-    """Above 1 the tokens of the prompt and of the answer so far become less likely to come again."""
+    """Above 1 the tokens of the prompt and of the answer so far become less likely to come again. Default: likewise,
+    else 1."""
     llama_cpp_dir: Path | None = None
     """For GGUF files: where llama.cpp is. Default: where utils/install_llama_cpp.py puts it."""
 
