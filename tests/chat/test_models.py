@@ -114,6 +114,7 @@ def test_a_gguf_file_answers_as_the_folder_it_was_made_of(theirs, hf_folder, tmp
     words = ("--compare", gguf, hf_folder, "--llama_cpp_dir", LLAMA_CPP)
     found = answers(tmp_path, *words, "--repetition_penalty", 1.3)
     assert found[0::2] == found[1::2] and all(answer for answer, _ in found)
+    (tmp_path / "SHA256SUMS").touch()  # as a folder of quantised files has it
     assert (
         answers(tmp_path, "--model", tmp_path, "--llama_cpp_dir", LLAMA_CPP, "--repetition_penalty", 1.3) == found[0::2]
     )

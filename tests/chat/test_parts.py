@@ -95,7 +95,17 @@ def test_labels_stand_where_the_kind_changes():
 
 @pytest.mark.parametrize(
     ("text", "width"),
-    [("abc", 3), ("世界", 4), ("🙂", 2), ("e\u0301", 1), ("👩\u200d🚀", 4), ("한글", 4), ("ｶ", 1), ("Ａ", 2)],
+    [
+        ("abc", 3),
+        ("世界", 4),
+        ("🙂", 2),
+        ("e\u0301", 1),
+        ("👩\u200d🚀", 4),
+        ("한글", 4),
+        ("\u1112\u1161\u11ab", 2),
+        ("ｶ", 1),
+        ("Ａ", 2),
+    ],
 )
 def test_the_width_of_a_text(text, width):
     assert width_of(text) == width

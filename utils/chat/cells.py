@@ -5,7 +5,8 @@ import unicodedata
 
 def cells(character: str) -> int:
     """How many cells a character takes: 2 for CJK and emoji, 0 for what is joined to the one before it."""
-    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+    is_joined = unicodedata.category(character) in ("Mn", "Me", "Cf")
+    if is_joined or "\u1160" <= character <= "\u11ff":  # the second and third letter of a Korean syllable
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 

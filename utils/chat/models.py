@@ -6,7 +6,7 @@ from pathlib import Path
 from litgpt.config import Config
 from torch import Tensor
 
-from lit_gpt.checksums import SUMS, Check
+from lit_gpt.checksums import Check
 from lit_gpt.errors import UserError
 from lit_gpt.formats.hf_config import config_from_hf, read_hf_config
 from lit_gpt.formats.hf_files import ADAPTER_CONFIG
@@ -23,7 +23,8 @@ from utils.run.progress import STATE
 from utils.run.record import RUN
 
 _HF_CONFIG = "config.json"
-_OURS = (WEIGHTS, ADAPTER_CONFIG, RUN, STATE, SUMS)  # one of them is in whatever load_merged_model reads
+# one of them is in whatever load_merged_model reads; the last one is of torch's distributed checkpoints
+_OURS = (WEIGHTS, ADAPTER_CONFIG, RUN, STATE, ".metadata")
 
 
 def load_speakers(options: ChatOptions) -> list[Speaker]:
@@ -56,11 +57,11 @@ def load_speaker(path: Path, label: str, options: ChatOptions) -> Speaker:
     if path.is_file() and path.suffix == ".gguf":
         return gguf_speaker(path, label, options)
     if path.is_dir():
-        if not any((path / name).is_file() for name in (*_OURS, _HF_CONFIG)):
-            path = _only_gguf(path)
-            return gguf_speaker(path, label, options)
-        if (path / _HF_CONFIG).is_file() and not any((path / name).is_file() for name in (WEIGHTS, ADAPTER_CONFIG)):
+        is_ours = any((path / name).is_file() for name in _OURS)
+        if not is_ours and (path / _HF_CONFIG).is_file():
             return litgpt_speaker(label, _load_hf(path, options), options)
+        if not is_ours:
+            return gguf_speaker(_only_gguf(path), label, options)
     trained = load_merged_model(path, options.checkpoint_dir)
     model = _text_model(trained.config, trained.state_dict, trained.tokenizer_dir, trained.check, options)
     return litgpt_speaker(label, model, options)

@@ -67,9 +67,10 @@ class Talk:
         forgotten = [conversation.forgotten for conversation in self.conversations]
         for conversation in self.conversations:
             if not conversation.begin(question):
-                print(
-                    f"too long for a context of {conversation.speaker.context} tokens; say it shorter", file=sys.stderr
-                )
+                size = conversation.speaker.context
+                print(f"too long for a context of {size} tokens; say it shorter", file=sys.stderr)
+                for one, before in zip(self.conversations, forgotten, strict=True):
+                    one.forgotten = before
                 return
         for conversation, before in zip(self.conversations, forgotten, strict=True):
             if conversation.forgotten > before:
