@@ -38,6 +38,15 @@ def test_cp_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     assert target.read_text() == "mine" and "exists already" in capsys.readouterr().err
 
 
+def test_a_recipe_without_a_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "recipe.yaml"
+    for text, said in (("chat: {}\n", "no stage to run"), ("", "none of a recipe's sections"), ("a: [", "not YAML")):
+        path.write_text(text)
+        assert recipes("check", path) == recipes("run", path) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2 and said in errors[0] and errors[0] == errors[1]
+
+
 @pytest.mark.parametrize("words", [["list"], ["check"], ["run", "a", "b"], ["run", "a", "--from", "pretrian"], []])
 def test_another_line_is_refused(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert recipes(*words) == 2

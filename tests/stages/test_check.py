@@ -199,6 +199,10 @@ def test_what_a_download_makes_is_no_error(content: Content, tmp_path: Path, cap
     del content["prepare"]["checkpoint_dir"], content["pretrain"]["model_config"]
     code, lines, _ = outcome(content, tmp_path, capsys)
     assert code == 0 and any("models/org/model is not there yet" in line for line in lines)
+    (tmp_path / "models" / "org" / "model").mkdir(parents=True)  # by a download that was killed
+    (tmp_path / "models" / "org" / "model" / "config.json").write_text("{}")
+    code, lines, error = outcome(content, tmp_path, capsys)
+    assert code == 0 and any("models/org/model is not there yet" in line for line in lines), error
 
 
 def test_a_folder_that_a_stage_would_not_replace_is_named(

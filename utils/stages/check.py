@@ -22,7 +22,7 @@ from utils.prepare.options import PrepareOptions
 from utils.recipe.sections import Recipe, read_all_sections
 from utils.stages.digests import result_digest
 from utils.stages.options import named_paths, section_options
-from utils.stages.records import is_own_result
+from utils.stages.records import is_own_result, is_unfinished
 from utils.stages.slurm import resource_problems
 
 SERIOUS = ("converter_failed", "template_refuses", "tool_calls_missing", "reasoning_missing", "token_over_border")
@@ -102,7 +102,7 @@ def _look_at_data(
     if options is None:
         return _made_data(recipe)
     assert options.checkpoint_dir is not None
-    if not options.checkpoint_dir.exists():
+    if not options.checkpoint_dir.exists() or ("download" in recipe.sections and is_unfinished(recipe, "download")):
         print(f"{options.checkpoint_dir} is not there yet: data, template and memory are not looked at before it is")
         return None, []
     # they take 0.3 s, which a preparation that is done does not need

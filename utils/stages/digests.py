@@ -98,7 +98,8 @@ def result_digest(recipe: Recipe, name: str) -> str | None:
         return _with_weights(path.parent if path.suffix == ".pth" else path)
     if name == "convert_hf":
         return _with_weights(path)
-    if name == "download" and recipe.values(name).get("convert", True):
+    options = recipe.values(name)
+    if name == "download" and options.get("convert", True) and options.get("weights", True):
         return _with_weights(path)
     return _model_files(path, without=(*OF_LITGPT, PROVENANCE))
 

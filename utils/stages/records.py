@@ -133,6 +133,12 @@ def is_own_result(recipe: Recipe, name: str) -> bool:
     return before is not None and (before.result == digest if before.result else not before.found)
 
 
+def is_unfinished(recipe: Recipe, name: str) -> bool:
+    """Whether a stage has still to make its result, or was killed while it did."""
+    before = read_record(recipe, name)
+    return result_digest(recipe, name) is None or (before is not None and before.result is None)
+
+
 def write_record(recipe: Recipe, record: StageRecord) -> None:
     path = record_path(recipe, record.stage)
     if path is not None:

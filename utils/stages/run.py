@@ -74,6 +74,8 @@ def chosen_stages(recipe: Recipe, first: str | None, last: str | None) -> list[s
     A chat is a stage where it has a file of prompts to answer.
     """
     names = [name for name in recipe.sections if name != "chat" or "once" in recipe.sections["chat"]]
+    if not names:
+        raise UserError(f"{recipe.path} has no stage to run: a chat is one with once, a file of questions")
     for option, stage in (("--from", first), ("--until", last)):
         if stage is not None and stage not in names:
             raise UserError(f"{option} {stage}: the stages of {recipe.path} are {', '.join(names)}")
