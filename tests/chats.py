@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import sentencepiece
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT, END_OF_TURN = "<|endoftext|>", "<|im_end|>"
@@ -29,5 +31,29 @@ def make_chat_tokenizer(
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names[0], **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return folder
+
+
+def make_chat_sentencepiece(folder: Path, words: Sequence[str] = WORDS, names: Sequence[str] = NAMES[1:]) -> Path:
+    """A SentencePiece model of the 256 bytes, `words`, digits and the control tokens `names`: llama.cpp reads it."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(sentence for word in words for sentence in [word] * 50 + [f"{word} 0123456789"]),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=350,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_digits=True,
+        remove_extra_whitespaces=False,
+        normalization_rule_name="identity",
+        control_symbols=[*names],
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(model.getvalue())
+    said = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "add_bos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
     return folder

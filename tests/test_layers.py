@@ -59,9 +59,9 @@ LINES = {
     "utils/prepare": 7448,
     "utils/run": 1477,
     "utils/train": 3353,
-    "utils/export": 2186,
+    "utils/export": 2252,
     "utils/report": 808,
-    "commands": 1669,
+    "commands": 1698,
     "utils/stages": 962,
     "utils/chat": 1299,
 }

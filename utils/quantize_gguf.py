@@ -26,11 +26,20 @@ from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.gguf_files import TABLE, keep_earlier, make_gguf, read_table, report_line, write_table
 from utils.export.gguf_source import SourceModel, make_source, read_model
-from utils.export.hf_probabilities import WINDOW
+from utils.export.hf_probabilities import WINDOW, Reference
 from utils.export.llama_cpp import FOLDER, LlamaCpp
-from utils.export.modelfile import form_of, is_chat, modelfile, served_context, with_answers, with_tokens_compared
+from utils.export.modelfile import (
+    PUT_FIRST,
+    Form,
+    form_of,
+    is_chat,
+    modelfile,
+    served_context,
+    with_answers,
+    with_tokens_compared,
+)
 from utils.export.ollama_go import check_by_go
-from utils.export.served_chats import battery_of, compare_chats
+from utils.export.served_chats import BEGIN, Case, battery_of, compare_chats
 from utils.files.staged_folder import check_replaceable, recover, staged
 
 TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Station/test.txt")
@@ -51,17 +60,13 @@ def main(options: QuantizeOptions) -> None:
         battery = battery_of(template) if template else []
         chats = [{"messages": case.messages, "tools": case.tools} for case in battery]
         source, reference = make_source(llama, model, text, options.windows, scratch, chats)
-        form = with_answers(form_of(model.folder), options.system, options.stop, options.sampling())
-        form = with_tokens_compared(form, model.folder, llama, source)
-        if template:
-            notes = compare_chats(llama, source, template, battery, reference.chats)
-            form = form._replace(notes=(*form.notes, *notes))
-        if form.turns:
-            print(check_by_go(form.turns, [case.messages for case in battery if not case.tools], scratch), flush=True)
+        form, flags = find_form(llama, model, options, source, reference, template, battery)
         print("\n".join(("Modelfile: " + form.description, *form.notes)), flush=True)
         rows = []
         for gguf_type in options.methods:
             row = make_gguf(llama, model, gguf_type, source, reference, stage)
+            for name in flags:  # not before: it was measured on text
+                llama.set_flag(stage / row["file"], name, False)
             lines = modelfile(row["file"], form, context, model.end_token)
             (stage / f"Modelfile.{gguf_type}").write_text(lines, encoding="utf-8")
             rows.append(row)
@@ -69,6 +74,30 @@ def main(options: QuantizeOptions) -> None:
         shutil.rmtree(scratch)
         write_table(stage / TABLE, [*keep_earlier(folder, stage, rows), *rows])
     print(f"wrote {len(rows)} GGUF files, each with a Modelfile, and {TABLE} to {options.output_dir}")
+
+
+def find_form(
+    llama: LlamaCpp,
+    model: SourceModel,
+    options: QuantizeOptions,
+    source: Path,
+    reference: Reference,
+    template: ChatTemplate | None,
+    battery: list[Case],
+) -> tuple[Form, tuple[str, ...]]:
+    """The Modelfile's form, with what a user has to know of who serves a chat; and the flags of `Served`."""
+    form = with_answers(form_of(model.folder), options.system, options.stop, options.sampling())
+    if template is None:
+        return form, ()
+    served = compare_chats(llama, source, template, battery, reference.chats)
+    form = with_tokens_compared(form, model.folder, llama, source)
+    for name in served.flags:
+        llama.set_flag(source, name, True)
+    if BEGIN in served.flags:
+        form = form._replace(notes=tuple(note for note in form.notes if PUT_FIRST not in note))
+    if form.turns:
+        print(check_by_go(form.turns, [case.messages for case in battery if not case.tools], source.parent), flush=True)
+    return form._replace(notes=(*form.notes, *served.notes)), served.flags
 
 
 def check_output_dir(options: QuantizeOptions) -> None:

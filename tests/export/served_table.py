@@ -67,6 +67,7 @@ def make_gguf(folder: Path, file: Path) -> Path:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokenizer.vocabulary)
     writer.add_token_types(types)
+    writer.add_add_bos_token(False)
     gguf.SpecialVocab(folder, load_merges=True).add_to_gguf(writer, quiet=True)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

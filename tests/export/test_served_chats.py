@@ -16,6 +16,8 @@ from tests.export.served_table import make_folder, make_gguf, markdown, read_row
 from utils.export.llama_cpp import CHATS, FOLDER, LlamaCpp
 from utils.export.ollama_go import check_by_go
 from utils.export.served_chats import (
+    BEGIN,
+    SPACE,
     Sent,
     battery_of,
     check_llama_cpp,
@@ -64,9 +66,20 @@ def test_what_llama_cpp_sets_of_its_own_is_left_out_of_the_gguf_file(folder, voc
     file, battery = with_template(vocabulary, template.source, tmp_path), battery_of(template)
     requests, ours = [request_of(case) for case in battery], render_ours(template, battery)
     assert read_answers(llama.chats(file, requests)) != ours
-    notes = check_llama_cpp(llama, file, template, battery, ours)
-    assert len(notes) == 1 and notes[0].startswith("The template in the GGUF file leaves out")
+    notes, flags = check_llama_cpp(llama, file, template, battery, ours)
+    assert not flags and len(notes) == 1 and notes[0].startswith("The template in the GGUF file leaves out")
     assert read_answers(llama.chats(file, requests)) == ours
+
+
+def test_a_begin_token_that_the_chats_had_not_is_not_put_before_them(folder, vocabulary, tmp_path):
+    llama, template = LlamaCpp.find(FOLDER), template_of(folder, "qwen2_5")
+    file, battery = with_template(vocabulary, template.source, tmp_path), battery_of(template)
+    requests, ours = [request_of(case) for case in battery], render_ours(template, battery)
+    assert llama.set_flag(file, BEGIN, True) and not llama.set_flag(file, SPACE, True)
+    assert read_answers(llama.chats(file, requests))[0].ids == [template.tokenizer.bos_id, *ours[0].ids]
+    notes, flags = check_llama_cpp(llama, file, template, battery, ours)
+    assert flags == (BEGIN,) and notes[0].startswith("The GGUF file puts no begin token before a text")
+    assert len(notes) == 1 and read_answers(llama.chats(file, requests)) == ours
 
 
 def test_another_text_of_a_plain_chat_is_not_published(folder, vocabulary, tmp_path):
@@ -86,10 +99,10 @@ def test_another_text_of_a_plain_chat_is_not_published(folder, vocabulary, tmp_p
 def test_what_else_differs_is_said(folder, vocabulary, tmp_path):
     llama, template = LlamaCpp.find(FOLDER), template_of(folder, "gemma")
     file, battery = with_template(vocabulary, template.source, tmp_path), battery_of(template)
-    (note,) = check_llama_cpp(llama, file, template, battery, render_ours(template, battery))
+    ((note,), _) = check_llama_cpp(llama, file, template, battery, render_ours(template, battery))
     assert note.startswith("llama.cpp's server answers, where the model's own template refuses: system, empty system")
     own = Path(shutil.copytree(FOLDER, tmp_path / "llama", ignore=shutil.ignore_patterns(CHATS, "gguf-py")))
-    (note,) = check_llama_cpp(LlamaCpp.find(own), file, template, battery, render_ours(template, battery))
+    ((note,), _) = check_llama_cpp(LlamaCpp.find(own), file, template, battery, render_ours(template, battery))
     assert "not compared" in note and "install_llama_cpp.py" in note
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +27,12 @@ from lit_gpt.inference.generation import TextModel
 from lit_gpt.inference.sampling_options import Sampling
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from tests.chats import make_chat_tokenizer
-from tests.conftest import TINY_MODEL, run
+from tests.chats import make_chat_sentencepiece
+from tests.conftest import LLAMA_CPP, TINY_MODEL, run
 from tests.endpoint_server import load_endpoint
 from utils.data.manifest import MANIFEST, TOKENIZER
 from utils.data.parts import PARTS, TARGET, sums_between, to_runs
+from utils.export.llama_cpp import LlamaCpp
 from utils.run.csv_log import read_csv
 from utils.run.merged_model import load_merged_model
 from utils.run.samples_file import read_samples
@@ -79,7 +82,7 @@ def instructions() -> list[tuple[str, str]]:
 def place(instructions, tmp_path_factory) -> Path:
     """A folder with the tokenizer, the corpus, and data with the ends of answers and without."""
     folder = tmp_path_factory.mktemp("instructions")
-    make_chat_tokenizer(folder / "tokenizer")
+    make_chat_sentencepiece(folder / "tokenizer")
     lines = [json.dumps({"instruction": asked, "output": right}) for asked, right in instructions[HELD_OUT:]]
     (folder / "corpus" / "tasks").mkdir(parents=True)
     (folder / "corpus" / "tasks" / "train.jsonl").write_text("\n".join(lines))
@@ -197,7 +200,8 @@ def test_the_probability_of_an_end_is_logged_and_is_what_transformers_says(instr
     for asked, right in instructions[:HELD_OUT]:
         messages = [{"role": "user", "content": asked}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer = tokenizer.encode(right, add_special_tokens=False)
+        messages.append({"role": "assistant", "content": right})
+        answer = tokenizer.apply_chat_template(messages, return_dict=False)[len(prompt) : -2]  # without <|im_end|>, \n
         with torch.no_grad():
             chances = model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 :].double().softmax(-1)
         of_end = chances[:, model.generation_config.eos_token_id].sum(-1).tolist()
@@ -252,6 +256,64 @@ def share_that_ended(run_dir: Path) -> list[float]:
 def test_offline_validation_on_two_processes_finds_the_same(right_run):
     run("validate_pretrain.py", "--out_dir", right_run, "--batch_size", 3, processes=2)
     assert ends(right_run, 240, "validation.csv") == pytest.approx(ends(right_run, 240), rel=1e-5)
+
+
+GENERATE = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, questions, longest = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+ends, answers = model.generation_config.eos_token_id, []
+for question in questions:
+    chat = [{"role": "user", "content": question}]
+    asked = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    (ids,) = model.generate(**asked, max_new_tokens=longest, do_sample=False)
+    new = ids[asked["input_ids"].shape[1]:].tolist()
+    answers.append([tokenizer.decode(new, skip_special_tokens=True), new[-1] in ends])
+print(json.dumps(answers))
+"""
+
+
+def measured(answers: list[tuple[str, bool]], held_out: list[tuple[str, str]]) -> Figures:
+    """Of answers and whether they ended by themselves."""
+    pairs = list(zip(answers, held_out, strict=True))
+    exact = sum(text == right and ended for (text, ended), (_, right) in pairs)
+    begun = sum(text.startswith(right) for (text, _), (_, right) in pairs)
+    found = Figures(*(count / len(pairs) for count in (exact, begun, sum(ended for _, ended in answers))))
+    return found
+
+
+def test_transformers_answers_alike_and_stops(instructions, right_run, published, monkeypatch):
+    """In a fresh process that is told nothing: the folder says where an answer ends."""
+    held_out = instructions[:HELD_OUT]
+    words = [sys.executable, "-c", GENERATE, published, json.dumps([asked for asked, _ in held_out]), str(LONGEST)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answers = [(text, ended) for text, ended in json.loads(done.stdout)]
+    assert_alike(measured(answers, held_out), figures(right_run, held_out, monkeypatch))
+
+
+@pytest.mark.llama_cpp
+def test_llama_cpp_answers_alike_and_stops(instructions, right_run, published, monkeypatch, tmp_path):
+    """By its own rendering of the GGUF file's template, in half and in a quarter of the bytes."""
+    held_out, llama, out = instructions[:HELD_OUT], LlamaCpp.find(LLAMA_CPP), tmp_path / "gguf"
+    made = run("utils/quantize_gguf.py", "--model_dir", published, "--output_dir", out, "--methods", "f16", "q8_0")
+    assert "conversations have the token ids of the training" in made.stdout
+    expected = figures(right_run, held_out, monkeypatch)
+    requests = [{"messages": [{"role": "user", "content": asked}]} for asked, _ in held_out]
+    for method in ("f16", "q8_0"):
+        file, prompt, answers = tmp_path / f"{method}.gguf", tmp_path / "prompt", []
+        file.symlink_to(out / f"{published.name}-{method}.gguf")
+        for found in llama.chats(file, requests):
+            prompt.write_text(found["text"] + "\n")  # llama.cpp takes the last line's end away
+            text, end, _ = llama.complete(file, prompt, LONGEST, 128).partition(" [end of text]")
+            answers.append((text if end else text.rstrip("\n"), bool(end)))
+        assert_alike(measured(answers, held_out), expected)
+
+
+def assert_alike(found: Figures, expected: Figures) -> None:
+    """Within two points of what the chat does."""
+    assert abs(found.exact - expected.exact) <= 0.02 and abs(found.ended - expected.ended) <= 0.02, found
 
 
 def test_without_the_end_among_the_targets_no_answer_ends(instructions, place, monkeypatch):

@@ -121,5 +121,7 @@ def converter_view(model: SourceModel, scratch: Path) -> Path:
         # for some classes the converter loads a tokenizer with `trust_remote_code`: transformers' own are safe
         if not hasattr(transformers, str(config.get("tokenizer_class", "AutoTokenizer"))):
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if (model.folder / "tokenizer.model").is_file():
+            config.setdefault("add_prefix_space", True)  # as it is; a name in the file can be set otherwise for chats
         (view / path.name).write_text(json.dumps(config), encoding="utf-8")
     return view

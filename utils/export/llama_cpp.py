@@ -93,6 +93,18 @@ class LlamaCpp:
             output = self._run([self.programs / CHATS, file], file.parent, errors=subprocess.PIPE, stdin=stdin)
         return [json.loads(line) for line in output.splitlines()]
 
+    def set_flag(self, file: Path, name: str, value: bool) -> bool:
+        """Sets a yes or no of the model in `file`; returns whether the file has one of that name."""
+        script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_set_metadata.py"
+        written = "1" if value else ""  # as numpy makes a bool of a text
+        try:
+            self._run([sys.executable, script, file, name, written, "--force"], file.parent)
+        except DataError as e:
+            if "not found" not in str(e):
+                raise
+            return False
+        return True
+
     def set_template(self, file: Path, template: Path) -> None:
         """Writes the chat template of the Jinja file `template` into the model in `file`."""
         script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_new_metadata.py"

@@ -18,6 +18,7 @@ from utils.export.turns import Turns, learn
 from utils.prepare.dialogue import normalise
 
 SPEAKS = "the model's own chat template"
+PUT_FIRST = "put before every text"
 
 
 class Form(NamedTuple):
@@ -83,7 +84,7 @@ def _chat(folder: Path) -> Form:
         return _left_to_ollama(f"a conversation of {differing} comes out otherwise", ends)
     notes = limits(turns)
     if chat.lacks_begin:
-        notes.append(f"The GGUF file has {chat.begin} put before every text; {SPEAKS} writes none.")
+        notes.append(f"The GGUF file has {chat.begin} {PUT_FIRST}; {SPEAKS} writes none.")
     stops = chat.stops(turns.between.get(("assistant", "user"), ""))
     description = f"chat, as {SPEAKS} writes it: equal in {equal} conversations"
     return Form(description, turns.go(), stops, tuple(notes), turns, is_chat=True)

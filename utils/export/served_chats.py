@@ -21,6 +21,10 @@ SPECIAL = "special tokens"
 UNSET = ("enable_thinking", "date_string", "datetime")
 """What llama.cpp's server gives each template, which transformers leaves to who asks. Source: its common/chat.cpp."""
 
+BEGIN, SPACE = "tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"
+"""Of a GGUF file: whether a token, or a space, is put before every text; a space behind every special token, too."""
+_NOT_PUT = {BEGIN: "no begin token before a text", SPACE: "no space before a text or behind a special token"}
+
 _CALL = {"type": "function", "id": "call00001", "function": {"name": "weather", "arguments": {"city": "Nantes"}}}
 _CITY = {"type": "object", "properties": {"city": {"type": "string", "description": "Its name."}}, "required": ["city"]}
 _WEATHER = {"name": "weather", "description": "The weather of a city.", "parameters": _CITY}
@@ -123,26 +127,33 @@ def differing(
     ]
 
 
+class Served(NamedTuple):
+    notes: list[str]  # what a user has to know of who serves the model
+    flags: tuple[
+        str, ...
+    ] = ()  # `BEGIN`, `SPACE`: not to be set in the files, so that chats have the training's tokens
+
+
 def compare_chats(
     llama: LlamaCpp,
     file: Path,
     template: ChatTemplate,
     battery: Sequence[Case],
     theirs: Sequence[Mapping[str, Any] | None],
-) -> list[str]:
-    """What a user has to know of who serves the model in `file`; `theirs` is what transformers makes of the battery.
+) -> Served:
+    """Compares what a model is sent; `theirs` is what transformers makes of the battery, for the model in `file`.
 
     Raises what `check_transformers` and `check_llama_cpp` do.
     """
     ours = render_ours(template, battery)
     check_transformers(battery, ours, [None if found is None else Sent(**found) for found in theirs])
-    notes = check_llama_cpp(llama, file, template, battery, ours)
     equal = sum(found is not None for found in ours)
-    print(f"{equal} conversations have the token ids of the training in transformers, {len(notes)} notes on llama.cpp")
+    print(f"{equal} conversations have the token ids of the training in transformers", flush=True)
+    notes, flags = check_llama_cpp(llama, file, template, battery, ours)
     for case, own in zip(battery, ours, strict=True):
         if case.name == SPECIAL and own and not _is_encoded_alike(template, case, own):
             notes.append("The names of special tokens in a message become tokens there; in the training they are text.")
-    return notes
+    return Served(notes, flags)
 
 
 def _is_encoded_alike(template: ChatTemplate, case: Case, own: Sent) -> bool:
@@ -165,12 +176,17 @@ def check_transformers(battery: Sequence[Case], ours: Sequence[Sent | None], the
 
 def check_llama_cpp(
     llama: LlamaCpp, file: Path, template: ChatTemplate, battery: Sequence[Case], ours: Sequence[Sent | None]
-) -> list[str]:
-    """What a user has to know of how llama.cpp's server renders the template in `file`, which is changed where it can
-    only so be rendered as in the training. A DataError where plain chats come out otherwise all the same."""
+) -> Served:
+    """Compares how llama.cpp's server renders and tokenizes the template in `file`.
+
+    Where it only so comes out as in the training, the template in `file` is changed, and flags are unset: for other
+    texts than chats they have to be set again. A DataError where plain chats come out otherwise all the same.
+    """
     found = llama.chats(file, [request_of(case) for case in battery])
     if found is None:
-        return ["How llama.cpp's server renders the template was not compared: utils/install_llama_cpp.py builds how."]
+        return Served(
+            ["What llama.cpp's server writes was not compared: utils/install_llama_cpp.py builds the program."]
+        )
     notes = []
     theirs = read_answers(found)
     wrong = differing(template, battery, ours, theirs)
@@ -188,10 +204,11 @@ def check_llama_cpp(
             f"llama.cpp's server sends the model something else than it was trained on: {', '.join(plain)}; "
             "the GGUF files are not written"
         )
+    theirs, flags = _without_flags(llama, file, template, battery, ours, theirs)
+    notes += [f"The GGUF file puts {_NOT_PUT[name]}: the chats of the training had none." for name in flags]
     pairs = list(zip(battery, ours, theirs, strict=True))
     answered = [case.name for case, own, other in pairs if own is None and other is not None]
-    tokens = [case.name for case, own, other in pairs if own and other and own.ids != other.ids]
-    tokens = [name for name in tokens if name not in wrong]
+    tokens = [name for name in other_tokens(battery, ours, theirs) if name not in wrong]
     for names, what in (
         (wrong, "writes otherwise"),
         (answered, "answers, where the model's own template refuses"),
@@ -199,4 +216,38 @@ def check_llama_cpp(
     ):
         if names:
             notes.append(f"llama.cpp's server {what}: {', '.join(names)}.")
-    return notes
+    return Served(notes, flags)
+
+
+def other_tokens(battery: Sequence[Case], ours: Sequence[Sent | None], theirs: Sequence[Sent | None]) -> list[str]:
+    """The names of cases that both render, and of which the token ids differ."""
+    pairs = zip(battery, ours, theirs, strict=True)
+    return [case.name for case, own, other in pairs if own and other and own.ids != other.ids]
+
+
+def _without_flags(
+    llama: LlamaCpp,
+    file: Path,
+    template: ChatTemplate,
+    battery: Sequence[Case],
+    ours: Sequence[Sent | None],
+    theirs: Sequence[Sent | None],
+) -> tuple[Sequence[Sent | None], tuple[str, ...]]:
+    """Unsets what would make fewer token ids differ, in `file`; returns what is sent then, and what was unset."""
+    begin = template.tokenizer.bos_id
+    fewest, unset = len(other_tokens(battery, ours, theirs)), ()
+    if not fewest:
+        return theirs, ()
+    pairs = zip(ours, theirs, strict=True)
+    puts_begin = any(own and other and other.ids[:1] == [begin] != own.ids[:1] for own, other in pairs)
+    for name in (BEGIN, SPACE) if puts_begin else (SPACE,):
+        if not llama.set_flag(file, name, False):
+            continue
+        again = read_answers(llama.chats(file, [request_of(case) for case in battery]) or [])
+        differ = len(other_tokens(battery, ours, again))
+        # without the begin token as many may differ still, but it is one less to each
+        if differ < fewest or name == BEGIN:
+            theirs, fewest, unset = again, differ, (*unset, name)
+        else:
+            llama.set_flag(file, name, True)
+    return theirs, unset
