@@ -24,14 +24,15 @@ from lit_gpt.formats.litgpt_directory import read_config, read_weights
 from lit_gpt.model.lora import base_name
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.chats import make_chat_tokenizer
-from tests.conftest import LLAMA_CPP, ROOT, run
+from tests.conftest import LLAMA_CPP, ROOT, TINY_MODEL, assert_error, run
 from tests.formats.hf_models import make_hf, make_tokenizer
 from utils.data.manifest import TOKENIZER, Manifest
 from utils.export.llama_cpp import LlamaCpp
 from utils.run.checkpoint_folders import list_checkpoints
 from utils.run.checkpoint_reader import CheckpointReader, read_model_tensors, without_warning
-from utils.run.csv_log import ALL, METRICS, read_csv
+from utils.run.csv_log import ALL, METRICS, VALIDATION, read_csv
 from utils.run.merged_model import load_merged_model
+from utils.run.record import RunRecord
 
 ADDED = ("<|im_start|>", "<|im_end|>")
 SMALL = ("--precision", "32-true", "--interval_unit", "steps", "--max_steps", 3, "--warmup_steps", 1, "--batch_size", 4)
@@ -218,6 +219,36 @@ def test_an_adapter_of_peft_with_new_rows_is_read_back(trained, tmp_path):
         (bare / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"is for 2 tokens more than .* has, and has no tokenizer to say which"):
         load_merged_model(bare, trained.base)
+
+
+def test_adapters_alone_are_refused_and_a_model_from_scratch_has_them_as_it_is(places, tmp_path):
+    place = places("gpt2")
+    words = ("pretrain.py", "--data_dir", place.data, "--checkpoint_dir", place.base, "--out_dir", tmp_path / "run")
+    lora = ("--use_lora", "true", "--dry_run", "true", "--devices", 1)
+    said = ("lacks (<|im_start|>, <|im_end|>)", "give --lora_train embeddings,head")
+    for others in ((), ("--lora_train", "embeddings"), ("--lora_train", "head")):
+        assert_error(run(*words, *lora, *others, check=False), 2, *said)
+    assert "GiB" in run(*words, *lora, "--lora_train", "embeddings", "--lora_head", "true").stdout
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "tiny.yaml").write_text(TINY_MODEL)
+    run(*words, "--model_config", tmp_path / "tiny.yaml", *SMALL, "--max_steps", 1)
+    model = load_merged_model(tmp_path / "run")
+    entries = Tokenizer(place.base).vocab_size + 2
+    assert len(model.state_dict["lm_head.weight"]) == entries == Tokenizer(model.tokenizer_dir).vocab_size
+    assert RunRecord.load(tmp_path / "run").identity.added_tokens is None
+
+
+def test_our_own_programs_use_what_was_trained(places, tmp_path):
+    """Generation and offline validation of an adapter whose base has fewer rows."""
+    place = places("llama")
+    words = ("--data_dir", place.data, "--checkpoint_dir", place.base, "--out_dir", tmp_path / "run", *SMALL, *WHOLE)
+    run("pretrain.py", *words)
+    run("validate_pretrain.py", "--out_dir", tmp_path / "run")
+    last = [row for row in read_csv(tmp_path / "run" / VALIDATION) if row["dataset"] == ALL][-1]
+    inside = [row for row in read_csv(tmp_path / "run" / METRICS) if row["split"] == "valid" and row["dataset"] == ALL]
+    assert float(last["loss"]) == pytest.approx(float(inside[-1]["loss"]), rel=1e-5)
+    asked = ("--prompt", "<|im_start|>user", "--special_tokens_in_text", "true", "--max_new_tokens", 3)
+    run("lit_gpt/generate/base.py", "--lora_path", tmp_path / "run", *asked)
 
 
 def losses(folder: Path) -> list[float]:
