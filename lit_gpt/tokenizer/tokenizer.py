@@ -85,10 +85,13 @@ class Tokenizer:
 
     @property
     def end_ids(self) -> set[int]:
-        """All tokens that end a text: generation_config.json may name several."""
+        """All tokens that end a text: generation_config.json may name several.
+
+        One that the tokenizer has not, such as GPT-2's 50256 beside a smaller vocabulary, ends nothing.
+        """
         found = self._generation_config.get("eos_token_id")
         ids = {self.eos_id, *found} if isinstance(found, list) else {self.eos_id, found}
-        return ids - {None}
+        return {index for index in ids if index is not None and index < self.vocab_size}
 
     def _adds_bos(self) -> bool:
         """Whether the model was trained with a begin-of-text token: as configured, else as the tokenizer.json does."""

@@ -238,3 +238,10 @@ def test_a_truncated_model(tmp_path):
     path.write_bytes(path.read_bytes()[:-4000])
     with pytest.raises(DataError):
         Tokenizer(tmp_path)
+
+
+def test_an_end_token_that_the_tokenizer_has_not_ends_nothing(tmp_path):
+    """As GPT-2's 50256, which transformers writes where a configuration names none."""
+    shutil.copytree(TOKENIZER, tmp_path / "own")
+    (tmp_path / "own" / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 50256]}))
+    assert Tokenizer(tmp_path / "own").end_ids == {2}
