@@ -36,7 +36,7 @@ from utils.run.record import RunRecord
 from utils.train.agenda import Agenda, Due
 from utils.train.dry_run import dry_run_report
 from utils.train.metrics import progress_columns
-from utils.train.optimizer import trained_of
+from utils.train.optimizer import rate_warnings, trained_of
 from utils.train.plan import TrainingPlan, make_plan
 from utils.train.samples import Sample, continue_prompts, told_samples
 from utils.train.set_up import Training, record_mixture, set_up
@@ -49,7 +49,7 @@ def main(options: PretrainOptions, stop: StopRequest) -> None:
     if options.try_small:
         options = options.as_small_try()
     plan = make_plan(options)
-    warnings = template_warnings(options, plan)
+    warnings = [*rate_warnings(options.optimizer, options.learning_rate), *template_warnings(options, plan)]
     if options.dry_run:
         print("\n".join([dry_run_report(options, plan), *warnings, *gguf_warnings(options, plan)]))
         return

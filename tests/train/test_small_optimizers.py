@@ -18,7 +18,7 @@ from utils.run.checkpoint_reader import CheckpointReader
 from utils.train import adamw_8bit
 from utils.train.adafactor import Adafactor
 from utils.train.adamw_8bit import AdamW8bit, check_adamw_8bit, in_8_bits
-from utils.train.optimizer import make_optimizer
+from utils.train.optimizer import make_optimizer, rate_warnings
 from utils.train.options import PretrainOptions
 
 # whole blocks; rows that must be padded; too short for 8 bits; too small; a vector
@@ -188,6 +188,11 @@ def test_a_device_without_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(AdamW8bit, "update", missing)
     with pytest.raises(UserError, match=r"adamw_8bit: bitsandbytes cannot run on \w+ \(no kernel for this device\)$"):
         check_adamw_8bit()
+
+
+def test_adamws_learning_rate_is_warned_of() -> None:
+    assert rate_warnings("adamw", 1e-4) == rate_warnings("adafactor", 1e-2) == []
+    assert "0.0008 is a share of the weights' size" in rate_warnings("adafactor", 8e-4)[0]
 
 
 def test_shared_matrices_are_refused() -> None:

@@ -61,6 +61,16 @@ def trained_of(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if parameter.requires_grad]
 
 
+def rate_warnings(name: OptimizerName, learning_rate: float) -> list[str]:
+    """Warns of a rate that is AdamW's: from scratch, Adafactor learns nearly nothing at 8e-4 in 150 steps."""
+    if name != "adafactor" or learning_rate >= 1e-3:
+        return []
+    return [
+        f"warning: --learning_rate {learning_rate:g} is a share of the weights' size with --optimizer adafactor, "
+        "where 0.01 is usual"
+    ]
+
+
 def make_optimizer(
     model: nn.Module,
     weight_decay: float,
