@@ -16,6 +16,7 @@ from lit_gpt.chat.base import main
 from lit_gpt.formats.litgpt_directory import CONFIG, WEIGHTS
 from lit_gpt.inference.sampling_options import Sampling
 from tests.chat.known_answers import make_known_model
+from tests.chats import END_OF_TURN
 from tests.conftest import LLAMA_CPP, run_command
 from tests.formats.hf_models import make_litgpt
 from utils.chat.gguf import read_metadata
@@ -139,6 +140,11 @@ def test_a_gguf_file_is_spoken_to_by_its_own_template(tmp_path, capsys):
     (child,) = [process for _ in [next(stream)] for process in children()]
     stream.close()  # as Ctrl-C does
     assert child not in children() and speaker.used(prompt, "ab") == len(prompt) + 2
+
+    # as where llama.cpp does not know that the template's end of a turn ends a text
+    speaker._ends = [END_OF_TURN]
+    hello = speaker.prompt([{"role": "user", "content": "Hello?"}], None)
+    assert "".join(speaker.stream(hello, Sampling(temperature=0.0))) == "世界🙂" and speaker.by_itself
 
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(gguf.read_bytes()[:-1000])
