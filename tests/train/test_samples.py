@@ -22,6 +22,7 @@ from lit_gpt.model.building import build_model, empty_model, materialise
 from lit_gpt.model.lora import LoRASettings, is_adapter
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import TINY_MODEL, TOKENIZER, assert_error, run, run_command
+from utils.run.going_back import set_aside_after
 from utils.run.samples_file import SAMPLES, SamplesFile, drop_samples_after, read_samples, readable_json
 from utils.train.options import PretrainOptions
 from utils.train.samples import Sample, SamplePlan, continue_prompts, told_samples
@@ -181,14 +182,18 @@ def test_steps_that_are_made_again_are_not_written_twice(
     assert (again / SAMPLES).read_bytes() == before
 
 
-def test_several_processes_divide_the_prompts_among_them(
-    lora_arguments: list[object], prompts: Path, sampled_run: Path, tmp_path: Path
+def test_processes_divide_the_prompts_among_them_and_share_a_quantised_base(
+    lora_arguments: list[object], prompts: Path, tmp_path: Path
 ) -> None:
-    words = ("--batch_size", 4, "--micro_batch_size", 4, "--sample_prompts", prompts, "--sample_tokens", LONGEST)
-    arguments = (*lora_arguments, *words, "--out_dir", tmp_path, "--max_steps", 1, "--save_interval", 99)
-    run("pretrain.py", *arguments, processes=2)
-    found, expected = read_samples(tmp_path), read_samples(sampled_run)
-    assert found[: len(PROMPTS)] == expected[: len(PROMPTS)] and len(found) == 2 * len(PROMPTS)
+    pytest.importorskip("bitsandbytes")
+    found = []
+    for processes in (1, 2):
+        words = ("--quantize", "bnb.nf4", "--sample_prompts", prompts, "--sample_tokens", 3, "--eval_samples", 2)
+        run_dir = tmp_path / f"{processes}"
+        arguments = ("--batch_size", 2 // processes, "--max_steps", 1, "--save_interval", 99, "--out_dir", run_dir)
+        run("pretrain.py", *lora_arguments, *words, *arguments, processes=processes)
+        found.append(read_samples(run_dir))
+    assert found[0][: len(PROMPTS)] == found[1][: len(PROMPTS)] and len(found[0]) == len(found[1]) == 2 * len(PROMPTS)
 
 
 @pytest.fixture(scope="module")
@@ -349,6 +354,14 @@ def test_a_file_of_samples_keeps_what_the_run_goes_on_from(tmp_path: Path) -> No
     lines = path.read_text(encoding="utf-8").splitlines()
     assert lines[1:] == ['{"step": 0, "number": 2, "text": "é", "tokens": 1, "ended": true}'] and len(lines) == 2
     drop_samples_after(tmp_path / "elsewhere", 4)
+
+
+def test_going_back_sets_a_copy_of_the_samples_aside(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.csv").write_text("step,split\n8,valid\n")
+    (tmp_path / SAMPLES).write_text("what was written")
+    set_aside_after(tmp_path, 4)
+    assert (tmp_path / "set_aside" / "1" / SAMPLES).read_text() == "what was written"
 
 
 @pytest.mark.parametrize("line", [b"[1]", b'{"stop": 4}', b"\xff", b'{"step": "4"}'])
