@@ -48,7 +48,7 @@ LINES = {
     "lit_gpt": 495,
     "lit_gpt/model": 1928,
     "lit_gpt/tokenizer": 1591,
-    "lit_gpt/formats": 3500,
+    "lit_gpt/formats": 3512,
     "lit_gpt/inference": 441,
     "utils/files": 382,
     "utils/cluster": 677,

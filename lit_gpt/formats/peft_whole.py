@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from litgpt.config import Config
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -55,7 +56,18 @@ def take_whole(
             if theirs not in tensors:
                 raise DataError(f"{path} lacks {theirs}, which {ADAPTER_CONFIG} has among modules_to_save")
             taken[ours] = tensors.pop(theirs)
+            _drop_repeated(path, tensors, theirs, taken[ours])
     return taken
+
+
+def _drop_repeated(path: Path, tensors: dict[str, Tensor], name: str, trained: Tensor) -> None:
+    """Takes out what peft stores once more where its base had been given more rows: the trained tensor, and the one
+    that it replaces, of which it makes no use when it loads the adapter. A DataError if the former is another one."""
+    module, _, kind = name.rpartition(".")
+    repeated = tensors.pop(f"{module}.modules_to_save.{kind}", trained)
+    if not torch.equal(repeated, trained):
+        raise DataError(f"{path} holds two tensors {name}, which differ")
+    tensors.pop(f"{module}.original_module.{kind}", None)
 
 
 def _saved(path: Path, described: PeftConfig, config: Config, hf: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -56,6 +57,7 @@ LORA: dict[str, dict[str, Any]] = {
     "lora_bias": {"lora_bias": True},
     "modules_to_save": {"modules_to_save": ["lm_head"]},
     "modules_to_save, both": {"modules_to_save": ["model.embed_tokens", "lm_head"]},
+    "modules_to_save, more rows": {"modules_to_save": ["embed_tokens", "lm_head"]},
     "modules_to_save, others": {"modules_to_save": ["lm_head", "norm"]},
     "trainable_token_indices": {"trainable_token_indices": [3, 5]},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
@@ -93,11 +95,15 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
-def _base(folder: Path) -> Any:
+def _base(folder: Path, name: str) -> Any:
+    """The base model, for some adapters with rows for two tokens more."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    if name.endswith("more rows"):
+        model.resize_token_embeddings(model.config.vocab_size + 2)
+    return model
 
 
 def _logits(model: Any, **inputs: Any) -> Any:
@@ -176,12 +182,14 @@ def make(base: Path, out: Path) -> dict[str, Any]:
         config.save_pretrained(out / name)  # at least this, where the rest needs more than a model
         options = {}
         try:
-            made = _prepared(name, _base(base), config)
+            made = _prepared(name, _base(base, name), config)
             if name.endswith("converted"):
                 options = {"path_initial_model_for_weight_conversion": str(out / f"{name} initial")}
                 made.save_pretrained(out / f"{name} initial")
             logits = _logits(_trained(made))
             made.save_pretrained(out / name, **options)
+            if name.endswith("more rows"):  # of which the adapter's tokenizer knows the names
+                shutil.copyfile(base / "tokenizer.model", out / name / "tokenizer.model")
             found[name] = logits
         except Exception as e:  # some need a GPU, other adapters or packages
             reasons[name] = f"{type(e).__name__}: {e}"
@@ -197,7 +205,7 @@ def load(base: Path, out: Path) -> dict[str, Any]:
     found, reasons = {}, {}
     for folder in (out / name for name in LORA):
         try:
-            found[folder.name] = _logits(PeftModel.from_pretrained(_base(base), str(folder)).eval())
+            found[folder.name] = _logits(PeftModel.from_pretrained(_base(base, folder.name), str(folder)).eval())
         except Exception as e:  # what peft raises is its answer
             reasons[folder.name] = f"{type(e).__name__}: {e}"
     np.savez(out / "loaded.npz", **found)
