@@ -15,7 +15,7 @@ RUN apt-get update \
 WORKDIR /fabricant
 COPY . .
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf make quickstart
-RUN --mount=type=secret,id=pip,target=/etc/pip.conf make llama.cpp
+RUN --mount=type=secret,id=pip,target=/etc/pip.conf .venv/bin/python utils/install_llama_cpp.py
 # results lie on the host: both are mounted (compose.yaml), for whatever user the container runs as
 RUN rm -rf out && mkdir -p --mode=1777 out checkpoints
 ENV PATH=/fabricant/.venv/bin:$PATH
