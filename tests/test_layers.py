@@ -57,7 +57,7 @@ LINES = {
     "utils/data": 1552,
     "utils/prepare/chat": 2130,
     "utils/prepare": 7448,
-    "utils/run": 1477,
+    "utils/run": 1482,
     "utils/train": 3363,
     "utils/export": 2252,
     "utils/report": 808,

@@ -187,6 +187,7 @@ def damage_record(small: Stages) -> None:
 
 def edit_card(small: Stages) -> None:
     (small.folder / "hf" / "README.md").write_text("a card")
+    (small.folder / "hf" / "training_provenance.json").write_text("{}")
 
 
 @pytest.mark.parametrize(

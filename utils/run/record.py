@@ -119,9 +119,14 @@ def software_versions() -> dict[str, str]:
 
 def source_commit() -> str | None:
     """The commit of this program's checkout, with `+` when files differ from it; None outside of git."""
-    no_tags = ("--always", "--exclude=*", "--abbrev=40")
-    command = ["git", "-C", str(REPOSITORY), "describe", *no_tags, "--dirty=+"]
+    # describe --dirty would write the index, and killed while it does leave a lock that ends every later commit
+    git = ["git", "--no-optional-locks", "-C", str(REPOSITORY)]
     try:
-        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
+        answers = [
+            subprocess.run([*git, *words], capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        ]
     except (OSError, subprocess.SubprocessError):
         return None
+    commit, changes = answers
+    return commit + "+" * bool(changes)

@@ -101,7 +101,7 @@ def result_digest(recipe: Recipe, name: str) -> str | None:
     options = recipe.values(name)
     if name == "download" and options.get("convert", True) and options.get("weights", True):
         return _with_weights(path)
-    return _model_files(path, without=(*OF_LITGPT, PROVENANCE))
+    return _model_files(path, without=OF_LITGPT)
 
 
 def _of_data(folder: Path) -> str | None:
