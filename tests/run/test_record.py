@@ -40,7 +40,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     written = yaml.safe_load((tmp_path / RUN).read_text())
     assert list(written) == ["identity", "options", "schedule", "versions", "commit", "history", "normalised"]
     assert list(written["identity"]) == [
-        *("model", "lora", "base", "quantize", "data", "template", "mixture"),
+        *("model", "lora", "base", "added_tokens", "quantize", "data", "template", "mixture"),
         *("samples_per_step", "mask_documents", "master_weights", "optimizer", "seed"),
     ]
 
