@@ -12,7 +12,6 @@ What comes with a download that is not made yet cannot be looked at, and a line 
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_files import WEIGHTS
@@ -22,21 +21,12 @@ from utils.prepare.options import PrepareOptions
 from utils.recipe.sections import Recipe, read_all_sections
 from utils.stages.digests import result_digest
 from utils.stages.options import named_paths, section_options
+from utils.stages.prepared import Prepared
 from utils.stages.records import is_own_result, is_unfinished
 from utils.stages.slurm import resource_problems
 
 SERIOUS = ("converter_failed", "template_refuses", "tool_calls_missing", "reasoning_missing", "token_over_border")
 """Reasons for which rows are left out, that are a problem when half of a source's first rows are."""
-
-
-class Prepared(NamedTuple):
-    """What is known of the data before they are made, or of those that are there."""
-
-    tokenizer: Path
-    """Folder with its files."""
-    positions: int
-    added: int
-    """Tokens that were, or will be, added to the foundation's."""
 
 
 def check_recipe(recipe: Recipe, names: Sequence[str], gpu_memory: float | None, show: bool) -> list[str]:

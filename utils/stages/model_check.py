@@ -18,7 +18,7 @@ from utils.train.options import PretrainOptions
 from utils.train.plan import check_batch, check_tensor_parallel, require_rows
 
 if TYPE_CHECKING:
-    from utils.stages.check import Prepared
+    from utils.stages.prepared import Prepared
 
 
 def model_problems(
