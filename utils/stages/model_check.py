@@ -1,7 +1,6 @@
 """The model of a recipe before anything is made: whether it takes the data, fits a GPU, and can be exported."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from litgpt.config import Config
 
@@ -12,17 +11,15 @@ from lit_gpt.formats.litgpt_directory import read_config
 from lit_gpt.model.growing import grown_config
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.llama_cpp_support import export_problems
+from utils.stages.prepared import Prepared
 from utils.train.dry_run import advice, workload_without_data
 from utils.train.estimate import GIB, RESERVE, estimate
 from utils.train.options import PretrainOptions
 from utils.train.plan import check_batch, check_tensor_parallel, require_rows
 
-if TYPE_CHECKING:
-    from utils.stages.prepared import Prepared
-
 
 def model_problems(
-    options: PretrainOptions, prepared: "Prepared", gpu_memory: float | None, for_gguf: bool, show: bool
+    options: PretrainOptions, prepared: Prepared, gpu_memory: float | None, for_gguf: bool, show: bool
 ) -> list[str]:
     """What is wrong with a training on such data; with `show`, what it needs is printed."""
     processes = (options.devices or 1, options.num_nodes or 1)
@@ -45,7 +42,7 @@ def model_problems(
     return problems + _memory_problems(options, config, prepared.positions, gpu_memory, show)
 
 
-def _config(options: PretrainOptions, prepared: "Prepared") -> Config:
+def _config(options: PretrainOptions, prepared: Prepared) -> Config:
     """The model's configuration, of a foundation model that may not be converted yet."""
     entries = Tokenizer(prepared.tokenizer).vocab_size
     if options.model_config:
