@@ -58,7 +58,7 @@ LINES = {
     "utils/prepare/chat": 2130,
     "utils/prepare": 7448,
     "utils/run": 1482,
-    "utils/train": 3363,
+    "utils/train": 3367,
     "utils/export": 2252,
     "utils/report": 808,
     "commands": 1698,

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lit_gpt.errors import UserError
+
 
 class MasterOptimizer(Optimizer):
     """An optimiser that may keep an fp32 copy of each weight, its `master`, for weights in bf16.
@@ -31,6 +33,8 @@ class MasterOptimizer(Optimizer):
         for group in self.param_groups:
             for weight in group["params"]:
                 if self.masters and not isinstance(weight, DTensor):  # FSDP2 does it by itself
+                    if not hasattr(Tensor, "grad_dtype"):  # an older torch would take it for any name
+                        raise UserError(f"torch {torch.__version__} sums gradients in bf16: install requirements.txt's")
                     weight.grad_dtype = torch.float32
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
