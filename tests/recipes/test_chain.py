@@ -1,0 +1,39 @@
+"""Shipped recipes go from their data to an answer that ends by itself, with a tiny model and rows of their shape."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run
+from tests.recipes.rows import ANSWER
+from tests.recipes.shipped import RECIPES
+from tests.recipes.twins import kind_of, write_twin
+from utils.recipe.sections import SECTIONS, read_recipe
+
+KINDS: dict[str, list[str]] = {}
+for recipe in RECIPES:
+    KINDS.setdefault(kind_of(RECIPES[recipe]), []).append(recipe)
+
+
+RUN = ("nanoGPT/30M_full_alpaca", "rugpt3large/760M_full_saiga2")
+"""Of the kinds those that are run here, by their first recipe."""
+
+
+@pytest.mark.llama_cpp
+@pytest.mark.parametrize("names", [names for names in KINDS.values() if names[0] in RUN], ids=" ".join)
+def test_a_recipe_goes_from_data_to_an_answer_that_ends(names: list[str], tmp_path: Path) -> None:
+    twin = write_twin(RECIPES[names[0]], tmp_path)
+    for section in read_recipe(twin).sections:
+        run(SECTIONS[section].script, "--config", twin)
+    with (tmp_path / "run" / "metrics.csv").open(encoding="utf-8") as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["split"] == "valid"]
+    assert losses[-1] < losses[0] / 2
+    assert list((tmp_path / "gguf").glob("*-f16.gguf")) and (tmp_path / "hf" / "model.safetensors").is_file()
+    (said,) = map(json.loads, (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines())
+    assert said["ended_by_itself"]
+    answer = said["messages"][-1]
+    assert answer["content"].strip() in (ANSWER, "Oui, bien sûr.") or answer.get("tool_calls"), said
