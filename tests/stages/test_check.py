@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import TINY_MODEL, TOKENIZER, run_command
 from tests.stages.recipes import write_recipe
+from tests.train.test_token_rows import head, make_foundation
 from utils.recipes import RecipesOptions, main
 
 MODEL = TINY_MODEL.replace("block_size: 64", "block_size: 256")
@@ -213,3 +214,19 @@ def test_a_folder_that_a_stage_would_not_replace_is_named(
     content["convert"]["output_dir"] = str(tmp_path / "mine")
     code, _, error = outcome(content, tmp_path, capsys)
     assert code == 2 and "mine holds something else" in error
+
+
+def test_a_lora_that_would_leave_untrained_what_has_to_be_learnt_is_refused(
+    content: Content, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    foundation = make_foundation(tmp_path / "model", head)
+    content["prepare"] |= {"checkpoint_dir": str(foundation), "template": "chatml", "max_length": 64}
+    content["pretrain"] = {"out_dir": str(tmp_path / "out" / "run"), "use_lora": True}
+    code, _, error = outcome(content, tmp_path, capsys)
+    assert code == 2 and "<|im_end|>, whose row in the foundation's head looks untrained" in error
+    content["prepare"]["add_tokens"] = ["<|note|>"]
+    code, _, error = outcome(content, tmp_path, capsys)
+    assert code == 2 and "(<|note|>); LoRA's adapters alone would never train their rows" in error
+    content["pretrain"]["lora_train"] = "embeddings,head"
+    code, lines, error = outcome(content, tmp_path, capsys)
+    assert code == 0 and any(line.startswith("warning: tokens of the chat template") for line in lines), error

@@ -79,7 +79,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
-def make_foundation(folder: Path, data: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+def make_foundation(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
     from lit_gpt.formats.litgpt_directory import read_config
 
     make_chat_tokenizer(folder)
@@ -132,7 +132,7 @@ CASES = [  # what is wrong, options, whether it is refused, what is said
 def test_an_end_that_the_model_does_not_know_is_named_or_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change, options, is_refused, said
 ) -> None:
-    folder = make_foundation(tmp_path / "base", data, change)
+    folder = make_foundation(tmp_path / "base", change)
     words = ["--data_dir", data, "--checkpoint_dir", folder, "--out_dir", tmp_path / "run", "--devices", 1, *options]
     command = partial(main, stop=StopRequest())
     code = run_command(PretrainOptions, command, [*map(str, words), "--dry_run", "true"])

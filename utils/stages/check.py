@@ -15,6 +15,8 @@ from pathlib import Path
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_files import WEIGHTS
+from lit_gpt.tokenizer.chat_template import ChatTemplate
+from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.manifest import MANIFEST, TOKENIZER, Manifest
 from utils.prepare.check import errors_of, look, say_found
 from utils.prepare.options import PrepareOptions
@@ -113,7 +115,9 @@ def _look_at_data(
                 )
     if show:
         say_found(plan, found)
-    prepared = Prepared(plan.recipe.checkpoint_dir, plan.recipe.window - 1, len(plan.added_tokens))
+    folder, chat = plan.recipe.checkpoint_dir, plan.recipe.chat
+    template = ChatTemplate(Tokenizer(folder), chat.template) if chat else None
+    prepared = Prepared(folder, plan.recipe.window - 1, plan.added_tokens, template)
     return prepared, [f"prepare: {problem}" for problem in problems]
 
 
@@ -125,7 +129,9 @@ def _made_data(recipe: Recipe) -> tuple[Prepared | None, list[str]]:
         manifest = Manifest.load(data_dir)
     except (UserError, DataError) as e:
         return None, [f"pretrain: {e}"]
-    return Prepared(data_dir / TOKENIZER, manifest.block_size, len(manifest.added_tokens)), []
+    folder = data_dir / TOKENIZER
+    template = ChatTemplate(Tokenizer(folder)) if manifest.template else None
+    return Prepared(folder, manifest.block_size, manifest.added_tokens, template), []
 
 
 def _refused(recipe: Recipe, options: dict[str, object]) -> Iterator[str]:

@@ -15,7 +15,8 @@ from utils.stages.prepared import Prepared
 from utils.train.dry_run import advice, workload_without_data
 from utils.train.estimate import GIB, RESERVE, estimate
 from utils.train.options import PretrainOptions
-from utils.train.plan import check_batch, check_tensor_parallel, require_rows
+from utils.train.plan import check_batch, check_tensor_parallel, lora_settings, require_rows, require_trained_rows
+from utils.train.token_rows import template_warnings
 
 
 def model_problems(
@@ -27,6 +28,7 @@ def model_problems(
         check_batch(dataclasses.replace(options, dry_run=True), processes)
         config = _config(options, prepared)
         check_tensor_parallel(options, processes, config, prepared.positions)
+        warnings = _rows_checked(options, prepared)
     except (UserError, DataError) as e:
         return [f"pretrain: {e}"]
     if config.block_size < prepared.positions:
@@ -34,12 +36,24 @@ def model_problems(
             f"pretrain: the rows have {prepared.positions} positions, the model {config.block_size}; "
             f"prepare with max_length {config.block_size} or less"
         ]
+    if show:
+        print("\n".join(warnings), end="\n" if warnings else "")
     problems = []
     if for_gguf:
         foundation = None if options.model_config else options.checkpoint_dir
         found = export_problems(foundation, config, prepared.tokenizer)
         problems += [f"quantize: llama.cpp cannot read this model: {problem}" for problem in found]
     return problems + _memory_problems(options, config, prepared.positions, gpu_memory, show)
+
+
+def _rows_checked(options: PretrainOptions, prepared: Prepared) -> list[str]:
+    """Warnings of rows that look untrained; a UserError for a LoRA that leaves untrained what has to be learnt."""
+    lora = lora_settings(options) if options.use_lora else None
+    if lora and prepared.added:
+        require_trained_rows(prepared.added, lora)
+    if prepared.template is None:
+        return []
+    return template_warnings(options, prepared.template, len(prepared.added), lora)
 
 
 def _config(options: PretrainOptions, prepared: Prepared) -> Config:
@@ -51,7 +65,7 @@ def _config(options: PretrainOptions, prepared: Prepared) -> Config:
         config = read_config(options.checkpoint_dir)
     else:
         config = config_from_hf(read_hf_config(options.checkpoint_dir))
-    require_rows(entries if options.model_config else entries - prepared.added, config)
+    require_rows(entries if options.model_config else entries - len(prepared.added), config)
     grows = prepared.added and not options.model_config
     return grown_config(config, entries) if grows else config
 

@@ -19,12 +19,11 @@ from torch import Tensor
 from lit_gpt.errors import UserError
 from lit_gpt.formats.litgpt_directory import WEIGHTS, read_weights
 from lit_gpt.model.growing import EMBEDDINGS, HEAD
+from lit_gpt.model.lora import LoRASettings
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.shipped_templates import written_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from utils.data.manifest import TOKENIZER
 from utils.train.options import PretrainOptions
-from utils.train.plan import TrainingPlan
 
 FACTOR = 2.0  # frequent and rare tokens of trained models differ by that, without being wrong
 DEVIATIONS = 5.0
@@ -72,26 +71,27 @@ def _twin(matrix: Tensor, norms: Tensor, index: int) -> int:
     return 0
 
 
-def template_warnings(options: PretrainOptions, plan: TrainingPlan) -> list[str]:
-    """Names the template's tokens whose rows look untrained; nothing for data without chats, and for a new model.
+def template_warnings(
+    options: PretrainOptions, template: ChatTemplate, added: int, lora: LoRASettings | None
+) -> list[str]:
+    """Names the template's tokens whose rows look untrained; nothing for a new model.
 
-    A UserError for a LoRA that could not learn to end an answer: neither does the head know the end, nor is it trained.
+    The last `added` of the tokens of the template's tokenizer are not the foundation model's. A UserError for a LoRA
+    that could not learn to end an answer: neither does the head know the end, nor is it trained.
     """
-    if not plan.manifest.template or options.model_config or not (options.checkpoint_dir / WEIGHTS).is_file():
+    if options.model_config or not (options.checkpoint_dir / WEIGHTS).is_file():
         return []
-    tokenizer = Tokenizer(options.data_dir / TOKENIZER)
-    template = ChatTemplate(tokenizer)
+    tokenizer = template.tokenizer
     weights = read_weights(options.checkpoint_dir)
-    added = plan.identity.added_tokens or []
-    before = plan.manifest.vocab_size - len(added)
+    before = tokenizer.vocab_size - added
     written = [_id(tokenizer, name) for name in written_tokens(template.source, tokenizer)]
     end = template.end_of_turn
     embedded = untrained_rows(weights[EMBEDDINGS], [index for index in written if index < before], before)
     predicted = {}
     if end is not None and end < before:
         predicted = untrained_rows(weights[HEAD], [end], before)
-    _require_end(plan, tokenizer, end, predicted)
-    return _in_words(tokenizer, {"embeddings": embedded, "head": predicted}, plan)
+    _require_end(lora, tokenizer, end, predicted)
+    return _in_words(tokenizer, {"embeddings": embedded, "head": predicted}, lora)
 
 
 def _id(tokenizer: Tokenizer, name: str) -> int:
@@ -100,8 +100,9 @@ def _id(tokenizer: Tokenizer, name: str) -> int:
     return index
 
 
-def _require_end(plan: TrainingPlan, tokenizer: Tokenizer, end: int | None, predicted: Mapping[int, Untrained]) -> None:
-    lora = plan.lora
+def _require_end(
+    lora: LoRASettings | None, tokenizer: Tokenizer, end: int | None, predicted: Mapping[int, Untrained]
+) -> None:
     if lora is None or lora.train_head or lora.head or end not in predicted or predicted[end].is_large:
         return
     raise UserError(
@@ -110,8 +111,10 @@ def _require_end(plan: TrainingPlan, tokenizer: Tokenizer, end: int | None, pred
     )
 
 
-def _in_words(tokenizer: Tokenizer, found: Mapping[str, Mapping[int, Untrained]], plan: TrainingPlan) -> list[str]:
-    lora, lines = plan.lora, []
+def _in_words(
+    tokenizer: Tokenizer, found: Mapping[str, Mapping[int, Untrained]], lora: LoRASettings | None
+) -> list[str]:
+    lines = []
     is_trained = {"embeddings": not lora or lora.train_embeddings, "head": not lora or lora.train_head or lora.head}
     for where, rows in found.items():
         if not rows:
