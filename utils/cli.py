@@ -262,7 +262,7 @@ def _with_sections(argv: Sequence[str], section: str | None) -> list[str]:
 
 def _as_words(values: Mapping[str, Any]) -> list[str]:
     """What comes after --config on a line: options as YAML, and the positional ones one by one."""
-    positional = [str(value) for name in POSITIONAL.keys() & values.keys() for value in values[name]]
+    positional = [str(value) for name in POSITIONAL if name in values for value in values[name]]
     return [yaml.safe_dump({name: value for name, value in values.items() if name not in POSITIONAL}), *positional]
 
 

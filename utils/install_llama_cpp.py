@@ -98,7 +98,7 @@ def main(options: InstallOptions) -> None:
     recipe = {
         "commit": COMMIT,
         "settings": SETTINGS,
-        "added": [OPTIMISED, ADDED, LOGGED_SOURCE, CHATS_SOURCE.read_text()],
+        "added": [OPTIMISED, ADDED, LOGGED_SOURCE, CHATS_SOURCE.read_text(encoding="utf-8")],
     }
     if is_installed(folder, recipe):
         print(f"llama.cpp {COMMIT} is in {folder}")

@@ -212,8 +212,7 @@ def settle_config(
 
     Training all of a model can part the output layer from embeddings it was tied to, and moves biases that litgpt adds
     where Hugging Face's architecture had none (its one `bias` covers attention and MLP). Added tokens make the
-    vocabulary larger. `dtype` is torch's name
-    ('bfloat16'). A DataError says that the trained model has other sizes.
+    vocabulary larger. `dtype` is torch's name ('bfloat16'). A DataError says that the trained model has other sizes.
     """
     defaults = architecture_of(hf).defaults
     assumed = {**defaults, **hf}

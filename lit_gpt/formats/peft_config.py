@@ -58,7 +58,7 @@ def _are_names(value: Any) -> bool:
     """A list of names, or a regular expression."""
     if isinstance(value, str):
         return _is_regex(value)
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return _are_plain_names(value)
 
 
 def _are_plain_names(value: Any) -> bool:
@@ -68,7 +68,7 @@ def _are_plain_names(value: Any) -> bool:
 def _are_patterns(value: Any) -> bool:
     if value is None or isinstance(value, str):
         return _is_regex(_after(value or ""))
-    return isinstance(value, list) and all(isinstance(name, str) and _is_regex(_after(name)) for name in value)
+    return _are_plain_names(value) and all(_is_regex(_after(name)) for name in value)
 
 
 def _are_layers(value: Any) -> bool:

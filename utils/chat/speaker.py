@@ -82,12 +82,9 @@ class LitgptSpeaker:
         self._model = model
 
     def prompt(self, messages: list[Message], tools: Tools | None) -> Prompt:
-        template = self.form.template
-        if template is None:
-            text = self.form.render(messages, tools)
-            return Prompt(text, self._model.encode(text))
         text = self.form.render(messages, tools)  # first: it says best what is wrong
-        return Prompt(text, template.encode(messages, tools))
+        template = self.form.template
+        return Prompt(text, template.encode(messages, tools) if template else self._model.encode(text))
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         self.by_itself = False

@@ -109,14 +109,18 @@ def reset(talk: Talk, _: str) -> None:
 
 
 def undo(talk: Talk, _: str) -> None:
-    taken = [conversation.undo() for conversation in talk.conversations]
-    question = next(filter(None, taken), None)
+    question = _take_back(talk)
     note(f"taken back: {_beginning(question['content'])}" if question else "there is nothing to take back")
 
 
-def retry(talk: Talk, _: str) -> None:
+def _take_back(talk: Talk) -> Message | None:
+    """Takes the last turn back from every model; returns its question, None if there is none."""
     taken = [conversation.undo() for conversation in talk.conversations]
-    question = next(filter(None, taken), None)
+    return next(filter(None, taken), None)
+
+
+def retry(talk: Talk, _: str) -> None:
+    question = _take_back(talk)
     if question is None:
         note("there is no question to answer anew")
     else:

@@ -23,7 +23,9 @@ class Go:
     def answers(self, template: str, chats: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, str]]:
         """For each conversation `text`, or `error`."""
         asked = "\n".join(json.dumps({"template": template, "messages": messages}) for messages in chats)
-        done = subprocess.run([self._program], input=asked, capture_output=True, text=True, check=True, timeout=300)
+        done = subprocess.run(
+            [self._program], input=asked, capture_output=True, encoding="utf-8", check=True, timeout=300
+        )
         answers = [json.loads(line) for line in done.stdout.split("\n") if line]
         assert len(answers) == len(chats)
         return answers

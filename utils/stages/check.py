@@ -21,10 +21,10 @@ from utils.data.manifest import MANIFEST, TOKENIZER, Manifest
 from utils.prepare.check import errors_of, look, say_found
 from utils.prepare.options import PrepareOptions
 from utils.recipe.sections import Recipe, read_all_sections
-from utils.stages.digests import result_digest
+from utils.stages.digests import is_pattern, matching, result_digest
 from utils.stages.options import named_paths, section_options
 from utils.stages.prepared import Prepared
-from utils.stages.records import is_own_result, is_unfinished
+from utils.stages.records import is_own_result, is_unfinished, lies_in
 from utils.stages.slurm import resource_problems
 
 SERIOUS = ("converter_failed", "template_refuses", "tool_calls_missing", "reasoning_missing", "token_over_border")
@@ -68,7 +68,7 @@ def check_paths(recipe: Recipe, names: Sequence[str]) -> list[str]:
             problems += [
                 f"{name}: {option} {wanted} is not there, and no earlier stage makes it"
                 for option, wanted in named_paths(options, name)
-                if not is_there(wanted) and not any(is_within(wanted, result) for result in made)
+                if not is_there(wanted) and not any(lies_in(wanted, result) for result in made)
             ]
         if (result := recipe.result(name)) is not None:
             made.append(result)
@@ -77,14 +77,7 @@ def check_paths(recipe: Recipe, names: Sequence[str]) -> list[str]:
 
 def is_there(path: Path) -> bool:
     """Whether a path, or one that fits it as a pattern, exists."""
-    if not any(sign in str(path) for sign in "*?["):
-        return path.exists()
-    anchor = Path(path.anchor)
-    return any(anchor.glob(str(path.relative_to(anchor))))
-
-
-def is_within(path: Path, folder: Path) -> bool:
-    return path.absolute().is_relative_to(folder.absolute())
+    return any(matching(path)) if is_pattern(path) else path.exists()
 
 
 def _look_at_data(

@@ -6,7 +6,7 @@ stage run again. Files of over 64 MiB that the folder's SHA256SUMS lists are not
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,10 +38,19 @@ def digest_of(path: Path) -> str | None:
         return file_sha256(path)
     if path.is_dir():
         return _digest(path, [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)])
-    if any(sign in str(path) for sign in "*?["):
-        anchor = Path(path.anchor)
-        return _digest(anchor, [file for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file()])
+    if is_pattern(path):
+        return _digest(Path(path.anchor), [file for file in matching(path) if file.is_file()])
     return None
+
+
+def is_pattern(path: Path) -> bool:
+    return any(sign in str(path) for sign in "*?[")
+
+
+def matching(pattern: Path) -> Iterator[Path]:
+    """What fits a pattern, in no order."""
+    anchor = Path(pattern.anchor)
+    return anchor.glob(str(pattern.relative_to(anchor)))
 
 
 def _is_hidden(file: Path, folder: Path) -> bool:

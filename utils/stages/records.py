@@ -98,12 +98,12 @@ def _input_digest(recipe: Recipe, name: str, path: Path) -> str | None:
         if earlier == name:
             break
         result = recipe.result(earlier)
-        if result is not None and (_lies_in(path, result) or _lies_in(result, path)):
+        if result is not None and (lies_in(path, result) or lies_in(result, path)):
             found.append(result_digest(recipe, earlier) or "")
     return " ".join(found) if found else input_digest(name, path)
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
+def lies_in(path: Path, folder: Path) -> bool:
     return path.absolute().is_relative_to(folder.absolute())
 
 

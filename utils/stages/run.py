@@ -196,11 +196,9 @@ def remove_merged(recipe: Recipe) -> None:
 def _require_success(name: str, exit_code: int) -> None:
     if exit_code == 0:
         return
-    again = f"the stage {name} was interrupted; run the same command again"
-    if exit_code == Interrupted.exit_code:
-        raise Interrupted(again)
-    if exit_code in (-signal.SIGUSR1, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP):
-        raise Interrupted(again)
+    by_signal = (-signal.SIGUSR1, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+    if exit_code in (Interrupted.exit_code, *by_signal):
+        raise Interrupted(f"the stage {name} was interrupted; run the same command again")
     if exit_code < 0:
         raise failure_of_system(f"the stage {name}", exit_code, "", Path()) or StageFailed(
             f"the stage {name} was killed by signal {-exit_code}", 1

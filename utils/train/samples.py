@@ -114,7 +114,7 @@ def continue_prompts(
     Every process asks `cut_short` before each pass, which must answer the same on all.
     """
     part, parts = data_parallel_part(fabric)
-    found: dict[int, Sample] | None = {}
+    found: dict[int, Sample] = {}
     model.eval()
     for first in range(0, len(plan.prompts), parts * plan.rows_at_once):
         group = range(first, min(first + parts * plan.rows_at_once, len(plan.prompts)))
