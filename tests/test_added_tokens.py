@@ -20,13 +20,14 @@ from tokenizers import Tokenizer as HFTokenizer
 from lit_gpt.errors import UserError
 from lit_gpt.formats.hf_logits import largest_difference, litgpt_logits
 from lit_gpt.formats.hf_weights import TensorFiles
-from lit_gpt.formats.litgpt_directory import read_config, read_weights
+from lit_gpt.formats.litgpt_directory import read_config, read_weights, write_litgpt_directory
 from lit_gpt.model.lora import base_name
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.chats import make_chat_tokenizer
 from tests.conftest import LLAMA_CPP, ROOT, TINY_MODEL, assert_error, run
 from tests.formats.hf_models import make_hf, make_tokenizer
 from utils.data.manifest import TOKENIZER, Manifest
+from utils.export.hf_folder import write_adapter
 from utils.export.llama_cpp import LlamaCpp
 from utils.run.checkpoint_folders import list_checkpoints
 from utils.run.checkpoint_reader import CheckpointReader, read_model_tensors, without_warning
@@ -219,6 +220,30 @@ def test_an_adapter_of_peft_with_new_rows_is_read_back(trained, tmp_path):
         (bare / name).unlink(missing_ok=True)
     with pytest.raises(UserError, match=r"is for 2 tokens more than .* has, and has no tokenizer to say which"):
         load_merged_model(bare, trained.base)
+
+
+@pytest.mark.parametrize("spare", [0, 8])
+def test_an_adapted_head_goes_to_peft_whole(places, spare, tmp_path):
+    """What the base has, or peft puts, in the rows of added tokens is not what the adapter was trained on."""
+    place = places("llama")
+    base = tmp_path / "base"
+    config, weights = read_config(place.base), read_weights(place.base)
+    config.vocab_size = config.padded_vocab_size = config.vocab_size + spare
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], torch.randn(spare, config.n_embd)])
+    write_litgpt_directory(base, config, weights, [place.base / "tokenizer.model"])
+    hf = json.loads((place.base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**hf, "vocab_size": config.vocab_size}))
+    words = ("--data_dir", place.data, "--checkpoint_dir", base, "--out_dir", tmp_path / "run", *SMALL)
+    adapted = ("--use_lora", "true", "--lora_train", "embeddings", "--lora_head", "true", "--learning_rate", 0.01)
+    run("pretrain.py", *words, *adapted, "--max_steps", 2, "--enable_validation", "false")
+    model = load_merged_model(tmp_path / "run")
+    (tmp_path / "adapter").mkdir()
+    write_adapter(tmp_path / "adapter", model, "org/base", {})
+    again = load_merged_model(tmp_path / "adapter", base)
+    assert len(again.state_dict["lm_head.weight"]) == max(config.vocab_size, Manifest.load(place.data).vocab_size)
+    for name, tensor in model.state_dict.items():
+        assert torch.allclose(again.state_dict[name], tensor, atol=1e-6), name
 
 
 def test_adapters_alone_are_refused_and_a_model_from_scratch_has_them_as_it_is(places, tmp_path):

@@ -59,7 +59,7 @@ LINES = {
     "utils/prepare": 7448,
     "utils/run": 1482,
     "utils/train": 3370,
-    "utils/export": 2254,
+    "utils/export": 2269,
     "utils/report": 808,
     "commands": 1704,
     "utils/stages": 987,

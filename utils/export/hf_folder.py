@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from lit_gpt.formats.peft import write_peft
 from lit_gpt.formats.tensor_files import write_safetensors
 from lit_gpt.json_files import read_json
 from lit_gpt.model.lazy_tensors import specs_of
+from lit_gpt.model.lora import LoRASettings
 from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.hf_tokenizer import export_tokenizer
 from lit_gpt.tokenizer.tokenizer import GENERATION_CONFIG, Tokenizer
@@ -92,8 +94,21 @@ def write_adapter(
     base = base or foundation_facts(model.foundation_dir)[0]
     if "/" not in base:
         print(f"warning: the adapter names its base {base}, which the Hub does not know: give --base_model ORG/NAME")
-    modules = write_peft(stage, model.adapter, model.config, model.lora, hf, base)
+    adapter, lora = _adapter_of_base(model)
+    modules = write_peft(stage, adapter, model.config, lora, hf, base)
     return hf, verify_adapter(stage, model, hf, modules)
+
+
+def _adapter_of_base(model: MergedModel) -> tuple[Mapping[str, Tensor], LoRASettings]:
+    """The adapter, with its settings, for the base as others have it, whose rows of added tokens are not those that
+    ours began with: an adapted head is then written whole, merged."""
+    adapter, lora = model.adapter, model.lora
+    assert adapter is not None and lora is not None
+    if not (model.has_new_tokens and lora.head) or model.peft_dir:
+        return adapter, lora
+    kept = {name: tensor for name, tensor in adapter.items() if not name.startswith("lm_head.")}
+    head = {name: tensor for name, tensor in model.state_dict.items() if name.startswith("lm_head.")}
+    return kept | head, replace(lora, head=False, train_head=True)
 
 
 def make_config(model: MergedModel, state_dict: Mapping[str, Tensor], tokenizer: Tokenizer) -> dict[str, Any]:
