@@ -19,18 +19,14 @@ from torch import nn
 from lit_gpt.formats.hf_config import read_hf_config, settle_config
 from lit_gpt.formats.hf_weights import tensors_to_hf
 from lit_gpt.formats.litgpt_directory import lazy_weights, read_config
-from lit_gpt.formats.peft_whole import rows_of
-from lit_gpt.model.growing import grow, grown_config
+from lit_gpt.formats.peft_whole import with_rows_for
 
 
 def load_base(directory: Path, adapter: Path) -> nn.Module:
     """transformers' model of a litgpt directory, in float32, with as many rows as the adapter has; ends the process if
     the weights do not fit it."""
     config, weights, found = read_config(directory), lazy_weights(directory), read_hf_config(directory)
-    rows = rows_of(adapter, config, found)
-    if (added := rows - config.padded_vocab_size) > 0:
-        config = grown_config(config, rows)
-        weights = grow(weights, config, added)
+    config, weights = with_rows_for(adapter, config, weights, found)
     hf, _ = settle_config(found, config, weights, "float32")
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "config.json").write_text(json.dumps(hf), encoding="utf-8")

@@ -17,6 +17,7 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import architecture_of
 from lit_gpt.formats.hf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lit_gpt.formats.peft_config import WAY_OUT, PeftConfig, read_peft_config
+from lit_gpt.model.growing import grow, grown_config
 
 _PREFIX = "base_model.model."
 
@@ -81,18 +82,30 @@ def _saved(path: Path, described: PeftConfig, config: Config, hf: Mapping[str, A
     return [by_name[name] for name in dict.fromkeys(described.saved)]
 
 
-def rows_of(folder: Path, config: Config, hf: Mapping[str, Any]) -> int:
+def with_rows_for(
+    folder: Path, config: Config, weights: Mapping[str, Tensor], hf: Mapping[str, Any]
+) -> tuple[Config, Mapping[str, Tensor]]:
+    """The base model's config and weights, with as many rows as peft's embeddings and head have."""
+    rows = _rows_of(folder, config, hf)
+    added = rows - config.padded_vocab_size
+    if added <= 0:
+        return config, weights
+    config = grown_config(config, rows)
+    return config, grow(weights, config, added)
+
+
+def _rows_of(folder: Path, config: Config, hf: Mapping[str, Any]) -> int:
     """The rows of peft's embeddings and head, where it has both whole; else the base model's, of which `config` is."""
     path = folder / ADAPTER_WEIGHTS
     described = read_peft_config(folder)
     if not described.saved or not path.is_file():
         return config.padded_vocab_size
-    keys = [theirs for module in _saved(path, described, config, hf) for theirs in module.values()]
+    saved = _saved(path, described, config, hf)
+    keys = [theirs for module in saved for theirs in module.values()]
     try:
         with safe_open(path, "pt") as file:
             there = set(file.keys())
             rows = {file.get_slice(key).get_shape()[0] for key in keys if key in there}
     except SafetensorError as e:
         raise DataError(f"{path} cannot be read ({e}); fetch it again") from None
-    is_both = len(_saved(path, described, config, hf)) == 2
-    return rows.pop() if is_both and len(rows) == 1 else config.padded_vocab_size
+    return rows.pop() if len(saved) == 2 and len(rows) == 1 else config.padded_vocab_size

@@ -106,11 +106,6 @@ class GatheredBlocks:
         self._blocks.append(block)
         return len(self._blocks) - 1
 
-    @property
-    def bytes(self) -> int:
-        """What is allocated beside the parts."""
-        return sum(slot.buffer.nbytes for slot in self._slots)
-
     def whole(self, index: int) -> Tensor:
         """The bytes of a block; asks for those of the block after it, which may come while this one computes."""
         self._used = self._slot_of(index)

@@ -186,6 +186,16 @@ class ChatTemplate:
         return self.tokenizer.token_id(max(ends, key=len)) if ends and answer != text.rstrip() else None
 
     @property
+    def end_ids(self) -> set[int]:
+        """The tokens that end an answer: those that end any text, and the template's own."""
+        return self.tokenizer.end_ids | ({self.end_of_turn} - {None})
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """The text that ends an answer, where no token does."""
+        return (self.end_text,) if self.end_text else ()
+
+    @property
     def end_text(self) -> str:
         """What is written after an answer, where that is no special token; empty if nothing is."""
         return self._behind_answer.rstrip() if self.end_of_turn is None else ""

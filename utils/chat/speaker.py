@@ -33,10 +33,8 @@ class Form:
     """How a conversation is written for a model."""
 
     render: Callable[[list[Message], Tools | None], str]
-    end_ids: tuple[int, ...] = ()
-    """Tokens that end an answer, beside the tokenizer's."""
     stop: tuple[str, ...] = ()
-    """Texts that do."""
+    """Texts that end an answer, beside the end tokens."""
     names: tuple[str, str] = ("> ", "")
     """What is shown before a question and before an answer."""
     template: ChatTemplate | None = None
@@ -89,7 +87,8 @@ class LitgptSpeaker:
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
         self.by_itself = False
         sampling = replace(sampling, stop=(*self.form.stop, *sampling.stop))
-        for _, piece in self._model.stream([prompt.ids], sampling, end_ids=self.form.end_ids, shown=self._shown):
+        end_ids = self.form.template.end_ids if self.form.template else ()
+        for _, piece in self._model.stream([prompt.ids], sampling, end_ids=end_ids, shown=self._shown):
             yield piece
         self.by_itself = self._model.continued[0].by_itself
 
@@ -119,7 +118,7 @@ def own_sampling(values: Mapping[str, Any], path: Path) -> dict[str, float | int
 
 
 def template_form(template: ChatTemplate) -> Form:
-    """The form by a chat template, with the end of an answer that it writes."""
+    """The form by a chat template, with the text that it ends an answer with."""
 
     def render(messages: list[Message], tools: Tools | None) -> str:
         try:
@@ -132,15 +131,13 @@ def template_form(template: ChatTemplate) -> Form:
             raise UserError("the chat template does not tell the model of tools: leave --tools (or the key tools) out")
         return text
 
-    ends = () if template.end_of_turn is None else (template.end_of_turn,)
-    stop = (template.end_text,) if template.end_text else ()
-    return Form(render, ends, stop, template=template)
+    return Form(render, template.stop, template=template)
 
 
 def dialogue_form(user_name: str, bot_name: str) -> Form:
     """The form of texts of turns, as the original corpora have them."""
     user, bot = f"[{user_name}:]", f"[{bot_name}:]"
-    return Form(lambda messages, _: dialogue(messages, user, bot), (), (f"\n{user}",), (f"{user} ", bot))
+    return Form(lambda messages, _: dialogue(messages, user, bot), (f"\n{user}",), (f"{user} ", bot))
 
 
 def dialogue(messages: list[Message], user: str, bot: str) -> str:

@@ -63,7 +63,7 @@ class LlamaCpp:
 
     def set_context(self, file: Path, architecture: str, context: int) -> None:
         """Writes into `file` how many tokens the model can see, where the converter does not read it in config.json."""
-        script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_set_metadata.py"
+        script = self._script("gguf_set_metadata.py")
         command = [sys.executable, script, file, f"{architecture}.context_length", str(context), "--force"]
         self._run(command, file.parent)
 
@@ -95,7 +95,7 @@ class LlamaCpp:
 
     def set_flag(self, file: Path, name: str, value: bool) -> bool:
         """Sets a yes or no of the model in `file`; returns whether the file has one of that name."""
-        script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_set_metadata.py"
+        script = self._script("gguf_set_metadata.py")
         written = "1" if value else ""  # as numpy makes a bool of a text
         try:
             self._run([sys.executable, script, file, name, written, "--force"], file.parent)
@@ -107,7 +107,7 @@ class LlamaCpp:
 
     def set_template(self, file: Path, template: Path) -> None:
         """Writes the chat template of the Jinja file `template` into the model in `file`."""
-        script = self.folder / "gguf-py" / "gguf" / "scripts" / "gguf_new_metadata.py"
+        script = self._script("gguf_new_metadata.py")
         copy = file.with_name(f"{file.name}.copy")
         self._run([sys.executable, script, file, copy, "--chat-template-file", template, "--force"], file.parent)
         copy.replace(file)
@@ -134,6 +134,9 @@ class LlamaCpp:
         command += ["-t", thread_count(), "--temp", "0", "--no-escape", "--no-warmup", "-no-cnv"]
         command += ["--no-display-prompt", "--simple-io"]
         return self._run(command, file.parent, last="\n\n", errors=subprocess.PIPE)
+
+    def _script(self, name: str) -> Path:
+        return self.folder / "gguf-py" / "gguf" / "scripts" / name
 
     def _run(
         self,

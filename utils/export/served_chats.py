@@ -128,10 +128,10 @@ def differing(
 
 
 class Served(NamedTuple):
-    notes: list[str]  # what a user has to know of who serves the model
-    flags: tuple[
-        str, ...
-    ] = ()  # `BEGIN`, `SPACE`: not to be set in the files, so that chats have the training's tokens
+    notes: list[str]
+    """What a user has to know of who serves the model."""
+    flags: tuple[str, ...] = ()
+    """`BEGIN`, `SPACE`: not to be set in the files, so that chats have the training's tokens."""
 
 
 def compare_chats(

@@ -14,10 +14,10 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_config import read_hf_config
 from lit_gpt.formats.litgpt_directory import CONFIG, WEIGHTS, lazy_weights, read_config, read_weights
 from lit_gpt.formats.peft import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_peft
-from lit_gpt.formats.peft_whole import rows_of
+from lit_gpt.formats.peft_whole import with_rows_for
 from lit_gpt.inference.generation import TextModel
 from lit_gpt.json_files import read_json_if_there
-from lit_gpt.model.growing import grow, grown_config
+from lit_gpt.model.growing import grow
 from lit_gpt.model.lazy_tensors import in_dtype
 from lit_gpt.model.lora import LoRASettings, base_name, is_adapter, merge_adapter
 from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
@@ -154,20 +154,17 @@ def _load_peft(folder: Path, checkpoint_dir: Path | None, dtype: torch.dtype | N
     if checkpoint_dir is None:
         raise UserError(f"{folder} is an adapter of peft; give its base model's litgpt directory by --checkpoint_dir")
     provenance = read_json_if_there(folder / PROVENANCE)
-    config, base, hf = read_config(checkpoint_dir), lazy_weights(checkpoint_dir), read_hf_config(checkpoint_dir)
-    rows = rows_of(folder, config, hf)
-    added = rows - config.padded_vocab_size
-    if added > 0:
-        config = grown_config(config, rows)
-        base = grow(base, config, added)
+    foundation, hf = read_config(checkpoint_dir), read_hf_config(checkpoint_dir)
+    config, base = with_rows_for(folder, foundation, lazy_weights(checkpoint_dir), hf)
+    added = config.padded_vocab_size - foundation.padded_vocab_size
     require_base(checkpoint_dir, provenance.get("base"), folder)
     own = expected(folder, lambda name: name == ADAPTER_WEIGHTS)
     check = begin_check([*own, *expected_base(checkpoint_dir)])
     adapter, lora = read_peft(folder, config, hf, base)
     merged = merge_adapter(base, adapter, config, lora, dtype)
-    has_own = added > 0 or provenance.get("template") or provenance.get("added_tokens")
+    has_own = added or provenance.get("template") or provenance.get("added_tokens")
     tokenizer_dir = folder if has_own else checkpoint_dir
-    if added > 0 and not any((folder / name).is_file() for name in TOKENIZER_FILES[:2]):
+    if added and not any((folder / name).is_file() for name in TOKENIZER_FILES[:2]):
         raise UserError(
             f"{folder} is for {added} tokens more than {checkpoint_dir} has, and has no tokenizer to say which"
         )

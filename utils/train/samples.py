@@ -89,10 +89,7 @@ def make_sample_plan(
             raise UserError(f"{one.where}: the prompt has {len(ids)} tokens, the model's context {config.block_size}")
         prompts.append(ids)
         asked.append(one.messages if template else one.messages[0]["content"])
-    ends, stop = tokenizer.end_ids, ()
-    if template:
-        ends |= {template.end_of_turn} - {None}
-        stop = (template.end_text,) if template.end_text else ()
+    ends, stop = (template.end_ids, template.stop) if template else (tokenizer.end_ids, ())
     return SamplePlan(asked, prompts, tokenizer, ends, stop, longest, config, positions)
 
 

@@ -66,9 +66,7 @@ def end_ids_of(data_dir: Path, manifest: Manifest) -> list[int]:
     """The tokens that end an answer by the template of the data's chats; none for data without chats."""
     if not manifest.template:
         return []
-    tokenizer = Tokenizer(data_dir / TOKENIZER)
-    end = ChatTemplate(tokenizer).end_of_turn
-    return sorted(tokenizer.end_ids | ({end} - {None}))
+    return sorted(ChatTemplate(Tokenizer(data_dir / TOKENIZER)).end_ids)
 
 
 @torch.no_grad()
