@@ -40,7 +40,16 @@ def test_cp_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture) -> N
 
 def test_a_recipe_without_a_stage_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "recipe.yaml"
-    for text, said in (("chat: {}\n", "no stage to run"), ("", "none of a recipe's sections"), ("a: [", "not YAML")):
+    twice = "pretrain: {seed: 1}\npretrain:\n  seed: 2\n"
+    for text, said in (
+        ("chat: {}\n", "no stage to run"),
+        ("", "none of a recipe's sections"),
+        ("a: [", "not YAML"),
+        ("prepare:\n\tseed: 1\n", "line 2: not YAML"),
+        (twice, "line 2: pretrain is there twice"),
+        ("pretrain:\n  seed: 1\n  batch_size: 2\n  seed: 2\n", "line 4: seed is there twice"),
+        ("seed: 1\nout_dir: x\n", "is no recipe: its options (seed, …) stand in no section"),
+    ):
         path.write_text(text)
         assert recipes("check", path) == recipes("run", path) == 2
         errors = capsys.readouterr().err.splitlines()

@@ -2,6 +2,7 @@
 runs one stage by stage, each a command that a person could type.
 """
 
+import difflib
 import shlex
 import shutil
 import sys
@@ -48,7 +49,10 @@ class RecipesOptions:
         for option in ("from_stage", "until"):
             stage = getattr(self, option)
             if stage is not None and stage not in SECTIONS:
-                problems.append(f"--{option} {stage} is none of {', '.join(SECTIONS)}")
+                nearest = difflib.get_close_matches(stage, SECTIONS, n=1)
+                hint = f"; nearest: {nearest[0]}" if nearest else ""
+                said = option.removesuffix("_stage")
+                problems.append(f"--{said} {stage} is none of {', '.join(SECTIONS)}{hint}")
         raise_problems(problems)
 
 

@@ -20,7 +20,7 @@ SHIPPED = ("chatml", "impruver", "llama3", "saiga", "vicuna")
 def template_source(template: str, tokenizer: Tokenizer) -> str:
     """The source of a template: `tokenizer` for the tokenizer's own, a shipped one's name, or a Jinja file's path.
 
-    A UserError if there is none, a DataError if the file is no text.
+    A UserError if there is none, a DataError if the file is no text, or no template.
     """
     if template == OWN:
         source = find_template(tokenizer.directory, tokenizer.config)
@@ -34,9 +34,13 @@ def template_source(template: str, tokenizer: Tokenizer) -> str:
     if not path.is_file():
         raise UserError(f"--template {template} is neither a file nor one of {', '.join((OWN, *SHIPPED))}")
     try:
-        return path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8")
+        parse(source)
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text") from None
+    except TemplateSyntaxError as e:
+        raise DataError(f"the chat template {path} cannot be read, line {e.lineno}: {e.message}") from None
+    return source
 
 
 def missing_tokens(source: str, tokenizer: Tokenizer) -> list[str]:

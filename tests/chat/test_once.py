@@ -77,6 +77,7 @@ def test_sampling_is_repeatable(known, tmp_path):
     ("name", "content", "code", "message"),
     [
         ("p.txt", b"caf\xe9\n", 65, "is not UTF-8 text"),
+        ("p.txt", None, 2, "p.txt, is not there"),
         ("p.txt", b"\n \n", 65, "holds no prompt"),
         ("p.txt", b"a?\n" + b"x" * 400, 2, "p.txt, line 2: 4"),
         ("p.jsonl", b'{"prompt": "a"', 65, "p.jsonl, line 1 is not valid JSON"),
@@ -87,7 +88,8 @@ def test_sampling_is_repeatable(known, tmp_path):
 )
 def test_bad_prompts_are_one_line(known, tmp_path, capsys, name, content, code, message):
     prompts = tmp_path / name
-    prompts.write_bytes(content)
+    if content is not None:
+        prompts.write_bytes(content)
     assert once(known, prompts, "--answers", tmp_path / "answers.jsonl") == code
     shown = capsys.readouterr()
     errors = [line for line in shown.err.splitlines() if line.startswith("error: ")]

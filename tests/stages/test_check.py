@@ -113,9 +113,19 @@ def with_an_end_that_is_no_token(content: Content) -> None:
     content["prepare"]["template"] = "chatml"
 
 
+def with_one_folder_for_two(content: Content) -> None:
+    content["convert"]["output_dir"] = content["pretrain"]["out_dir"]
+
+
+def with_a_file_for_a_folder(content: Content) -> None:
+    content["pretrain"]["out_dir"] = content["prepare"]["datasets"][0]["path"]
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (with_one_folder_for_two, ["convert: "]),
+        (with_a_file_for_a_folder, ["pretrain: out_dir "]),
         (without_pretrain, ["convert: input_path is missing, and so is the section pretrain to take it from"]),
         (without_convert, ["quantize: model_dir is missing, and so is the section convert to take it from"]),
         (with_values_that_do_not_fit, ["pretrain: min_learning_rate must not be above", "pretrain: quantize needs"]),
@@ -230,3 +240,30 @@ def test_a_lora_that_would_leave_untrained_what_has_to_be_learnt_is_refused(
     content["pretrain"]["lora_train"] = "embeddings,head"
     code, lines, error = outcome(content, tmp_path, capsys)
     assert code == 0 and any(line.startswith("warning: tokens of the chat template") for line in lines), error
+
+
+def test_a_run_that_may_be_another_is_named(content: Content, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").write_text("")
+    content["pretrain"]["out_dir"] = str(tmp_path / "run")
+    code, lines, error = outcome(content, tmp_path, capsys)
+    assert code == 0 and any("has a run already, and no recipe began it" in line for line in lines), error
+
+
+def test_a_template_that_is_none_is_named_with_the_line(
+    content: Content, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "own.jinja"
+    path.write_text("{% for message in messages %}\n{{ message.content\n{% endfor %}")
+    content["prepare"]["template"] = str(path)
+    code, _, error = outcome(content, tmp_path, capsys)
+    assert code == 2 and f"the chat template {path} cannot be read, line 3: " in error
+
+
+def test_paths_are_taken_from_the_folder_one_is_in(
+    content: Content, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content["prepare"]["checkpoint_dir"] = "data/sample/tokenizer"
+    code, lines, _ = outcome(content, tmp_path, capsys)
+    assert code == 2 and lines[0] == f"paths that do not begin with / are looked for in {tmp_path}"

@@ -21,6 +21,20 @@ SERVED = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens
 """How answers are sampled in `chat`: what is published says the same (utils/export/options.py)."""
 
 
+class _KeysOnce(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice: YAML would take the last and say nothing of the first."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+                seen.add(key.value)
+        return node
+
+
 class Section(NamedTuple):
     script: str
     """The command, relative to the repository."""
@@ -117,16 +131,25 @@ def read_all_sections(path: Path) -> tuple[Recipe, list[str]]:
     content = _read_yaml(path)
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} has none of a recipe's sections: {', '.join(SECTIONS)}")
+    if not SECTIONS.keys() & content.keys() and not any(isinstance(value, dict) for value in content.values()):
+        raise UserError(
+            f"{path} is no recipe: its options ({next(iter(content))}, …) stand in no section such as pretrain; "
+            "a file with the options of one command is given to that command, by --config"
+        )
     return _recipe_of(path, content)
 
 
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _KeysOnce)
     except FileNotFoundError:
         raise UserError(f"--config {path} is not there") from None
     except UnicodeDecodeError as e:
         raise UserError(f"--config {path} is not UTF-8 text: {e}") from None
+    except yaml.MarkedYAMLError as e:
+        line = f", line {e.problem_mark.line + 1}" if e.problem_mark else ""
+        reason = e.problem if "twice" in str(e.problem) else f"not YAML: {e.problem}"
+        raise UserError(f"--config {path}{line}: {reason}") from None
     except yaml.YAMLError as e:
         raise UserError(f"--config {path} is not YAML: {e}") from None
 
@@ -135,7 +158,7 @@ def _recipe_of(path: Path, content: dict[Any, Any]) -> tuple[Recipe, list[str]]:
     problems = []
     for name, values in content.items():
         if name not in SECTIONS:
-            nearest = difflib.get_close_matches(str(name), SECTIONS, n=1)
+            nearest = difflib.get_close_matches(str(name), SECTIONS, n=1, cutoff=0.7)
             hint = f", the nearest is {nearest[0]}" if nearest else f"; sections are {', '.join(SECTIONS)}"
             problems.append(f"unknown section {name}{hint}")
         elif not (values is None or isinstance(values, dict)):

@@ -12,21 +12,27 @@ What comes with a download that is not made yet cannot be looked at, and a line 
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_files import WEIGHTS
+from lit_gpt.repository import REPOSITORY
 from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.manifest import MANIFEST, TOKENIZER, Manifest
 from utils.prepare.check import errors_of, look, say_found
 from utils.prepare.options import PrepareOptions
 from utils.recipe.sections import Recipe, read_all_sections
+from utils.run.record import RUN
 from utils.stages.digests import is_pattern, matching, result_digest
 from utils.stages.options import named_paths, section_options
 from utils.stages.prepared import Prepared
-from utils.stages.records import is_own_result, is_unfinished, lies_in
+from utils.stages.records import expected_record, is_own_result, is_unfinished, lies_in, read_record
+from utils.stages.run import why_run
 from utils.stages.slurm import resource_problems
 
+OF_THEIR_OWN = ("prepare", "pretrain", "merge", "convert", "quantize")
+"""Stages whose result is a folder or file of their own."""
 SERIOUS = ("converter_failed", "template_refuses", "tool_calls_missing", "reasoning_missing", "token_over_border")
 """Reasons for which rows are left out, that are a problem when half of a source's first rows are."""
 
@@ -61,18 +67,20 @@ def check_sections(path: Path) -> tuple[Recipe, list[str]]:
 def check_paths(recipe: Recipe, names: Sequence[str]) -> list[str]:
     """The paths that the stages `names` read, that are not there and that no earlier stage makes."""
     made: list[Path] = []
-    problems = []
+    missing: list[tuple[str, str, Path]] = []
     for name in recipe.sections:
         options = section_options(recipe, name)[0]
         if options is not None and name in names:
-            problems += [
-                f"{name}: {option} {wanted} is not there, and no earlier stage makes it"
+            missing += [
+                (name, option, wanted)
                 for option, wanted in named_paths(options, name)
                 if not is_there(wanted) and not any(lies_in(wanted, result) for result in made)
             ]
         if (result := recipe.result(name)) is not None:
             made.append(result)
-    return problems
+    if Path.cwd() != REPOSITORY and not all(path.is_absolute() for _, _, path in missing):
+        print(f"paths that do not begin with / are looked for in {Path.cwd()}")
+    return [f"{name}: {option} {path} is not there, and no earlier stage makes it" for name, option, path in missing]
 
 
 def is_there(path: Path) -> bool:
@@ -127,8 +135,17 @@ def _made_data(recipe: Recipe) -> tuple[Prepared | None, list[str]]:
     return Prepared(folder, manifest.block_size, manifest.added_tokens, template), []
 
 
-def _refused(recipe: Recipe, options: dict[str, object]) -> Iterator[str]:
+def _refused(recipe: Recipe, options: dict[str, Any]) -> Iterator[str]:
     """Folders that a stage would refuse to write, which it says only when its turn has come."""
+    makers: dict[Path, str] = {}
+    for name in OF_THEIR_OWN:
+        result = recipe.result(name) if name in options else None
+        if result is not None and (before := makers.setdefault(result.resolve(), name)) != name:
+            yield f"{name}: {result} is the result of {before}, too; give each another"
+    if "pretrain" in options and options["pretrain"].out_dir.is_file():
+        yield f"pretrain: out_dir {options['pretrain'].out_dir} is a file"
+    elif "pretrain" in options and (changed := _other_run(recipe, options["pretrain"].out_dir / RUN)):
+        print(f"pretrain: out_dir has a run already, and {changed}: if that is another run, it needs another out_dir")
     if "merge" in options and result_digest(recipe, "merge") and not is_own_result(recipe, "merge"):
         yield f"merge: {recipe.result('merge')} holds a {WEIGHTS} already; give another save_path"
     if "convert" in options:
@@ -139,6 +156,19 @@ def _refused(recipe: Recipe, options: dict[str, object]) -> Iterator[str]:
             check_output_dir(options["convert"].output_dir)
         except UserError as e:
             yield f"convert: {e}"
+
+
+def _other_run(recipe: Recipe, run: Path) -> str | None:
+    """Why the run that is there may not be this recipe's, which its command knows once the data are made."""
+    if not run.is_file():
+        return None
+    before = read_record(recipe, "pretrain")
+    if before is None:
+        return "no recipe began it"
+    if difference := expected_record(recipe, "pretrain").difference(before):
+        return difference
+    reason = why_run(recipe, "prepare", expected_record(recipe, "prepare")) if "prepare" in recipe.sections else None
+    return f"its data will be made again ({reason})" if reason else None
 
 
 def _missing_llama_cpp(folder: Path | None) -> list[str]:

@@ -234,7 +234,8 @@ def check_batch(options: PretrainOptions, processes: tuple[int, int]) -> int:
         groups = f" in groups of {options.tensor_parallel}" if options.tensor_parallel > 1 else ""
         raise UserError(
             f"{options.out_dir} was begun with {begun} samples per step, --batch_size {batch} on "
-            f"{devices * nodes} processes{groups} makes {batch * parts}; {advice}"
+            f"{devices * nodes} processes{groups} makes {batch * parts}; {advice}, or "
+            "another --out_dir if this is another run"
         )
     return batch * parts
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_gpt.errors import DataError
+from lit_gpt.errors import DataError, UserError
 from utils.prepare.chat.conversation import Message
 from utils.prepare.chat.json_values import Malformed, read_json
 from utils.prepare.chat.messages import read_messages
@@ -20,7 +20,9 @@ class Asked(NamedTuple):
 
 def read_prompts(path: Path) -> list[Asked]:
     """The questions of a file, a line each; in *.jsonl objects with "prompt" or "messages". A DataError if there are
-    none, or one cannot be read."""
+    none, or one cannot be read; a UserError if there is no such file."""
+    if not path.exists():  # a pipe is none, and may be read
+        raise UserError(f"the file of prompts, {path}, is not there")
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as e:
