@@ -18,13 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from lit_gpt.errors import DataError, Interrupted, UserError
+from lit_gpt.errors import DataError, Interrupted, UserError, raise_problems
 from utils.cluster.ranks import end_process, is_distributed, own_exit_code, process_rank
 from utils.cluster.streams import CLOSED, drop_output, flush_output, output_is_closed, ready_streams
 from utils.recipe.sections import read_recipe
@@ -185,7 +185,9 @@ def parse_values(options_class: type[OptionsT], values: Mapping[str, Any]) -> tu
     names = [field.name for field in fields(options_class)]
     unknown = [name for name in values if name not in names]
     problems = [f"unknown option {name}{_nearest(str(name), options_class)}" for name in unknown]
-    rest = {name: value for name, value in values.items() if name in names}
+    single = [name for name in _text_fields(options_class) if not isinstance(values.get(name, []), (list, tuple))]
+    problems += [f"{name} must be a list of texts, such as [{values[name]}]" for name in single]
+    rest = {name: value for name, value in values.items() if name in names and name not in single}
     parser = _make_parser(options_class)
     namespace = None
     while namespace is None:
@@ -208,6 +210,10 @@ def _make_options(options_class: type[OptionsT], namespace: Any) -> OptionsT:
     values = {field.name: namespace[field.name] for field in fields(options_class)}
     for name in _text_fields(options_class):
         values[name] = tuple(values[name] or ())
+    hints = get_type_hints(options_class)
+    taken = {name for name, hint in hints.items() if hint is Any or type(None) in get_args(hint)}
+    empty = [name for name, value in values.items() if value is None and name not in taken]
+    raise_problems([f"--{name} has no value: give it one, or leave it out" for name in empty])
     return options_class(**values)
 
 

@@ -121,9 +121,24 @@ def with_a_file_for_a_folder(content: Content) -> None:
     content["pretrain"]["out_dir"] = content["prepare"]["datasets"][0]["path"]
 
 
+def with_a_folder_below_a_file(content: Content) -> None:
+    content["pretrain"]["out_dir"] = content["prepare"]["datasets"][0]["path"] + "/run"
+
+
+def with_an_option_left_empty(content: Content) -> None:
+    content["pretrain"] |= {"learning_rate": None, "seed": None}
+
+
+def with_a_text_for_a_list(content: Content) -> None:
+    content["chat"] = {"stop": "User:"}
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        (with_a_folder_below_a_file, ["pretrain: "]),
+        (with_an_option_left_empty, ["pretrain: learning_rate has no value: give it one", "pretrain: seed has no"]),
+        (with_a_text_for_a_list, ["chat: stop must be a list of texts, such as [User:]"]),
         (with_one_folder_for_two, ["convert: "]),
         (with_a_file_for_a_folder, ["pretrain: out_dir "]),
         (without_pretrain, ["convert: input_path is missing, and so is the section pretrain to take it from"]),
@@ -150,7 +165,9 @@ def test_a_recipe_that_would_fail_is_refused(
     change(content)
     code, lines, error = outcome(content, tmp_path, capsys, action=action)
     assert code == 2 and expected[0] in error
-    found = [line for line in lines if line.startswith(("prepare: ", "pretrain: ", "convert: ", "quantize: "))]
+    found = [
+        line for line in lines if line.startswith(("prepare: ", "pretrain: ", "convert: ", "quantize: ", "chat: "))
+    ]
     assert len(found) == len(expected)
     assert all(line.startswith(beginning) for line, beginning in zip(found, expected, strict=True)), found
 

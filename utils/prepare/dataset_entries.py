@@ -110,7 +110,8 @@ def _problems(values: Mapping[str, Any]) -> list[str]:
     for key in _TEXTS:
         value = values.get(key)
         if value is not None and not isinstance(value, str):
-            problems.append(f"{key} must be text, not {value!r}: put it into quotes")
+            mend = "" if isinstance(value, (list, dict)) else ": put it into quotes"
+            problems.append(f"{key} must be text, not {value!r}{mend}")
     if problems:
         return problems
     problems += _problems_of_name(values.get("name") or "")

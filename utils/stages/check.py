@@ -9,6 +9,7 @@
 What comes with a download that is not made yet cannot be looked at, and a line says so.
 """
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -140,7 +141,12 @@ def _refused(recipe: Recipe, options: dict[str, Any]) -> Iterator[str]:
     makers: dict[Path, str] = {}
     for name in OF_THEIR_OWN:
         result = recipe.result(name) if name in options else None
-        if result is not None and (before := makers.setdefault(result.resolve(), name)) != name:
+        if result is None:
+            continue
+        above = next(folder for folder in result.absolute().parents if folder.exists())
+        if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
+            yield f"{name}: {result} cannot be made: {above} is no folder that you may write to"
+        if (before := makers.setdefault(result.resolve(), name)) != name:
             yield f"{name}: {result} is the result of {before}, too; give each another"
     if "pretrain" in options and options["pretrain"].out_dir.is_file():
         yield f"pretrain: out_dir {options['pretrain'].out_dir} is a file"
