@@ -48,6 +48,10 @@ class OfflineValidation:
     run_precision: str
 
     @cached_property
+    def end_ids(self) -> list[int]:
+        return end_ids_of(self.data_dir, self.manifest)
+
+    @cached_property
     def settings(self) -> dict[str, str]:
         """The columns that say under which settings a loss was measured: only equal ones may be compared."""
         samples = (self.options.max_batches or 0) * self.options.batch_size
@@ -120,7 +124,7 @@ def validate_checkpoint(task: OfflineValidation, checkpoint: Path) -> bool:
         options.batch_size,
         max_rows,
         mask_documents,
-        end_ids_of(task.data_dir, task.manifest),
+        task.end_ids,
     )
     on_rank_zero(trained.check.finish)
     on_rank_zero(lambda: append(task, checkpoint, losses))

@@ -59,9 +59,9 @@ LINES = {
     "utils/prepare": 7449,
     "utils/run": 1479,
     "utils/train": 3366,
-    "utils/export": 2272,
+    "utils/export": 2273,
     "utils/report": 808,
-    "commands": 1708,
+    "commands": 1715,
     "utils/stages": 1023,
     "utils/chat": 1294,
 }

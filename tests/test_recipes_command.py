@@ -60,3 +60,14 @@ def test_a_recipe_without_a_stage_is_refused(tmp_path: Path, capsys: pytest.Capt
 def test_another_line_is_refused(words: list[str], capsys: pytest.CaptureFixture) -> None:
     assert recipes(*words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_jobs_alone_are_on_stdout(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """slurm/recipe.slurm evaluates them: what a path says is no such line."""
+    path = tmp_path / "recipe.yaml"
+    download = "download: {repo_id: org/name, checkpoint_dir: 'job $(exit)'}\n"
+    path.write_text(f"{download}prepare: {{source_path: data/sample, destination_path: {tmp_path}/data}}\n")
+    assert recipes("jobs", path) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[1] for line in out.splitlines()] == ["download", "prepare"]
+    assert err.startswith("job $(exit)/org/name is not there yet")

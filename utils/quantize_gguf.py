@@ -27,7 +27,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.export.gguf_files import TABLE, keep_earlier, make_gguf, read_table, report_line, write_table
 from utils.export.gguf_source import SourceModel, make_source, read_model
 from utils.export.hf_probabilities import WINDOW, Reference
-from utils.export.llama_cpp import FOLDER, LlamaCpp
+from utils.export.llama_cpp import LlamaCpp
 from utils.export.modelfile import (
     PUT_FIRST,
     Form,
@@ -46,7 +46,7 @@ TEXTS = ("data/sample/french/FR/Marche/test.txt", "data/sample/english/EN/Statio
 
 
 def main(options: QuantizeOptions) -> None:
-    llama = LlamaCpp.find(options.llama_cpp_dir or FOLDER)
+    llama = LlamaCpp.find(options.llama_cpp_dir)
     check_output_dir(options)
     text = read_text(options.text)
     model = read_model(options.model_dir)

@@ -15,7 +15,7 @@ from lit_gpt.tokenizer.chat_template import ChatTemplate, Message, strings_of
 from lit_gpt.tokenizer.tokenizer import require_utf8
 from utils.chat.gguf import GGUFTokens, read_metadata
 from utils.chat.speaker import Form, Prompt, Tools, choose_form, own_sampling
-from utils.export.llama_cpp import FOLDER, LlamaCpp, thread_count
+from utils.export.llama_cpp import ANSWER_ALONE, LlamaCpp, thread_count
 from utils.run.chat_options import ChatOptions
 
 _ENDED, _LAST = " [end of text]\n", "\n\n"  # what llama-completion prints at an end token, and at last
@@ -89,7 +89,7 @@ class GGUFSpeaker:
         words += ["--samplers", "penalties;temperature;top_k;top_p", "--temp", sampling.temperature]
         words += ["--top-k", sampling.top_k or 0, "--top-p", sampling.top_p]
         words += ["--repeat-penalty", sampling.repetition_penalty, "--repeat-last-n", context]
-        words += ["--no-escape", "--no-warmup", "-no-cnv", "--no-display-prompt", "--simple-io"]
+        words += ANSWER_ALONE
         if self.form.template is not None:  # it has written what begins a text
             words += ["--override-kv", "tokenizer.ggml.add_bos_token=bool:false"]
         words += ["--special"] if self._ends else []
@@ -134,7 +134,7 @@ def token_name(tokens: GGUFTokens, index: int) -> str:
 def gguf_speaker(file: Path, label: str, options: ChatOptions) -> GGUFSpeaker:
     """The model in a GGUF file; a UserError if there is no llama.cpp, a DataError if it is no such file."""
     metadata = read_metadata(file)
-    llama = LlamaCpp.find(options.llama_cpp_dir or FOLDER)
+    llama = LlamaCpp.find(options.llama_cpp_dir)
     tokens = GGUFTokens(file, metadata)
     context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
     if not isinstance(context, int) or not metadata.get("tokenizer.ggml.tokens"):

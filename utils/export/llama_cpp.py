@@ -28,6 +28,7 @@ FOLDER = REPOSITORY / ".llama.cpp"  # where it is installed and looked for, unle
 CONVERTER = "convert_hf_to_gguf.py"
 CONVERTER_PROCESS = Path(__file__).with_name("converter_process.py")
 PROGRAMS = ("llama-quantize", "llama-perplexity", "llama-completion", "llama-tokenize")
+ANSWER_ALONE = ("--no-escape", "--no-warmup", "-no-cnv", "--no-display-prompt", "--simple-io")  # of llama-completion
 CHATS = "llama-chats"  # ours, of llama_chats.cpp: not in an llama.cpp that somebody else built
 
 
@@ -39,8 +40,9 @@ class LlamaCpp:
     programs: Path
 
     @classmethod
-    def find(cls, folder: Path) -> LlamaCpp:
-        """Finds the one in `folder`; a UserError names what is missing."""
+    def find(cls, folder: Path | None) -> LlamaCpp:
+        """Finds the one in `folder`, None for the usual one; a UserError names what is missing."""
+        folder = folder or FOLDER
         missing = [] if (folder / CONVERTER).is_file() else [CONVERTER]
         installed, built = folder / "bin", folder / "build" / "bin"
         programs = built if built.is_dir() and not installed.is_dir() else installed
@@ -131,8 +133,7 @@ class LlamaCpp:
     def complete(self, file: Path, prompt: Path, tokens: int, context: int) -> str:
         """How the model in `file` continues the text in `prompt`, always by its most probable token."""
         command = [self.programs / "llama-completion", "-m", file, "-f", prompt, "-n", str(tokens), "-c", str(context)]
-        command += ["-t", thread_count(), "--temp", "0", "--no-escape", "--no-warmup", "-no-cnv"]
-        command += ["--no-display-prompt", "--simple-io"]
+        command += ["-t", thread_count(), "--temp", "0", *ANSWER_ALONE]
         return self._run(command, file.parent, last="\n\n", errors=subprocess.PIPE)
 
     def _script(self, name: str) -> Path:

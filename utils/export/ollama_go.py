@@ -45,7 +45,7 @@ def check_by_go(turns: Turns, chats: Sequence[Sequence[dict[str, Any]]], scratch
         return "Ollama's template was not rendered by Go, which is not installed: its form was compared by this program"
     try:
         go = Go(scratch)
-    except subprocess.CalledProcessError as e:
+    except subprocess.SubprocessError as e:  # or it takes minutes
         return f"Ollama's template was not rendered by Go, which does not compile: {e}"
     answers = go.answers(turns.go(), chats)
     for messages, answer in zip(chats, answers, strict=True):

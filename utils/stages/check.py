@@ -179,10 +179,10 @@ def _other_run(recipe: Recipe, run: Path) -> str | None:
 
 def _missing_llama_cpp(folder: Path | None) -> list[str]:
     # with torch by its room's other parts
-    from utils.export.llama_cpp import FOLDER, LlamaCpp
+    from utils.export.llama_cpp import LlamaCpp
 
     try:
-        LlamaCpp.find(folder or FOLDER)
+        LlamaCpp.find(folder)
     except UserError as e:
         return [f"quantize: {e}"]
     return []
