@@ -56,7 +56,7 @@ LINES = {
     "utils": 361,
     "utils/data": 1552,
     "utils/prepare/chat": 2132,
-    "utils/prepare": 7449,
+    "utils/prepare": 7451,
     "utils/run": 1479,
     "utils/train": 3366,
     "utils/export": 2273,

@@ -54,7 +54,8 @@ def hf_folder(theirs, tmp_path_factory):
 def children() -> list[str]:
     """The numbers of this process's children that run llama.cpp."""
     found = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-    return [pid for pid in found if "llama-completion" in Path(f"/proc/{pid}/cmdline").read_text()]
+    # not its cmdline, which one that has ended and is not waited for has no more
+    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().startswith("llama-completio")]
 
 
 def of_transformers(model, folder: Path) -> list[str]:

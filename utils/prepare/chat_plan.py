@@ -1,5 +1,7 @@
 """What of a plan is only for chats: what decides their tokens, and the files of the tokenizer that they change."""
 
+import shlex
+
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_files import chat_files, with_default_system
 from lit_gpt.tokenizer.chat_template import ChatTemplate
@@ -17,7 +19,7 @@ def plan_chats(options: PrepareOptions, tokenizer: Tokenizer) -> tuple[ChatRecip
         raise UserError("--padding false would cut conversations where a row is full; leave it out for chats")
     source = template_source(options.template, tokenizer)
     if missing := missing_tokens(source, tokenizer):
-        mend = " ".join(f"'{name}'" for name in missing if CONTROL_NAME.fullmatch(name))
+        mend = shlex.join(name for name in missing if CONTROL_NAME.fullmatch(name))
         mend = f" (--add_tokens {mend} makes tokens of them)" if mend else ""
         say(f"warning: what the chat template writes is text to this tokenizer, no token: {', '.join(missing)}{mend}")
     template = ChatTemplate(tokenizer, source)
