@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from tests.conftest import TINY_MODEL, TOKENIZER, run_command
 from tests.stages.recipes import write_recipe
 from tests.train.test_token_rows import head, make_foundation
+from utils.recipe.sections import read_recipe
 from utils.recipes import RecipesOptions, main
+from utils.stages.records import expected_record, write_record
 
 MODEL = TINY_MODEL.replace("block_size: 64", "block_size: 256")
 CHAT = [{"role": "user", "content": "Is it open?"}, {"role": "assistant", "content": "Yes, until six."}]
@@ -284,3 +287,19 @@ def test_paths_are_taken_from_the_folder_one_is_in(
     content["prepare"]["checkpoint_dir"] = "data/sample/tokenizer"
     code, lines, _ = outcome(content, tmp_path, capsys)
     assert code == 2 and lines[0] == f"paths that do not begin with / are looked for in {tmp_path}"
+
+
+def test_another_learning_rate_after_the_end_is_refused(
+    content: Content, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content["pretrain"] |= {"out_dir": str(tmp_path / "run"), "learning_rate": 1e-3, "eval_interval": 5}
+    recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", content))
+    assert recipe is not None
+    write_record(recipe, replace(expected_record(recipe, "pretrain"), result="made"))
+    content["pretrain"]["eval_interval"] = 7
+    assert outcome(content, tmp_path, capsys)[0] == 0
+    content["pretrain"]["learning_rate"] = 2e-3
+    code, _, error = outcome(content, tmp_path, capsys)
+    assert code == 2 and "learning_rate was 0.001, now 0.002, but the training in" in error
+    content["pretrain"]["max_steps"] = 1000
+    assert outcome(content, tmp_path, capsys)[0] == 0

@@ -34,6 +34,14 @@ from utils.stages.slurm import resource_problems
 
 OF_THEIR_OWN = ("prepare", "pretrain", "merge", "convert", "quantize")
 """Stages whose result is a folder or file of their own."""
+TRAIN_ON = ("max_steps", "num_epochs", "resume_from")
+"""Options by which a training that has ended goes on."""
+TRAIN_NOTHING = ("data_dir", "checkpoint_dir", "out_dir", "devices", "num_nodes", "tensor_parallel", "batch_size")
+TRAIN_NOTHING += ("micro_batch_size", "max_checkpoints", "save_interval", "eval_interval", "interval_unit")
+TRAIN_NOTHING += ("enable_validation", "eval_samples", "sample_prompts", "sample_tokens", "early_stopping", "compile")
+TRAIN_NOTHING += ("activation_checkpointing", "log_interval", "logger", "peak_tflops", "profile_steps", "verify_data")
+TRAIN_NOTHING += ("max_nonfinite_steps", "async_checkpoints", "resume", "mixture", "language")
+"""Options by whose change the same weights are trained, or whose change pretrain.py refuses itself."""
 SERIOUS = ("converter_failed", "template_refuses", "tool_calls_missing", "reasoning_missing", "token_over_border")
 """Reasons for which rows are left out, that are a problem when half of a source's first rows are."""
 
@@ -150,6 +158,11 @@ def _refused(recipe: Recipe, options: dict[str, Any]) -> Iterator[str]:
             yield f"{name}: {result} is the result of {before}, too; give each another"
     if "pretrain" in options and options["pretrain"].out_dir.is_file():
         yield f"pretrain: out_dir {options['pretrain'].out_dir} is a file"
+    elif "pretrain" in options and (changed := _after_the_end(recipe)):
+        yield (
+            f"pretrain: {changed}, but the training in {options['pretrain'].out_dir} is complete; take "
+            "another out_dir, or more max_steps to go on from there"
+        )
     elif "pretrain" in options and (changed := _other_run(recipe, options["pretrain"].out_dir / RUN)):
         print(f"pretrain: out_dir has a run already, and {changed}: if that is another run, it needs another out_dir")
     if "merge" in options and result_digest(recipe, "merge") and not is_own_result(recipe, "merge"):
@@ -162,6 +175,20 @@ def _refused(recipe: Recipe, options: dict[str, Any]) -> Iterator[str]:
             check_output_dir(options["convert"].output_dir)
         except UserError as e:
             yield f"convert: {e}"
+
+
+def _after_the_end(recipe: Recipe) -> str | None:
+    """What was changed since a training ended, that would have made another one; None where it would go on."""
+    before = read_record(recipe, "pretrain")
+    if before is None or before.result is None:
+        return None
+    now = expected_record(recipe, "pretrain").options
+    names = [name for name in {**now, **before.options} if now.get(name) != before.options.get(name)]
+    others = [name for name in names if name not in TRAIN_NOTHING]
+    if not others or any(name in TRAIN_ON for name in names):
+        return None
+    values = [before.options.get(others[0], "the default"), now.get(others[0], "the default")]
+    return f"{others[0]} was {values[0]}, now {values[1]}"
 
 
 def _other_run(recipe: Recipe, run: Path) -> str | None:
