@@ -62,21 +62,26 @@ def character(seed: str) -> dict[str, Any]:
     }
 
 
+FUNCTION = {"name": "weather", "description": "Погода", "parameters": {"type": "object", "properties": {}}}
+ASSISTANT = {"role": "system", "content": "Ты помощник."}
+
+
 def function_call(seed: str) -> dict[str, Any]:
     """`messages` and `functions` are texts, of JSON."""
-    place = random.Random(seed).choice(WORDS)
-    function = {"name": "weather", "description": "Погода", "parameters": {"type": "object"}}
-    function["parameters"]["properties"] = {"place": {"type": "string"}}
     messages = [
-        {"role": "system", "content": "Ты помощник."},
+        ASSISTANT,
         {"role": "user", "content": question(seed)},
-        {"role": "function_call", "content": json.dumps({"name": "weather", "arguments": {"place": place}})},
+        {"role": "function_call", "content": json.dumps({"name": "weather", "arguments": {}})},
         {"role": "function_response", "content": json.dumps({"degrees": 7})},
         {"role": "assistant", "content": ANSWER},
-        {"role": "user", "content": question(f"{seed}, again")},
-        {"role": "assistant", "content": ANSWER},
     ]
-    return {"messages": json.dumps(messages, ensure_ascii=False), "functions": json.dumps([function])}
+    return {"messages": json.dumps(messages, ensure_ascii=False), "functions": json.dumps([FUNCTION])}
+
+
+def asked_with_tools(seed: str) -> dict[str, Any]:
+    """A question that is answered by a call."""
+    tools = [{"type": "function", "function": FUNCTION}]
+    return {"messages": [ASSISTANT, {"role": "user", "content": question(seed)}], "tools": tools}
 
 
 def fields(question_name: str, *answer_names: str, system: str = "") -> Callable[[str], dict[str, Any]]:

@@ -175,6 +175,8 @@ def _run_stage(
     locks = () if lock is None else (lock,)
     with subprocess.Popen([*launcher, sys.executable, *words], pass_fds=locks) as process:
         signals.process = process
+        if signals.received:  # it came while the stage was being started
+            process.send_signal(signal.SIGTERM)
         exit_code = process.wait()
         signals.process = None
     _require_success(name, exit_code)
