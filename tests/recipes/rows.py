@@ -1,6 +1,7 @@
 """Rows of the shape that each dataset of the shipped recipes has on the Hub, with contents of the tests' own.
 
-Every answer is the same, so that a tiny model learns it within seconds; no two questions are nearly equal.
+Every answer is the same, of words that every tokenizer here has, so that a tiny model learns it within seconds; no two
+questions are nearly equal.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-ANSWER = "Да, верно."
+ANSWER = "Oui, bien sûr."
 NAMES = """
 море лес город река книга стол окно дверь снег дождь ветер песня поезд вокзал утро вечер хлеб соль чашка сад кошка
 собака птица рыба гора поле мост дорога письмо врач учитель музей театр картина краска цвет звук

@@ -29,7 +29,9 @@ def make_gguf(
     perplexity, divergence, same_top = llama.compare(file, probabilities, reference.window)
     # for a prompt of 32 tokens and its continuation: the memory of all that a model can see may be large
     context = min(model.context, 256)
-    continuation = llama.complete(file, source.with_name("prompt"), len(reference.ends), context)
+    continuation = ""  # of a model that ends every text at once, as one of chats may: its probabilities are compared
+    if reference.ends:
+        continuation = llama.complete(file, source.with_name("prompt"), len(reference.ends), context)
     change = math.log(perplexity / reference.perplexity)
     row = {
         "method": gguf_type,

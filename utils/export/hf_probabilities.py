@@ -24,7 +24,7 @@ class Reference:
     predicted: int  # tokens that `perplexity` is the mean of
     prompt: str  # a beginning of one of the windows
     continuation: str  # text of the most probable tokens after the prompt, as far as it is valid UTF-8
-    ends: list[int]  # characters of `continuation` after each of its tokens; there is one at least
+    ends: list[int]  # characters of `continuation` after each of its tokens; none of a model that ends every window
     decided: int  # how many of these tokens come before the first that another is nearly as probable as
     chats: list[dict[str, Any] | None] = field(default_factory=list)  # of each conversation `text` and `ids`, or None
 
@@ -37,7 +37,7 @@ def ask(
     `chats` are `messages` and `tools` of conversations to be rendered.
 
     Raises:
-        UserError: for a text that is too short, or after which the model says nothing.
+        UserError: for a text that is too short.
         DataError: if transformers cannot load the folder.
         OSError: if `target` cannot be written, or the memory does not suffice.
     """
@@ -55,8 +55,6 @@ def ask(
         raise UserError(
             f"the text has {answer['too_short']} tokens, too few to measure on; give a longer one by --text"
         )
-    if not answer["ends"]:
-        raise UserError("the model ends its text at once, or writes no valid UTF-8; give another text by --text")
     return Reference(**answer)
 
 
