@@ -64,6 +64,7 @@ def character(seed: str) -> dict[str, Any]:
 
 
 FUNCTION = {"name": "weather", "description": "Погода", "parameters": {"type": "object", "properties": {}}}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {}}\n</tool_call>'
 ASSISTANT = {"role": "system", "content": "Ты помощник."}
 
 

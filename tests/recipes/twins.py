@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from tokenizers import Tokenizer as HFTokenizer
 
 from tests.conftest import ROOT, TOKENIZER
-from tests.recipes.rows import ANSWER, ROWS, WORDS, asked_with_tools, question
+from tests.recipes.rows import ANSWER, CALL, ROWS, WORDS, asked_with_tools, question
 from tests.recipes.shapes import SHAPES
 from tests.recipes.shipped import read
 
@@ -60,8 +60,8 @@ def make_byte_level(folder: Path, names: list[str], split: str = "", config: dic
             made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(special_tokens=names, initial_alphabet=alphabet, vocab_size=600, show_progress=False)
-    made.train_from_iterator([" ".join(WORDS), ANSWER, "system user assistant bot tools"] * 2, trainer)
+    trainer = trainers.BpeTrainer(special_tokens=names, initial_alphabet=alphabet, vocab_size=800, show_progress=False)
+    made.train_from_iterator([" ".join(WORDS), ANSWER, "system user assistant bot tools", CALL] * 2, trainer)
     made.save(str(folder / "tokenizer.json"))
     said = {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, **(config or {})}
     (folder / "tokenizer_config.json").write_text(json.dumps(said))
