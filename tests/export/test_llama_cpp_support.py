@@ -262,7 +262,7 @@ def test_an_incomplete_configuration_stops_no_training(tmp_path):
     shutil.copytree(SAMPLE / "tokenizer", tmp_path / "model")
     hf = {key: value for key, value in config_of("GPT2LMHeadModel").items() if key != "n_embd"}
     (tmp_path / "model" / "config.json").write_text(json.dumps(hf))
-    plan = SimpleNamespace(tokenizer_dir=tmp_path / "model")
+    plan = SimpleNamespace(config=None, tokenizer_dir=tmp_path / "model")
     (warning,) = gguf_warnings(SimpleNamespace(model_config=None, checkpoint_dir=tmp_path / "model"), plan)
     assert "could not be exported" in warning and "n_embd" in warning
 
