@@ -21,6 +21,7 @@ from lit_gpt.formats.litgpt_directory import WEIGHTS, convert_hf_checkpoint, rea
 from lit_gpt.formats.peft import ADAPTER_WEIGHTS
 from lit_gpt.formats.tensor_files import content_digest, write_lit_model
 from tests.conftest import assert_error, run, run_command
+from utils.run.chat_options import ChatOptions
 from utils.run.merged_model import load_merged_model
 from utils.run.record import RunRecord
 
@@ -136,7 +137,7 @@ def test_chat_notices_a_flipped_bit(
     words = ["--checkpoint_dir", str(path.parent), "--max_new_tokens", "4"]
     monkeypatch.setattr("sys.stdin", io.StringIO("Good morning?\nAnd then?\n"))
     with flipped(path, 4 * path.stat().st_size):
-        assert run_command(chat.Options, chat.main, words) == 65
+        assert run_command(ChatOptions, chat.main, words) == 65
     assert f"{path} does not have the SHA-256" in capsys.readouterr().err
 
 
@@ -150,7 +151,7 @@ def test_chat_whose_answers_were_broken_off_notices_a_flipped_bit(
     monkeypatch.setattr("sys.stdin", io.StringIO("Good morning?\n"))
     monkeypatch.setattr("lit_gpt.inference.generation.TextModel.stream", broken_off)
     with flipped(path, 4 * path.stat().st_size):
-        assert run_command(chat.Options, chat.main, ["--checkpoint_dir", str(path.parent)]) == 65
+        assert run_command(ChatOptions, chat.main, ["--checkpoint_dir", str(path.parent)]) == 65
     assert f"{path} does not have the SHA-256" in capsys.readouterr().err
 
 
