@@ -305,13 +305,13 @@ def test_end_of_context_ends_the_text(text_model, monkeypatch):
     ids, short = text_model.encode("a" * 90), text_model.encode("a")
     assert len(ids) < 128
     counts = [0, 0]
-    push = generation._Row.push
+    push = generation.Row.push
 
     def counted(row, token, ends):
         counts[row.number] += 1
         return push(row, token, ends)
 
-    monkeypatch.setattr(generation._Row, "push", counted)
+    monkeypatch.setattr(generation.Row, "push", counted)
     texts_of(text_model, [ids, short], replace(GREEDY, max_new_tokens=10_000))
     assert [len(ids) + counts[0], len(short) + counts[1]] == [128, 128]
 
