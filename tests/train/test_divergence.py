@@ -146,7 +146,8 @@ def test_the_newest_checkpoint_before_the_loss_rose_is_the_healthy_one(tmp_path:
 def test_what_was_validated_offline_is_set_aside_too(tmp_path: Path) -> None:
     """A new checkpoint of the same name would else count as measured."""
     header = "checkpoint,step,samples,tokens,seconds,device_seconds,dataset,loss,targets,max_samples,precision,data"
-    lines = [f"step-{step:08d},{step},1,1,1,1,all,2.5,1,,32-true,x" for step in (3, 6)]
+    header += ",end_at_ends,end_inside"
+    lines = [f"step-{step:08d},{step},1,1,1,1,all,2.5,1,,32-true,x,," for step in (3, 6)]
     (tmp_path / "validation.csv").write_text("\n".join([header, *lines]) + "\n")
     (tmp_path / "checkpoints").mkdir()
     assert "0 newer checkpoint(s)" in set_aside_after(tmp_path, 3)
