@@ -225,7 +225,7 @@ def make_files(folder: Path) -> None:
     write_peft(folder / "peft", adapter, config, settings, hf, None)
     torch.save({"model": adapter}, folder / "litgpt" / "lit_model.pth.lora")
     (folder / "litgpt" / "model_config.yaml").write_text(yaml.safe_dump(config_values(config)))
-    lora = {f"lora_{name}": value for name, value in vars(settings).items()}
+    lora = {f"lora_{name}": value for name, value in settings.recorded().items()}
     theirs = {"checkpoint_dir": str(folder / "hf"), "precision": "bf16-true", **lora}
     (folder / "litgpt" / "hyperparameters.yaml").write_text(yaml.safe_dump(theirs))
 
