@@ -47,6 +47,7 @@ if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(Options)  # --help and mistakes are answered before the imports below
 
 from lit_gpt.inference.generation import TextModel
+from utils.prepare.chat.prompt_files import prompt_lines
 from utils.run.merged_model import load_text_model
 
 
@@ -75,20 +76,8 @@ def main(options: Options) -> None:
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: its lines, or in *.jsonl the texts under "prompt"; a DataError if there are none."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
-    prompts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if path.suffix == ".jsonl":
-            line = _prompt_of(line, f"{path}, line {number}")
-        prompts.append(line)
-    if not prompts:
-        raise DataError(f"{path} holds no prompt")
-    return prompts
+    is_json = path.suffix == ".jsonl"
+    return [_prompt_of(line, where) if is_json else line for where, line in prompt_lines(path)]
 
 
 def _prompt_of(line: str, where: str) -> str:

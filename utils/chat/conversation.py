@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lit_gpt.inference.sampling_options import Sampling
 from lit_gpt.tokenizer.chat_template import Message
@@ -141,10 +141,14 @@ def fit(
     return [], None
 
 
+def record_of(messages: list[Message], tools: Tools | None) -> dict[str, Any]:
+    """A conversation as the converter `messages` reads it."""
+    return {"messages": messages, "tools": tools} if tools else {"messages": messages}
+
+
 def add_to_file(path: Path, conversation: Conversation, model: str | None = None) -> None:
     """Adds a conversation to a file, one JSON object a line, as the converter `messages` reads it."""
-    record = {"messages": conversation.messages}
-    record |= {"tools": conversation.tools} if conversation.tools else {}
+    record = record_of(conversation.messages, conversation.tools)
     record |= {"model": model} if model is not None else {}
     with path.open("ab+") as file:
         file.seek(0, 2)

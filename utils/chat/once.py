@@ -6,7 +6,7 @@ from typing import Any
 
 from lit_gpt.errors import UserError
 from lit_gpt.tokenizer.chat_template import Message
-from utils.chat.conversation import Conversation
+from utils.chat.conversation import Conversation, record_of
 from utils.chat.screen import show_answers
 from utils.chat.speaker import Prompt, Speaker, Tools
 from utils.files.atomic import write_atomically
@@ -68,9 +68,7 @@ def _ends(speakers: list[Speaker]) -> str:
 
 
 def _record(conversation: Conversation) -> dict[str, Any]:
-    record: dict[str, Any] = {"messages": conversation.said}
-    if conversation.tools:
-        record["tools"] = conversation.tools
+    record = record_of(conversation.said, conversation.tools)
     return record | {"model": conversation.speaker.label, "ended_by_itself": conversation.speaker.by_itself}
 
 

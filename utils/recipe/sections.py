@@ -72,7 +72,7 @@ SECTIONS = {
 """A recipe's sections, in the order in which they are run. A recipe has those it needs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     path: Path
     sections: dict[str, dict[str, Any]]

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from utils.report.markdown import fenced
-from utils.run.csv_log import ALL, END_COLUMNS, METRICS, SAMPLES_COLUMN, VALIDATION, read_csv
+from utils.run.csv_log import ALL, ENDING_COLUMNS, METRICS, VALIDATION, read_csv
 from utils.run.samples_file import read_samples
 
 _FIGURES = (
@@ -16,7 +16,6 @@ _FIGURES = (
     ("Probability of an end inside answers", "end_inside", "{:.3%}"),
     ("Sampled continuations that ended by themselves", "samples_ended", "{:.0%}"),
 )
-_ENDINGS = (*END_COLUMNS, SAMPLES_COLUMN)
 
 
 def validations(run_dir: Path, step: int) -> pd.DataFrame:
@@ -28,7 +27,7 @@ def validations(run_dir: Path, step: int) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     """For a dataset measured twice at a step, the later line counts."""
-    columns = ["split", "step", "dataset", "loss", "targets", *_ENDINGS]
+    columns = ["split", "step", "dataset", "loss", "targets", *ENDING_COLUMNS]
     rows = pd.DataFrame(read_csv(path), columns=columns)
     rows["step"] = rows["step"].astype(int)
     return rows.drop_duplicates(["split", "step", "dataset"], keep="last")
@@ -43,7 +42,7 @@ def endings(run_dir: Path, first: int, last: int) -> list[tuple[str, str, str]]:
     """Figures over all datasets at two steps, each with what it is; none for a run that has none about ends."""
     rows = validations(run_dir, last)
     found = [_of_all(rows, step) for step in (first, last)]
-    if not any(name in figures for figures in found for name in _ENDINGS):
+    if not any(name in figures for figures in found for name in ENDING_COLUMNS):
         return []
     lines = []
     for label, name, form in _FIGURES:

@@ -31,6 +31,9 @@ END_COLUMNS = ("end_at_ends", "end_inside")
 SAMPLES_COLUMN = "samples_ended"
 """The share of --sample_prompts' continuations that ended by themselves."""
 
+ENDING_COLUMNS = (*END_COLUMNS, SAMPLES_COLUMN)
+"""Whether a model learns to stop."""
+
 SETTING_COLUMNS = ("max_samples", "precision", "data")
 """The settings under which validate_pretrain.py measures."""
 
@@ -67,11 +70,15 @@ class CsvLog:
         self._file.close()
 
 
+def complete_lines(path: Path) -> bytes:
+    """A file's lines, none without a file. A process is writing a last one without its end, or was killed in it."""
+    content = path.read_bytes() if path.is_file() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The complete lines of a CSV file, none without a file; a `DataError` if one has other fields than the header."""
-    content = path.read_bytes() if path.is_file() else b""
-    # A process is writing a last line without its end, or was killed in it.
-    text = content[: content.rfind(b"\n") + 1].decode("utf-8", errors="replace")
+    text = complete_lines(path).decode("utf-8", errors="replace")
     header, *lines = text.split("\n")
     columns = _split(header)
     rows = []

@@ -24,7 +24,7 @@ from lit_gpt.tokenizer.tokenizer import TOKENIZER_FILES, Tokenizer
 from utils.data.mixture import MIXTURE
 from utils.run.checkpoint_folders import best_checkpoint, list_checkpoints, verify_checkpoint
 from utils.run.checkpoint_reader import read_model_tensors
-from utils.run.csv_log import ALL, END_COLUMNS, METRICS, SAMPLES_COLUMN, read_csv
+from utils.run.csv_log import ALL, ENDING_COLUMNS, METRICS, SAMPLES_COLUMN, read_csv
 from utils.run.foundation import begin_check, expected_base, require_base
 from utils.run.model_options import ModelOptions
 from utils.run.progress import STATE, TrainingProgress
@@ -194,7 +194,7 @@ def _provenance(record: RunRecord, checkpoint: Path, run_dir: Path) -> dict[str,
         if step == progress.step and is_measured:
             losses[row["dataset"]] = float(row["loss"])
         if row["dataset"] == ALL:
-            names = ("loss", *END_COLUMNS, SAMPLES_COLUMN) if is_measured else (SAMPLES_COLUMN,)
+            names = ("loss", *ENDING_COLUMNS) if is_measured else (SAMPLES_COLUMN,)
             figures[step] = {name: float(row[name]) for name in names if row.get(name)}
     return {
         **{key: value for key, value in vars(record).items() if key != "identity"},

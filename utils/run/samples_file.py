@@ -13,6 +13,7 @@ from typing import Any
 
 from lit_gpt.errors import DataError
 from utils.files.atomic import write_atomically
+from utils.run.csv_log import complete_lines
 
 SAMPLES = "samples.jsonl"
 _KINDS = {"step": int, "number": int, "text": str, "tokens": int, "ended": bool}
@@ -39,10 +40,8 @@ class SamplesFile:
 def read_samples(run_dir: Path) -> list[dict[str, Any]]:
     """The complete lines, none without a file; a `DataError` for one that is not this program's."""
     path = run_dir / SAMPLES
-    content = path.read_bytes() if path.is_file() else b""
     records = []
-    # a process is writing a last line without its end, or was killed in it
-    for number, line in enumerate(content[: content.rfind(b"\n") + 1].splitlines(), start=1):
+    for number, line in enumerate(complete_lines(path).splitlines(), start=1):
         if not line.strip(b"\0"):  # a lost node leaves zeros where blocks did not reach the disk
             continue
         try:

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from lit_gpt.checksums import SUMS, file_sha256, listed_sums
@@ -35,7 +36,7 @@ OF_A_CLOCK = ("seconds", "device_seconds")
 def digest_of(path: Path) -> str | None:
     """The digest of a file, of a folder's files, or of all that fit a pattern; None if there is nothing."""
     if path.is_file():
-        return file_sha256(path)
+        return _sha256(path)
     if path.is_dir():
         return _digest(path, [file for file in path.rglob("*") if file.is_file() and not _is_hidden(file, path)])
     if is_pattern(path):
@@ -67,12 +68,23 @@ def _digest(folder: Path, files: Iterable[Path], use_size: Callable[[Path], bool
         if use_size(file):
             return str(size)
         known = listed[file.parent].get(file.name) if size > LARGE else None
-        return known or file_sha256(file)
+        return known or _sha256(file)
 
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
         found = list(pool.map(one, files))
     names = [file.relative_to(folder).as_posix() for file in files]
     return _of_values(dict(zip(names, found, strict=True))) if files else None
+
+
+def _sha256(file: Path) -> str:
+    """The SHA-256 of a file, which is read once as long as it stays as it is: a start asks for each several times."""
+    found = file.stat()
+    return _sha256_of(file, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+
+
+@cache
+def _sha256_of(file: Path, state: tuple[int, ...]) -> str:
+    return file_sha256(file)
 
 
 def _of_values(values: object) -> str:

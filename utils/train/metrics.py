@@ -14,7 +14,7 @@ import torch
 
 from lit_gpt.model.flops import peak_flops
 from utils.data.batches import StepData
-from utils.run.csv_log import ALL, END_COLUMNS, LOSS_COLUMNS, PROGRESS_COLUMNS, SAMPLES_COLUMN, CsvLog, read_csv
+from utils.run.csv_log import ALL, ENDING_COLUMNS, LOSS_COLUMNS, PROGRESS_COLUMNS, CsvLog, read_csv
 from utils.run.progress import TrainingProgress
 from utils.run.samples_file import SamplesFile
 from utils.train.loggers import ScalarLogger
@@ -27,7 +27,7 @@ METER_COLUMNS = ("tokens_per_second", "mfu", "memory_gib", *(f"{phase}_seconds" 
 
 METRIC_COLUMNS = (
     *(*PROGRESS_COLUMNS, "split", *LOSS_COLUMNS, "learning_rate", "grad_norm"),
-    *(*METER_COLUMNS, *END_COLUMNS, SAMPLES_COLUMN),
+    *(*METER_COLUMNS, *ENDING_COLUMNS),
 )
 """The columns of metrics.csv.
 
@@ -132,7 +132,7 @@ class Metrics:
         for row in read_csv(path):
             names = {"loss": row["dataset"]}
             if row["dataset"] == ALL:
-                names |= {name: name for name in (*END_COLUMNS, SAMPLES_COLUMN)}
+                names |= {name: name for name in ENDING_COLUMNS}
             if not row["dataset"]:
                 names = {name: name for name in ("loss", "learning_rate", "grad_norm", *METER_COLUMNS)}
             scalars = {
@@ -170,7 +170,7 @@ class Metrics:
         self.file.write(where | {"dataset": name} | row for name, row in rows.items())
         if self.curves:
             scalars = {f"{split}/{name}": loss.mean for name, loss in losses.items() if loss.targets}
-            further = {name: rows.get(ALL, {}).get(name) for name in (*END_COLUMNS, SAMPLES_COLUMN)}
+            further = {name: rows.get(ALL, {}).get(name) for name in ENDING_COLUMNS}
             scalars |= {f"{split}/{name}": value for name, value in further.items() if value is not None}
             self.curves.log(progress.step, scalars, always=True)
 

@@ -23,19 +23,22 @@ def read_prompts(path: Path) -> list[Asked]:
     none, or one cannot be read; a UserError if there is no such file."""
     if not path.exists():  # a pipe is none, and may be read
         raise UserError(f"the file of prompts, {path}, is not there")
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as e:
-        raise DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
     found = []
-    for number, line in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
+    for where, line in prompt_lines(path):
         if path.suffix == ".jsonl":
             found.append(_of_json(line, where))
         else:
             found.append(Asked(where, [{"role": "user", "content": line.strip()}], None))
+    return found
+
+
+def prompt_lines(path: Path) -> list[tuple[str, str]]:
+    """A file's lines that are not blank, each with where it stands; a DataError if there are none, or no text."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not UTF-8 text: {e.reason} at byte {e.start}") from None
+    found = [(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise DataError(f"{path} holds no prompt")
     return found
