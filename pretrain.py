@@ -22,13 +22,10 @@ from functools import partial
 from typing import NamedTuple
 
 from lit_gpt.errors import Interrupted, UserError
-from lit_gpt.tokenizer.chat_template import ChatTemplate
-from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.cluster.collectives import any_process, on_rank_zero
 from utils.cluster.launch import data_parallel_part, launch
 from utils.cluster.watchdog import Watchdog
 from utils.data.batches import StepData, TrainingData, verify_data
-from utils.data.manifest import TOKENIZER
 from utils.export.llama_cpp_support import export_problems
 from utils.files.folder_lock import locked
 from utils.run.checkpoint_writer import Saved
@@ -53,9 +50,8 @@ def main(options: PretrainOptions, stop: StopRequest) -> None:
         options = options.as_small_try()
     plan = make_plan(options)
     warnings = rate_warnings(options.optimizer, options.learning_rate)
-    if plan.manifest.template:
-        template = ChatTemplate(Tokenizer(options.data_dir / TOKENIZER))
-        warnings += template_warnings(options, template, len(plan.identity.added_tokens or []), plan.lora)
+    if plan.template:
+        warnings += template_warnings(options, plan.template, len(plan.identity.added_tokens or []), plan.lora)
     if options.dry_run:
         print("\n".join([dry_run_report(options, plan), *warnings, *gguf_warnings(options, plan)]))
         return

@@ -32,7 +32,7 @@ from utils.run.merged_model import load_merged_model
 from utils.run.progress import TrainingProgress
 from utils.run.record import RunRecord
 from utils.train.placement import place_model
-from utils.train.validation import Validation, end_ids_of, told, validate
+from utils.train.validation import Validation, end_ids_of, template_of, told, validate
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class OfflineValidation:
 
     @cached_property
     def end_ids(self) -> list[int]:
-        return end_ids_of(self.data_dir, self.manifest)
+        return end_ids_of(template_of(self.data_dir, self.manifest))
 
     @cached_property
     def settings(self) -> dict[str, str]:

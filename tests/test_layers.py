@@ -58,10 +58,10 @@ LINES = {
     "utils/prepare/chat": 2135,
     "utils/prepare": 7451,
     "utils/run": 1485,
-    "utils/train": 3366,
+    "utils/train": 3381,
     "utils/export": 2273,
     "utils/report": 807,
-    "commands": 1704,
+    "commands": 1700,
     "utils/stages": 1066,
     "utils/chat": 1296,
 }

@@ -16,6 +16,7 @@ from lit_gpt.model.lora import LoRASettings
 from lit_gpt.model.qlora import import_bitsandbytes
 from lit_gpt.model.tensor_parallel import sharing_problems
 from lit_gpt.tokenizer.added_tokens import extends
+from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import CHAT_FILES, CHAT_TEMPLATE, TOKENIZER_FILES, Tokenizer
 from utils.cluster.launch import resolve_processes
 from utils.data.manifest import TEST, TOKENIZER, TRAIN, DatasetSplit, Manifest
@@ -31,7 +32,7 @@ from utils.train.options import TRAINED_WHOLE, PretrainOptions
 from utils.train.profiler import parse_profile_steps
 from utils.train.samples import SamplePlan, make_sample_plan
 from utils.train.schedule import Schedule
-from utils.train.validation import end_ids_of
+from utils.train.validation import end_ids_of, template_of
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class TrainingPlan:
     mixture: Mixture
     validation: list[DatasetSplit]
     """The test rows to validate on; empty when there is no validation."""
-    end_ids: list[int]
-    """The tokens that end an answer; empty for data without chats."""
+    template: ChatTemplate | None
+    """That of the data's chats; None for data without any."""
     samples: SamplePlan | None
     """The prompts to go on with at every validation."""
     config: Config
@@ -58,6 +59,10 @@ class TrainingPlan:
     schedule: Schedule
     identity: RunIdentity
     """What a resumed run must share with its beginning."""
+
+    @property
+    def end_ids(self) -> list[int]:
+        return end_ids_of(self.template)
 
     @property
     def validates(self) -> bool:
@@ -122,22 +127,25 @@ def make_plan(options: PretrainOptions) -> TrainingPlan:
     schedule = make_schedule(options, mixture, samples_per_step)
     if profiled and profiled[0] > schedule.max_steps:
         raise UserError(f"--profile_steps {options.profile_steps}: the run has {schedule.max_steps} steps")
-    validation, samples = choose_validation(options, manifest), plan_samples(options, manifest, config)
-    ends = end_ids_of(options.data_dir, manifest)
+    validation, template = choose_validation(options, manifest), template_of(options.data_dir, manifest)
+    samples = plan_samples(options, manifest, template, config)
     tokenizer_dir = options.data_dir / TOKENIZER if added_tokens else options.checkpoint_dir
     return TrainingPlan(
-        *(manifest, mixture, validation, ends, samples, config, lora, weights),
+        *(manifest, mixture, validation, template, samples, config, lora, weights),
         *(tokenizer_dir, processes, schedule, identity),
     )
 
 
-def plan_samples(options: PretrainOptions, manifest: Manifest, config: Config) -> SamplePlan | None:
+def plan_samples(
+    options: PretrainOptions, manifest: Manifest, template: ChatTemplate | None, config: Config
+) -> SamplePlan | None:
     """Reads --sample_prompts; None without."""
     if options.sample_prompts is None:
         return None
     positions = options.micro_batch_size * manifest.block_size
+    tokenizer = template.tokenizer if template else Tokenizer(options.data_dir / TOKENIZER)
     return make_sample_plan(
-        options.sample_prompts, options.sample_tokens, positions, options.data_dir, manifest, config
+        options.sample_prompts, options.sample_tokens, positions, tokenizer, template, manifest.bos, config
     )
 
 

@@ -21,8 +21,6 @@ from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.tokenizer import Tokenizer, require_utf8
 from utils.cluster.collectives import any_process, together
 from utils.cluster.launch import data_parallel_part
-from utils.data.manifest import TOKENIZER, Manifest
-from utils.prepare.chat.encoding import DATE
 from utils.prepare.chat.prompt_files import Asked, read_prompts
 from utils.run.samples_file import readable_json
 
@@ -69,20 +67,25 @@ class SamplePlan:
 
 
 def make_sample_plan(
-    path: Path, longest: int, positions: int, data_dir: Path, manifest: Manifest, config: Config
+    path: Path,
+    longest: int,
+    positions: int,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    begins: bool,
+    config: Config,
 ) -> SamplePlan:
-    """Reads the prompts of a file: questions to the data's chat template, or without one beginnings of texts.
+    """Reads the prompts of a file: questions to the data's chat template, or without one beginnings of texts, which
+    start with the begin-of-text token if `begins`.
 
     A UserError or a DataError names a line that cannot be read, or is too long for the model.
     """
     if not path.is_file():
         raise UserError(f"--sample_prompts {path} is no file")
-    tokenizer = Tokenizer(data_dir / TOKENIZER)
-    template = ChatTemplate(tokenizer, now=lambda: DATE) if manifest.template else None
     asked, prompts = [], []
     for one in read_prompts(path):
         try:
-            ids = _encode(one, tokenizer, template, manifest.bos)
+            ids = _encode(one, tokenizer, template, begins)
         except (UserError, DataError) as e:
             raise type(e)(f"{one.where}: {e}") from None
         if len(ids) >= config.block_size:

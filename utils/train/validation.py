@@ -18,6 +18,7 @@ from utils.cluster.launch import data_parallel_part
 from utils.data.batches import Batch, validation_batches
 from utils.data.ends import AT_END, INSIDE
 from utils.data.manifest import TOKENIZER, DatasetSplit, Manifest
+from utils.prepare.chat.encoding import DATE
 from utils.run.csv_log import ALL, END_COLUMNS
 
 _VALUES = 6  # of `Validation.of`
@@ -62,11 +63,14 @@ def told(found: dict[str, Validation]) -> str:
     return text
 
 
-def end_ids_of(data_dir: Path, manifest: Manifest) -> list[int]:
-    """The tokens that end an answer by the template of the data's chats; none for data without chats."""
-    if not manifest.template:
-        return []
-    return sorted(ChatTemplate(Tokenizer(data_dir / TOKENIZER)).end_ids)
+def template_of(data_dir: Path, manifest: Manifest) -> ChatTemplate | None:
+    """The template of the data's chats, which writes the date that the data have; None for data without chats."""
+    return ChatTemplate(Tokenizer(data_dir / TOKENIZER), now=lambda: DATE) if manifest.template else None
+
+
+def end_ids_of(template: ChatTemplate | None) -> list[int]:
+    """The tokens that end an answer; none without chats."""
+    return sorted(template.end_ids) if template else []
 
 
 @torch.no_grad()
