@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMAND_FOLDERS = ("lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
+COMMAND_FOLDERS = ("data", "lit_gpt/scripts", "lit_gpt/generate", "lit_gpt/chat")
 UTILS_LIBRARY = ("utils/__init__.py", "utils/cli.py")
 # started by a command with `python -m`: checks that need a fresh process
 PROCESSES = (
@@ -36,7 +36,7 @@ FLOORS = (
     ("utils/data",),
     ("utils/prepare/chat",),
     ("utils/prepare", "utils/run"),
-    ("utils/train",),
+    ("utils/train", "utils/books"),
     ("utils/export",),
     ("utils/report", "utils/chat"),
     ("utils/stages",),
@@ -52,7 +52,7 @@ LINES = {
     "lit_gpt/inference": 441,
     "utils/files": 382,
     "utils/cluster": 677,
-    "utils/recipe": 172,
+    "utils/recipe": 180,
     "utils": 361,
     "utils/data": 1552,
     "utils/prepare/chat": 2135,
@@ -62,7 +62,8 @@ LINES = {
     "utils/export": 2273,
     "utils/report": 807,
     "commands": 1700,
-    "utils/stages": 1066,
+    "utils/stages": 1070,
+    "utils/books": 185,
     "utils/chat": 1296,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""

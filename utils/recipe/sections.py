@@ -46,10 +46,18 @@ class Section(NamedTuple):
 
 _ANSWERS = {name: (f"chat.{name}",) for name in SERVED}
 SECTIONS = {
+    "acquire": Section("data/acquire_gutenberg.py", "output_dir", {}),
+    "clean": Section("data/clean_gutenberg.py", "output_dir", {"input_dir": ("acquire.output_dir",)}),
+    "chunk": Section("data/chunk_books.py", "output_dir", {"input_dir": ("clean.output_dir",)}),
     "download": Section("lit_gpt/scripts/download.py", "checkpoint_dir", {}),
     "convert_hf": Section("lit_gpt/scripts/convert_hf_checkpoint.py", "checkpoint_dir", {}),
     "prepare": Section(
-        "prepare_data.py", "destination_path", {"checkpoint_dir": ("convert_hf.checkpoint_dir", "download.result")}
+        "prepare_data.py",
+        "destination_path",
+        {
+            "checkpoint_dir": ("convert_hf.checkpoint_dir", "download.result"),
+            "source_path": ("clean.output_dir",),
+        },
     ),
     "pretrain": Section(
         "pretrain.py",

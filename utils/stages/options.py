@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_gpt.formats.options import ConvertHFOptions, DownloadOptions
 from utils import cli
+from utils.books.options import AcquireOptions, ChunkOptions, CleanOptions
 from utils.export.options import ConvertOptions, MergeOptions, QuantizeOptions
 from utils.prepare.options import PrepareOptions
 from utils.recipe.sections import SECTIONS, Recipe
@@ -16,6 +17,9 @@ from utils.run.chat_options import ChatOptions
 from utils.train.options import PretrainOptions, ValidateOptions
 
 OPTIONS: dict[str, type] = {
+    "acquire": AcquireOptions,
+    "clean": CleanOptions,
+    "chunk": ChunkOptions,
     "download": DownloadOptions,
     "convert_hf": ConvertHFOptions,
     "prepare": PrepareOptions,

@@ -1,0 +1,84 @@
+"""Options of the commands for books in data/. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_gpt.errors import raise_problems
+
+GUTENDEX = "https://gutendex.com"
+
+
+@dataclass(frozen=True)
+class AcquireOptions:
+    """Download books of Project Gutenberg as text; a second call goes on where the first stopped."""
+
+    SECTION = "acquire"
+
+    output_dir: Path
+    """Folder for the books, UTF-8 text each, and for books.csv, which says where each comes from."""
+    topic: str | None = None
+    """Words to look for in subjects and bookshelves, such as horror."""
+    language: tuple[str, ...] = ()
+    """Two-letter codes of the languages that a book may be in. Default: any."""
+    author: str | None = None
+    """Words to look for in authors' names and titles."""
+    ids: tuple[int, ...] = ()
+    """Numbers of books at Project Gutenberg."""
+    num_records: int | None = None
+    """How many books to have in the folder. Default: all that are found."""
+    server: str = GUTENDEX
+    """Address of the Gutendex catalogue; who asks much of it runs one of their own."""
+    delay: float = 1.0
+    """Seconds between two requests."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.num_records is not None and self.num_records < 1:
+            problems.append(f"--num_records must be at least 1, not {self.num_records}")
+        if self.delay < 0:
+            problems.append(f"--delay must not be negative: {self.delay}")
+        raise_problems(problems)
+
+
+@dataclass(frozen=True)
+class CleanOptions:
+    """Take from books what is not the work: licences, notes, contents, page numbers; all of it is reported."""
+
+    SECTION = "clean"
+
+    input_dir: Path
+    """Folder of *.txt files: acquired books, or your own."""
+    output_dir: Path
+    """Folder for the cleaned books and their reports."""
+    unwrap: bool = True
+    """Whether hard line breaks are joined into paragraphs."""
+    num_workers: int | None = None
+    """Processes that clean. Default: one for each core."""
+    debug: bool = False
+    """Show tracebacks."""
+
+
+@dataclass(frozen=True)
+class ChunkOptions:
+    """Cut cleaned books between paragraphs and sentences into the rows of Parquet files, with no text lost."""
+
+    SECTION = "chunk"
+
+    input_dir: Path
+    """Folder of cleaned books, as clean_gutenberg.py makes it."""
+    output_dir: Path
+    """Folder for the Parquet files and the dataset's card."""
+    chunk_target: int = 7000
+    """Characters that a chunk should have."""
+    chunk_min: int = 6000
+    """Least characters of a chunk that has a neighbour in its book."""
+    num_workers: int | None = None
+    """Processes that cut. Default: one for each core."""
+    debug: bool = False
+    """Show tracebacks."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.chunk_min <= self.chunk_target:
+            raise_problems([f"--chunk_min {self.chunk_min} must be from 1 to --chunk_target {self.chunk_target}"])
