@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from lit_gpt.errors import DataError
 from utils.files.atomic import write_atomically
 
 BOOKS = "books.csv"
@@ -34,15 +36,70 @@ class Book:
     """SHA-256 of the file in this folder."""
 
 
+NAMES = [field.name for field in fields(Book)]
+
+
 def books_csv(books: list[Book]) -> str:
     """The text of a books.csv, its lines in the order given."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Book)], lineterminator="\n")
-    writer.writeheader()
-    for book in books:
-        writer.writerow(asdict(book))
-    return text.getvalue()
+    rows = [NAMES, *(list(asdict(book).values()) for book in books)]
+    return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
+
+
+def _cell(value: str | int | None) -> str:
+    """A value as CSV has it. Python's writer leaves a lone `\\r` without quotes, which its reader takes for a line."""
+    text = "" if value is None else str(value)
+    return '"' + text.replace('"', '""') + '"' if re.search('[",\r\n]', text) else text
 
 
 def write_books(folder: Path, books: list[Book]) -> None:
     write_atomically(folder / BOOKS, books_csv(books))
+
+
+def read_books(folder: Path) -> list[Book]:
+    """The books of a folder's books.csv, in its order; a FileNotFoundError where it has none.
+
+    Raises:
+        DataError: for what is no such list, with the line. A file's name leads nowhere else, and none is there twice.
+    """
+    path = folder / BOOKS
+    books: list[Book] = []
+    files: set[str] = set()
+    for line, row in _rows(path):
+        where = f"{path}, line {line}"
+        if len(row) != len(NAMES):
+            raise DataError(f"{where}: {len(row)} values instead of {len(NAMES)}")
+        book = _book(dict(zip(NAMES, row, strict=True)), where)
+        if book.file in files:
+            raise DataError(f"{where}: {book.file} is there twice")
+        files.add(book.file)
+        books.append(book)
+    return books
+
+
+def _rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The lines below the header, each with the number of its first line in the file."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # spreadsheets begin a file with a byte order mark
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows, line = [], 1
+        for row in reader:
+            rows.append((line, row))
+            line = reader.line_num + 1
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not UTF-8 text: {e}") from None
+    except csv.Error as e:
+        raise DataError(f"{path}, line {reader.line_num}: {e}") from None
+    if not rows or rows[0][1] != NAMES:
+        raise DataError(f"{path} is no list of books: its first line must be {','.join(NAMES)}")
+    return rows[1:]
+
+
+def _book(values: dict[str, str], where: str) -> Book:
+    file, number = values["file"], values["number"]
+    if not file or file in (".", "..") or "/" in file or "\\" in file:
+        raise DataError(f"{where}: {file!r} is no name of a file in this folder")
+    if not re.fullmatch("([1-9][0-9]{0,8})?", number):
+        raise DataError(f"{where}: {number!r} is no number of a book")
+    if not re.fullmatch("[0-9a-f]{64}", values["sha256"]):
+        raise DataError(f"{where}: {values['sha256']!r} is no SHA-256")
+    return Book(**{**values, "number": int(number) if number else None})  # type: ignore[arg-type]
