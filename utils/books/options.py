@@ -74,6 +74,8 @@ class ChunkOptions:
     """Characters that a chunk should have."""
     chunk_min: int = 6000
     """Least characters of a chunk that has a neighbour in its book."""
+    licence: str | None = None
+    """The dataset's licence, for its card, such as cc-by-4.0. Default: the one that all books have in books.csv."""
     num_workers: int | None = None
     """Processes that cut. Default: one for each core."""
     debug: bool = False

@@ -120,7 +120,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 @contextmanager
-def _arrow_errors(path: Path, kind: str) -> Iterator[None]:
+def arrow_errors(path: Path, kind: str) -> Iterator[None]:
     """Makes what Arrow says of a broken file a `DataError`."""
     try:
         yield
@@ -158,9 +158,9 @@ def count_of_table(file: CorpusFile) -> int:
     from pyarrow import parquet  # an optional package
 
     if file.format == PARQUET:
-        with _arrow_errors(file.path, "Parquet"), parquet.ParquetFile(file.path) as table:
+        with arrow_errors(file.path, "Parquet"), parquet.ParquetFile(file.path) as table:
             return table.metadata.num_rows
-    with _arrow_errors(file.path, "Arrow"), arrow.memory_map(str(file.path)) as stream:
+    with arrow_errors(file.path, "Arrow"), arrow.memory_map(str(file.path)) as stream:
         return sum(batch.num_rows for batch in _record_batches(arrow, stream)[1])
 
 
@@ -168,7 +168,7 @@ def _parquet_batches(path: Path, size: int, fields: Fields, way: str) -> Iterato
     import_pyarrow()
     from pyarrow import parquet  # an optional package
 
-    with _arrow_errors(path, "Parquet"), parquet.ParquetFile(path, buffer_size=READ) as table:
+    with arrow_errors(path, "Parquet"), parquet.ParquetFile(path, buffer_size=READ) as table:
         columns = _columns(path, table.schema_arrow.names, fields, way)
         groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
         total_bytes = sum(group.total_byte_size for group in groups)
@@ -180,7 +180,7 @@ def _arrow_batches(path: Path, size: int, fields: Fields, way: str) -> Iterator[
     """Of a stream, as `datasets` writes them, or of a file in Arrow's other format (Feather 2)."""
     arrow = import_pyarrow()
     # mapped: of a plain file Arrow would reserve whatever memory a flipped bit in a length asks for
-    with _arrow_errors(path, "Arrow"), arrow.memory_map(str(path)) as file:
+    with arrow_errors(path, "Arrow"), arrow.memory_map(str(path)) as file:
         schema, batches = _record_batches(arrow, file)
         columns = _columns(path, schema.names, fields, way)
         for whole in batches:
