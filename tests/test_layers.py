@@ -50,7 +50,7 @@ LINES = {
     "lit_gpt/tokenizer": 1605,
     "lit_gpt/formats": 3520,
     "lit_gpt/inference": 441,
-    "utils/files": 382,
+    "utils/files": 677,
     "utils/cluster": 677,
     "utils/recipe": 180,
     "utils": 361,
