@@ -3,7 +3,6 @@ from __future__ import annotations
 import math
 import pickle
 import random
-import time
 from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_gpt.errors import UserError
+from tests.work_counts import work_of
 from utils.data.sample_order import Location, SampleOrder, _key, _mix, _permute, integer_weights
 
 BIG = 10**12
@@ -272,16 +272,13 @@ def test_seeds_differ():
     assert len(streams) == 50
 
 
-@pytest.mark.parametrize("i", [0, BIG, 10**18, 10**30])
-def test_lookup_time_does_not_depend_on_the_sample_number(i):
+@pytest.mark.parametrize("i", [BIG, 10**18, 10**30])
+def test_the_work_of_a_lookup_does_not_depend_on_the_sample_number(i):
     order = SampleOrder(0, tuple(range(1000, 1500)), tuple(range(1, 501)))
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        for k in range(i, i + 200):
-            order.locate(k)
-        best = min(best, (time.perf_counter() - start) / 200)
-    assert best < 500e-6  # 14 to 17 µs measured; loose, because other work shares the machine
+    first, later = (work_of(lambda i=i: [order.locate(k) for k in range(i, i + 200)]) for i in (0, i))
+    # which of the two goes round the permutations' network more often is chance: by 3 % here
+    assert later.lines < 1.1 * first.lines
+    assert later.peak < 2 * first.peak + 10_000
 
 
 # Weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from lit_gpt.errors import DataError, UserError
 from tests.prepare.test_records import conversations, write_rows
+from tests.work_counts import ComparedText, assert_linear
 from utils.prepare.chat.conversation import Conversation, Converter, LeftOut
 from utils.prepare.chat.converters import convert_records, fields_of, make_converter
 from utils.prepare.chat.kinds import KINDS
@@ -630,16 +630,14 @@ TOOL = {"role": "tool", "content": "x"}
         lambda half: [USER, ANSWER | {"tool_calls": [CALL | {"id": "a"}]}] * half,
         lambda half: [USER] + [{"role": "function_call", "content": CALL["function"]}] * (2 * half),
         lambda half: (
-            [USER, ANSWER | {"tool_calls": [CALL | {"id": str(n)} for n in range(half)]}]
-            + [TOOL | {"tool_call_id": str(n)} for n in range(half)]
+            [USER, ANSWER | {"tool_calls": [CALL | {"id": ComparedText(n)} for n in range(half)]}]
+            + [TOOL | {"tool_call_id": ComparedText(n)} for n in range(half)]
         ),
     ],
 )
-def test_a_conversation_of_many_turns_takes_its_time_by_the_turn(make):
-    def seconds(turns: int) -> float:
-        record = {"messages": make(turns // 2)}
-        begin = time.process_time()
-        assert messages("messages", record)
-        return time.process_time() - begin
-
-    assert seconds(40_000) < 300 * min(seconds(1000) for _ in range(5))  # 1,600 times as long if it were quadratic
+def test_the_work_of_a_conversation_grows_with_its_turns_and_no_faster(make, monkeypatch):
+    records = {half: {"messages": make(half)} for half in (128, 256, 512)}
+    assert_linear(lambda half: messages("messages", records[half]), 128)
+    monkeypatch.setattr(ComparedText, "comparisons", 0)
+    messages("messages", records[512])
+    assert ComparedText.comparisons <= 512
