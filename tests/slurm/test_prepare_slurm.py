@@ -173,7 +173,7 @@ def test_wrong_options_are_said_once(cluster: Cluster, tmp_path: Path, more: tup
 
 
 def test_a_task_tokenises_on_the_cpus_it_was_given(cluster: Cluster) -> None:
-    program = "from utils.prepare.plan import own_cpus; print(own_cpus())"
+    program = "from utils.prepare.work_pool import own_cpus; print(own_cpus())"
     for options, cpus in (([], "1"), (["--cpus-per-task=2"], "2")):
         done = cluster.run(*on_tasks(1), *options, sys.executable, "-c", program, cwd=ROOT)
         assert done.stdout.split() == [cpus]

@@ -6,6 +6,8 @@ from pathlib import Path
 from lit_gpt.errors import raise_problems
 
 GUTENDEX = "https://gutendex.com"
+MAX_CHUNK = 1_000_000
+"""Characters; what is longer is a book."""
 
 
 @dataclass(frozen=True)
@@ -82,5 +84,11 @@ class ChunkOptions:
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.chunk_min <= self.chunk_target:
-            raise_problems([f"--chunk_min {self.chunk_min} must be from 1 to --chunk_target {self.chunk_target}"])
+        problems = []
+        if not 0 < self.chunk_target <= MAX_CHUNK:
+            problems.append(f"--chunk_target must be from 1 to {MAX_CHUNK:,} characters, not {self.chunk_target}")
+        elif not 0 < self.chunk_min <= self.chunk_target:
+            problems.append(f"--chunk_min {self.chunk_min} must be from 1 to --chunk_target {self.chunk_target}")
+        if self.num_workers is not None and self.num_workers < 1:
+            problems.append(f"--num_workers must be at least 1, not {self.num_workers}")
+        raise_problems(problems)

@@ -6,7 +6,6 @@ processes.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +18,6 @@ import yaml
 from lit_gpt.errors import DataError, UserError, raise_problems
 from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
 from lit_gpt.tokenizer.tokenizer import Tokenizer
-from utils.cluster.slurm import slurm_tasks
 from utils.data.manifest import REPORTS, TEST
 from utils.prepare.block_rows import Dialogue, Recipe, Work
 from utils.prepare.blocks import read_blocks
@@ -37,7 +35,7 @@ from utils.prepare.progress import say
 from utils.prepare.records import require_fields
 from utils.prepare.sources import Source, find_sources, with_held_out
 from utils.prepare.unpacking import PACKED
-from utils.prepare.work_pool import WorkPool
+from utils.prepare.work_pool import WorkPool, own_cpus
 from utils.prepare.worker import Worker
 
 SAMPLE_BYTES = 2**17  # text on which a fast tokenizer has to prove itself
@@ -365,10 +363,3 @@ def most_workers(options: PrepareOptions) -> int:
         fitting = int((1000 * options.max_memory - MAIN_MEMORY) / WORKER_MEMORY)
         wanted = min(wanted, max(1, fitting))
     return wanted
-
-
-def own_cpus() -> int:
-    """The CPUs of this process: of a Slurm task those it was given, by default one, bound to them or not."""
-    if slurm_tasks():
-        return int(os.environ.get("SLURM_CPUS_PER_TASK", 1))
-    return len(os.sched_getaffinity(0))

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import cache
 from typing import Any
 
+from utils.cluster.slurm import slurm_tasks
+
 KEPT = str(1 << 28)
 WORKER_ENVIRONMENT = {
     # the processes are the parallelism
@@ -82,10 +84,17 @@ class WorkPool(AbstractContextManager["WorkPool"]):
             while waiting:
                 yield _finished(waiting.popleft())
         except BrokenProcessPool:
-            problem = "a tokenisation process was killed, as happens when memory runs out; use fewer --num_workers"
+            problem = "a process was killed, as happens when memory runs out; use fewer --num_workers"
             raise OSError(errno.ENOMEM, problem) from None
 
 
 def _finished(pair: tuple[Any, Future[Any] | None]) -> tuple[Any, Any]:
     item, future = pair
     return item, None if future is None else future.result()
+
+
+def own_cpus() -> int:
+    """The CPUs of this process: of a Slurm task those it was given, by default one, bound to them or not."""
+    if slurm_tasks():
+        return int(os.environ.get("SLURM_CPUS_PER_TASK", 1))
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,85 @@
+"""Cleaned books → a dataset of chunks: Parquet files with the columns text, source, number and position.
+
+1. The books are read one by one and cut between paragraphs and sentences (utils/books/chunking.py), by as many
+   processes as there are cores. The chunks of a book joined are its text.
+2. Their rows are written in the order of the files' names, whatever the number of processes.
+3. books.csv, the card and the checksums come last; then the folder gets its name. A second call with the same books and
+   options leaves it as it is.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
+
+from utils import cli
+from utils.books.options import ChunkOptions
+
+if __name__ == "__main__":
+    OPTIONS = cli.parse_or_exit(ChunkOptions)  # --help and mistakes are answered before the imports below
+
+from lit_gpt.errors import DataError
+from utils.books.book_list import Book, write_books
+from utils.books.chunk_work import ChunkCounts, Cutter, books_to_cut, digest
+from utils.books.chunk_writer import CARD, ChunkWriter, is_made_from, list_sums
+from utils.books.chunking import Sizes
+from utils.books.dataset_card import dataset_card
+from utils.books.sentences import import_sentencex
+from utils.files.staged_folder import check_replaceable, recover, staged
+from utils.prepare.progress import ProgressLine, say
+from utils.prepare.unpacking import import_pyarrow
+from utils.prepare.work_pool import WorkPool, own_cpus
+
+
+def main(options: ChunkOptions) -> None:
+    import_pyarrow()
+    import_sentencex()
+    check_replaceable(options.output_dir)
+    recover(options.output_dir)
+    books = books_to_cut(options.input_dir, say)
+    made_from = digest(books, options)
+    if is_made_from(options.output_dir, made_from):
+        say(f"{options.output_dir} is up to date: made from these {len(books):,} books with these options")
+        return
+    settings = {"chunk_target": options.chunk_target, "chunk_min": options.chunk_min}
+    with staged(options.output_dir) as stage:
+        kept = write_chunks(stage, books, options, made_from)
+        write_books(stage, kept)
+        card = dataset_card(stage, kept, [("data/chunk_books.py", settings)], options.licence)
+        (stage / CARD).write_text(card, encoding="utf-8")
+        list_sums(stage)
+    say(f"wrote {options.output_dir}")
+
+
+def write_chunks(folder: Path, books: Sequence[Book], options: ChunkOptions, made_from: str) -> list[Book]:
+    """Writes the Parquet files; returns the books that have text."""
+    sizes = Sizes(options.chunk_target, options.chunk_min)
+    counts = ChunkCounts(sizes)
+    bytes_of = {book.file: (options.input_dir / book.file).stat().st_size for book in books}
+    progress = ProgressLine("cut", sum(bytes_of.values()))
+    num_workers = max(1, min(options.num_workers or own_cpus(), len(books)))
+    kept = []
+    with (
+        WorkPool(partial(Cutter, options.input_dir, sizes), num_workers) as pool,
+        ChunkWriter(folder, made_from) as writer,
+    ):
+        for book, chunks in pool.map(Cutter.cut, books):
+            writer.add(book.file, book.number, [chunk.text for chunk in chunks])
+            counts.add(chunks)
+            progress.advance(bytes_of[book.file])
+            if chunks:
+                kept.append(book)
+            else:
+                progress.line(f"{book.file} has no text: left out")
+    progress.close()
+    if not kept:
+        raise DataError(f"no book in {options.input_dir} has text")
+    say(f"{len(kept):,} books: {counts.line()}")
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, OPTIONS))
