@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -42,7 +43,11 @@ NAMES = [field.name for field in fields(Book)]
 def books_csv(books: list[Book]) -> str:
     """The text of a books.csv, its lines in the order given."""
     rows = [NAMES, *(list(asdict(book).values()) for book in books)]
-    return "".join(",".join(map(_cell, row)) + "\n" for row in rows)
+    return "".join(map(csv_line, rows))
+
+
+def csv_line(values: Sequence[str | int | None]) -> str:
+    return ",".join(map(_cell, values)) + "\n"
 
 
 def _cell(value: str | int | None) -> str:

@@ -21,6 +21,14 @@ class Edit(NamedTuple):
     replacement: str = ""
 
 
+class Doubt(NamedTuple):
+    """The characters [begin, end) are left as they are, for a human's look."""
+
+    begin: int
+    end: int
+    reason: str
+
+
 class Text:
     """A book's text with `\\n` at the ends of its lines, and its lines."""
 

@@ -1,0 +1,241 @@
+"""Where a work begins and ends in a file of Project Gutenberg: the markers of fifty years, headers and licences.
+
+1. A file opens with a header where its first lines name Project Gutenberg. The header goes to the last start marker
+   that follows without anything between but a header; without a marker, as far as paragraphs are Project Gutenberg's.
+2. An end marker counts where nothing but a footer follows it: up to the file's end or to another work's header. So a
+   marker that a work quotes is left.
+3. What lies outside of the works is taken out; a file that nowhere names Project Gutenberg is left whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from utils.books.boilerplate import HEADER_BEGINS, NAME, Scan, is_broad, is_strict
+from utils.books.edits import Doubt, Edit, Text
+from utils.books.paragraphs import begins_at, paragraphs_from
+
+HEADER, FOOTER = "header", "footer"
+NO_START, NO_END = "no start marker", "no end marker"
+QUOTED = "marker inside the text"
+AFTER_END = "text after the end marker"
+
+_GUTENBERG = r"(?:project|projekt|projet|proyecto|projecto)\s+gutenberg"
+_START = re.compile(
+    rf"""\W*\**\s*start\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}
+    | \W*\*+\s*end\s*\*{{0,2}}\s*the\s+small\s+print
+    | \W*(?:beginning|here\s+begins)\s+(?:of\s+)?(?:th(?:e|is)\s+)?{_GUTENBERG}""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_STARRED_END = re.compile(
+    rf"\W*\*+\s*end\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}", re.IGNORECASE | re.VERBOSE
+)
+_END = re.compile(
+    rf"""\W*(?:this\s+is\s+)?(?:the\s+)?(?:end|ende|eind|einde|fin|fine|fim|slut|slutet|loppu)\s+
+    (?:\w+'?\s*){{0,5}}?{_GUTENBERG}
+    | \W*(?:this\s+is\s+)?(?:the\s+)?end\s+of\s+(?:th(?:e|is)\s+)(?:copyrighted\s+)?(?:e-?text|e-?book)\b
+    | \W*ende\s+dieses\s+e-?(?:textes|books)\b
+    | \W*{_GUTENBERG}\S*\s.{{0,100}}\bloppu\b
+    | \W*\[?(?:the\s+)?end\s+of\s.{{1,120}}\s(?:by|von|par)\s.{{1,60}}\]\s*$
+    | \W*\*+\s*this\s+file\s+should\s+be\s+named
+    | \W*\*+\s*start:\s+full\s+licen[sc]e | \W*the\s+full\s+{_GUTENBERG}\s+licen[sc]e
+    | \W*updated\s+editions\s+will\s+replace\s+the\s+previous | \W*section\s+1\.\s+general\s+terms\s+of\s+use
+    | \W*\*+\s*start\**\s*the\s+small\s+print | \W*\**this\s+is\s+a\s+copyrighted\s+{_GUTENBERG}
+    | \W*this\s+site\s+is\s+full\s+of\s+free\s+ebooks""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_CANDIDATE = re.compile("gutenberg|small print|file should be named|e-?text|e-?book|full licen|updated editions|end of")
+_OPENING_LINES = 12
+"""Lines that are not blank, among which a header names itself."""
+_LONGEST_HEADER = 1500
+"""Lines of a header: those with the small print have 400."""
+_MOST_STRANGE = 2000
+"""Characters of a header's paragraphs that nothing says to be a header's."""
+_LONGEST_MARKER = 6
+"""Lines of a marker with its title."""
+
+
+@dataclass
+class Outside:
+    """What of a text lies outside of its works."""
+
+    regions: list[tuple[int, int, str]] = field(default_factory=list)
+    """Lines [first, past) and whether they are a header or a footer, in order; a header may follow a footer."""
+    doubts: list[Doubt] = field(default_factory=list)
+
+    def edits(self, text: Text) -> list[Edit]:
+        return [text.taken_out(first, past, reason) for first, past, reason in self.regions if past > first]
+
+    def works(self, text: Text) -> list[tuple[int, int]]:
+        """Lines [first, past) of each work."""
+        works, place = [], 0
+        for first, past, _ in self.regions:
+            if begins_at(text, place) < first:
+                works.append((place, first))
+            place = past
+        if begins_at(text, place) < len(text.lines):
+            works.append((place, len(text.lines)))
+        return works
+
+
+def find_outside(text: Text) -> Outside:
+    """Headers and footers of a text of one or several works; nothing where Project Gutenberg is not named."""
+    outside = Outside()
+    starts, ends = _candidates(text)
+    if not starts and not ends and not NAME.search(_head(text, 0)):
+        return outside
+    line = _take_header(text, 0, starts, outside)
+    used = set()
+    while True:
+        found = _next_footer(text, line, starts, ends)
+        if found is None:
+            break
+        first, past = found
+        outside.regions.append((first, past, FOOTER))
+        used.update(range(first, past))
+        line = _take_header(text, past, starts, outside)
+        if line <= past and begins_at(text, past) < len(text.lines):
+            outside.doubts.append(_doubt(text, begins_at(text, past), AFTER_END))
+    _cut_bare_marker(text, line, ends, outside)
+    taken = {i for first, past, _ in outside.regions for i in range(first, past)}
+    for marker in [*starts, *(end for end in ends if _is_named_end(text, end))]:
+        if marker not in taken:
+            outside.doubts.append(_doubt(text, marker, QUOTED))
+    kinds = {reason for *_, reason in outside.regions}
+    if kinds == {HEADER}:
+        outside.doubts.append(_doubt(text, len(text.lines) - 1, NO_END))
+    elif kinds == {FOOTER}:
+        outside.doubts.append(_doubt(text, 0, NO_START))
+    return outside
+
+
+def _candidates(text: Text) -> tuple[list[int], list[int]]:
+    """Lines that look like start markers, and like end markers or a footer's first line."""
+    starts, ends = [], []
+    last = -1
+    lowered = text.text.lower()
+    if len(lowered) != len(text.text):  # some capitals become two characters
+        lowered = "\n".join(line.lower()[: len(line)].ljust(len(line)) for line in text.lines)
+    for match in _CANDIDATE.finditer(lowered):
+        line = text.line_at(match.start())
+        if line == last:
+            continue
+        last = line
+        for number in (line - 1, line):  # "End of the Project" may stand at a line's end, "Gutenberg" on the next
+            if number < 0 or number in starts[-2:] or number in ends[-2:]:
+                continue
+            joined = text.lines[number] if number == line else f"{text.lines[number]} {text.lines[line]}"
+            if len(joined) > 400:
+                continue
+            if _START.match(joined):
+                starts.append(number)
+            elif _STARRED_END.match(joined) or _END.match(joined):
+                ends.append(number)
+    return starts, ends
+
+
+def _is_named_end(text: Text, line: int) -> bool:
+    joined = " ".join(text.lines[line : line + 2])
+    return bool(_STARRED_END.match(joined) or (_END.match(joined) and NAME.search(joined)))
+
+
+def _doubt(text: Text, line: int, reason: str) -> Doubt:
+    return Doubt(text.starts[line], min(text.starts[line + 1], len(text.text)), reason)
+
+
+def _head(text: Text, line: int) -> str:
+    """The first lines from a line on that are not blank, as one."""
+    lines: list[str] = []
+    while len(lines) < _OPENING_LINES and (line := begins_at(text, line)) < len(text.lines):
+        lines.append(text.lines[line].strip())
+        line += 1
+    return " ".join(lines)
+
+
+def _take_header(text: Text, line: int, starts: list[int], outside: Outside) -> int:
+    """Notes the header that begins at `line`, if one does; returns the line at which the work begins.
+
+    Files of the 1990s that were issued again have their old header below the new one.
+    """
+    past = line
+    while _opens(text, past, starts):
+        marker = next((start for start in starts if past <= start < past + _LONGEST_HEADER), None)
+        if marker is None or not _is_header(text, past, marker):
+            break
+        past = _marker_end(text, marker)
+    if past == line and _opens(text, line, starts):
+        past = _strict_end(text, line)
+        if line < past and begins_at(text, past) < len(text.lines):
+            outside.doubts.append(_doubt(text, begins_at(text, past), NO_START))
+    if past > line:
+        outside.regions.append((line, past, HEADER))
+    return past
+
+
+def _opens(text: Text, line: int, starts: list[int]) -> bool:
+    """Whether the first paragraphs from a line on say that a header begins."""
+    end = line
+    for _ in range(_OPENING_LINES):
+        end = begins_at(text, end) + 1
+    for paragraph in paragraphs_from(text, line):
+        if paragraph.first >= end:
+            return False
+        if paragraph.first in starts or HEADER_BEGINS.match(paragraph.joined):
+            return True
+    return False
+
+
+def _is_header(text: Text, line: int, marker: int) -> bool:
+    """Whether what stands between a header's beginning and a marker is a header's: a work may quote a marker."""
+    strange = 0
+    for paragraph in paragraphs_from(text, line):
+        if paragraph.past > marker:
+            return strange <= _MOST_STRANGE
+        if not is_strict(paragraph) and not is_broad(paragraph.joined):
+            strange += len(paragraph.joined)
+    return False
+
+
+def _strict_end(text: Text, line: int) -> int:
+    """The line after paragraphs that no author could have written, of which the first is near `line`."""
+    past = line
+    for paragraph in paragraphs_from(text, line):
+        if not is_strict(paragraph):
+            return past
+        past = paragraph.past
+    return past
+
+
+def _marker_end(text: Text, line: int) -> int:
+    """The line after a start marker, whose title may go over several lines, up to its closing stars."""
+    for past in range(line + 1, min(line + 1 + _LONGEST_MARKER, len(text.lines) + 1)):
+        if text.lines[past - 1].rstrip().endswith("*"):
+            return past
+        if past == len(text.lines) or not text.lines[past].strip():
+            break
+    return line + 1
+
+
+def _next_footer(text: Text, line: int, starts: list[int], ends: list[int]) -> tuple[int, int] | None:
+    """The lines of the next footer from `line` on: all that follows its marker is a footer."""
+    for end in ends:
+        if end < line:
+            continue
+        scan = Scan(text, end)
+        rest = begins_at(text, scan.past)
+        at_end = rest == len(text.lines) or _opens(text, rest, starts)
+        if scan.past > end and (at_end or scan.has_licence):
+            return end, scan.past
+    return None
+
+
+def _cut_bare_marker(text: Text, line: int, ends: list[int], outside: Outside) -> None:
+    """Takes out the last starred end marker of a file with a header, though what follows is no footer; that is kept."""
+    has_footer = any(reason == FOOTER for *_, reason in outside.regions)
+    starred = [end for end in ends if end >= line and _STARRED_END.match(text.lines[end])]
+    if not outside.regions or has_footer or not starred:
+        return
+    past = _marker_end(text, starred[-1])
+    outside.regions.append((starred[-1], past, FOOTER))
+    outside.doubts.append(_doubt(text, begins_at(text, past) % len(text.lines), AFTER_END))
