@@ -158,7 +158,8 @@ def parse(options_class: type[OptionsT], argv: Sequence[str]) -> OptionsT:
 
     Options may be shortened to any unambiguous beginning (`--max` for `--max_batches`), as argparse allows. `--config
     FILE.yaml` gives any option's value; what comes after it on the line wins. The file may be a recipe, of which a
-    class with a `SECTION` reads that section. A field of type `tuple[str, ...]` takes one or several texts.
+    class with a `SECTION` reads that section. A field of type `tuple[str, ...]` takes one or several
+    texts, one of `tuple[int, ...]` numbers.
 
     Raises:
         UserError: for a line, or a file, that does not make options.
@@ -185,8 +186,10 @@ def parse_values(options_class: type[OptionsT], values: Mapping[str, Any]) -> tu
     names = [field.name for field in fields(options_class)]
     unknown = [name for name in values if name not in names]
     problems = [f"unknown option {name}{_nearest(str(name), options_class)}" for name in unknown]
-    single = [name for name in _text_fields(options_class) if not isinstance(values.get(name, []), (list, tuple))]
-    problems += [f"{name} must be a list of texts, such as [{values[name]}]" for name in single]
+    several = _fields_of_several(options_class)
+    single = [name for name in several if not isinstance(values.get(name, []), (list, tuple))]
+    kinds = {str: "texts", int: "numbers"}
+    problems += [f"{name} must be a list of {kinds[several[name]]}, such as [{values[name]}]" for name in single]
     rest = {name: value for name, value in values.items() if name in names and name not in single}
     parser = _make_parser(options_class)
     namespace = None
@@ -195,7 +198,7 @@ def parse_values(options_class: type[OptionsT], values: Mapping[str, Any]) -> tu
             namespace = parser.parse_args(["--config", *_as_words(rest)])
         except ArgumentError as e:
             problems.append(_readable(str(e), options_class).removesuffix("; see --help"))
-            wrong = re.search(r'Parser key "([\w.]+)":', str(e))
+            wrong = re.search(r'Parser key "([\w.]+)"(?: element \d+)?:', str(e))
             if wrong is None or rest.pop(wrong[1], None) is None:
                 break
     if problems or namespace is None:
@@ -208,7 +211,7 @@ def parse_values(options_class: type[OptionsT], values: Mapping[str, Any]) -> tu
 
 def _make_options(options_class: type[OptionsT], namespace: Any) -> OptionsT:
     values = {field.name: namespace[field.name] for field in fields(options_class)}
-    for name in _text_fields(options_class):
+    for name in _fields_of_several(options_class):
         values[name] = tuple(values[name] or ())
     hints = get_type_hints(options_class)
     taken = {name for name, hint in hints.items() if hint is Any or type(None) in get_args(hint)}
@@ -217,26 +220,28 @@ def _make_options(options_class: type[OptionsT], namespace: Any) -> OptionsT:
     return options_class(**values)
 
 
-def _text_fields(options_class: type) -> list[str]:
-    """The fields that take one or several texts."""
+def _fields_of_several(options_class: type) -> dict[str, type]:
+    """The fields that take one or several texts or numbers, and which of the two."""
     hints = get_type_hints(options_class)
-    return [field.name for field in fields(options_class) if hints[field.name] == tuple[str, ...]]
+    kinds = {tuple[str, ...]: str, tuple[int, ...]: int}
+    return {field.name: kinds[hints[field.name]] for field in fields(options_class) if hints[field.name] in kinds}
 
 
 def _make_parser(options_class: type) -> ArgumentParser:
     """A parser with the fields of `options_class`, and --config."""
     # Resolved here: jsonargparse would import what the script imports for type checkers only, 3 s of torch.
     options_class.__init__.__annotations__ = {**get_type_hints(options_class), "return": type(None)}
-    texts = _text_fields(options_class)
+    several = _fields_of_several(options_class)
     description = (options_class.__doc__ or "").strip()
     parser = ArgumentParser(description=description, exit_on_error=False, default_meta=False)
     defaults = {field.name: field.default for field in fields(options_class)}
     positional = POSITIONAL.keys() & defaults.keys()
-    parser.add_class_arguments(options_class, as_group=False, skip={*texts, *positional})
-    for name in texts:
+    parser.add_class_arguments(options_class, as_group=False, skip={*several, *positional})
+    for name, kind in several.items():
         if name in positional:
             continue
-        parser.add_argument(f"--{name}", nargs="+", type=str, metavar="TEXT", default=[*defaults[name]])
+        metavar = "TEXT" if kind is str else "NUMBER"
+        parser.add_argument(f"--{name}", nargs="+", type=kind, metavar=metavar, default=[*defaults[name]])
     for name in POSITIONAL:  # in their order
         if name in positional:
             parser.add_argument(name, **POSITIONAL[name])
@@ -311,7 +316,7 @@ def _readable(message: str, options_class: type) -> str:
         if match[1] in POSITIONAL:
             return f"no {POSITIONAL[match[1]]['metavar'].lower()} is given; see --help"
         return f"--{match[1]} is required; see --help"
-    if match := re.search(r'Parser key "([\w.]+)":\s*(.*)', message, flags=re.DOTALL):
+    if match := re.search(r'Parser key "([\w.]+)"(?: element \d+)?:\s*(.*)', message, flags=re.DOTALL):
         return _wrong_value(match[1], match[2], annotations.get(match[1], ""))
     return message
 

@@ -1,7 +1,9 @@
 """Options of the commands for books in data/. Nothing heavy is imported here, so that `--help` answers at once."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lit_gpt.errors import raise_problems
 
@@ -23,15 +25,15 @@ class AcquireOptions:
     language: tuple[str, ...] = ()
     """Two-letter codes of the languages that a book may be in. Default: any."""
     author: str | None = None
-    """Words to look for in authors' names and titles."""
+    """Words that one of a book's authors has all in the name, such as "shelley mary"; upper and lower case are one."""
     ids: tuple[int, ...] = ()
-    """Numbers of books at Project Gutenberg."""
+    """Numbers of books at Project Gutenberg. One that cannot be had is an error, once all others are there."""
     num_records: int | None = None
-    """How many books to have in the folder. Default: all that are found."""
+    """How many books that fit the other options to have in the folder, the most downloaded first. Default: all."""
     server: str = GUTENDEX
     """Address of the Gutendex catalogue; who asks much of it runs one of their own."""
     delay: float = 1.0
-    """Seconds between two requests."""
+    """Least seconds between two requests."""
     debug: bool = False
     """Show tracebacks."""
 
@@ -39,9 +41,32 @@ class AcquireOptions:
         problems = []
         if self.num_records is not None and self.num_records < 1:
             problems.append(f"--num_records must be at least 1, not {self.num_records}")
-        if self.delay < 0:
-            problems.append(f"--delay must not be negative: {self.delay}")
+        if not 0 <= self.delay <= 3600:
+            problems.append(f"--delay must be from 0 to 3600 seconds, not {self.delay}")
+        if not (self.topic or self.language or self.author or self.ids or self.num_records):
+            problems.append("say which books: --topic, --language, --author, --ids or --num_records")
+        problems += [f"--{name} is empty" for name in ("topic", "author") if not (getattr(self, name) or "x").strip()]
+        wrong = [code for code in self.language if not re.fullmatch("[A-Za-z]{2,3}", code)]
+        problems += [f"--language {code!r} is no two-letter code of a language, such as en" for code in wrong]
+        problems += [f"--ids {number}: books are numbered from 1" for number in self.ids if not 0 < number < 10**9]
+        if self.output_dir.exists() and not self.output_dir.is_dir():
+            problems.append(f"--output_dir {self.output_dir} is a file")
+        problems += _problems_of_address(self.server)
         raise_problems(problems)
+
+
+def _problems_of_address(server: str) -> list[str]:
+    """What is wrong with --server, without repeating it: a password in it would be in every log."""
+    try:
+        parts = urlsplit(server)
+        good = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:
+        good = False
+    if not good or not server.isascii() or not server.isprintable():
+        return ["--server must be an address such as https://gutendex.com"]
+    if parts.username is not None or parts.query or parts.fragment:
+        return ["--server must be an address without a user, a password or a query"]
+    return []
 
 
 @dataclass(frozen=True)
