@@ -1,7 +1,6 @@
 """Uploads a folder with a model to the Hugging Face Hub; an interrupted upload continues where it stopped."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -13,20 +12,11 @@ from utils.export.options import UploadOptions
 if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(UploadOptions)  # --help and mistakes are answered before the imports below
 
-from lit_gpt.formats.hub import describe_files, describe_left_out, files_to_send, holds_model, upload
+from lit_gpt.formats.hub import publish
 
 
 def main(options: UploadOptions) -> None:
-    say = partial(print, flush=True)
-    names = files_to_send(options.input_dir)
-    say(describe_files(options.input_dir, names))
-    say(describe_left_out(options.input_dir, names))
-    if options.dry_run:
-        what = "a model" if holds_model(options.input_dir, names) else "no model, which only updates one that is there"
-        say(f"would be sent to {options.repo}: {what}")
-        return
-    address = upload(options.input_dir, names, options.repo, options.private, options.message, say)
-    say(f"on the Hub: {len(names)} files with the hashes of those here, {address}")
+    publish(options.input_dir, options.repo, options.private, options.message, options.dry_run)
 
 
 if __name__ == "__main__":

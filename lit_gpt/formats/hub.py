@@ -9,11 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import httpx
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, errors
-from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo, errors
+from huggingface_hub.hf_api import RepoSibling, SpaceInfo
 from huggingface_hub.utils import get_session, get_token
 from safetensors import SafetensorError, safe_open
 
@@ -28,7 +31,7 @@ from lit_gpt.formats.hf_files import (
     matches,
 )
 
-# What is sent of a folder, by name. All else stays, and is named: other programs' pickles (training_args.bin,
+# What is sent of a model's folder, by name. All else stays, and is named: other programs' pickles (training_args.bin,
 # optimizer.pt), litgpt's form of the model, a training's checkpoints, hidden files (caches, .git, .env), logs.
 SENT = (
     *(*SAFETENSORS_LAYOUT, ADAPTER_WEIGHTS, "config.json", "generation_config.json", ADAPTER_CONFIG, "SHA256SUMS"),
@@ -41,6 +44,7 @@ SENT_OF_FOLDERS = (  # also of folders in the folder
     *("*.gguf", "Modelfile*", "*.md", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg"),
 )
 WEIGHTS = (*SAFETENSORS_LAYOUT, ADAPTER_WEIGHTS, "*.gguf")
+ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")  # they run code when they are loaded
 
 
@@ -116,42 +120,28 @@ def is_same(path: Path, listed: RepoSibling, sha256: str | None = None) -> bool:
 # --------------------------------------------------------------------------------------------------------------- upload
 
 
-def files_to_send(folder: Path, ignore: Sequence[str] = ()) -> list[str]:
-    """The names in `folder` that belong on the Hub, those in folders with `/`: all of `SENT` but those in `ignore`."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}")
-    names = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        is_known = matches(path.name, SENT_OF_FOLDERS) or ("/" not in name and matches(name, SENT))
-        if not is_known or matches(name, (".*", "*/.*", *ignore)):
-            continue
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link to nothing")
-        if not path.is_file():
-            continue
-        if not name.isprintable() or "\\" in name:  # surrogates stand for bytes that are not UTF-8
-            raise UserError(f"{folder} has a file that the Hub cannot take for its name, {name!a}; rename it")
-        names.append(name)
-    if not names:
-        raise UserError(f"{folder} has no files to upload")
-    return names
+@dataclass(frozen=True)
+class Kind:
+    """What a repository is for, and what of a folder goes there."""
+
+    repo_type: Literal["model", "dataset"]
+    sent: tuple[str, ...]
+    """Names in the folder."""
+    sent_of_folders: tuple[str, ...]
+    """Names in the folder and in folders in it."""
+    with_links: bool
+    """Whether a link to a file is sent as that file; otherwise links stay."""
+    needed: tuple[str, ...]
+    """Names of which one must be there, or be sent: without them a card has nothing to describe."""
+    needed_in_words: str
+    is_whole: Callable[[Path, Sequence[str]], bool]
+    """Whether all of it is among the files to send, not only a card; raises if it is damaged or contradicts itself."""
+    is_replaced: Callable[[str], bool]
+    """Whether a file on the Hub is of what is replaced as a whole: the commit removes those that are not sent anew."""
 
 
-def describe_left_out(folder: Path, names: Sequence[str]) -> str:
-    """How many files of `folder` are not among `names`, and which; a folder of such files alone is one name."""
-    sent = {*names, *(name.split("/")[0] for name in names)}
-    left_out: Counter[str] = Counter()
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if name not in sent and (path.is_symlink() or path.is_file()):
-            top = name.split("/")[0]
-            left_out[name if top == name or top in sent else f"{top}/"] += 1
-    listed = []
-    for name, count in sorted(left_out.items()):
-        shown = name if name.isprintable() else ascii(name)
-        listed.append(f"{shown} ({count})" if name.endswith("/") else shown)
-    return f"not sent: {left_out.total()} files{': ' if listed else ''}{', '.join(listed)}"
+def is_of_model_or_adapter(name: str) -> bool:
+    return is_of_model(name) or name in ADAPTER
 
 
 def holds_model(folder: Path, names: Sequence[str]) -> bool:
@@ -181,6 +171,59 @@ def _holds_model(folder: Path, names: Sequence[str]) -> bool:
     return False
 
 
+MODEL = Kind(
+    repo_type="model",
+    sent=SENT,
+    sent_of_folders=SENT_OF_FOLDERS,
+    with_links=True,
+    needed=WEIGHTS,
+    needed_in_words="(config.json, model.safetensors)",
+    is_whole=holds_model,
+    # transformers loads an adapter, where there is one, before a model
+    is_replaced=is_of_model_or_adapter,
+)
+
+
+def files_to_send(folder: Path, ignore: Sequence[str] = (), kind: Kind = MODEL) -> list[str]:
+    """The names in `folder` that belong on the Hub, those in folders with `/`, but those in `ignore`."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is {'not a folder' if folder.exists() else 'not there'}")
+    names = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        is_known = matches(path.name, kind.sent_of_folders) or ("/" not in name and matches(name, kind.sent))
+        if not is_known or matches(name, (".*", "*/.*", *ignore)) or (path.is_symlink() and not kind.with_links):
+            continue
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link to nothing")
+        if not path.is_file():
+            continue
+        if not name.isprintable() or "\\" in name:  # surrogates stand for bytes that are not UTF-8
+            raise UserError(f"{folder} has a file that the Hub cannot take for its name, {name!a}; rename it")
+        names.append(name)
+    if not names:
+        raise UserError(f"{folder} has no files to upload")
+    return names
+
+
+def describe_left_out(folder: Path, names: Sequence[str]) -> str:
+    """How many files of `folder` are not among `names`, and which; a folder of such files alone is one name."""
+    sent = {*names, *(name.split("/")[0] for name in names)}
+    left_out: Counter[str] = Counter()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name not in sent and (path.is_symlink() or path.is_file()):
+            top = name.split("/")[0]
+            left_out[name if top == name or top in sent else f"{top}/"] += 1
+    listed = []
+    for name, count in sorted(left_out.items()):
+        shown = name if name.isprintable() else ascii(name)
+        if (folder / name).is_symlink():
+            shown += ", a link"
+        listed.append(f"{shown} ({count})" if name.endswith("/") else shown)
+    return f"not sent: {left_out.total()} files{': ' if listed else ''}{', '.join(listed)}"
+
+
 def describe_files(folder: Path, names: Sequence[str]) -> str:
     """A line per file, with its size, and their sum."""
     sizes = [(folder / name).stat().st_size for name in names]
@@ -188,65 +231,89 @@ def describe_files(folder: Path, names: Sequence[str]) -> str:
     return "\n".join([*lines, f"{sum(sizes) / 1e6:12,.3f} MB  in {len(names)} files"])
 
 
+def publish(folder: Path, repo_id: str, private: bool, message: str, dry_run: bool, kind: Kind = MODEL) -> None:
+    """Says what of a folder is sent and what is not, and uploads it unless that is all that is asked for."""
+    say = partial(print, flush=True)
+    names = files_to_send(folder, kind=kind)
+    say(describe_files(folder, names))
+    say(describe_left_out(folder, names))
+    if dry_run:
+        what = f"a {kind.repo_type}"
+        if not kind.is_whole(folder, names):
+            what = f"no {kind.repo_type}, which only updates one that is there"
+        say(f"would be sent to {repo_id}: {what}")
+        return
+    address = upload(folder, names, repo_id, private, message, say, kind)
+    say(f"on the Hub: {len(names)} files with the hashes of those here, {address}")
+
+
 def upload(
-    folder: Path, names: Sequence[str], repo_id: str, private: bool, message: str, say: Callable[[str], None]
+    folder: Path,
+    names: Sequence[str],
+    repo_id: str,
+    private: bool,
+    message: str,
+    say: Callable[[str], None],
+    kind: Kind = MODEL,
 ) -> str:
     """Sends files to a repository, which is made if there is none, in one commit; returns the commit's address.
 
     1. The large files go first, one by one. The Hub keeps whole ones: the same call again sends only what is missing.
-    2. The commit comes last: nobody sees a part of the upload. It removes weights that an earlier model has left.
+    2. The commit comes last: nobody sees a part of the upload. It removes what an earlier upload has left: weights of
+       another model, rows of another version of a dataset.
     3. The hashes that the Hub then lists are compared with those here: a DataError if they differ.
 
     `names` are those of `files_to_send`; `say` gets each line about the progress. Raises what `hub_errors` does, too.
     """
-    with_model = holds_model(folder, names)
-    api = HfApi()
-    with hub_errors(repo_id):
+    is_whole = kind.is_whole(folder, names)
+    api, repo_type = HfApi(), kind.repo_type
+    with hub_errors(repo_id if repo_type == "model" else f"datasets/{repo_id}"):
         if "README.md" in names:
-            _check_card(folder / "README.md", api.endpoint)
-        if with_model:
-            api.create_repo(repo_id, private=private, exist_ok=True)
-        there = _listed(api, repo_id)
-        if not with_model and not any(matches(name, WEIGHTS) for name in there):
-            raise UserError(f"{folder} has no model (config.json, model.safetensors), and neither has {repo_id}")
+            _check_card(folder / "README.md", api.endpoint, kind)
+        if is_whole:
+            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        there = _listed(api, repo_id, kind)
+        if not is_whole and not any(matches(name, kind.needed) for name in there):
+            what = f"{repo_type} {kind.needed_in_words}"
+            raise UserError(f"{folder} has no {what}, and neither has {repo_id}")
         additions = []
         for number, name in enumerate(names, start=1):
             operation = CommitOperationAdd(path_in_repo=name, path_or_fileobj=folder / name)
-            api.preupload_lfs_files(repo_id, [operation], free_memory=False)
+            api.preupload_lfs_files(repo_id, [operation], repo_type=repo_type, free_memory=False)
             say(f"{number} of {len(names)} ready: {name}, {operation.upload_info.size / 1e6:,.3f} MB")
             additions.append(operation)
-        # transformers loads an adapter, where there is one, before a model
-        ours = [name for name in there if is_of_model(name) or name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-        is_new = any(is_of_model(name) or name == ADAPTER_WEIGHTS for name in names)
-        replaced = [name for name in ours if is_new and name not in names]
+        is_new = any(map(kind.is_replaced, names))
+        replaced = [name for name in there if is_new and kind.is_replaced(name) and name not in names]
         if replaced:
-            say(f"the commit removes what is of an earlier model: {', '.join(replaced)}")
+            say(f"the commit removes what is of an earlier {repo_type}: {', '.join(replaced)}")
         deletions = [CommitOperationDelete(name) for name in replaced]
-        commit = api.create_commit(repo_id, [*additions, *deletions], commit_message=message)
-        info = api.model_info(repo_id, revision=commit.oid, files_metadata=True)
+        commit = api.create_commit(repo_id, [*additions, *deletions], commit_message=message, repo_type=repo_type)
+        info = api.repo_info(repo_id, repo_type=repo_type, revision=commit.oid, files_metadata=True)
     _check_hashes(folder, additions, info)
     if private and not info.private:
         say(f"warning: {repo_id} existed and is public")
     return commit.commit_url
 
 
-def _check_card(path: Path, endpoint: str) -> None:
+def _check_card(path: Path, endpoint: str, kind: Kind) -> None:
     """Raises a UserError if the Hub does not take the card's metadata, which it would else say after the weights."""
-    card = {"content": path.read_text(encoding="utf-8"), "repoType": "model"}
+    card = {"content": path.read_text(encoding="utf-8"), "repoType": kind.repo_type}
     answer = get_session().post(f"{endpoint}/api/validate-yaml", json=card)
     if answer.status_code == 400:
         reasons = [error.get("message", "") for error in answer.json().get("errors", [])]
         raise UserError(f"the Hub does not take the metadata of {path}: {'; '.join(reasons)}")
 
 
-def _listed(api: HfApi, repo_id: str) -> list[str]:
+def _listed(api: HfApi, repo_id: str, kind: Kind) -> list[str]:
     try:
-        return [file.rfilename for file in api.model_info(repo_id).siblings or []]
+        return [file.rfilename for file in api.repo_info(repo_id, repo_type=kind.repo_type).siblings or []]
     except errors.RepositoryNotFoundError:
         return []
 
 
-def _check_hashes(folder: Path, operations: Sequence[CommitOperationAdd], info: ModelInfo) -> None:
+def _check_hashes(
+    folder: Path, operations: Sequence[CommitOperationAdd], info: ModelInfo | DatasetInfo | SpaceInfo
+) -> None:
     listed = {file.rfilename: file for file in info.siblings or []}
     for operation in operations:
         name = operation.path_in_repo

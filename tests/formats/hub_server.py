@@ -96,9 +96,9 @@ class Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/validate-yaml", "validate_yaml"),
         ("GET", r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
         ("GET", r"/api/(datasets/[^/]+/[^/]+)(?:/revision/([^/]+))?", "info"),
-        ("POST", r"/api/models/([^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
-        ("POST", r"/api/models/([^/]+/[^/]+)/commit/([^/]+)", "commit"),
-        ("POST", r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
+        ("POST", r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)/preupload/([^/]+)", "preupload"),
+        ("POST", r"/api/(?:models/|(?=datasets/))((?:datasets/)?[^/]+/[^/]+)/commit/([^/]+)", "commit"),
+        ("POST", r"/((?:datasets/)?[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
         ("PUT", r"/lfs/([0-9a-f]{64})(?:/(\d+))?", "put"),
         ("POST", r"/lfs/([0-9a-f]{64})", "complete"),
         ("GET", r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", "resolve"),
@@ -159,7 +159,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self):
         values = json.loads(self.read())
-        repo_id = f"{values['organization']}/{values['name']}"
+        folder = "datasets/" if values.get("type") == "dataset" else ""
+        repo_id = f"{folder}{values['organization']}/{values['name']}"
         url = {"url": f"{self.server.address}/{repo_id}"}
         if not self.may_write():
             return self.send(401, {"error": "Invalid username or password."})

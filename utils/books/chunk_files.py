@@ -47,6 +47,10 @@ class ChunkFiles:
     def chunks(self) -> int:
         return sum(counts.chunks for counts in self.by_source.values())
 
+    @property
+    def characters(self) -> int:
+        return sum(counts.characters for counts in self.by_source.values())
+
 
 def chunk_file_names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if fnmatchcase(path.name, CHUNK_FILES))

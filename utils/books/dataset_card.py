@@ -172,8 +172,8 @@ def _of_gutenberg(books: Sequence[Book]) -> bool:
 
 
 def _opening(files: ChunkFiles, books: Sequence[Book]) -> str:
-    characters = sum(counts.characters for counts in files.by_source.values())
-    what = f"{_number(len(books), 'book')} as plain text in {_number(files.chunks, 'chunk')}, {characters:,} characters"
+    size = f"{_number(files.chunks, 'chunk')}, {files.characters:,} characters"
+    what = f"{_number(len(books), 'book')} as plain text in {size}"
     return f"""{what}. Chunks end between paragraphs, or between sentences where a paragraph is longer; no text is lost.
 
 | Column | Meaning |
@@ -204,6 +204,15 @@ def _counts_table(languages: Mapping[str, tuple[int, Counts]]) -> str:
 
 def _counts_row(name: str, books: int, counts: Counts) -> tuple[str, ...]:
     return (name, f"{books:,}", f"{counts.chunks:,}", f"{counts.characters:,}")
+
+
+def counts_of_all(card: str) -> tuple[int, int, int] | None:
+    """The books, chunks and characters that the text of a card says it has in all; None if it says nothing of it."""
+    rows = re.findall(r"^\| all \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", card, re.MULTILINE)
+    if not rows:
+        return None
+    books, chunks, characters = (int(figure.replace(",", "")) for figure in rows[-1])
+    return books, chunks, characters
 
 
 def _made(made: Sequence[tuple[str, Mapping[str, Any]]]) -> str:

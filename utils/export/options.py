@@ -139,17 +139,14 @@ class MergeOptions:
 
 
 @dataclass(frozen=True)
-class UploadOptions:
-    """Upload a Hugging Face folder, or a new card for a model that is there; a second call sends only what is missing.
-
-    The Hub needs a token that may write: run `hf auth login`, or set HF_TOKEN.
-    """
+class ToHub:
+    """Which folder goes to which repository of the Hub, and how."""
 
     repo: str
     """The repository, as ORG/NAME; it is made if there is none."""
     input_dir: Path
-    """Folder whose files are sent, as convert_litgpt_to_transformers.py makes it; litgpt's and hidden ones stay."""
-    message: str = "Upload model"
+    """Folder whose files are sent."""
+    message: str = "Upload"
     """The commit's message."""
     private: bool = True
     """Whether the repository is private, if it has to be made."""
@@ -163,6 +160,32 @@ class UploadOptions:
         if not self.message.strip():
             problems.append("--message must not be empty")
         raise_problems(problems)
+
+
+@dataclass(frozen=True)
+class UploadOptions(ToHub):
+    """Upload a Hugging Face folder, or a new card for a model that is there; a second call sends only what is missing.
+
+    The Hub needs a token that may write: run `hf auth login`, or set HF_TOKEN.
+    """
+
+    input_dir: Path
+    """Folder whose files are sent, as convert_litgpt_to_transformers.py makes it; litgpt's and hidden ones stay."""
+    message: str = "Upload model"
+    """The commit's message."""
+
+
+@dataclass(frozen=True)
+class UploadDatasetOptions(ToHub):
+    """Upload a folder of chunks of books as a dataset, with its card; a second call sends only what is missing.
+
+    The Hub needs a token that may write: run `hf auth login`, or set HF_TOKEN.
+    """
+
+    input_dir: Path
+    """Folder whose files are sent, as data/chunk_books.py makes it: Parquet files, card, list of books, licences."""
+    message: str = "Upload dataset"
+    """The commit's message."""
 
 
 @dataclass(frozen=True)

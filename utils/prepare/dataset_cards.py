@@ -29,15 +29,32 @@ def files_held_out(folder: Path) -> set[Path]:
 
 def read_configs(card: Path) -> list[dict[str, Any]]:
     """The subsets that a card describes; none if it has no such description."""
-    front_matter = _FRONT_MATTER.match(card.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n"))
-    if front_matter is None or "configs" not in front_matter[1]:
-        return []
+    front_matter = _front_matter(card)
+    return configs_of(_metadata(card, front_matter)) if "configs" in front_matter else []
+
+
+def read_metadata(card: Path) -> dict[str, Any]:
+    """What a card says in its first lines, between `---`; nothing if it has none."""
+    return _metadata(card, _front_matter(card))
+
+
+def configs_of(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    configs = metadata.get("configs")
+    return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+
+
+def _front_matter(card: Path) -> str:
+    text = card.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n")
+    found = _FRONT_MATTER.match(text)
+    return found[1] if found else ""
+
+
+def _metadata(card: Path, front_matter: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(front_matter[1])
+        values = yaml.safe_load(front_matter)
     except yaml.YAMLError as e:
         raise DataError(f"{card}: no valid YAML between its first lines `---`: {' '.join(str(e).split())}") from None
-    configs = values.get("configs") if isinstance(values, dict) else None
-    return [config for config in configs if isinstance(config, dict)] if isinstance(configs, list) else []
+    return values if isinstance(values, dict) else {}
 
 
 def find_configs(card: Path | None, names: Iterable[str]) -> list[dict[str, Any]]:
