@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import importlib
 import itertools
 import os
+import re
 import signal
 import subprocess
+import sys
+import threading
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,13 +20,14 @@ from pathlib import Path
 import pytest
 
 from data.acquire_gutenberg import main
-from tests import conftest
+from tests import conftest, warm_start
 from tests.books import gutendex_server as faults
 from tests.books.gutendex_server import Gutendex
 from utils import cli
 from utils.books import downloads, polite_client
 from utils.books.book_list import BOOKS, read_books, write_books
 from utils.books.options import AcquireOptions
+from utils.books.text_formats import book_text
 
 FRANKENSTEIN = "84 - Shelley, Mary - Frankenstein.txt"
 
@@ -173,7 +178,7 @@ def test_only_books_of_the_public_domain_are_taken_and_a_number_under_copyright_
     assert "left out, under copyright: 1\n" in capsys.readouterr().out
     assert acquire(server, tmp_path, "--ids", 1, 2, 3, 999) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "999: not in the catalogue" in error
+    assert error.count("\n") == 1 and "999: the catalogue has none" in error
     assert "2 Protected, Shelley, Mary: under copyright" in error and "3 Unclear" in error
     assert numbers(tmp_path) == [1]
     assert [server.asked_for(path) for path in paths] == [0, 0]
@@ -556,6 +561,56 @@ def test_numbers_of_books_stand_in_a_recipe_as_a_list() -> None:
     assert cli.parse_values(AcquireOptions, values | {"ids": ["x"]})[1]
 
 
+def test_one_command_at_a_time_writes_a_folder(
+    server: Gutendex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("utils.files.folder_lock.BEAT", 0.05)
+    library(server)
+    server.stop_after = 1
+    results: list[int] = []
+    first = threading.Thread(target=lambda: results.append(acquire(server, tmp_path)))
+    first.start()
+    assert server.halted.wait(60)
+    assert acquire(server, tmp_path) == 2
+    assert "is being written by process" in capsys.readouterr().err
+    server.stop_after = None
+    server.released.set()
+    first.join(60)
+    assert results == [0] and numbers(tmp_path) == [1, 2, 3]
+
+
+def test_a_log_has_lines_with_an_estimate_and_lines_for_pauses(
+    server: Gutendex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("utils.prepare.progress.LOG_SECONDS", 0)
+    library(server)
+    assert acquire(server, tmp_path, "--topic", "horror", "--num_records", 1) == 0
+    server.faults["/cache/epub/2/pg2.txt"] = [faults.status(502)]
+    capsys.readouterr()
+    assert acquire(server, tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "pg2.txt: the server answers 502; again in 0 s" in lines[0]
+    assert [line.partition(", ")[0] for line in lines[1:3]] == ["downloaded 1 of 2 books", "downloaded 2 of 2 books"]
+    assert re.fullmatch(r"downloaded 1 of 2 books, about \d+ s left", lines[1])
+    assert lines[3] == f"3 books are in {tmp_path} that fit, 2 of them new"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared", "language", "text"),
+    [
+        ("koi8-r", "iso-8859-1", "ru", "Жил-был у бабушки серенький козлик, вот как.\n"),
+        ("windows-1251", "iso-8859-1", "ru", "Жил-был у бабушки серенький козлик, вот как.\n"),
+        ("windows-1252", "us-ascii", "de", "Es war spät, und der König schlief “schon” überall.\n"),
+        ("utf-8", "unicode_escape", "de", "Es war spät \\u0041.\n"),
+        ("utf-16", "utf-8", "de", "Es war spät.\n"),
+    ],
+)
+def test_a_wrong_word_about_the_encoding_does_not_matter(
+    encoding: str, declared: str, language: str, text: str
+) -> None:
+    assert book_text((text * 20).encode(encoding), declared, [language], "it").text == text * 20
+
+
 # With real processes
 
 
@@ -571,14 +626,14 @@ def library(server: Gutendex) -> None:
         server.add(number, f"Book {number}", "".join(f"Line {i} of book {number}.\r\n" for i in range(number * 900)))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", [1, 30_000, 90_000])
+CASES = [(signal.SIGKILL, at) for at in (1, 30_000, 90_000)] + [(signal.SIGINT, 30_000), (signal.SIGTERM, 30_000)]
+
+
+@pytest.mark.parametrize(("number", "at"), CASES)
 def test_after_a_signal_in_the_middle_of_a_file_the_second_call_completes_the_same_folder(
     server: Gutendex, tmp_path: Path, number: signal.Signals, at: int
 ) -> None:
     library(server)
-    if number != signal.SIGKILL and at != 30_000:
-        pytest.skip("one moment is enough")
     server.stop_after = at
     process = start(server, tmp_path / "books")
     assert server.halted.wait(60)
@@ -592,6 +647,45 @@ def test_after_a_signal_in_the_middle_of_a_file_the_second_call_completes_the_sa
         assert errors.count("\n") == 1 and "books are in" in output
     server.stop_after = None
     server.released.set()
+    assert acquire(server, tmp_path / "books") == 0
+    assert acquire(server, tmp_path / "whole") == 0
+    assert content(tmp_path / "books") == content(tmp_path / "whole")
+
+
+def killed_at(call: int, when: str, place: str, *line: str) -> None:
+    """Runs the command and kills it before or after it has called `place` so many times."""
+    module, name = place.rsplit(".", 1)
+    real, calls = getattr(importlib.import_module(module), name), []
+
+    def counted(*arguments: object) -> object:
+        calls.append(name)
+        if len(calls) == call and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*arguments)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(importlib.import_module(module), name, counted)
+    sys.exit(conftest.run_command(AcquireOptions, main, line))
+
+
+@pytest.mark.parametrize(
+    ("call", "when", "place"),
+    [
+        (1, "before", "utils.books.acquired_folder.write_books"),  # a file without a line
+        (2, "before", "utils.books.acquired_folder.write_books"),
+        (2, "after", "utils.books.acquired_folder.write_books"),
+        (3, "before", "os.fsync"),  # a file under its hidden name
+        (4, "after", "os.fsync"),
+    ],
+)
+def test_after_a_kill_between_two_steps_the_second_call_completes_the_same_folder(
+    server: Gutendex, tmp_path: Path, call: int, when: str, place: str
+) -> None:
+    library(server)
+    line = words(server, tmp_path / "books")
+    assert warm_start.run(killed_at, (call, when, place, *line)).returncode == -signal.SIGKILL
     assert acquire(server, tmp_path / "books") == 0
     assert acquire(server, tmp_path / "whole") == 0
     assert content(tmp_path / "books") == content(tmp_path / "whole")

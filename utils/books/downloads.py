@@ -21,7 +21,7 @@ from utils.books.book_list import Book
 from utils.books.file_names import file_name
 from utils.books.gutendex import Found, search
 from utils.books.options import AcquireOptions
-from utils.books.polite_client import AskedToWait, NotThere, PoliteClient, Unavailable
+from utils.books.polite_client import AskedToWait, NotThere, PoliteClient, Unavailable, web_address
 from utils.books.text_formats import TextFormat, book_text, text_formats
 from utils.files.folder_lock import locked
 from utils.prepare.progress import ProgressLine, say
@@ -152,7 +152,7 @@ class _Acquisition:
         answer = self._client.get(form.address, MOST_BOOK_BYTES)
         if answer.media_type == "text/html":
             raise Unavailable("the server answers with a page of the web")
-        decoded = book_text(answer.content, form.charset, "its text")
+        decoded = book_text(answer.content, form.charset, found.languages, "its text")
         content = decoded.text.encode()
         name = self._folder.name(found.number, file_name(found.number, found.authors, found.title))
         book = Book(
@@ -162,7 +162,7 @@ class _Acquisition:
             authors="; ".join(found.authors),
             language="; ".join(found.languages),
             licence=PUBLIC_DOMAIN,
-            address=form.address,
+            address=str(web_address(form.address)),
             encoding=decoded.encoding,
             sha256=hashlib.sha256(content).hexdigest(),
         )
@@ -195,8 +195,9 @@ class _Acquisition:
         """Raises an error if the folder is not what the options ask for."""
         if self._failed:
             raise Interrupted(f"{len(self._failed)} books could not be downloaded; {self._so_far()}; {AGAIN}")
-        problems = [f"--ids {number}: not in the catalogue" for number in self._options.ids if number not in self._seen]
-        if self._options.ids and self._options.num_records is None:
+        if self._options.ids and self._places() != self._options.num_records:
+            unknown = [number for number in sorted(set(self._options.ids)) if number not in self._seen]
+            problems = [f"--ids {number}: the catalogue has none that fits" for number in unknown]
             problems += [f"{book}: {reason}" for reason, books in self._left_out.items() for book in books]
             raise_problems(problems)
         if not self._places():

@@ -21,6 +21,8 @@ from utils.books.polite_client import Answer, PoliteClient
 
 MOST_PAGE_BYTES = 2**24
 """A page has 32 books at most, about 100 kB."""
+MOST_TEXT = 20_000
+"""Characters of a book's title, authors and languages: readers of CSV take values of 131,072 at most."""
 IDS_A_SEARCH = 100
 """Numbers of books in one address: servers take addresses of some thousand characters."""
 
@@ -153,5 +155,8 @@ def _book(value: Any) -> Found:
     if not all(isinstance(text, str) for text in (*languages, *formats.values())):
         raise _Foreign(f"languages or formats of book {number} have what is no text")
     authors = [on_one_line(_checked(author, "name", str)) for author in _checked(value, "authors", list)]
+    size = sum(map(len, (title or "", *authors, *languages)))
+    if size > MOST_TEXT:
+        raise _Foreign(f"title, authors and languages of book {number} have {size} characters")
     codes = [code.lower() for code in languages if re.fullmatch("[A-Za-z-]{2,12}", code)]
     return Found(number, on_one_line(title or ""), authors, codes, value.get("copyright"), formats)

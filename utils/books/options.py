@@ -33,7 +33,7 @@ class AcquireOptions:
     server: str = GUTENDEX
     """Address of the Gutendex catalogue; who asks much of it runs one of their own."""
     delay: float = 1.0
-    """Least seconds between two requests."""
+    """Least seconds from an answer to the next request."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -122,7 +122,7 @@ class PoliteClient:
         url = web_address(address)
         for _ in range(MOST_REDIRECTS + 1):
             self._pause()
-            with _tries(), self._client.stream("GET", url) as response:
+            with self._resting(), _tries(), self._client.stream("GET", url) as response:
                 self.reached = True
                 if response.next_request is None:
                     _check_status(response)
@@ -132,7 +132,14 @@ class PoliteClient:
 
     def _pause(self) -> None:
         time.sleep(max(0.0, self._last + self._delay - time.monotonic()))
-        self._last = time.monotonic()
+
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        """Lets the pause until the next request begin at this one's end."""
+        try:
+            yield
+        finally:
+            self._last = time.monotonic()
 
 
 @contextmanager

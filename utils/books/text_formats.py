@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -12,6 +13,17 @@ from utils.files.text_encoding import Decoded, decode
 
 HEADER_BYTES = 20_000
 _DECLARED = re.compile(rb"Character set encoding:[ \t]*([\w.:-]+)", re.IGNORECASE)
+_CHARSETS = re.compile(
+    r"utf-?(8|16)|(us-)?ascii|iso-?8859-\d+|(iso )?latin-?\d+|windows-\d+|cp-?\d+|koi8-[ru]|mac\w*|big5|gb\w+|euc-\w+"
+    r"|shift[-_]jis",
+    re.IGNORECASE,
+)
+"""Names of encodings that are believed: Python has others, such as unicode_escape, that are none of texts."""
+SCRIPTS = {
+    **dict.fromkeys(("be", "bg", "mk", "ru", "uk"), "CYRILLIC"),
+    **{"el": "GREEK", "he": "HEBREW", "ar": "ARABIC", "fa": "ARABIC", "zh": "CJK", "ko": "HANGUL", "ja": "HIRAGANA"},
+}
+"""Languages that are written in letters which no encoding of Western Europe has."""
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype html|html)\b", re.IGNORECASE)
 
 
@@ -52,10 +64,11 @@ def _rank(charset: str, name: str) -> int:
     return 1 if charset else 2
 
 
-def book_text(data: bytes, charset: str, name: str) -> Decoded:
+def book_text(data: bytes, charset: str, languages: list[str], name: str) -> Decoded:
     """The text in a file of the catalogue, without a byte order mark.
 
-    What the file and the catalogue say of its encoding gives way where the bytes speak clearly for another.
+    What the file and the catalogue say of its encoding gives way where the bytes speak clearly for another, or where
+    it would have none of the letters of the book's language.
 
     Raises:
         DataError: for what is no text, or a page of the web.
@@ -63,10 +76,20 @@ def book_text(data: bytes, charset: str, name: str) -> Decoded:
     if _PAGE.match(data):
         raise DataError(f"{name} is a page of the web")
     says = _DECLARED.search(data, 0, HEADER_BYTES)
-    decoded = decode(data, says[1].decode("ascii") if says else charset or None, name)
-    if decoded.doubt:
+    declared = says[1].decode("ascii") if says else charset
+    decoded = decode(data, declared if _CHARSETS.fullmatch(declared) else None, name)
+    missing = _lacks_letters(decoded.text, languages)
+    if decoded.doubt or missing:
         by_bytes = decode(data, None, name)
-        decoded = decoded if by_bytes.doubt else by_bytes
+        is_better = not _lacks_letters(by_bytes.text, languages) if missing else not by_bytes.doubt
+        decoded = by_bytes if is_better else decoded
     if not decoded.text.strip():
         raise DataError(f"{name} is empty")
     return decoded
+
+
+def _lacks_letters(text: str, languages: list[str]) -> bool:
+    """Whether a text in one language, of a script of its own, has letters beyond ASCII, and none of that script."""
+    script = SCRIPTS.get(languages[0]) if len(languages) == 1 else None
+    letters = {character for character in text if character > "\x7f" and character.isalpha()} if script else set()
+    return bool(letters) and not any(unicodedata.name(letter, "").startswith(script or "") for letter in letters)
