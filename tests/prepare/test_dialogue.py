@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from itertools import pairwise
 
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ROOT, SHARED
+from tests.work_counts import hang_limit
 from utils.prepare.dialogue import (
     anonymise,
     dashed,
@@ -396,15 +396,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_time_is_linear_in_the_text(kind):
-    """A thousand times more text of the worst kinds, as one piece: a quadratic step would take minutes."""
+    """A thousand times more text of the worst kinds, as one piece: a quadratic step would not end."""
     block = HOSTILE[kind]
     raw = block * 1000 if block else "\n".join(f"[n{i}:] x" for i in range(80_000))
     if kind in ("colons", "spaced bracket", "zeros"):
         raw = block[0:8] + block[8:-4] * 1000 + block[-4:]
-    start = time.process_time()
-    for language in ("fr", "en"):
-        variants(normalise(raw, language), language, 3, 0, "x")
-        variants(raw, language, 3, 0, "x")
-    without_punctuation(raw)
-    restore_names(raw, raw, "fr")
-    assert time.process_time() - start < 20
+    with hang_limit(300):  # 2 s at the most; 10^12 steps of a regular expression take half an hour
+        for language in ("fr", "en"):
+            variants(normalise(raw, language), language, 3, 0, "x")
+            variants(raw, language, 3, 0, "x")
+        without_punctuation(raw)
+        restore_names(raw, raw, "fr")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT
 from tests.prepare.test_contamination import plain_words
+from tests.work_counts import assert_linear, work_of
 from utils.prepare import prompts as prompts_module
 from utils.prepare.duplicates import sketch_words
 from utils.prepare.prompts import PAIR, SAME, find_groups, held_out, sign_prompts
@@ -185,32 +183,21 @@ def test_nothing_to_group():
     assert len(held_out(signed.exact, find_groups(signed).first, 0.5, np.zeros(0, bool))) == 0
 
 
-SCALE = """
-import resource, sys, time
-import numpy as np
-from utils.prepare.prompts import *
-count = int(sys.argv[1])
-rng = np.random.default_rng(0)
-words = np.array([f"w{n}" for n in range(20000)])
-parts = []
-for start in range(0, count, 20000):
-    drawn = [" ".join(words[rng.integers(0, 20000, 20)]) for _ in range(10000)]
-    parts.append(sign_prompts([p for one in drawn for p in (one, "Please, " + one)]))
-all_prompts = Prompts(*(np.concatenate(of) for of in zip(*parts)))
-before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-groups = find_groups(all_prompts)
-sides = held_out(all_prompts.exact, groups.first, 0.05, np.zeros(count, bool))
-assert len(np.unique(groups.first)) == count // 2
-print(time.process_time() - begin, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / count)
-"""
+def test_work_and_memory_grow_with_the_prompts_and_no_faster():
+    """Half of them nearly equal to another one: under 600 bytes each beyond the prompts' own."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"w{number}" for number in range(20_000)])
+    drawn = [" ".join(words[rng.integers(0, 20_000, 20)]) for _ in range(2_000)]
+    texts = [text for one in drawn for text in (one, f"Please, {one}")]
+    signed = {count: sign_prompts(texts[:count]) for count in (1_000, 2_000, 4_000)}
 
+    def group(count: int) -> None:
+        groups = find_groups(signed[count])
+        held_out(signed[count].exact, groups.first, 0.05, np.zeros(count, bool))
+        assert len(np.unique(groups.first)) == count // 2
 
-def test_time_and_memory_grow_with_the_prompts_and_no_faster():
-    """Half of them nearly equal to another one: 0.02 ms and under 400 bytes each beyond the prompts' own."""
-    command = [sys.executable, "-c", SCALE, "40000"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=300)
-    seconds, bytes_each = map(float, done.stdout.split())
-    assert seconds < 10 and bytes_each < 600
+    assert_linear(group, 1_000)
+    assert work_of(lambda: group(4_000)).peak < 600 * 4_000
 
 
 def test_near_duplicates_by_prompt_beside_exact_indices():

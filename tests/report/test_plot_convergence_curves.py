@@ -5,7 +5,6 @@ import random
 import struct
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -377,13 +376,10 @@ def test_short_counts(value, text):
     assert figures.short_count(value) == text
 
 
-def test_help_is_quick_and_imports_nothing_heavy():
+def test_help_imports_nothing_heavy():
     root = Path(__file__).parents[2]
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "plot_convergence_curves.py", "--help"], cwd=root, capture_output=True)
-    assert done.returncode == 0 and b"--x_axis" in done.stdout
-    assert time.perf_counter() - start < 10
     words = [sys.executable, "-X", "importtime", "plot_convergence_curves.py", "--help"]
-    imported = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stderr
-    names = {line.rpartition("|")[2].strip() for line in imported.splitlines()}
+    done = subprocess.run(words, cwd=root, capture_output=True, text=True, check=True)
+    assert "--x_axis" in done.stdout
+    names = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "utils.report.options" in names and not names & {"matplotlib", "pandas", "numpy", "torch"}

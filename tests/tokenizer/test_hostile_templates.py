@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import subprocess
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from lit_gpt.tokenizer.chat_template import ChatTemplate
 from lit_gpt.tokenizer.shipped_templates import SHIPPED, missing_tokens, template_source
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from tests.conftest import ROOT, TOKENIZER
+from tests.work_counts import hang_limit
 
 MESSAGES = [{"role": "user", "content": "Bonjour"}, {"role": "assistant", "content": "Oui"}]
 MACRO = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
@@ -84,26 +86,41 @@ def tokenizer():
     return Tokenizer(TOKENIZER)
 
 
+def peak_memory() -> int:
+    """Of this process, in kilobytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_template_is_one_line(tokenizer, name, monkeypatch):
     monkeypatch.setattr(jinja_sandbox, "MOST_STEPS", 200_000)
     monkeypatch.setattr(jinja_sandbox, "MOST_SECONDS", 1.0)
-    start, memory = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises((UserError, DataError)) as raised:
+    memory = peak_memory()
+    with hang_limit(), pytest.raises((UserError, DataError)) as raised:
         ChatTemplate(tokenizer, HOSTILE[name]).render(MESSAGES)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 300
-    assert time.process_time() - start < 5
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300_000  # kilobytes
+    assert peak_memory() - memory < 300_000
 
 
-def test_the_limits_end_an_endless_loop_in_seconds(tokenizer):
-    start = time.process_time()
-    with pytest.raises(DataError, match="does not come to an end"):
-        ChatTemplate(tokenizer, HOSTILE["loops in loops"]).render(MESSAGES)
-    assert time.process_time() - start < jinja_sandbox.MOST_SECONDS
+def clock_of(monkeypatch, seconds_between_looks):
+    """Replaces the sandbox's clock by one that goes on by `seconds_between_looks` each time it is looked at."""
+    looks = itertools.count()
+    clock = SimpleNamespace(thread_time=lambda: next(looks) * seconds_between_looks)
+    monkeypatch.setattr(jinja_sandbox, "time", clock)
 
 
-def test_long_conversations_are_within_the_limits(tokenizer):
+def test_steps_and_seconds_both_end_an_endless_loop(tokenizer, monkeypatch):
+    endless = ChatTemplate(tokenizer, HOSTILE["loops in loops"])
+    clock_of(monkeypatch, 0)
+    with hang_limit(), pytest.raises(DataError, match=f"does not come to an end: {jinja_sandbox.MOST_STEPS:,} steps"):
+        endless.render(MESSAGES)
+    clock_of(monkeypatch, jinja_sandbox.MOST_SECONDS / 4)
+    with pytest.raises(DataError, match=f"does not come to an end: {5 * jinja_sandbox._STEPS_BETWEEN_LOOKS} steps"):
+        endless.render(MESSAGES)
+
+
+def test_long_conversations_are_within_the_limits(tokenizer, monkeypatch):
+    clock_of(monkeypatch, 0)
     source = template_source("saiga", tokenizer)
     assert len(ChatTemplate(tokenizer, source).render(MESSAGES * 10_000)) > 100_000
 
