@@ -49,7 +49,7 @@ LINES = {
     "lit_gpt/tokenizer": 1605,
     "lit_gpt/formats": 3587,
     "lit_gpt/inference": 441,
-    "utils/files": 677,
+    "utils/files": 678,
     "utils/cluster": 677,
     "utils/recipe": 180,
     "utils": 366,
