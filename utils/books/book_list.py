@@ -6,7 +6,8 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 
 from lit_gpt.errors import DataError
@@ -42,8 +43,8 @@ NAMES = [field.name for field in fields(Book)]
 
 def books_csv(books: list[Book]) -> str:
     """The text of a books.csv, its lines in the order given."""
-    rows = [NAMES, *(list(asdict(book).values()) for book in books)]
-    return "".join(map(csv_line, rows))
+    columns = attrgetter(*NAMES)
+    return "".join(map(csv_line, [NAMES, *map(columns, books)]))
 
 
 def csv_line(values: Sequence[str | int | None]) -> str:
