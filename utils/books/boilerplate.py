@@ -64,6 +64,7 @@ HEADER_BEGINS = re.compile(
     | .{0,200}\bthis\s+e-?book\s+is\s+made\s+available\s+at\s+no\s+cost
     | \W*welcome\s+to\s+the\s+world\s+of\s+free\s+plain\s+vanilla
     | \W*copyright\s+laws\s+are\s+changing\s+all\s+over
+    | \W*this\s+is\s+the\s+\w+\s+e-?text\s+file\s+presented\s+by\s+project\s+gutenberg
     | \*+\s*start\**\s*the\s+small\s+print""",
     re.IGNORECASE | re.VERBOSE,
 )

@@ -29,11 +29,14 @@ CLEANED, EDITED, EMPTY, REFUSED = "cleaned", "changed by hand", "nothing left", 
 LONGEST_NAME = 240
 """Bytes of a file's name: while it is written, it has a few more, and 255 are allowed."""
 RULES = (
+    "utils/books/back_matter.py",
     "utils/books/boilerplate.py",
     "utils/books/cleaning.py",
+    "utils/books/contents.py",
     "utils/books/edits.py",
     "utils/books/header_fields.py",
     "utils/books/markers.py",
+    "utils/books/notes.py",
     "utils/books/paragraphs.py",
     "utils/files/text_encoding.py",
 )

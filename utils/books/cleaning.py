@@ -9,17 +9,19 @@ Each step's edits are applied before the next looks. Characters in = kept + take
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from utils.books.back_matter import find_advertisements, find_back_notes
 from utils.books.boilerplate import NAME
+from utils.books.contents import find_contents
 from utils.books.edits import Doubt, Edit, Text, applied
 from utils.books.header_fields import Fields, declared_encoding, read_fields
-from utils.books.markers import HEADER, find_outside
+from utils.books.markers import HEADER, find_inner_licences, find_outside
+from utils.books.notes import find_front_notes
 from utils.books.paragraphs import begins_at
 from utils.files.text_encoding import decode
 
@@ -31,6 +33,8 @@ _MUCH, _LEAST, _SHORT = 0.3, 3000, 500
 """The share of a book, and the characters, that are much to be taken out; the characters of a very short work."""
 _CONTEXT = 80
 """Characters of the text before and after that a report shows."""
+_MOST_LEFTOVERS = 20
+"""Lines of a book that are shown because they name Project Gutenberg."""
 _SHOWN = 200
 """Characters of a doubtful passage that a report shows."""
 
@@ -110,7 +114,9 @@ class Passes:
 
     def review(self, reason: str, begin: int, end: int) -> None:
         passage = self.text.text[begin : min(end, begin + _SHOWN)].strip()
-        self._book.reviews.append(Review(reason, self.source_line(begin), passage))
+        review = Review(reason, self.source_line(begin), passage)
+        if review not in self._book.reviews:
+            self._book.reviews.append(review)
 
     def source_line(self, place: int) -> int:
         """The line, from 1, in the text that came in of a place in the present text."""
@@ -137,7 +143,7 @@ def clean(data: bytes, name: str, unwrap: bool) -> CleanedBook:
     passes = Passes(text, book)
     if decoded.doubt:
         book.reviews.append(Review(ENCODING, 1, f"{decoded.encoding}: {decoded.doubt}"))
-    _clean_edges(passes, book)
+    clean_edges(passes, book)
     _clean_body(passes, unwrap)
     _trim(passes)
     book.text = passes.text.text
@@ -145,14 +151,22 @@ def clean(data: bytes, name: str, unwrap: bool) -> CleanedBook:
     return book
 
 
-def _clean_edges(passes: Passes, book: CleanedBook) -> None:
+def clean_edges(passes: Passes, book: CleanedBook) -> None:
+    """Takes out what stands before and after the work; a text without any marker is left whole."""
     text = passes.text
     outside = find_outside(text)
     header = "\n".join("\n".join(text.lines[first:past]) for first, past, reason in outside.regions if reason == HEADER)
     book.fields = read_fields(header)
-    if not outside.regions and (named := NAME.search(text.text)):
-        passes.review(NOT_MARKED, text.starts[text.line_at(named.start())], named.end() + _SHOWN)
+    if not outside.regions:
+        if named := NAME.search(text.text):
+            passes.review(NOT_MARKED, text.starts[text.line_at(named.start())], named.end() + _SHOWN)
+        return
     passes.apply(outside.edits(text), outside.doubts)
+    passes.apply(find_inner_licences(passes.text))
+    for find in (find_front_notes, find_contents, find_back_notes, find_advertisements):
+        text = passes.text
+        found = find(text, 0, len(text.lines))
+        passes.apply(found.edits, found.doubts)
 
 
 def _clean_body(passes: Passes, unwrap: bool) -> None:
@@ -180,9 +194,9 @@ def _review_work(passes: Passes, book: CleanedBook) -> None:
     if not book.text:
         book.reviews.append(Review(NOTHING_LEFT, 1, ""))
         return
-    if book.text and NOT_MARKED not in {review.reason for review in book.reviews}:
-        for match in re.finditer(NAME, book.text):
-            line = passes.text.line_at(match.start())
+    if NOT_MARKED not in {review.reason for review in book.reviews}:
+        lines = {passes.text.line_at(match.start()) for match in NAME.finditer(book.text)}
+        for line in sorted(lines)[:_MOST_LEFTOVERS]:
             passes.review(LEFTOVER, passes.text.starts[line], passes.text.starts[line + 1])
     if len(book.text) < _SHORT:
         passes.review(SHORT, 0, _SHOWN)

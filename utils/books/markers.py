@@ -16,26 +16,28 @@ from utils.books.boilerplate import HEADER_BEGINS, NAME, Scan, is_broad, is_stri
 from utils.books.edits import Doubt, Edit, Text
 from utils.books.paragraphs import begins_at, paragraphs_from
 
-HEADER, FOOTER = "header", "footer"
+HEADER, FOOTER, INNER = "header", "footer", "licence inside"
 NO_START, NO_END = "no start marker", "no end marker"
 QUOTED = "marker inside the text"
 AFTER_END = "text after the end marker"
 
-_GUTENBERG = r"(?:project|projekt|projet|proyecto|projecto)\s+gutenberg"
+_GUTENBERG = r"(?:project|projekt|projet|proyecto|projecto|progetto)\s+gutenb[eu]rg"
 _START = re.compile(
     rf"""\W*\**\s*start\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}
-    | \W*\*+\s*end\s*\*{{0,2}}\s*the\s+small\s+print
+    | \W*\*+\s*end\s*\*{{0,2}}\s*the\s+small\s+print | \*{{3,}}\s*small\s+print!\s+for\s
+    | \W*(?:\*+\s*)?(?:inizio\s+d\w+|beginn|anfang|d[ée]but)\s.{{0,20}}{_GUTENBERG}
     | \W*(?:beginning|here\s+begins)\s+(?:of\s+)?(?:th(?:e|is)\s+)?{_GUTENBERG}""",
     re.IGNORECASE | re.VERBOSE,
 )
+_SMALL_PRINT = re.compile(r"small\s+print", re.IGNORECASE)
 _STARRED_END = re.compile(
     rf"\W*\*+\s*end\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}", re.IGNORECASE | re.VERBOSE
 )
 _END = re.compile(
-    rf"""\W*(?:this\s+is\s+)?(?:the\s+)?(?:end|ende|eind|einde|fin|fine|fim|slut|slutet|loppu)\s+
+    rf"""\W*(?:this\s+is\s+)?(?:the\s+|here\s+)?(?:ends?|ende|eind|einde|fin|fine|fim|slut|slutet|loppu)\s+
     (?:\w+'?\s*){{0,5}}?{_GUTENBERG}
     | \W*(?:this\s+is\s+)?(?:the\s+)?end\s+of\s+(?:th(?:e|is)\s+)(?:copyrighted\s+)?(?:e-?text|e-?book)\b
-    | \W*ende\s+dieses\s+e-?(?:textes|books)\b
+    | \W*ende\s+dieses\s+e-?(?:textes|books)\b | \W*use\s+of\s+the\s+{_GUTENBERG}\s+trademark\s+requires
     | \W*{_GUTENBERG}\S*\s.{{0,100}}\bloppu\b
     | \W*\[?(?:the\s+)?end\s+of\s.{{1,120}}\s(?:by|von|par)\s.{{1,60}}\]\s*$
     | \W*\*+\s*this\s+file\s+should\s+be\s+named
@@ -45,7 +47,10 @@ _END = re.compile(
     | \W*this\s+site\s+is\s+full\s+of\s+free\s+ebooks""",
     re.IGNORECASE | re.VERBOSE,
 )
-_CANDIDATE = re.compile("gutenberg|small print|file should be named|e-?text|e-?book|full licen|updated editions|end of")
+_CANDIDATE = re.compile(
+    "gutenb[eu]rg|small print|file should be named|e-?text|e-?book|full licen|updated editions|end of"
+)
+_INNER, _LONGEST_INNER = "<<THIS ELECTRONIC VERSION OF", 16
 _OPENING_LINES = 12
 """Lines that are not blank, among which a header names itself."""
 _LONGEST_HEADER = 1500
@@ -160,10 +165,11 @@ def _take_header(text: Text, line: int, starts: list[int], outside: Outside) -> 
     """
     past = line
     while _opens(text, past, starts):
-        marker = next((start for start in starts if past <= start < past + _LONGEST_HEADER), None)
-        if marker is None or not _is_header(text, past, marker):
+        near = [start for start in starts if past <= start < past + _LONGEST_HEADER]
+        markers = [start for start in near if _is_header(text, past, start)]
+        if not markers:
             break
-        past = _marker_end(text, marker)
+        past = _marker_end(text, _last_of_header(text, markers))
     if past == line and _opens(text, line, starts):
         past = _strict_end(text, line)
         if line < past and begins_at(text, past) < len(text.lines):
@@ -171,6 +177,12 @@ def _take_header(text: Text, line: int, starts: list[int], outside: Outside) -> 
     if past > line:
         outside.regions.append((line, past, HEADER))
     return past
+
+
+def _last_of_header(text: Text, markers: list[int]) -> int:
+    """The first marker, or the last one of a small print, whose beginning may look like its end."""
+    small = [marker for marker in markers if _SMALL_PRINT.search(text.lines[marker])]
+    return small[-1] if small and markers[0] == small[0] else markers[0]
 
 
 def _opens(text: Text, line: int, starts: list[int]) -> bool:
@@ -239,3 +251,17 @@ def _cut_bare_marker(text: Text, line: int, ends: list[int], outside: Outside) -
     past = _marker_end(text, starred[-1])
     outside.regions.append((starred[-1], past, FOOTER))
     outside.doubts.append(_doubt(text, begins_at(text, past) % len(text.lines), AFTER_END))
+
+
+def find_inner_licences(text: Text) -> list[Edit]:
+    """The paragraphs `<<THIS ELECTRONIC VERSION … >>` that World Library put between Shakespeare's acts."""
+    edits = []
+    place = 0
+    while (place := text.text.find(_INNER, place)) >= 0:
+        first = text.line_at(place)
+        place += 1
+        for past in range(first + 1, min(first + _LONGEST_INNER, len(text.lines))):
+            if text.lines[past - 1].rstrip().endswith(">>"):
+                edits.append(text.taken_out(first, past, INNER))
+                break
+    return edits

@@ -1,0 +1,127 @@
+"""What stands behind a work: transcribers' notes, and a publisher's advertisements after the line `THE END`."""
+
+from __future__ import annotations
+
+import re
+
+from utils.books.edits import Doubt, Edit, Text
+from utils.books.notes import TRANSCRIBERS, UNSURE_TRANSCRIBERS, Notes, is_note, note_end, speaks_of_text
+from utils.books.paragraphs import Paragraph, begins_at, paragraphs_from
+
+ADVERTISEMENTS = "advertisements"
+UNSURE_ADVERTISEMENTS = "advertisements unsure"
+
+_THE_END = re.compile(
+    r"[\W_]*(?:the\s+end|end|finis|fin|fine|ende|fim|einde|eind|slut|loppu|конец|koniec|konec|vége|τελοσ|τέλος)[\W_]*",
+    re.IGNORECASE,
+)
+_PRICE = re.compile(
+    r"\b\d{1,3}\s?s\.(?:\s?\d{1,2}\s?d\.)?|[$£]\s?\d|\b\d{1,2}/(?:6|-)|\b\d+\s?(?:cents|cts)\b|\bfr\.\s?\d|\d\s?(?:fr|mk|mark)\.|"
+    r"\bprice\b|\bnet\b|\bpostage\b|\bpost-?paid\b",
+    re.IGNORECASE,
+)
+_BINDING = re.compile(
+    r"\b(?:crown|demy|royal|post|large|fcap\.?|imperial)\s+8vo|\b(?:8|12|16|4)(?:vo|mo|to)\b|\b(?:cloth|boards|buckram|morocco)"
+    r"\s+(?:gilt|extra|binding|bound|boards|\d)|\bcloth\b.*\bgilt\b|\bin-(?:8|12|18)\b|\bgr\.\s*8|\bfrontispiece\b|\bbroch[ée]",
+    re.IGNORECASE,
+)
+_SELLS = re.compile(
+    r"\bby\s+the\s+same\s+author|\bworks\s+(?:by|of)\b|\bnew\s+(?:novels?|books|editions?)\b|\bpublish(?:ers?|ed|ing)\b"
+    r"|\bcatalogue|\bjust\s+(?:out|ready|published)|\bbooksellers?\b|\bopinions\s+of\s+the\s+press|\bpress\s+(?:notices|opinions)"
+    r"|\bdu\s+m[êe]me\s+auteur|\bvom\s+(?:gleichen|selben)\s+verfasser|\bverlag\b|\bédit(?:eur|ion)\b|\b&\s+co\b|\bdel\s+mismo\s+autor"
+    r"|\bpopular\s+(?:novels|copyright)|\bedition\b|\bgrosset\b",
+    re.IGNORECASE,
+)
+_OF_THE_WORK = re.compile(
+    r"[\W_]*(?:foot-?notes?|end-?notes?|notes?|index|appendix|appendices|glossary|epilogue|postscript|errata|corrigenda|addenda"
+    r"|bibliography|chapter|part|book|volume|vol|act|canto|register|anmerkungen|anhang|fu(?:ß|ss)noten|notes\s+de\s+fin|annexe"
+    r"|[íi]ndice|notas|note|apéndice|appendice|[\[{(]\s*(?:\d+|footnote)|\d+[.)\]])(?:\b|[\W_]|$)",
+    re.IGNORECASE,
+)
+"""Headings, and beginnings of notes, that belong to a work though they stand behind its end."""
+_BACK = 0.4
+"""The share of a work that its advertisements have at most."""
+
+
+def find_back_notes(text: Text, first: int, past: int) -> Notes:
+    """The transcriber's notes at a work's end, and those in brackets or a frame wherever they stand."""
+    edits: list[Edit] = []
+    doubts: list[Doubt] = []
+    done = first
+    for number in _note_lines(text, first, past):
+        if number < done:
+            continue
+        paragraph = next(paragraphs_from(text, number))
+        found = note_end(text, paragraph, past)
+        if found is None and _is_last(text, paragraph, past):
+            found = (number, past)
+        if found is None or found[0] < done:
+            doubts.append(Doubt(text.starts[number], text.starts[paragraph.past], UNSURE_TRANSCRIBERS))
+            continue
+        edits.append(text.taken_out(*found, TRANSCRIBERS))
+        done = found[1]
+    return Notes(edits, doubts)
+
+
+def _note_lines(text: Text, first: int, past: int) -> list[int]:
+    """The lines at which transcribers' notes begin paragraphs."""
+    lines = []
+    for match in re.finditer("ranscri|RANSCRI|bewerker|Transkri|trascri", text.text):
+        number = text.line_at(match.start())
+        while number > first and text.lines[number - 1].strip():
+            number -= 1
+        if number in lines[-1:] or number >= past:
+            continue
+        if is_note(next(paragraphs_from(text, number))):
+            lines.append(number)
+    return lines
+
+
+def _is_last(text: Text, paragraph: Paragraph, past: int) -> bool:
+    """Whether nothing but a note comes from a paragraph on: most of what it has speaks of the text."""
+    parts = list(paragraphs_from(text, paragraph.first))
+    rest = [part for part in parts if part.first < past]
+    if text.starts[past] - text.starts[paragraph.first] > max(0.1 * len(text.text), 3000):
+        return False
+    speaking = [part for part in rest[1:] if speaks_of_text(part)]
+    is_alone = len(rest) == 1 and len(paragraph.lines) > 1 and speaks_of_text(paragraph)
+    # an index or an advertisement behind the note would be long lines of something else
+    return is_alone or (len(speaking) >= 0.6 * (len(rest) - 1) > 0 and speaks_of_text(rest[1]))
+
+
+def find_advertisements(text: Text, first: int, past: int) -> Notes:
+    """A publisher's lists behind the last line `THE END`; the signs of it elsewhere are for a human's look."""
+    number = _last_end(text, first, past)
+    if number is None:
+        return Notes([], [])
+    rest = begins_at(text, number + 1)
+    if rest >= past or not _signs(text, rest, past):
+        return Notes([], [])
+    place = text.starts[rest]
+    if _is_advertisement(text, first, rest, past):
+        return Notes([text.taken_out(rest, past, ADVERTISEMENTS)], [])
+    return Notes([], [Doubt(place, text.starts[min(rest + 5, past)], UNSURE_ADVERTISEMENTS)])
+
+
+def _last_end(text: Text, first: int, past: int) -> int | None:
+    for number in range(past - 1, first - 1, -1):
+        if len(text.lines[number]) < 80 and _THE_END.fullmatch(text.lines[number]):
+            return number
+    return None
+
+
+def _signs(text: Text, rest: int, past: int) -> int:
+    """How many of the kinds of signs an advertisement has: prices, bindings, publishers."""
+    passage = "\n".join(text.lines[rest:past])
+    return sum(bool(kind.search(passage)) for kind in (_PRICE, _BINDING, _SELLS))
+
+
+def _is_advertisement(text: Text, first: int, rest: int, past: int) -> bool:
+    size = text.starts[past] - text.starts[rest]
+    if size > _BACK * (text.starts[past] - text.starts[first]):
+        return False
+    if any(_OF_THE_WORK.match(text.lines[number]) for number in range(rest, past)):
+        return False
+    lines = [line for line in text.lines[rest:past] if line.strip()]
+    selling = sum(bool(_PRICE.search(line) or _BINDING.search(line) or _SELLS.search(line)) for line in lines)
+    return _signs(text, rest, past) == 3 and selling >= 0.1 * len(lines)
