@@ -83,9 +83,14 @@ _LICENCE_ENDS = re.compile(
 
 
 def is_strict(paragraph: Paragraph) -> bool:
-    """Whether no author could have written a paragraph that stands at a work's edge."""
+    """Whether no author could have written a paragraph that stands at a work's edge; a header's table is such."""
+    return names_producers(paragraph) or bool(FIELD.match(paragraph.joined))
+
+
+def names_producers(paragraph: Paragraph) -> bool:
+    """Whether a paragraph speaks of Project Gutenberg, or of how the electronic text was made."""
     joined = paragraph.joined
-    return bool(NAME.search(joined) or _STRICT.search(joined) or FIELD.match(joined))
+    return bool(NAME.search(joined) or _STRICT.search(joined))
 
 
 def is_broad(joined: str) -> bool:

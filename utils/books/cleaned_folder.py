@@ -38,6 +38,7 @@ RULES = (
     "utils/books/markers.py",
     "utils/books/notes.py",
     "utils/books/paragraphs.py",
+    "utils/books/unwrap.py",
     "utils/files/text_encoding.py",
 )
 """What decides how books are cleaned: when one of these files changes, all books are cleaned anew."""

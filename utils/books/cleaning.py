@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -23,6 +23,7 @@ from utils.books.header_fields import Fields, declared_encoding, read_fields
 from utils.books.markers import HEADER, find_inner_licences, find_outside
 from utils.books.notes import find_front_notes
 from utils.books.paragraphs import begins_at
+from utils.books.unwrap import find_line_ends
 from utils.files.text_encoding import decode
 
 LINE_ENDS, BLANK_LINES = "line ends", "blank lines"
@@ -170,9 +171,8 @@ def clean_edges(passes: Passes, book: CleanedBook) -> None:
 
 
 def _clean_body(passes: Passes, unwrap: bool) -> None:
-    finders: list[Callable[[Text], list[Edit]]] = []
-    for find in finders:
-        passes.apply(find(passes.text))
+    if unwrap:
+        passes.apply(find_line_ends(passes.text))
 
 
 def _trim(passes: Passes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from utils.books.boilerplate import is_strict
+from utils.books.boilerplate import names_producers
 from utils.books.edits import Doubt, Edit, Text
 from utils.books.paragraphs import Paragraph, begins_at, paragraphs_from
 
@@ -168,9 +168,9 @@ def find_front_notes(text: Text, first: int, past: int) -> Notes:
                 continue
             edits.append(text.taken_out(*found, TRANSCRIBERS))
             done = found[1]
-        elif is_strict(paragraph) and (directly or is_credit(paragraph)):
-            edits.append(text.taken_out(paragraph.first, paragraph.past, PRODUCERS))
-        elif directly and is_credit(paragraph):
+        elif (directly and names_producers(paragraph)) or (
+            is_credit(paragraph) and (directly or names_producers(paragraph))
+        ):
             edits.append(text.taken_out(paragraph.first, paragraph.past, PRODUCERS))
         elif not _RULE.fullmatch(paragraph.joined):
             if directly and begins_like_credit(paragraph):
