@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the repository, not this file's folder
@@ -26,6 +27,7 @@ from utils.books.book_list import Book, write_books
 from utils.books.chunk_work import ChunkCounts, Cutter, books_to_cut, digest
 from utils.books.chunk_writer import CARD, ChunkWriter, is_made_from, list_sums
 from utils.books.chunking import Sizes
+from utils.books.cleaned_folder import settings_of
 from utils.books.dataset_card import dataset_card
 from utils.books.sentences import import_sentencex
 from utils.files.staged_folder import check_replaceable, recover, staged
@@ -44,11 +46,13 @@ def main(options: ChunkOptions) -> None:
     if is_made_from(options.output_dir, made_from):
         say(f"{options.output_dir} is up to date: made from these {len(books):,} books with these options")
         return
-    settings = {"chunk_target": options.chunk_target, "chunk_min": options.chunk_min}
+    cleaned = settings_of(options.input_dir, books)
+    made: list[tuple[str, dict[str, Any]]] = [("data/clean_gutenberg.py", cleaned)] if cleaned else []
+    made.append(("data/chunk_books.py", {"chunk_target": options.chunk_target, "chunk_min": options.chunk_min}))
     with staged(options.output_dir) as stage:
         kept = write_chunks(stage, books, options, made_from)
         write_books(stage, kept)
-        card = dataset_card(stage, kept, [("data/chunk_books.py", settings)], options.licence)
+        card = dataset_card(stage, kept, made, options.licence)
         (stage / CARD).write_text(card, encoding="utf-8")
         list_sums(stage)
     say(f"wrote {options.output_dir}")

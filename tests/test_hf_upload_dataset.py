@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 
+import datasets
 import pytest
 import yaml
 from pyarrow import parquet
 
+from data import chunk_books
 from tests.books.chunk_folders import BOOKS, book, make_folder, rows_of, sum_up, write_chunks
-from tests.conftest import ROOT, assert_error, command_line, run_command
+from tests.conftest import ROOT, TOKENIZER, assert_error, command_line, run_command
 from tests.formats.hub_server import TOKEN, Hub, sha256
+from utils.books.options import ChunkOptions
 from utils.export.options import UploadDatasetOptions
 from utils.hf_upload_dataset import main
 
@@ -72,7 +76,7 @@ def test_dataset_is_created_stays_and_is_replaced(hub, folder, tmp_path):
     assert hub.received == received and len(hub.repositories[REPO]["commits"]) == 2, "it was sent twice"
 
     hub.add(REPO, {**hub.files(REPO), "train.parquet": b"somebody's", "old/data-0.parquet": b"somebody's"})
-    smaller = make_folder(tmp_path / "smaller", BOOKS[:1], files=1)
+    smaller = cut_books(tmp_path)
     done = upload(hub, smaller)
     assert done.returncode == 0, done.stderr
     removed = "data-00000-of-00002.parquet, data-00001-of-00002.parquet"
@@ -80,6 +84,42 @@ def test_dataset_is_created_stays_and_is_replaced(hub, folder, tmp_path):
     others = {"train.parquet", "old/data-0.parquet"}
     assert {name: sha256 for name, sha256 in on_hub(hub).items() if name not in others} == hashes_here(smaller)
     assert others <= set(hub.files(REPO))
+    load_and_prepare(hub, tmp_path)
+
+
+STORY = "It was a dark night; the raven said nothing.\n\n"
+
+
+def cut_books(tmp_path):
+    """A folder as data/chunk_books.py makes it, of a reader's own books and licence."""
+    (tmp_path / "own").mkdir()
+    for name, repeats in (("one", 300), ("two", 500)):
+        (tmp_path / "own" / f"{name}.txt").write_text(STORY * repeats + f"The end of {name}.\n")
+    words = ["--input_dir", tmp_path / "own", "--output_dir", tmp_path / "out", "--licence", "CC-BY-4.0"]
+    assert run_command(ChunkOptions, chunk_books.main, list(map(str, words))) == 0
+    return tmp_path / "out"
+
+
+def load_and_prepare(hub, tmp_path):
+    """What is on the Hub is read by `datasets`, of the files that the card names, and prepared by its name there."""
+    back = tmp_path / "back"
+    for name, content in hub.files(REPO).items():
+        (back / name).parent.mkdir(parents=True, exist_ok=True)
+        (back / name).write_bytes(content)
+    loaded = datasets.load_dataset(str(back), split="train", cache_dir=str(tmp_path / "cache"))
+    for name in ("one", "two"):
+        text = "".join(row["text"] for row in loaded if row["source"] == f"{name}.txt")
+        assert text == (tmp_path / "own" / f"{name}.txt").read_text()
+
+    (tmp_path / "recipe.yaml").write_text("datasets: [{name: books, hub: org/books, language: en}]\n")
+    arguments = ["--config", tmp_path / "recipe.yaml", "--checkpoint_dir", TOKENIZER, "--num_workers", 1]
+    arguments += ["--destination_path", tmp_path / "data", "--max_length", 64]
+    words = command_line("prepare_data.py", *arguments)
+    environment = hub.environment(tmp_path / "home")
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=100)
+    assert done.returncode == 0, done.stderr
+    (split,) = json.loads((tmp_path / "data" / "manifest.json").read_text())["splits"]
+    assert (split["dataset"], split["documents"]) == ("books", len(loaded))
 
 
 def test_killed_halfway_and_repeated(hub, tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -229,6 +230,24 @@ def read_record(path: Path) -> dict[str, Any] | None:
             return json.loads(file.readline())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def settings_of(folder: Path, books: Sequence[Book]) -> dict[str, str]:
+    """How the books of a folder were cleaned, for a dataset's card; nothing where there is no record of any of them."""
+    used: set[tuple[str, str]] = set()
+    others = 0
+    for book in books:
+        record = read_record(record_path(folder, book.file)) or {}
+        words = record.get("made_from", "").split()
+        if len(words) == 3 and record["sha256"] == book.sha256:
+            used.add((words[2].removeprefix("unwrap=").lower(), words[1][:12]))
+        else:
+            others += 1
+    if not used:
+        return {}
+    unwrap, rules = (" and ".join(sorted(set(values))) for values in zip(*used, strict=True))
+    changed = {"books changed since": str(others)} if others else {}
+    return {"unwrap": unwrap, "version of the rules": rules, **changed}
 
 
 def _remove_stale(output_dir: Path, names: list[str]) -> None:

@@ -31,7 +31,10 @@ _HUB_NAMES = """
 """
 _HUB_LICENCES = frozenset(_HUB_NAMES.split())
 _LINKS = {"public-domain-in-the-usa": "https://www.gutenberg.org/policy/permission.html"}
-_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+_SIZES = (
+    *((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M")),
+    *((10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B")),
+)
 
 _GUTENBERG = """
 Project Gutenberg is a registered trademark of the Project Gutenberg Literary Archive Foundation. Its licence text,
@@ -121,9 +124,9 @@ def _front_matter(files: ChunkFiles, books: Sequence[Book], licence: str | None)
         **_licence_metadata(licence),
         **({"language": codes} if codes else {}),
         "pretty_name": _name(books),
-        "size_categories": [next((name for limit, name in _SIZES if files.chunks < limit), "n>10M")],
+        "size_categories": [next((name for limit, name in _SIZES if files.chunks < limit), "other")],
         "task_categories": ["text-generation"],
-        "tags": ["books", *(["project-gutenberg"] if _of_gutenberg(books) else [])],
+        "tags": ["books"],
         "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": CHUNK_FILES}]}],
         "dataset_info": dataset_info(files),
     }
@@ -230,7 +233,7 @@ def _licences(books: Sequence[Book], licence: str | None) -> str:
     rows = [(shown(name) or "not known", f"{number:,}") for name, number in sorted(number_of.items())]
     text = _table(("Licence, as the source says it", "Books"), rows)
     if licence:
-        text = f"The dataset is published under this licence: {shown(licence)}.\n\n{text}"
+        text = f"The dataset is published under this licence: {shown(licence).rstrip('.')}.\n\n{text}"
     return f"{text}\n{_GUTENBERG.rstrip()}" if _of_gutenberg(books) else text
 
 
@@ -238,7 +241,7 @@ def _works(books: Sequence[Book], files: ChunkFiles) -> str:
     rows = []
     for book in books:
         number = "" if book.number is None else str(book.number)
-        words = (number, *map(shown, (book.title or book.file, book.authors, book.language, book.licence)))
+        words = (number, *map(shown, (book.title.strip() or book.file, book.authors, book.language, book.licence)))
         rows.append((*words, _address(book.address), f"{files.by_source[book.file].chunks:,}"))
     return _table(("Number", "Title", "Authors", "Language", "Licence", "Address", "Chunks"), rows)
 
