@@ -20,9 +20,12 @@ from utils.books.boilerplate import NAME
 from utils.books.contents import find_contents
 from utils.books.edits import Doubt, Edit, Text, applied
 from utils.books.header_fields import Fields, declared_encoding, read_fields
+from utils.books.illustrations import find_illustrations
 from utils.books.markers import HEADER, find_inner_licences, find_outside
 from utils.books.notes import find_front_notes
+from utils.books.page_marks import find_page_marks
 from utils.books.paragraphs import begins_at
+from utils.books.typography_marks import find_typography_marks
 from utils.books.unwrap import find_line_ends
 from utils.files.text_encoding import decode
 
@@ -171,6 +174,8 @@ def clean_edges(passes: Passes, book: CleanedBook) -> None:
 
 
 def _clean_body(passes: Passes, unwrap: bool) -> None:
+    for find in (find_page_marks, find_illustrations, find_typography_marks):
+        passes.apply(*find(passes.text))
     if unwrap:
         passes.apply(find_line_ends(passes.text))
 

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 from utils.books.edits import Edit, Text
 
-JOINED = "line end"
-SYLLABLE = "hyphen of a line's end"
+JOINED, SYLLABLE = "hard line breaks", "hyphens at line ends"
 
 _STRETCH = 120
 """Breaks by which a width is found: a few pages."""

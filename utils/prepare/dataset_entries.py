@@ -22,9 +22,9 @@ from utils.prepare.named_splits import parse_split
 TEXT = "text"  # the converter of plain text and of transcribed dialogue
 KEYS = (
     *("name", "path", "hub", "revision", "subset", "split", "converter", "mapping", "filter", "without"),
-    *("join_field", "language", "group"),
+    *("language", "group"),
 )
-_TEXTS = ("name", "path", "hub", "revision", "subset", "split", "converter", "join_field", "language", "group")
+_TEXTS = ("name", "path", "hub", "revision", "subset", "split", "converter", "language", "group")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,6 @@ class DatasetEntry:
     revision: str = ""
     subset: str = ""
     split: str = ""
-    join_field: str = ""
     language: str = ""
     group: str = ""
     commit: str = ""  # what the revision is, once the files are here
@@ -157,9 +156,9 @@ def _problems_of_hub(repo_id: str, revision: str) -> list[str]:
 
 
 def _problems_of_text(values: Mapping[str, Any]) -> list[str]:
-    """What is asked of plain text that only chats have, or of chats that only plain text has."""
+    """What is asked of plain text that only chats have."""
     if (values.get("converter") or TEXT) != TEXT:
-        return ["join_field is of plain text, and a converter makes chats"] if values.get("join_field") else []
+        return []
     problems = [
         f"{key} needs a converter of chats; this one is plain text" for key in ("filter", "without") if values.get(key)
     ]

@@ -17,7 +17,6 @@ from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN, split_name
 from utils.data.shards import shard_name
-from utils.prepare.book_folders import BOOKS, NOT_BOOKS, has_books, is_of_reports
 from utils.prepare.chat.conversation import Converter
 from utils.prepare.dataset_cards import CARD, files_held_out
 from utils.prepare.dataset_entries import DatasetEntry
@@ -95,8 +94,6 @@ def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]
             fact[f"{file.unit}s"] = list(file.span)  # those that were read
         if file.text_field:
             fact["text_field"] = file.text_field
-        if file.join_field:
-            fact["join_field"] = file.join_field
         facts.append(fact)
     return facts
 
@@ -132,7 +129,6 @@ class _Folder(NamedTuple):
     names: set[str]
     hidden: frozenset[str] = frozenset()
     prefix: str = ""  # what the names of its files begin with
-    has_books: bool = False  # whether a list names its files as books, which have titles
 
     @property
     def path(self) -> Path:
@@ -175,7 +171,6 @@ def find_sources(
         folders = _listed(source_path, what)
     else:
         folders = _matching(source_path, what)
-    folders = _without_book_lists(folders, log)
     reader = _FolderReader(folders, options)
     found: dict[tuple[str, str], list[CorpusFile]] = {}
     held_out: dict[str, Counter[str]] = {}
@@ -199,16 +194,6 @@ def find_sources(
         raise DataError(f"{source_path} holds no conversation and no other text: no folder in it has a {kinds}")
     sources = [Source(dataset, split, tuple(files)) for (dataset, split), files in found.items()]
     return sorted(sources, key=lambda source: (source.dataset, source.split != TRAIN))
-
-
-def _without_book_lists(folders: list[_Folder], log: Callable[[str], None]) -> list[_Folder]:
-    """The folders without lists of books and reports about them, which are named as what they are."""
-    read = [folder for folder in folders if not is_of_reports(folder.path)]
-    of_books = {folder.path for folder in read if has_books(folder.path)}
-    if of_books:
-        log(NOT_BOOKS)
-    without_lists = (folder._replace(names=folder.names - {BOOKS}, has_books=True) for folder in read)
-    return [new if new.path in of_books else old for old, new in zip(read, without_lists, strict=True)]
 
 
 def _held_out_line(dataset: str, for_training: int, reasons: Counter[str]) -> str:
@@ -272,8 +257,7 @@ class _FolderReader:
 
     def held_out_by(self, folder: _Folder, file: CorpusFile) -> str:
         """What says that a file is held out; empty for one to train on."""
-        is_book = folder.has_books and file.format == PLAIN  # whose title may have the word test
-        if reason := held_out_by(folder.in_top("book.txt" if is_book else file.path.name), file.format == PLAIN):
+        if reason := held_out_by(folder.in_top(file.path.name), file.format == PLAIN):
             return reason
         if card := self._by_card.get(file.path):
             return card

@@ -1,0 +1,62 @@
+"""How a text closes where lines of it are taken out: a sentence goes on, a paragraph's end stays one."""
+
+from __future__ import annotations
+
+from utils.books.edits import Edit, Text
+
+_ENDINGS = frozenset(".!?:;…。！？\"”»’')]_*")
+
+_FULL = 40
+"""Characters that lines of prose have at least where they are broken by the page's end."""
+
+
+def is_amid_sentence(text: Text, first: int, past: int) -> bool:
+    """Whether the lines [first, past) stand amid a sentence: full lines are about them, the first without an end and
+    the second with a small letter."""
+    before, after = _line_before(text, first), _line_after(text, past)
+    if before < 0 or after == len(text.lines):
+        return False
+    if min(len(text.lines[before]), len(text.lines[after])) < _FULL:
+        return False
+    last, following = text.lines[before].rstrip()[-1], text.lines[after].lstrip("\f _\"'“‘«„")[:1]
+    return last not in _ENDINGS and following.islower()
+
+
+def closed(text: Text, first: int, past: int, reason: str) -> Edit:
+    """Takes out the lines [first, past) and the blank lines beside them that are there for them."""
+    before, after = _line_before(text, first), _line_after(text, past)
+    if is_amid_sentence(text, first, past):
+        end_before = text.starts[before] + len(text.lines[before].rstrip())
+        return Edit(end_before, text.starts[after], reason, "\n")
+    fewer, more = sorted((first - before - 1, after - past))
+    # a mark has a blank line of its own on either side; the other ones are of a paragraph's or chapter's end
+    kept = more - 1 if fewer == 1 and more > 1 else more
+    # the blank lines that stay are the first ones before the mark
+    begin = min(before + 1 + kept, first)
+    end = min(text.starts[after], len(text.text))
+    return Edit(text.starts[begin], end, reason, "\n" * (before + 1 + kept - begin))
+
+
+def removed_inline(text: str, begin: int, end: int, reason: str) -> Edit:
+    """Takes out the characters [begin, end) of a line, and one of the blanks on both sides."""
+    is_open = begin == 0 or text[begin - 1] in " \n"
+    if is_open and text[end : end + 1] == " ":
+        return Edit(begin, end + 1, reason)
+    if begin and text[begin - 1] == " " and text[end : end + 1] in ("", "\n"):
+        return Edit(begin - 1, end, reason)
+    return Edit(begin, end, reason)
+
+
+def _line_before(text: Text, i: int) -> int:
+    """The last line before line `i` that is not blank; -1 if none is."""
+    i -= 1
+    while i >= 0 and not text.lines[i].strip():
+        i -= 1
+    return i
+
+
+def _line_after(text: Text, i: int) -> int:
+    """The first line from line `i` on that is not blank; the number of lines if none is."""
+    while i < len(text.lines) and not text.lines[i].strip():
+        i += 1
+    return i
