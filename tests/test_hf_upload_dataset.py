@@ -225,6 +225,8 @@ CASES = [
     (without("data-00001-of-00002.parquet"), 65, ("data-00001-of-00002.parquet is missing",)),
     (without("README.md"), 2, ("no README.md", "data/chunk_books.py writes it")),
     (without("books.csv"), 2, ("no books.csv", "data/chunk_books.py writes it")),
+    (without("SHA256SUMS"), 2, ("no SHA256SUMS", "data/chunk_books.py writes it")),
+    (lambda folder: (folder / "data-2.parquet").write_bytes(b""), 65, ("data-2.parquet is not in SHA256SUMS",)),
     (with_link, 2, ("data-00001-of-00002.parquet is a link", "put the file in its place")),
     (with_more_rows, 65, ("README.md", "num_examples: 18", "num_examples: 21", "writes it anew")),
     (with_other_book, 65, ("chunks of 'foreign.txt', which books.csv does not list",)),

@@ -16,8 +16,8 @@ from utils.books.chunk_files import CHUNK_FILES, ChunkFiles, read_chunk_files
 from utils.books.dataset_card import counts_of_all, dataset_info, difference
 from utils.prepare.dataset_cards import CARD, configs_of, read_metadata, splits_of_subset
 
-NEEDED = (CHUNK_FILES, CARD, BOOKS)
-SENT = (*NEEDED, SUMS, "LICENSE*", "LICENCE*", "NOTICE*")
+NEEDED = (CHUNK_FILES, CARD, BOOKS, SUMS)
+SENT = (*NEEDED, "LICENSE*", "LICENCE*", "NOTICE*")
 _UNFILLED = "[More Information Needed]"  # what the Hub's own template for cards has where something is to be said
 _AGAIN = "data/chunk_books.py writes it anew"
 
@@ -28,12 +28,15 @@ def is_whole(folder: Path, names: Sequence[str]) -> bool:
     All Parquet files are read in full. `names` are those to send.
     """
     for path in folder.iterdir():
-        if path.is_symlink() and matches(path.name, (*NEEDED, SUMS)):
+        if path.is_symlink() and matches(path.name, NEEDED):
             raise UserError(f"{path} is a link, and links are not sent: put the file in its place")
-    for name in (CARD, BOOKS):
+    for name in NEEDED[1:]:
         if name not in names:
             raise UserError(f"{folder} has no {name}: data/chunk_books.py writes it, beside the {CHUNK_FILES}")
     listed = expected(folder, lambda name: matches(name, SENT) and name != SUMS)
+    for path, sha256, *_ in listed:
+        if sha256 is None and matches(path.name, (CHUNK_FILES, BOOKS)):
+            raise DataError(f"{path} is not in {SUMS}; cut the books again with data/chunk_books.py")
     with Check(file for file in listed if file.sha256):
         files = read_chunk_files(folder, [name for name in names if matches(name, (CHUNK_FILES,))])
         books = read_books(folder)
