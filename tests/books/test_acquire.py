@@ -20,12 +20,14 @@ from pathlib import Path
 import pytest
 
 from data.acquire_gutenberg import main
+from lit_gpt.errors import DataError
 from tests import conftest, warm_start
 from tests.books import gutendex_server as faults
 from tests.books.gutendex_server import Gutendex
 from utils import cli
 from utils.books import downloads, polite_client
 from utils.books.book_list import BOOKS, read_books, write_books
+from utils.books.gutendex import next_address
 from utils.books.options import AcquireOptions
 from utils.books.text_formats import book_text
 
@@ -337,6 +339,37 @@ def test_pages_that_lead_elsewhere_or_in_a_circle_are_refused(
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
     assert numbers(tmp_path) == [1, 2]  # what came before is kept
+
+
+def test_a_link_to_the_next_page_stays_with_the_server_and_its_scheme() -> None:
+    here = "https://gutendex.com/books/?topic=horror"
+    expected = "https://gutendex.com/books/?page=2&topic=horror"
+    assert next_address("http://gutendex.com/books/?page=2&topic=horror", here) == expected
+    assert next_address("?page=2&topic=horror", here) == expected
+    for link in (
+        "https://gutendex.com:8000/books/?page=2",
+        "https://gutendex.com.invalid/",
+        "https://me:x@gutendex.com/",
+    ):
+        with pytest.raises(DataError, match="leads to another server"):
+            next_address(link, here)
+
+
+def test_a_book_that_is_on_two_pages_counts_once(server: Gutendex, tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        server.add(number, f"Book {number}")
+    pages = [page(server, 4, "/books/?page=2", 1, 2), page(server, 4, None, 2, 3)]
+    server.faults["/books/"] = [faults.body(one, "application/json") for one in pages]
+    assert acquire(server, tmp_path, "--topic", "horror", "--num_records", 3) == 0
+    assert numbers(tmp_path) == [1, 2, 3]
+
+
+def test_what_a_killed_call_was_writing_goes_and_hidden_files_of_others_stay(server: Gutendex, tmp_path: Path) -> None:
+    server.add(84, "Frankenstein")
+    for name in (".7 - Shelley, Mary - Other.txt.tmp", ".books.csv.tmp", ".mine.txt.tmp"):
+        (tmp_path / name).touch()
+    assert acquire(server, tmp_path) == 0
+    assert set(content(tmp_path)) == {FRANKENSTEIN, BOOKS, ".mine.txt.tmp"}
 
 
 def test_results_that_run_out_early_end_the_search(server: Gutendex, tmp_path: Path) -> None:

@@ -92,12 +92,12 @@ def _pages(address: str | None, client: PoliteClient) -> Iterator[Page]:
             raise DataError(f"{answer.address} has the same books as a page before it")
         lists.add(numbers)
         yield page
-        address = page.next and _next_address(page.next, answer.address)
+        address = page.next and next_address(page.next, answer.address)
         if address in seen:
             raise DataError(f"{answer.address} leads back to {address}")
 
 
-def _next_address(link: str, page: str) -> str:
+def next_address(link: str, page: str) -> str:
     """A page's link to the next one, on the same server; one behind a proxy may take itself for http where it is https.
 
     Raises a DataError for a link that leads elsewhere.
