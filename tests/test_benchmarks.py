@@ -255,20 +255,34 @@ def test_split_text_keeps_every_document(tmp_path, source):
 # Measuring
 
 
-def test_memory_is_that_of_all_processes_and_time_that_of_the_last(tmp_path):
+def test_memory_is_that_of_all_processes_and_time_that_of_the_last(tmp_path, monkeypatch):
+    held, enough, look = tmp_path / "held", tmp_path / "enough", prepare.session_memory
+    held.mkdir()
     grow = f"""
 import os, time; from pathlib import Path
-held = bytearray(b"x") * 100_000_000
-Path({str(tmp_path)!r}, str(os.getpid())).touch()
-while len(os.listdir({str(tmp_path)!r})) < 2:  # one may start far later than the other
+memory = bytearray(b"x") * 100_000_000
+Path({str(held)!r}, str(os.getpid())).touch()
+while not Path({str(enough)!r}).exists():
     time.sleep(0.01)
-time.sleep(1)
 """
+    ended = []
+
+    def look_once_more(session):
+        """Lets the processes end after a look at which both held their memory."""
+        is_held = len(list(held.iterdir())) == 2
+        found = look(session)
+        if is_held and not ended:
+            ended.append(time.perf_counter())
+            enough.touch()
+        return found
+
+    monkeypatch.setattr(prepare, "session_memory", look_once_more)
     start = f"[subprocess.Popen([sys.executable, '-c', {grow!r}]) for _ in range(2)]"
     program = f"import subprocess, sys; [process.wait() for process in {start}]"
     began = time.perf_counter()
     seconds, peak, _ = prepare.measure([sys.executable, "-c", program])
-    assert 1 < seconds <= time.perf_counter() - began
+    # began <= the start that is measured <= the processes' ends <= the end that is measured <= now
+    assert 0 < seconds <= time.perf_counter() - began and began < ended[0] <= time.perf_counter()
     assert 200e6 < peak < 260e6, peak
 
 

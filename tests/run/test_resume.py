@@ -9,13 +9,13 @@ import shutil
 import signal
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests import warm_start
 from tests.conftest import ROOT, TINY_MODEL, assert_error, run
+from tests.run.paused_training import paused_training, steps_made
 
 
 def losses(run_dir: Path) -> list[tuple[str, ...]]:
@@ -26,43 +26,22 @@ def losses(run_dir: Path) -> list[tuple[str, ...]]:
     return [tuple(row[column] for column in columns) for row in rows]  # a dataset's are since the last save
 
 
-def steps_made(run_dir: Path) -> int:
-    path = run_dir / "metrics.csv"
-    return path.read_text().count(",train,,") if path.is_file() else 0
-
-
 def start_and_signal(arguments: list[object], run_dir: Path, after: int, number: int, processes: int = 1) -> int:
-    """Starts a training, sends a signal to all its processes once `after` steps are made; their exit code.
-
-    A training that was faster than the signal is begun again, up to five times, from what it found.
-    """
+    """Starts a training, sends a signal to all its processes once `after` steps are made; their exit code."""
     words = [ROOT / "pretrain.py", *map(str, arguments), "--out_dir", str(run_dir)]
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder, "run")
-        if run_dir.is_dir():
-            shutil.copytree(run_dir, found)
-        for _ in range(5):
-            codes = start_and_signal_once(words, run_dir, after, number, processes)
-            if 0 not in codes:
-                break
-            shutil.rmtree(run_dir)
-            if found.is_dir():
-                shutil.copytree(found, run_dir)
-    [code] = codes
-    return code
-
-
-def start_and_signal_once(words: list[object], run_dir: Path, after: int, number: int, processes: int) -> set[int]:
-    started = warm_start.start(warm_start.program, words, processes)
-    deadline = time.monotonic() + 600
-    while steps_made(run_dir) < after and started[0].is_alive():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    for process in started:
-        with suppress(ProcessLookupError):  # ended already
+        signalled = Path(folder, "signalled")
+        started = warm_start.start(paused_training, [after, run_dir, signalled, *words], processes)
+        deadline = time.monotonic() + 600
+        while steps_made(run_dir) < after:
+            assert started[0].is_alive() and time.monotonic() < deadline
+            time.sleep(0.01)
+        for process in started:
             os.kill(process.pid, number)
-    assert not warm_start.join(started, 300)
-    return {process.exitcode for process in started}
+        signalled.touch()
+        assert not warm_start.join(started, 600)
+    [code] = {process.exitcode for process in started}
+    return code
 
 
 def batch(processes: int, samples: int = 12) -> list[object]:

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_gpt.errors import UserError
 from tests.conftest import command_line
-from tests.run.test_resume import steps_made
+from tests.run.paused_training import steps_made
 from utils.train import loggers
 from utils.train.loggers import check_logger, open_logger
 

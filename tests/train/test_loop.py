@@ -86,19 +86,38 @@ def test_a_training_that_failed_waits_for_its_checkpoint_before_it_says_so(monke
     assert writer.waited and caught.value.on_every_process
 
 
+TORCH = """
+import importlib, pathlib, sys, time
+
+folder = pathlib.Path(__file__).parents[1]
+(folder / "importing").touch()
+while not (folder / "signalled").exists():
+    try:
+        time.sleep(0.01)
+    except BaseException:  # as packages do
+        pass
+sys.path.remove(str(folder))
+del sys.modules["torch"]
+importlib.import_module("torch")
+"""
+"""A package that stands before torch: waits for the signal and catches everything, then imports the real one."""
+
+
 def signalled_during_imports(folder: Path, number: signal.Signals) -> tuple[int, str]:
     """The exit code and stderr of a pretrain.py that gets a signal while torch is being imported."""
     arguments = ["--data_dir", folder, "--checkpoint_dir", folder, "--out_dir", folder / "run"]
-    started = subprocess.Popen(
-        [sys.executable, ROOT / "pretrain.py", *map(str, arguments)], stderr=subprocess.PIPE, text=True
-    )
-    maps = Path(f"/proc/{started.pid}/maps")
-    deadline = time.monotonic() + 120
-    while "libtorch" not in maps.read_text():  # torch is being imported
+    (folder / "torch").mkdir()
+    (folder / "torch" / "__init__.py").write_text(TORCH)
+    words = [sys.executable, ROOT / "pretrain.py", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    started = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 600
+    while not (folder / "importing").exists():
         assert started.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(started.pid, number)
-    _, stderr = started.communicate(timeout=300)
+    (folder / "signalled").touch()
+    _, stderr = started.communicate(timeout=600)
     return started.returncode, stderr
 
 

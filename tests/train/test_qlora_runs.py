@@ -11,13 +11,10 @@ import pytest
 
 from tests import warm_start
 from tests.conftest import ROOT, run
+from tests.run.paused_training import paused_training, steps_made
 from tests.train.test_training import rows_of
 
 QLORA = ("--quantize", "bnb.nf4", "--lora_dropout", 0, "--micro_batch_size", 2)
-
-
-def steps_made(run_dir: Path) -> int:
-    return len(rows_of(run_dir, "train")) if (run_dir / "metrics.csv").is_file() else 0
 
 
 def test_a_killed_run_goes_on_with_any_number_of_processes(lora_arguments: list[object], tmp_path: Path) -> None:
@@ -26,7 +23,7 @@ def test_a_killed_run_goes_on_with_any_number_of_processes(lora_arguments: list[
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     run("pretrain.py", *arguments, "--batch_size", 8, "--out_dir", whole)
     command = [ROOT / "pretrain.py", *map(str, [*arguments, "--batch_size", 4, "--out_dir", run_dir])]
-    started = warm_start.start(warm_start.program, command, 2)
+    started = warm_start.start(paused_training, [4, run_dir, tmp_path / "signalled", *command], 2)
     while steps_made(run_dir) < 4 and all(process.exitcode is None for process in started):
         time.sleep(0.01)
     for process in started:
