@@ -86,7 +86,8 @@ def find_form(
     battery: list[Case],
 ) -> tuple[Form, tuple[str, ...]]:
     """The Modelfile's form, with what a user has to know of who serves a chat; and the flags of `Served`."""
-    form = with_answers(form_of(model.folder), options.system, options.stop, options.sampling())
+    answers = (options.system, options.stop, options.sampling(), options.repetition_window)
+    form = with_answers(form_of(model.folder), *answers)
     if template is None:
         return form, ()
     served = compare_chats(llama, source, template, battery, reference.chats)

@@ -109,6 +109,8 @@ class TextModel:
             if seen is not None:
                 seen = seen[prompt_of_row]
         while True:
+            if seen is not None and sampling.repetition_window:
+                seen = self._marked([row.text.ids[-sampling.repetition_window :] for row in rows])
             tokens = choose(logits, seen, sampling, [row.generator for row in rows])
             for row, token in zip(rows, tokens, strict=True):
                 if piece := row.push(token, ends):
@@ -142,12 +144,14 @@ class TextModel:
 
     def _seen(self, prompts: Sequence[list[int]], sampling: Sampling) -> Tensor | None:
         """bool [prompts, vocabulary]: the tokens of each prompt; None if nobody asks."""
-        if sampling.repetition_penalty == 1:
-            return None
-        seen = torch.zeros(len(prompts), self._vocab_size, dtype=torch.bool, device=self.device)
-        for row, ids in zip(seen, prompts, strict=True):
+        return None if sampling.repetition_penalty == 1 else self._marked(prompts)
+
+    def _marked(self, texts: Sequence[list[int]]) -> Tensor:
+        """bool [texts, vocabulary]: the tokens of each text."""
+        marked = torch.zeros(len(texts), self._vocab_size, dtype=torch.bool, device=self.device)
+        for row, ids in zip(marked, texts, strict=True):
             row[ids] = True
-        return seen
+        return marked
 
     def _prefill(self, prompts: Sequence[list[int]], rows: int, positions: int) -> Tensor:
         """[prompts, vocabulary], the logits after each prompt; makes room for `rows` of `positions`."""
@@ -227,31 +231,31 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, prompt: list[int], shown: Mapping[int, str] | None = None) -> None:
         self._tokenizer = tokenizer
         self._names = shown or {}
-        self._ids = list(prompt)
+        self.ids = list(prompt)
         # decoding begins with the piece shown last: spaces depend on it, and there no character is cut in two
         self._start, self._shown = 0, len(prompt)
 
     def push(self, token: int) -> str:
         if token in self._names:
             text = self.rest() + self._names[token]
-            self._ids.append(token)
-            self._start, self._shown = self._shown, len(self._ids)
+            self.ids.append(token)
+            self._start, self._shown = self._shown, len(self.ids)
             return text
-        self._ids.append(token)
+        self.ids.append(token)
         text = self._unshown()
         if text.endswith("\ufffd"):  # what the bytes of half a character decode to
             return ""
-        self._start, self._shown = self._shown, len(self._ids)
+        self._start, self._shown = self._shown, len(self.ids)
         return text
 
     def rest(self) -> str:
         text = self._unshown()
-        self._shown = len(self._ids)
+        self._shown = len(self.ids)
         return text
 
     def _unshown(self) -> str:
-        shown = self._tokenizer.decode(self._ids[self._start : self._shown])
-        return self._tokenizer.decode(self._ids[self._start :])[len(shown) :]
+        shown = self._tokenizer.decode(self.ids[self._start : self._shown])
+        return self._tokenizer.decode(self.ids[self._start :])[len(shown) :]
 
 
 class UpTo:
@@ -290,6 +294,11 @@ class Continuation:
         self._stream = TextStream(tokenizer, prompt, shown)
         self._text = UpTo(stop)
         self.ended = False
+
+    @property
+    def ids(self) -> list[int]:
+        """The prompt's tokens and those of the continuation so far."""
+        return self._stream.ids
 
     def push(self, token: int) -> str:
         """The text that is decided by `token`; `ended` says whether it is the last."""

@@ -20,6 +20,8 @@ class Sampling:
     """Choose among the likeliest tokens that together have this probability."""
     repetition_penalty: float = 1.0
     """Above 1 the tokens of the prompt and of the continuation so far become less likely to come again."""
+    repetition_window: int | None = None
+    """How many of the last tokens --repetition_penalty looks at. Default: all."""
     stop: tuple[str, ...] = ()
     """Texts at which a continuation ends; what is found is left out."""
     seed: int = 1234
@@ -39,6 +41,8 @@ class Sampling:
             problems.append(f"--top_p must be above 0 and at most 1, not {self.top_p}")
         if not 0 < self.repetition_penalty < math.inf:
             problems.append(f"--repetition_penalty must be above 0 (1: none), not {self.repetition_penalty}")
+        if self.repetition_window is not None and self.repetition_window < 1:
+            problems.append(f"--repetition_window must be 1 or more, not {self.repetition_window}")
         if "" in self.stop:
             problems.append("--stop: an empty text is found everywhere")
         if not 0 <= self.seed < 2**62:

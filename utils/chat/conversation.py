@@ -92,8 +92,9 @@ class Conversation:
     @property
     def said(self) -> list[Message]:
         """All messages with the last question and its answer, as far as it came."""
-        answer: Message = {"role": "assistant", "content": self._answer.strip()}
-        if self.speaker.form.template:
+        form = self.speaker.form
+        answer: Message = {"role": "assistant", "content": self._answer if form.keeps_blanks else self._answer.strip()}
+        if form.template:
             answer = message_of(self._answer, self._prompt.text)
         return [*self.messages, *self._asked, answer]
 

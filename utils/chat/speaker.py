@@ -38,7 +38,9 @@ class Form:
     names: tuple[str, str] = ("> ", "")
     """What is shown before a question and before an answer."""
     template: ChatTemplate | None = None
-    """None: turns of a dialogue, which is text."""
+    """None: turns of a dialogue, or a text to go on with."""
+    keeps_blanks: bool = False
+    """Whether the blanks around an answer are part of it, as where it goes on with a text."""
 
 
 class Speaker(Protocol):
@@ -151,6 +153,17 @@ def dialogue(messages: list[Message], user: str, bot: str) -> str:
     return text + bot
 
 
+def text_form() -> Form:
+    """The form of a text, which each answer goes on with, and whoever asks after it."""
+
+    def render(messages: list[Message], _: Tools | None) -> str:
+        if any(message["role"] not in ("user", "assistant") for message in messages):
+            raise UserError("a text to go on with (--template text) has no messages of other roles than user, assistant")
+        return "".join(message["content"] for message in messages)
+
+    return Form(render, keeps_blanks=True)
+
+
 def choose_form(options: ChatOptions, has_template: bool, make_template: Callable[[], ChatTemplate]) -> Form:
     """The form that --template asks for; a UserError for options that it has no use for."""
     if options.template == "chat" or (options.template == "auto" and has_template):
@@ -158,6 +171,8 @@ def choose_form(options: ChatOptions, has_template: bool, make_template: Callabl
     for name in ("system", "tools"):
         if getattr(options, name) is not None:
             raise UserError(f"--{name} needs a chat template, and this conversation has none")
+    if options.template == "text":
+        return text_form()
     return dialogue_form(options.user_name, options.bot_name)
 
 

@@ -159,7 +159,11 @@ def dialogue_turns(user: str, model: str) -> Turns:
 
 
 def with_answers(
-    form: Form, system: str | None, stops: Sequence[str] = (), sampling: Mapping[str, float] | None = None
+    form: Form,
+    system: str | None,
+    stops: Sequence[str] = (),
+    sampling: Mapping[str, float] | None = None,
+    repetition_window: int | None = None,
 ) -> Form:
     """`form` with the recipe's system message, further stops and sampling.
 
@@ -167,8 +171,9 @@ def with_answers(
         UserError: for a system message that the model was not trained to be given.
     """
     parameters = [(PARAMETERS[name], value) for name, value in (sampling or {}).items()]
-    if "repeat_penalty" in dict(parameters):
-        parameters.append(("repeat_last_n", -1))  # of all tokens, as here; Ollama's default is the last 64
+    if repetition_window or "repeat_penalty" in dict(parameters):
+        # without a window of all tokens, as here; Ollama's default is the last 64
+        parameters.append(("repeat_last_n", repetition_window or -1))
     form = form._replace(stops=tuple(dict.fromkeys((*form.stops, *stops))), parameters=tuple(parameters))
     return form if system is None else _with_system(form, system)
 

@@ -212,11 +212,13 @@ class QuantizeOptions(Answers):
     """What the Modelfile gives as system message where a chat has none. Default: the recipe's chat.system, if any."""
     stop: tuple[str, ...] = ()
     """Texts at which an answer ends, beside what was trained to end it. Default: the recipe's chat.stop."""
+    repetition_window: int | None = None
+    """How many of the last tokens --repetition_penalty looks at. Default: the recipe's chat.repetition_window, or all."""
     debug: bool = False
     """Show tracebacks."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Sampling(**self.sampling(), repetition_window=self.repetition_window)  # a UserError for what cannot be
         methods = tuple(dict.fromkeys(method.lower() for method in self.methods))
         object.__setattr__(self, "methods", methods)
         problems = [f"--methods {name} is none of {' '.join(GGUF_TYPES)}" for name in methods if name not in GGUF_TYPES]

@@ -73,7 +73,13 @@ SECTIONS = {
     "quantize": Section(
         "utils/quantize_gguf.py",
         "output_dir",
-        {"model_dir": ("convert.output_dir",), "system": ("chat.system",), "stop": ("chat.stop",), **_ANSWERS},
+        {
+            "model_dir": ("convert.output_dir",),
+            "system": ("chat.system",),
+            "stop": ("chat.stop",),
+            "repetition_window": ("chat.repetition_window",),
+            **_ANSWERS,
+        },
     ),
     "chat": Section("lit_gpt/chat/base.py", "answers", {"model": ("pretrain.out_dir", "convert_hf.checkpoint_dir")}),
 }

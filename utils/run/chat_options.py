@@ -28,8 +28,9 @@ class ChatOptions(ModelOptions):
     "prompt", or with "messages" (and "tools"), up to the last question."""
     answers: Path | None = None
     """File to write with --once: a JSON object a line, "messages" with the answer, "model", and "ended_by_itself"."""
-    template: Literal["auto", "dialogue", "chat"] = "auto"
-    """dialogue: turns as [speaker001:]; chat: the model's chat template; auto: the template if there is one."""
+    template: Literal["auto", "dialogue", "chat", "text"] = "auto"
+    """dialogue: turns as [speaker001:]; chat: the model's chat template; text: what you write is gone on with, as a
+    text; auto: the template if there is one, else dialogue."""
     user_name: str = "speaker001"
     """How your turns begin: [speaker001:]"""
     bot_name: str = "speaker002"
@@ -49,6 +50,8 @@ class ChatOptions(ModelOptions):
     repetition_penalty: float | None = None
     """Above 1 the tokens of the prompt and of the answer so far become less likely to come again. Default: likewise,
     else 1."""
+    repetition_window: int | None = None
+    """How many of the last tokens --repetition_penalty looks at. Default: all."""
     llama_cpp_dir: Path | None = None
     """For GGUF files: where llama.cpp is. Default: where utils/install_llama_cpp.py puts it."""
 
@@ -68,4 +71,5 @@ class ChatOptions(ModelOptions):
     def sampling(self, own: Mapping[str, float | int]) -> Sampling:
         """How answers are sampled: as given, else by the model's `own` values, else by defaults."""
         given = {name: getattr(self, name) for name in SERVED if getattr(self, name) is not None}
-        return Sampling(**{"max_new_tokens": 256, **own, **given}, stop=self.stop, seed=self.seed)
+        others = {"repetition_window": self.repetition_window, "stop": self.stop, "seed": self.seed}
+        return Sampling(**{"max_new_tokens": 256, **own, **given, **others})

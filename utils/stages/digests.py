@@ -103,6 +103,8 @@ def result_digest(recipe: Recipe, name: str) -> str | None:
     path = recipe.result(name)
     if path is None or not path.exists():
         return None
+    if name in OF_BOOKS:
+        return _of_books(path)
     if name == "prepare":
         return _of_data(path)
     if name == "pretrain":
@@ -123,6 +125,19 @@ def result_digest(recipe: Recipe, name: str) -> str | None:
     if name == "download" and options.get("convert", True) and options.get("weights", True):
         return _with_weights(path)
     return _model_files(path, without=OF_LITGPT)
+
+
+def _of_books(folder: Path) -> str | None:
+    """The digest of a folder of books, or of their chunks: of all but its card and its reports, which people edit.
+
+    It is whole if it has its list, which is written last, and each book that is listed.
+    """
+    try:
+        missing = [book.file for book in read_books(folder) if not (folder / book.file).is_file()]
+    except (DataError, FileNotFoundError):
+        return None
+    files = [file for file in folder.iterdir() if file.suffix in BOOK_FILES and not file.name.startswith(".")]
+    return None if missing else _digest(folder, [file for file in files if file.is_file()])
 
 
 def _of_data(folder: Path) -> str | None:
