@@ -117,6 +117,8 @@ def test_the_recipes_chat_is_in_the_modelfile(tmp_path, go):
     assert numbers == {"temperature": ["0.2"], "top_k": ["5"], "top_p": ["0.9"], "num_predict": ["1536"]}
     assert commands["PARAMETER repeat_penalty"] == ["1.15"] and commands["PARAMETER repeat_last_n"] == ["-1"]
 
+    windowed = modelfile("m.gguf", with_answers(form, None, (), SAMPLED, 256), 64, None)
+    assert parse(windowed)["PARAMETER repeat_last_n"] == ["256"]
     served = with_answers(form, "Sois bref\u00a0! 👩\u200d💻")
     assert "SYSTEM" not in parse(modelfile("m.gguf", served, 64, None))
     written = with_contents("suau", ["Sois bref\u00a0! 👩\u200d💻", "a", "b", "c"])
@@ -166,6 +168,27 @@ def test_text_is_gone_on_with(tmp_path, go):
     assert commands["TEMPLATE"] == ["{{ .Prompt }}"] and "PARAMETER stop" not in commands
     assert commands["PARAMETER num_ctx"] == ["2048"]
     assert go.render(commands["TEMPLATE"][0], MESSAGES[:1]) == "Bonjour ?"
+
+
+def test_a_completion_ends_where_a_text_ended_in_training(tmp_path):
+    """The stop is the token's text alone: a value ends with its line, and what seems a comment would be part of it."""
+    folder = folder_with(tmp_path, {"turns": 0, "options": {"seed": 1}, "schedule": {"window": 8193}})
+    sampling = {"temperature": 0.6, "repetition_penalty": 1.1, "max_new_tokens": 2048}
+    form = with_answers(form_of(folder), None, (), sampling, 256)
+    text = modelfile("hf-q4_k_m.gguf", form, served_context(folder, 8192), "<|end_of_text|>")
+    commands = parse(text)
+    assert commands == {
+        "FROM": ["./hf-q4_k_m.gguf"],
+        "PARAMETER num_ctx": ["8192"],
+        "PARAMETER temperature": ["0.6"],
+        "PARAMETER repeat_penalty": ["1.1"],
+        "PARAMETER num_predict": ["2048"],
+        "PARAMETER repeat_last_n": ["256"],
+        "PARAMETER stop": ["<|end_of_text|>"],
+        "TEMPLATE": ["{{ .Prompt }}"],
+    }
+    original = "PARAMETER stop <|end_of_text|> # Default for Llama3\n"
+    assert parse(original) == {"PARAMETER stop": ["<|end_of_text|> # Default for Llama3"]}
 
 
 @pytest.mark.go

@@ -221,7 +221,9 @@ def test_the_penalty_is_that_of_transformers(text_model, checkpoint, prompts):
     seen = torch.zeros(5, 300, dtype=torch.bool).scatter_(1, before, True)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(before, scores)
     torch.testing.assert_close(penalise(scores, seen, 1.7), expected)
+    wide = replace(GREEDY, repetition_penalty=1.5, repetition_window=10_000)
     texts = texts_of(text_model, prompts, replace(GREEDY, repetition_penalty=1.5))
+    assert texts_of(text_model, prompts, wide) == texts
     for ids, text in zip(prompts, texts, strict=True):
         options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 2, "repetition_penalty": 1.5}
         theirs = checkpoint[1].generate(torch.tensor([ids]), max_new_tokens=40, **options)[0].tolist()

@@ -190,6 +190,31 @@ def test_no_chats_to_divide(tmp_path, template, capsys):
     assert "--validation_share divides chats, and there are none" in capsys.readouterr().err
 
 
+def test_a_share_of_texts_in_files_of_their_own_is_held_out(tmp_path):
+    """Which ones does not depend on the others; of two, one; of what is in both, training loses its copy."""
+    for number in range(40):
+        write(tmp_path / "source", f"{number} - A - B.txt", f"Book {number} of many words.")
+    assert prepare(tmp_path / "source", tmp_path / "all", "--validation_share", 0.25) == 0
+    entries = entries_of(tmp_path / "all")
+    held = {Path(fact["path"]).name for fact in entries["source test"].sources}
+    assert 4 <= len(held) <= 16 and entries["source train"].documents == 40 - len(held)
+    for path in sorted((tmp_path / "source").iterdir())[::2]:
+        path.unlink()
+    assert prepare(tmp_path / "source", tmp_path / "half", "--validation_share", 0.25) == 0
+    facts = entries_of(tmp_path / "half")["source test"].sources
+    left = {path.name for path in (tmp_path / "source").iterdir()}
+    assert {Path(fact["path"]).name for fact in facts} == held & left
+    write(tmp_path / "two", "1.txt", "The same words in two editions.")
+    write(tmp_path / "two", "2.txt", "The same words in two editions.")
+    write(tmp_path / "two", "3.txt", "Others.")
+    shared = ("--validation_share", 0.01, "--deduplicate", "exact")
+    assert prepare(tmp_path / "two", tmp_path / "data", *shared) == 0
+    entries = entries_of(tmp_path / "data")
+    train = entries["two train"]
+    assert entries["two test"].documents == 1 and train.documents + sum(train.skipped.values()) == 2
+    assert [*train.skipped] in ([], ["duplicate"])
+
+
 RUN = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
 
 

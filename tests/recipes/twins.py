@@ -26,6 +26,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+    "head_dim": 32,  # Gemma's is larger than its width allows
     "max_position_embeddings": POSITIONS,
     "n_embd": 64,
     "n_layer": 2,
@@ -75,6 +76,30 @@ def copy_sentencepiece(folder: Path, template: str = "") -> None:
         (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": template}))
 
 
+def make_sentencepiece(folder: Path) -> None:
+    """Gemma's kind: no space is put in front of a text, and the special tokens have numbers and names of their own."""
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS), ANSWER] * 8),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=800,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        **{"pad_id": 0, "eos_id": 1, "bos_id": 2, "unk_id": 3, "eos_piece": "<eos>", "bos_piece": "<bos>"},
+        minloglevel=2,
+    )
+    (folder / "tokenizer.vocab").unlink()
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    config = {"tokenizer_class": "GemmaTokenizer", **names, "add_bos_token": True, "add_eos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
 def template_of_trl(name: str) -> str:
     import trl
 
@@ -93,6 +118,12 @@ def make_tokenizer(folder: Path, repo_id: str) -> None:
         make_byte_level(
             folder, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], rf"{_WORD}|\p{{N}}|{_REST}", config=names
         )
+    elif repo_id == "meta-llama/Meta-Llama-3-8B":
+        specials = ["<|begin_of_text|>", "<|end_of_text|>"]
+        names = {"bos_token": specials[0], "eos_token": specials[1], "add_bos_token": True}
+        make_byte_level(folder, specials, rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}", config=names)
+    elif repo_id == "google/gemma-7b":
+        make_sentencepiece(folder)
     elif repo_id == "Vikhrmodels/Vikhr-Llama-3.2-1B-Instruct":
         specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
         names = {"bos_token": specials[0], "eos_token": specials[-1], "chat_template": template_of_trl("llama3")}
@@ -138,6 +169,13 @@ def write_corpus(folder: Path) -> dict[str, Any]:
         "group_datasets_by_genre": str(folder / "groups.json"),
         "metadata": str(folder / "metadata.csv"),
     }
+
+
+def write_books(folder: Path) -> None:
+    """Texts in files of their own, each of which ends as every answer does."""
+    folder.mkdir()
+    for number in range(1, 25):
+        (folder / f"{number} - A - B.txt").write_text(f"{question(str(number))} {ANSWER}", encoding="utf-8")
 
 
 def write_rows(folder: Path, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -191,6 +229,9 @@ def write_twin(path: Path, folder: Path) -> Path:
     """The twin of a recipe, with all that it reads, in a folder."""
     sections = {section: dict(values) for section, values in read(path).sections.items()}
     repo_id = sections.pop("download")["repo_id"]
+    is_books = sections.pop("clean", None) is not None
+    for other in ("acquire", "chunk"):  # of books: tests/recipes/test_books.py has them
+        sections.pop(other, None)
     model = folder / "model"
     model.mkdir()
     make_tokenizer(model, repo_id)
@@ -212,6 +253,9 @@ def write_twin(path: Path, folder: Path) -> Path:
     }
     if "datasets" in prepare:
         prepare |= {"validation_share": 0.3, "datasets": write_rows(folder / "rows", prepare["datasets"])}
+    elif is_books:
+        write_books(folder / "books")
+        prepare |= {"validation_share": 0.3, "source_path": str(folder / "books")}
     else:
         prepare |= write_corpus(folder)
     pretrain |= {
@@ -233,6 +277,8 @@ def write_twin(path: Path, folder: Path) -> Path:
     }
     if "tools" in prepare.get("template", "") and pretrain.get("use_lora"):  # a call is an answer of many tokens
         pretrain["max_steps"] = 240
+    if is_books:
+        pretrain |= {"max_steps": 60, "learning_rate": 1e-2, "sample_tokens": 4}
     if repo_id.startswith("yandex/"):  # its adapters are small, and leave keys and feed-forward matrices alone
         pretrain |= {"learning_rate": 1e-2, "max_steps": 240}
     del sections["plot"]
@@ -243,6 +289,7 @@ def write_twin(path: Path, folder: Path) -> Path:
     # A tiny model of chats knows nothing of plain text: at a perplexity of 45,000 rounding to f16 shows.
     sections["quantize"] |= {"output_dir": str(folder / "gguf"), "methods": ["f32"]}
     sections["chat"] |= {"temperature": 0.0, "max_new_tokens": 120, "accelerator": "cpu", "repetition_penalty": 1.0}
+    sections["chat"].pop("model", None)  # a GGUF file, which not every twin makes
     prompts = folder / "prompts.txt"
     prompts.write_text(question("asked") + "\n")
     if "tools" in prepare.get("template", ""):

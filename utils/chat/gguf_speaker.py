@@ -88,7 +88,8 @@ class GGUFSpeaker:
         # the same sampling as ours, in the same order: the penalty is on all tokens so far
         words += ["--samplers", "penalties;temperature;top_k;top_p", "--temp", sampling.temperature]
         words += ["--top-k", sampling.top_k or 0, "--top-p", sampling.top_p]
-        words += ["--repeat-penalty", sampling.repetition_penalty, "--repeat-last-n", sampling.repetition_window or context]
+        words += ["--repeat-penalty", sampling.repetition_penalty]
+        words += ["--repeat-last-n", sampling.repetition_window or context]
         words += ANSWER_ALONE
         if self.form.template is not None:  # it has written what begins a text
             words += ["--override-kv", "tokenizer.ggml.add_bos_token=bool:false"]

@@ -158,7 +158,7 @@ def text_form() -> Form:
 
     def render(messages: list[Message], _: Tools | None) -> str:
         if any(message["role"] not in ("user", "assistant") for message in messages):
-            raise UserError("a text to go on with (--template text) has no messages of other roles than user, assistant")
+            raise UserError("--template text goes on with a text, which has no messages but the user's and the answers")
         return "".join(message["content"] for message in messages)
 
     return Form(render, keeps_blanks=True)

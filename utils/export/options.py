@@ -213,7 +213,7 @@ class QuantizeOptions(Answers):
     stop: tuple[str, ...] = ()
     """Texts at which an answer ends, beside what was trained to end it. Default: the recipe's chat.stop."""
     repetition_window: int | None = None
-    """How many of the last tokens --repetition_penalty looks at. Default: the recipe's chat.repetition_window, or all."""
+    """How many of the last tokens --repetition_penalty looks at. Default: the recipe's, else all."""
     debug: bool = False
     """Show tracebacks."""
 

@@ -40,7 +40,7 @@ def with_test_runs(plan: PreparePlan) -> PreparePlan:
 
 def sift_sources(own: list[Source], plan: PreparePlan, tasks: Tasks, pool: WorkPool) -> dict[str, Sifted]:
     """By name of the split, what repeats a document of this corpus, and which chats are of the other split."""
-    if plan.options.deduplicate == "no" and not plan.options.validation_share:
+    if plan.options.deduplicate == "no" and not plan.divides_chats:
         on_first_task(lambda: forget_duplicates(plan.data_dir), tasks)
         return {}
     gather(lambda: sign_sources(own, plan, pool), tasks)
@@ -63,7 +63,7 @@ def decide(plan: PreparePlan) -> dict[str, Sifted]:
     else:
         forget_duplicates(plan.data_dir)
     is_moved = np.zeros(len(corpus.places), bool)
-    if options.validation_share:
+    if plan.divides_chats:
         is_moved = divide(corpus, repeats, options.validation_share)
     return corpus.by_split(repeats, is_moved)
 

@@ -32,7 +32,7 @@ from utils.stages.records import expected_record, is_own_result, is_unfinished, 
 from utils.stages.run import why_run
 from utils.stages.slurm import resource_problems
 
-OF_THEIR_OWN = ("prepare", "pretrain", "merge", "convert", "quantize")
+OF_THEIR_OWN = ("acquire", "clean", "chunk", "prepare", "pretrain", "merge", "convert", "quantize")
 """Stages whose result is a folder or file of their own."""
 TRAIN_ON = ("max_steps", "num_epochs", "resume_from")
 """Options by which a training that has ended goes on."""
@@ -107,6 +107,10 @@ def _look_at_data(
     if not options.checkpoint_dir.exists() or ("download" in recipe.sections and is_unfinished(recipe, "download")):
         print(f"{options.checkpoint_dir} is not there yet: data, template and memory are not looked at before it is")
         return None, []
+    if (unmade := _unmade_books(recipe, options)) is not None:
+        print(f"{unmade} is not there yet: the data are not looked at before it is")
+        positions = options.max_length
+        return (Prepared(options.checkpoint_dir, positions, [], None) if positions else None), []
     # they take 0.3 s, which a preparation that is done does not need
     from utils.prepare.template_check import template_problems
 
@@ -129,6 +133,18 @@ def _look_at_data(
     template = ChatTemplate(Tokenizer(folder), chat.template) if chat else None
     prepared = Prepared(folder, plan.recipe.window - 1, plan.added_tokens, template)
     return prepared, [f"prepare: {problem}" for problem in problems]
+
+
+def _unmade_books(recipe: Recipe, options: PrepareOptions) -> Path | None:
+    """What a preparation reads of books that are still to be acquired, cleaned or cut."""
+    for name in ("acquire", "clean", "chunk"):
+        made = recipe.result(name)
+        if made is None or not is_unfinished(recipe, name):
+            continue
+        for _, path in named_paths(options, "prepare"):
+            if lies_in(path, made):
+                return path
+    return None
 
 
 def _made_data(recipe: Recipe) -> tuple[Prepared | None, list[str]]:

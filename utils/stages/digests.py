@@ -15,6 +15,7 @@ from lit_gpt.checksums import SUMS, file_sha256, listed_sums
 from lit_gpt.errors import DataError
 from lit_gpt.formats.hf_files import CONFIG, WEIGHTS
 from lit_gpt.tokenizer.tokenizer_config import TOKENIZER_CONFIG
+from utils.books.book_list import BOOKS, read_books
 from utils.data.manifest import MANIFEST, TOKENIZER
 from utils.recipe.sections import Recipe
 from utils.run.checkpoint_folders import list_checkpoints
@@ -26,6 +27,7 @@ LARGE = 2**26
 OF_LITGPT = (WEIGHTS, CONFIG, TOKENIZER_CONFIG)
 """What convert_hf_checkpoint.py writes or changes in a Hugging Face folder."""
 OF_A_MODEL = (".safetensors", ".bin", ".pth", ".json", ".yaml", ".model", ".jinja", ".txt")
+OF_BOOKS = (".txt", ".csv", ".parquet")
 OF_A_START = (RUN, STATE, ".metadata")
 """Files of a checkpoint that say when it was made."""
 
@@ -103,7 +105,7 @@ def result_digest(recipe: Recipe, name: str) -> str | None:
     path = recipe.result(name)
     if path is None or not path.exists():
         return None
-    if name in OF_BOOKS:
+    if name in ("acquire", "clean", "chunk"):
         return _of_books(path)
     if name == "prepare":
         return _of_data(path)
@@ -130,14 +132,16 @@ def result_digest(recipe: Recipe, name: str) -> str | None:
 def _of_books(folder: Path) -> str | None:
     """The digest of a folder of books, or of their chunks: of all but its card and its reports, which people edit.
 
-    It is whole if it has its list, which is written last, and each book that is listed.
+    It is whole if it has its list and each book that is listed, or each file of chunks.
     """
     try:
-        missing = [book.file for book in read_books(folder) if not (folder / book.file).is_file()]
+        names = [*listed_sums(folder)] or [book.file for book in read_books(folder)]
     except (DataError, FileNotFoundError):
         return None
-    files = [file for file in folder.iterdir() if file.suffix in BOOK_FILES and not file.name.startswith(".")]
-    return None if missing else _digest(folder, [file for file in files if file.is_file()])
+    if not names or not all((folder / name).is_file() for name in (BOOKS, *names)):
+        return None
+    files = [file for file in folder.iterdir() if file.suffix in OF_BOOKS and not file.name.startswith(".")]
+    return _digest(folder, [file for file in files if file.is_file()])
 
 
 def _of_data(folder: Path) -> str | None:

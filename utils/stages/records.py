@@ -23,7 +23,7 @@ from utils.stages.options import named_paths, section_options
 
 VERSIONS = {"prepare": PREPARATION_VERSION}
 """Raised when a command makes something else of the same options and inputs than it did; of the others it is 1."""
-WITHOUT_EFFECT = ("debug", "num_workers", "max_memory", "hang_timeout", "gpu_memory", "mfu")
+WITHOUT_EFFECT = ("debug", "num_workers", "max_memory", "hang_timeout", "gpu_memory", "mfu", "delay")
 """Options that change nothing of what is made."""
 
 
