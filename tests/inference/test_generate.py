@@ -221,12 +221,25 @@ def test_the_penalty_is_that_of_transformers(text_model, checkpoint, prompts):
     seen = torch.zeros(5, 300, dtype=torch.bool).scatter_(1, before, True)
     expected = RepetitionPenaltyLogitsProcessor(1.7)(before, scores)
     torch.testing.assert_close(penalise(scores, seen, 1.7), expected)
-    wide = replace(GREEDY, repetition_penalty=1.5, repetition_window=10_000)
     texts = texts_of(text_model, prompts, replace(GREEDY, repetition_penalty=1.5))
-    assert texts_of(text_model, prompts, wide) == texts
     for ids, text in zip(prompts, texts, strict=True):
         options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 2, "repetition_penalty": 1.5}
         theirs = checkpoint[1].generate(torch.tensor([ids]), max_new_tokens=40, **options)[0].tolist()
+        assert text_model.tokenizer.decode(theirs) == text_model.tokenizer.decode(ids) + text
+
+
+def test_a_window_bounds_the_penalty(text_model, checkpoint, prompts):
+    """To the last tokens of prompt and continuation, as transformers' own penalty on these alone says."""
+    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
+
+    penalty = RepetitionPenaltyLogitsProcessor(1.5)
+    windowed = replace(GREEDY, repetition_penalty=1.5, repetition_window=4)
+    texts = texts_of(text_model, prompts, windowed)
+    assert texts != texts_of(text_model, prompts, replace(windowed, repetition_window=None))
+    for ids, text in zip(prompts, texts, strict=True):
+        options = {"do_sample": False, "pad_token_id": 0, "eos_token_id": 2, "max_new_tokens": 40}
+        options["logits_processor"] = [lambda seen, scores: penalty(seen[:, -4:], scores)]
+        theirs = checkpoint[1].generate(torch.tensor([ids]), **options)[0].tolist()
         assert text_model.tokenizer.decode(theirs) == text_model.tokenizer.decode(ids) + text
 
 
