@@ -7,16 +7,20 @@ from utils.books.edits import Edit, Text
 _ENDINGS = frozenset(".!?:;…。！？\"”»’')]_*")
 
 _FULL = 40
-"""Characters that lines of prose have at least where they are broken by the page's end."""
+"""Characters that a line of prose has at least where a page ends after it."""
+_DEEP = 12
+"""Blanks before a line by which it is one of a table."""
 
 
 def is_amid_sentence(text: Text, first: int, past: int) -> bool:
-    """Whether the lines [first, past) stand amid a sentence: full lines are about them, the first without an end and
-    the second with a small letter."""
+    """Whether the lines [first, past) stand amid a sentence: a full line without an end is before them, and a
+    small letter after."""
     before, after = _line_before(text, first), _line_after(text, past)
     if before < 0 or after == len(text.lines):
         return False
-    if min(len(text.lines[before]), len(text.lines[after])) < _FULL:
+    if len(text.lines[before].strip()) < _FULL or text.lines[before][:_DEEP].isspace():
+        return False
+    if text.lines[after][:_DEEP].isspace():
         return False
     last, following = text.lines[before].rstrip()[-1], text.lines[after].lstrip("\f _\"'“‘«„")[:1]
     return last not in _ENDINGS and following.islower()

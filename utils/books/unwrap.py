@@ -190,6 +190,8 @@ def _joined_of(lines: list[str], block: list[_Break], width: int, labels: frozen
     if not open_breaks:
         return []
     small = sum(found.is_small for found in open_breaks)
+    if base and not small:  # a quotation of long verses
+        return []
     overrun = sum(found.length > width for found in open_breaks)
     width = _own_width(open_breaks, small) or (0 if overrun * 10 > len(open_breaks) else width)
     if not width:
