@@ -28,8 +28,8 @@ from tests.prepare.corpus_files import (
     write_as,
 )
 from utils.prepare import blocks, documents
-from utils.prepare.blocks import cut_between_words
 from utils.prepare.documents import Document, parse
+from utils.prepare.word_cuts import cut_between_words
 
 
 @pytest.mark.parametrize("name", ["full.txt", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"])

@@ -10,6 +10,7 @@ from typing import Any
 from lit_gpt.checksums import file_sha256, find_difference, read_sums, write_sums
 from lit_gpt.errors import DataError
 from utils.books.chunk_files import COLUMNS, chunk_file_names
+from utils.prepare.joined_rows import WHITE_SPACE_KEPT
 from utils.prepare.unpacking import import_pyarrow
 
 MADE_FROM = b"made_from"
@@ -29,7 +30,9 @@ class ChunkWriter:
         arrow = import_pyarrow()
         self._folder = folder
         kinds = (arrow.string(), arrow.string(), arrow.int64(), arrow.int64())
-        self._schema = arrow.schema(list(zip(COLUMNS, kinds, strict=True)), metadata={MADE_FROM: made_from})
+        self._schema = arrow.schema(
+            list(zip(COLUMNS, kinds, strict=True)), metadata={MADE_FROM: made_from, **WHITE_SPACE_KEPT}
+        )
         self._files: list[Path] = []
         self._writer: Any = None
         self._in_file = self._in_group = 0

@@ -13,8 +13,10 @@ from typing import IO, Any, NamedTuple
 
 from utils.prepare.chat.conversation import Fields
 from utils.prepare.file_formats import CONVERSATIONS, LINES, ROWS, CorpusFile
+from utils.prepare.joined_rows import JoinedText, joined_texts
 from utils.prepare.rows import row_records, row_values
 from utils.prepare.unpacking import READ, packing_of, skip, unpacked
+from utils.prepare.word_cuts import SEEN, cut_between_words
 
 MAX_LINE = 32 * 2**20  # bytes of a JSON line: json.loads takes five times as much memory, tokenising four times
 _ASCII_SPACES = rb"[\t\x0b\x0c\x1c-\x1f ]*"
@@ -22,9 +24,6 @@ _OTHER_SPACE = rb"\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\x
 # a line's white space as UTF-8; one simple set at a time, since a repeated choice takes 100 bytes per repetition
 SPACES = _ASCII_SPACES + rb"(?:(?:" + _OTHER_SPACE + rb")" + _ASCII_SPACES + rb")*"
 _GAP = re.compile(rb"(?:\n|\r(?!\n))" + SPACES + rb"(?:\r\n?|\n)")
-_WORD_GAP = re.compile(r"(?<=\S)(?:\r\n|[ \r\n])(?=\S)")
-_WITHIN_WORD = re.compile(r"\S(?=\S)")
-_SEEN = 2**16  # bytes in which a position to cut a text is looked for
 
 
 class TextBlock(NamedTuple):
@@ -35,7 +34,8 @@ class TextBlock(NamedTuple):
     begin: int
     end: int
     ends: bool  # whether its last document ends with it
-    # the text from `context` on, the rows' values, or their records as Arrow's stream; None if the file is to be read
+    # the text from `context` on, the rows' values (of joined rows `JoinedText`s), or their records as Arrow's stream;
+    # None if the file is to be read
     payload: bytes | list[Any] | None
 
     @property
@@ -59,6 +59,9 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
     """
     if isinstance(fields, str):
         fields = file.text_field or fields
+    if file.join_field and isinstance(fields, str):
+        yield from _joined_blocks(file, size, fields)
+        return
     if file.format in ROWS:
         yield from _row_blocks(file, size, fields) if isinstance(fields, str) else _record_blocks(file, size, fields)
         return
@@ -164,7 +167,7 @@ def _skip_to_last(mark: bytes, stream: IO[bytes], ahead: int, size: int) -> int:
 
     Returns how many of these it skipped; 0 and no move if fewer than `size` follow or the last 64 KB have no mark.
     """
-    here, seen = stream.tell(), min(_SEEN, size)
+    here, seen = stream.tell(), min(SEEN, size)
     begin = here - ahead + size - seen
     stream.seek(begin)
     tail = stream.read(seen + 1)
@@ -183,37 +186,13 @@ def _last_gap(buffer: bytes, start: int, end: int) -> int:
     return max((gap.end() for gap in _GAP.finditer(buffer, start, end)), default=0)
 
 
-def cut_between_words(buffer: bytes, start: int, target: int) -> tuple[int, int]:
-    """The last position after `start`, up to `target`, where a word ends, and the bytes of the two words before it.
-
-    Two, because a tokenizer treats a text's first word differently. The end of a line is better, after a letter: some
-    tokenizers (Llama 3's) put a full stop and the line's end into one token. Without such a position in the last 64 KB
-    the text is cut between two characters, not at white space if it can be, and there are no such words.
-    """
-    target -= next((back for back in range(4) if buffer[target - back] & 0xC0 != 0x80), 0)
-    begin = max(0, target - _SEEN)
-    text = buffer[begin:target].decode("utf-8", "surrogateescape")
-    floor = len(buffer[begin:start].decode("utf-8", "surrogateescape"))
-    gaps = [gap.span() for gap in _WORD_GAP.finditer(text)]
-    usable = [number for number in range(2, len(gaps)) if gaps[number][0] > floor]
-    words = [number for number in usable if text[gaps[number][0]] == " " or text[gaps[number][0] - 1].isalnum()]
-    lines = [number for number in words if text[gaps[number][0]] != " "]
-    if usable:
-        best = lines or words or usable
-        number = best[-1]
-        end, two_words = gaps[number][0], gaps[number - 2][1]
-        return begin + _size(text[:end]), _size(text[two_words:end])
-    ends = [pair.end() for pair in _WITHIN_WORD.finditer(text, floor)]
-    if ends:
-        target = begin + _size(text[: ends[-1]])
-    return target, 0
-
-
 def _size(value: Any) -> int:
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogateescape"))
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
+    if isinstance(value, JoinedText):
+        return _size(value.text) - value.context
     return len(value) if isinstance(value, bytes) else 0
 
 
@@ -239,6 +218,21 @@ def _row_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBl
             values, begin, held = [], begin + len(values), 0
     if values:
         yield TextBlock(file, begin, begin, begin + len(values), True, values)
+
+
+def _joined_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
+    """As `_row_blocks`, of rows that are joined: a document of over two blocks comes in parts."""
+    values: list[JoinedText] = []
+    begin = file.span[0] if file.span else 0
+    held = 0
+    for value in joined_texts(file, size, text_field):
+        values.append(value)
+        held += _size(value)
+        if held >= size:
+            yield TextBlock(file, begin, begin, value.row + 1, True, values)
+            values, begin, held = [], value.row + 1, 0
+    if values:
+        yield TextBlock(file, begin, begin, values[-1].row + 1, True, values)
 
 
 def _record_blocks(file: CorpusFile, size: int, fields: Fields) -> Iterator[TextBlock]:

@@ -22,9 +22,9 @@ from utils.prepare.named_splits import parse_split
 TEXT = "text"  # the converter of plain text and of transcribed dialogue
 KEYS = (
     *("name", "path", "hub", "revision", "subset", "split", "converter", "mapping", "filter", "without"),
-    *("language", "group"),
+    *("join_field", "language", "group"),
 )
-_TEXTS = ("name", "path", "hub", "revision", "subset", "split", "converter", "language", "group")
+_TEXTS = ("name", "path", "hub", "revision", "subset", "split", "converter", "join_field", "language", "group")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class DatasetEntry:
     revision: str = ""
     subset: str = ""
     split: str = ""
+    join_field: str = ""
     language: str = ""
     group: str = ""
     commit: str = ""  # what the revision is, once the files are here
@@ -156,9 +157,9 @@ def _problems_of_hub(repo_id: str, revision: str) -> list[str]:
 
 
 def _problems_of_text(values: Mapping[str, Any]) -> list[str]:
-    """What is asked of plain text that only chats have."""
+    """What is asked of plain text that only chats have, or of chats that only plain text has."""
     if (values.get("converter") or TEXT) != TEXT:
-        return []
+        return ["join_field is of plain text, and a converter makes chats"] if values.get("join_field") else []
     problems = [
         f"{key} needs a converter of chats; this one is plain text" for key in ("filter", "without") if values.get(key)
     ]

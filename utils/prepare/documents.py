@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.prepare.blocks import MAX_LINE, SPACES, TextBlock, read_bytes
 from utils.prepare.file_formats import LINES, PLAIN, ROWS, CorpusFile
+from utils.prepare.joined_rows import JoinedText
 from utils.prepare.rows import BadRow, no_field
 
 _BLANK = re.compile(SPACES)
@@ -38,7 +39,10 @@ class Document(NamedTuple):
 def parse(block: TextBlock, text_field: str) -> tuple[list[Document], list[Bad]]:
     """The documents of a block, and what in it is not a document; `text_field` names a JSON line's field."""
     text_field = block.file.text_field or text_field
-    if block.file.format in ROWS:
+    if block.file.join_field:
+        assert isinstance(block.payload, list)
+        found = [_from_joined(joined, text_field) for joined in block.payload]
+    elif block.file.format in ROWS:
         assert isinstance(block.payload, list)
         found = [_from_value(value, row, text_field) for row, value in enumerate(block.payload, start=block.begin)]
     elif block.file.format == LINES:
@@ -144,6 +148,14 @@ def _from_value(value: Any, at: int, text_field: str) -> Document | Bad:
     if bad := _problem(value):
         return bad._replace(at=at)
     return Document(_strip(_with_line_feeds(value)), at)
+
+
+def _from_joined(joined: JoinedText, text_field: str) -> Document | Bad:
+    document = _from_value(joined.text, joined.row, text_field)
+    if isinstance(document, Bad):
+        return document
+    context = len(_with_line_feeds(joined.text[: joined.context]))
+    return document._replace(context=context, ends=joined.ends)
 
 
 def _with_line_feeds(content: bytes) -> bytes:

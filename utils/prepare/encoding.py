@@ -26,9 +26,9 @@ from lit_gpt.tokenizer.hf_tokenizer import encoder_of_special_tokens
 from lit_gpt.tokenizer.special_tokens import any_of
 from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.shards import token_dtype
-from utils.prepare.blocks import cut_between_words
 from utils.prepare.documents import Document
 from utils.prepare.gigatoken_proof import GIGATOKEN, Proof, load_gigatoken, load_gigatoken_of_chats
+from utils.prepare.word_cuts import cut_between_words
 
 BATCH_BYTES = 1_000_000  # text that the slower libraries get at once: they take 100 bytes of memory per token
 CHECK_BYTES = 8_192  # text of each block that the slower library checks: 0.2 %, 2 % of the time of the faster one

@@ -25,6 +25,7 @@ _DESCRIPTIONS = (
     "dataset_infos.json",
     "dataset_dict.json",
     "state.json",
+    "SHA256SUMS",
 )
 _CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")
 _MAX_FIRST_LINE = 2**25
@@ -47,6 +48,7 @@ class CorpusFile:
     format: str
     span: tuple[int, int] | None = None  # the rows or bytes (`unit`) that are read, up to the second; None: all
     text_field: str = ""  # of its records of text, where it is not --text_field's
+    join_field: str = ""  # of its records of text: consecutive ones with the same value in it are one document
 
     @property
     def unit(self) -> str:

@@ -41,7 +41,7 @@ class PrepareOptions:
     datasets: list[dict[str, Any]] | None = None
     """Instead of --source_path: a list of datasets, best in a --config file. Of each its name; its path or hub (with a
     revision and a subset); split, converter, mapping, filter (field → values to keep), without (texts that no answer
-    may hold), language and group, where they are needed."""
+    may hold), join_field, language and group, where they are needed."""
     converter: str = TEXT
     """What makes conversations of the records of --source_path (JSON, CSV, Parquet, Arrow): messages, instruction,
     conversations, prompt_completion, reasoning, reasoning_as_text, roleplay, function_calls, or module:function of
@@ -72,6 +72,9 @@ class PrepareOptions:
     """Pack whole documents, cut at turns where need be. false: all documents end to end, cut where a row is full."""
     text_field: str = "text"
     """Field of a JSON line, or column of a Parquet file, that holds the text."""
+    join_field: str | None = None
+    """Field by which rows of text are parts of one document, such as source of the chunks of a book: consecutive rows
+    with the same value become one, joined by a blank line, with an end-of-text token at its end alone."""
     group_datasets_by_genre: Path | None = None
     """JSON file, dataset name → group name. A dataset that is not in it is a group of its own."""
     metadata: Path | None = None
@@ -93,8 +96,7 @@ class PrepareOptions:
     similarity: float = 0.8
     """Share of common word 5-grams, of prompts word pairs, from which on --deduplicate near finds duplicates."""
     validation_share: float = 0.0
-    """Share of the training chats to hold out for validation; nearly equal prompts stay on one side. Without chats:
-    share of the *.txt files, such as books, of each dataset."""
+    """Share of the training chats to hold out for validation; nearly equal prompts stay on one side."""
     contamination: tuple[str, ...] = ()
     """Test files (*.jsonl, *.json, *.txt, each also packed): what has a run of their words is left out."""
     contamination_words: int = 13
@@ -165,6 +167,10 @@ class PrepareOptions:
         problems = []
         if self.datasets is not None and (self.converter != TEXT or self.mapping):
             problems.append("--converter and --mapping are of --source_path; --datasets has them in each entry")
+        if self.join_field and (self.converter != TEXT or self.datasets is not None):
+            problems.append("--join_field is of plain text in --source_path; --datasets has it in each entry")
+        if self.join_field and self.join_field == self.text_field:
+            problems.append("--join_field and --text_field are the same")
         if self.mapping and self.converter == TEXT:
             problems.append("--mapping needs a --converter; the field of plain text is --text_field")
         converters = [self.converter, *(str(entry.get("converter") or TEXT) for entry in self.datasets or [])]

@@ -26,9 +26,10 @@ from utils.prepare.dataset_entries import repeated_entries
 from utils.prepare.dialogue import normalise
 from utils.prepare.documents import parse, problem_message
 from utils.prepare.entry_sources import find_entry_sources, where_of
-from utils.prepare.file_formats import Unread
+from utils.prepare.file_formats import ARROW, CONVERSATIONS, LINES, PARQUET, PLAIN, RECORDS, CorpusFile, Unread
 from utils.prepare.gigatoken_proof import Proof, prove
 from utils.prepare.grown_tokenizer import grow_tokenizer
+from utils.prepare.joined_rows import is_of_chunks
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
@@ -78,11 +79,6 @@ class PreparePlan:
     def parts_dir(self) -> Path:
         return self.data_dir / PARTS_FOLDER
 
-    @property
-    def divides_chats(self) -> bool:
-        """Whether chats that two splits share are to be divided among them."""
-        return any(source.shared for source in self.sources)
-
     def part_path(self, source: Source) -> Path:
         """What a split's shards hold and were made from."""
         return self.parts_dir / f"{source.name}.json"
@@ -107,7 +103,7 @@ def make_plan(options: PrepareOptions, parts_dir: Path) -> PreparePlan:
     if not options.check:  # which names all sources that lack one, beside a table of the others
         require_fields_of(sources)
         if options.validation_share:
-            sources = with_held_out(sources, options.validation_share)
+            sources = with_held_out(sources)
     tokenizer = Tokenizer(options.checkpoint_dir)
     added_tokens: list[str] = []
     if options.add_tokens:
@@ -166,6 +162,7 @@ def sources_of(options: PrepareOptions, unread: list[Unread]) -> list[Source]:
             raise UserError(
                 f"--converter: {options.source_path} has no records (JSON, CSV, Parquet or Arrow), only text"
             )
+    sources = [with_joins(source, options.join_field) for source in sources]
     for source in sources:
         try:
             if source.converter:
@@ -173,6 +170,33 @@ def sources_of(options: PrepareOptions, unread: list[Unread]) -> list[Source]:
         except UserError as e:
             raise UserError(f"{where_of(source.entry) if source.entry else '--converter'}: {e}") from None
     return sources
+
+
+def with_joins(source: Source, join_field: str | None) -> Source:
+    """The source with the field by which its rows of text are joined, if one is wanted."""
+    wanted = source.entry.join_field if source.entry else join_field
+    files = [
+        file for file in source.files if not source.converter_of(file) and file.format not in (CONVERSATIONS, PLAIN)
+    ]
+    if not wanted:
+        tables = [file for file in files if file.format in (PARQUET, ARROW)]
+        if tables and is_of_chunks(tables[0]):
+            way = "join_field: source" if source.entry else "--join_field source"
+            say(f"{tables[0].name} has chunks of books: an end token follows each; {way} makes whole books of them")
+        return source
+    if not files:
+        raise UserError(f"join_field: {source.dataset} {source.split} has no rows of text")
+    joined = tuple(joined_by(file, wanted) if file in files else file for file in source.files)
+    return replace(source, files=joined)
+
+
+def joined_by(file: CorpusFile, join_field: str) -> CorpusFile:
+    if file.format == LINES and file.span is not None:
+        raise UserError(
+            f"join_field: of {file.name}, which has a record per line, all rows are read; give no part of a split"
+        )
+    # records per line are read one after the other too, as other JSON is: a line may belong to the one before it
+    return replace(file, join_field=join_field, format=RECORDS if file.format == LINES else file.format)
 
 
 def require_fields_of(sources: list[Source]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lit_gpt.errors import DataError
+from utils.prepare.arrow_values import validate, values
 from utils.prepare.chat.conversation import Fields
 from utils.prepare.chat.kinds import reader_hint, reader_of
 from utils.prepare.file_formats import ARROW, PARQUET, TABLE, CorpusFile
@@ -18,6 +19,7 @@ from utils.prepare.unpacking import READ, import_pyarrow, unpacked
 
 MAX_RECORD = 32 * 2**20  # characters of a JSON record or CSV field
 NO_TEXT = "give --text_field, or of chats a --converter"
+POSITION = "position"  # column of the place of a row's text in what its --join_field names
 _SPACES = re.compile(r"[ \t\r\n]*")
 
 
@@ -48,7 +50,42 @@ def row_values(file: CorpusFile, size: int, text_field: str) -> Iterator[Any]:
     if file.format not in (PARQUET, ARROW):
         return _within_rows(_json_values(file.path, text_field), file.span)
     batches = _batches(file, size, Fields((text_field,)), NO_TEXT)
-    return chain.from_iterable(_values(batch.column(0)) for batch in batches)
+    return chain.from_iterable(values(batch.column(0)) for batch in batches)
+
+
+def joined_values(file: CorpusFile, size: int, text_field: str) -> Iterator[tuple[Any, Any, Any]]:
+    """The value of each row in `text_field`, as `row_values` has it, and those in `join_field` and `position`, or None.
+
+    A DataError if there is no such table, or not one of the first two columns.
+    """
+    fields = Fields((text_field, file.join_field), (POSITION,))
+    way = "give another --text_field or --join_field"
+    if file.format in (PARQUET, ARROW):
+        for batch in _batches(file, size, fields, way):
+            columns = {name: values(column) for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+            positions = columns.get(POSITION, [None] * batch.num_rows)
+            names = [name if name in columns else name.partition(".")[0] for name in fields.required]
+            yield from zip(*(columns[name] for name in names), positions, strict=True)
+        return
+    rows = _csv_rows(file.path, fields, way) if file.format == TABLE else _json_fields(file.path, fields)
+    for row in _within_rows(rows, file.span):
+        if isinstance(row, BadRow):
+            yield row, None, None
+        else:
+            text = row[text_field]
+            yield _as_bytes(text) if isinstance(text, str) else text, row[file.join_field], row.get(POSITION)
+
+
+def table_schema(file: CorpusFile) -> Any:
+    """Arrow's schema of a Parquet or Arrow file."""
+    arrow = import_pyarrow()
+    from pyarrow import parquet  # an optional package
+
+    if file.format == PARQUET:
+        with arrow_errors(file.path, "Parquet"):
+            return parquet.read_schema(file.path)
+    with arrow_errors(file.path, "Arrow"), arrow.memory_map(str(file.path)) as stream:
+        return _record_batches(arrow, stream)[0]
 
 
 def row_records(file: CorpusFile, size: int, fields: Fields) -> Iterator[tuple[bytes | list[Any], int]]:
@@ -186,7 +223,7 @@ def _arrow_batches(path: Path, size: int, fields: Fields, way: str) -> Iterator[
         for whole in batches:
             batch = whole.select(columns)
             for column in batch.columns:
-                _validate(column)
+                validate(column)
             for begin in range(0, batch.num_rows, 128):
                 yield batch.slice(begin, 128)
 
@@ -198,53 +235,6 @@ def _record_batches(arrow: Any, file: Any) -> tuple[Any, Iterator[Any]]:
     reader = arrow.ipc.open_stream(file) if is_stream else arrow.ipc.open_file(file)
     batches = iter(reader) if is_stream else map(reader.get_batch, range(reader.num_record_batches))
     return reader.schema, batches
-
-
-def _validate(column: Any) -> None:
-    """Raises if a column is broken, of which a flipped bit in an offset would end the process; not for bad UTF-8."""
-    from pyarrow import ArrowInvalid, types  # an optional package
-
-    if not types.is_nested(column.type):
-        _as_binary(column).validate(full=True)
-        return
-    try:
-        column.validate(full=True)
-    except ArrowInvalid:  # perhaps for UTF-8 alone; a view as binary fails for columns of nulls, valid or not
-        _as_binary(column).validate(full=True)
-
-
-def _values(column: Any) -> list[Any]:
-    """The values of an Arrow array, text as bytes: Arrow does not say which one is not UTF-8."""
-    from pyarrow import types  # an optional package
-
-    if types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if types.is_string_view(column.type):
-        column = column.cast("large_binary")
-    return _as_binary(column).to_pylist()
-
-
-def _as_binary(column: Any) -> Any:
-    """An Arrow array with bytes for text, within lists and structs too, without looking at them; else as it is."""
-    wanted = _binary_type(column.type)
-    return column if wanted == column.type else column.view(wanted)
-
-
-def _binary_type(kind: Any) -> Any:
-    import pyarrow  # an optional package
-    from pyarrow import types  # an optional package
-
-    if types.is_string(kind):
-        return pyarrow.binary()
-    if types.is_large_string(kind):
-        return pyarrow.large_binary()
-    if types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_binary_type(field.type)) for field in kind])
-    if types.is_list(kind):
-        return pyarrow.list_(kind.value_field.with_type(_binary_type(kind.value_type)))
-    if types.is_large_list(kind):
-        return pyarrow.large_list(kind.value_field.with_type(_binary_type(kind.value_type)))
-    return kind
 
 
 def _csv_rows(path: Path, fields: Fields, way: str) -> Iterator[Any]:
@@ -295,6 +285,13 @@ def _json_values(path: Path, text_field: str) -> Iterator[Any]:
             yield _as_bytes(value) if isinstance(value, str) else value
         else:
             yield NoField(no_field(text_field, record))
+
+
+def _json_fields(path: Path, fields: Fields) -> Iterator[Any]:
+    """The records of JSON that have the required fields, a `NoField` for each of the others."""
+    for record, _ in _json_records(path):
+        missing = [name for name in fields.required if not isinstance(record, dict) or name not in record]
+        yield NoField(no_field(missing[0], record)) if missing else record
 
 
 def _json_texts(path: Path) -> Iterator[str]:

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN, split_name
 from utils.data.shards import shard_name
+from utils.prepare.book_folders import BOOKS, NOT_BOOKS, has_books, is_of_reports
 from utils.prepare.chat.conversation import Converter
 from utils.prepare.dataset_cards import CARD, files_held_out
 from utils.prepare.dataset_entries import DatasetEntry
@@ -95,6 +95,8 @@ def file_facts(source: Source, stop: Event | None = None) -> list[dict[str, Any]
             fact[f"{file.unit}s"] = list(file.span)  # those that were read
         if file.text_field:
             fact["text_field"] = file.text_field
+        if file.join_field:
+            fact["join_field"] = file.join_field
         facts.append(fact)
     return facts
 
@@ -106,11 +108,10 @@ def _require_blob(path: Path, sha256: str) -> None:
         raise DataError(f"{path} is not the file that the Hub lists; delete {blob} and run the same command again")
 
 
-def with_held_out(sources: list[Source], share: float) -> list[Source]:
+def with_held_out(sources: list[Source]) -> list[Source]:
     """The sources, and for each of chats to train on one to validate, which shares its files; held-out files stay so.
 
-    Where there are no chats, each source of texts in files of their own, such as books, gives about `share` of its
-    files to validation. Raises a UserError if there is neither.
+    Raises a UserError if there are no chats to train on.
     """
     found = {(source.dataset, source.split): source for source in sources}
     for source in sources:
@@ -121,26 +122,8 @@ def with_held_out(sources: list[Source], share: float) -> list[Source]:
         files = test.files + chats
         found[source.dataset, TEST] = replace(test, files=files, converter=source.converter, shared=len(chats))
     if not any(source.shared for source in found.values()):
-        for source in sources:
-            if source.split == TRAIN and len(texts := [file for file in source.files if file.format == PLAIN]) > 1:
-                held = _held_out_texts(texts, share)
-                rest = tuple(file for file in source.files if file not in held)
-                test = found.get((source.dataset, TEST), replace(source, split=TEST, files=()))
-                found[source.dataset, TRAIN] = replace(source, files=rest)
-                found[source.dataset, TEST] = replace(test, files=(*test.files, *held))
-        if found == {(source.dataset, source.split): source for source in sources}:
-            raise UserError(
-                "--validation_share divides chats, and there are none to train on (--converter, --datasets), nor are "
-                "there several texts in files of their own"
-            )
+        raise UserError("--validation_share divides chats, and there are none to train on (--converter, --datasets)")
     return sorted(found.values(), key=lambda source: (source.dataset, source.split != TRAIN))
-
-
-def _held_out_texts(texts: list[CorpusFile], share: float) -> list[CorpusFile]:
-    """About `share` of the files, at least one and not all, by a hash of the name: other files change nothing."""
-    ranks = [int(sha256(file.path.name.encode()).hexdigest(), 16) / 2**256 for file in texts]
-    least, most = min(ranks), max(ranks)
-    return [text for text, rank in zip(texts, ranks, strict=True) if rank == least or share > rank != most]
 
 
 class _Folder(NamedTuple):
@@ -149,6 +132,7 @@ class _Folder(NamedTuple):
     names: set[str]
     hidden: frozenset[str] = frozenset()
     prefix: str = ""  # what the names of its files begin with
+    has_books: bool = False  # whether a list names its files as books, which have titles
 
     @property
     def path(self) -> Path:
@@ -191,6 +175,7 @@ def find_sources(
         folders = _listed(source_path, what)
     else:
         folders = _matching(source_path, what)
+    folders = _without_book_lists(folders, log)
     reader = _FolderReader(folders, options)
     found: dict[tuple[str, str], list[CorpusFile]] = {}
     held_out: dict[str, Counter[str]] = {}
@@ -214,6 +199,16 @@ def find_sources(
         raise DataError(f"{source_path} holds no conversation and no other text: no folder in it has a {kinds}")
     sources = [Source(dataset, split, tuple(files)) for (dataset, split), files in found.items()]
     return sorted(sources, key=lambda source: (source.dataset, source.split != TRAIN))
+
+
+def _without_book_lists(folders: list[_Folder], log: Callable[[str], None]) -> list[_Folder]:
+    """The folders without lists of books and reports about them, which are named as what they are."""
+    read = [folder for folder in folders if not is_of_reports(folder.path)]
+    of_books = {folder.path for folder in read if has_books(folder.path)}
+    if of_books:
+        log(NOT_BOOKS)
+    without_lists = (folder._replace(names=folder.names - {BOOKS}, has_books=True) for folder in read)
+    return [new if new.path in of_books else old for old, new in zip(read, without_lists, strict=True)]
 
 
 def _held_out_line(dataset: str, for_training: int, reasons: Counter[str]) -> str:
@@ -277,7 +272,8 @@ class _FolderReader:
 
     def held_out_by(self, folder: _Folder, file: CorpusFile) -> str:
         """What says that a file is held out; empty for one to train on."""
-        if reason := held_out_by(folder.in_top(file.path.name), file.format == PLAIN):
+        is_book = folder.has_books and file.format == PLAIN  # whose title may have the word test
+        if reason := held_out_by(folder.in_top("book.txt" if is_book else file.path.name), file.format == PLAIN):
             return reason
         if card := self._by_card.get(file.path):
             return card
