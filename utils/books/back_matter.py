@@ -123,5 +123,6 @@ def _is_advertisement(text: Text, first: int, rest: int, past: int) -> bool:
     if any(_OF_THE_WORK.match(text.lines[number]) for number in range(rest, past)):
         return False
     lines = [line for line in text.lines[rest:past] if line.strip()]
+    offered = sum(bool(_PRICE.search(line) or _BINDING.search(line)) for line in lines)
     selling = sum(bool(_PRICE.search(line) or _BINDING.search(line) or _SELLS.search(line)) for line in lines)
-    return _signs(text, rest, past) == 3 and selling >= 0.1 * len(lines)
+    return _signs(text, rest, past) == 3 and offered > 1 and selling > 3 and selling >= 0.1 * len(lines)

@@ -33,6 +33,7 @@ FIELD = re.compile(
 _STRICT = re.compile(
     r"""this\s+(?:e-?text|e-?book|electronic\s+(?:text|edition))\b | almost\s+no\s+restrictions\s+whatsoever
     | \[\s*(?:e-?book|e-?text)\s*\#?\s*\d+ | small\s+print | plain\s+vanilla\s+(?:electronic\s+)?texts
+    | in\s+the\s+canadian\s+public\s+domain
     | readable\s+by\s+both\s+humans | prepared\s+by\s+(?:hundreds|thousands)\s+of\s+volunteers
     | copyright\s+laws\s+are\s+changing\s+all\s+over | please\s+take\s+a\s+look\s+at\s+the\s+important
     | please\s+do\s+not\s+(?:remove|change\s+or\s+edit)\s+(?:it|this|the\s+header)
@@ -69,6 +70,9 @@ HEADER_BEGINS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 """How the first paragraph of a header, or one near it, begins."""
+
+BRACKETED_END = re.compile(r"\s*\[(?:the\s+)?end\s+of\s.{1,150}\sby\s.{1,80}\]\s*$", re.IGNORECASE)
+"""The last line of Canadian editions, which names no project."""
 
 _LICENCE_BEGINS = re.compile(
     r"""start:\s+full\s+licen[sc]e | the\s+full\s+project\s+gutenberg | updated\s+editions\s+will\s+replace
@@ -116,7 +120,9 @@ class Scan:
                 return
             if _LICENCE_BEGINS.search(joined):
                 self.has_licence, within = True, LONGEST_LICENCE
-            strict = strict and is_strict(paragraph)
+            strict = strict and (
+                is_strict(paragraph) or (paragraph.first == line and bool(BRACKETED_END.match(joined)))
+            )
             known = strict or (self.has_licence and (within > 0 or is_broad(joined)))
             within = 0 if _LICENCE_ENDS.search(joined) else within - len(joined)
             if known:

@@ -21,7 +21,7 @@ from utils.books.contents import find_contents
 from utils.books.edits import Doubt, Edit, Text, applied
 from utils.books.header_fields import Fields, declared_encoding, read_fields
 from utils.books.illustrations import find_illustrations
-from utils.books.markers import HEADER, find_inner_licences, find_outside
+from utils.books.markers import FOOTER, HEADER, find_inner_licences, find_outside
 from utils.books.notes import find_front_notes
 from utils.books.page_marks import find_page_marks
 from utils.books.paragraphs import begins_at
@@ -33,8 +33,10 @@ LINE_ENDS, BLANK_LINES = "line ends", "blank lines"
 NOT_MARKED = "Project Gutenberg named, but not marked"
 LEFTOVER = "Project Gutenberg named in the work"
 MUCH_REMOVED, SHORT, NOTHING_LEFT, ENCODING = "much taken out", "very short", "nothing left", "encoding"
-_MUCH, _LEAST, _SHORT = 0.3, 3000, 500
-"""The share of a book, and the characters, that are much to be taken out; the characters of a very short work."""
+_MUCH, _LEAST, _MOST_AROUND = 0.3, 3000, 60_000
+"""The share of a work, and its characters, that are much to be taken out; the longest header and footer together."""
+_SHORT = 500
+"""Characters of a very short work."""
 _CONTEXT = 80
 """Characters of the text before and after that a report shows."""
 _MOST_LEFTOVERS = 20
@@ -205,7 +207,15 @@ def _review_work(passes: Passes, book: CleanedBook) -> None:
             passes.review(LEFTOVER, passes.text.starts[line], passes.text.starts[line + 1])
     if len(book.text) < _SHORT:
         passes.review(SHORT, 0, _SHOWN)
-    gone = sum(book.taken_out.values()) - sum(book.put_in.values())
-    if gone > max(_MUCH * book.characters, _LEAST):
+    _review_sizes(book)
+
+
+def _review_sizes(book: CleanedBook) -> None:
+    """A header and a footer are as long for a poem as for a novel, and line ends are no text."""
+    around = sum(book.taken_out[reason] for reason in (HEADER, FOOTER))
+    added = sum(book.put_in.values())
+    rest = book.characters - around - book.taken_out[LINE_ENDS]
+    gone = rest + added - len(book.text)
+    if gone > max(_MUCH * rest, _LEAST) or around > _MOST_AROUND:
         reasons = ", ".join(f"{reason} {count}" for reason, count in book.taken_out.most_common(3))
-        book.reviews.append(Review(MUCH_REMOVED, 1, f"{gone} of {book.characters} characters: {reasons}"))
+        book.reviews.append(Review(MUCH_REMOVED, 1, f"{book.characters - len(book.text)} characters: {reasons}"))

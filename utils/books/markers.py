@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from utils.books.boilerplate import HEADER_BEGINS, NAME, Scan, is_broad, is_strict
+from utils.books.boilerplate import BRACKETED_END, HEADER_BEGINS, NAME, Scan, is_broad, is_strict
 from utils.books.edits import Doubt, Edit, Text
 from utils.books.paragraphs import begins_at, paragraphs_from
 
@@ -39,7 +39,7 @@ _END = re.compile(
     | \W*(?:this\s+is\s+)?(?:the\s+)?end\s+of\s+(?:th(?:e|is)\s+)(?:copyrighted\s+)?(?:e-?text|e-?book)\b
     | \W*ende\s+dieses\s+e-?(?:textes|books)\b | \W*use\s+of\s+the\s+{_GUTENBERG}\s+trademark\s+requires
     | \W*{_GUTENBERG}\S*\s.{{0,100}}\bloppu\b
-    | \W*\[?(?:the\s+)?end\s+of\s.{{1,120}}\s(?:by|von|par)\s.{{1,60}}\]\s*$
+    | \W*{_GUTENBERG}\s+(?:of\s+)?(?:australia|canada)\W*$
     | \W*\*+\s*this\s+file\s+should\s+be\s+named
     | \W*\*+\s*start:\s+full\s+licen[sc]e | \W*the\s+full\s+{_GUTENBERG}\s+licen[sc]e
     | \W*updated\s+editions\s+will\s+replace\s+the\s+previous | \W*section\s+1\.\s+general\s+terms\s+of\s+use
@@ -91,6 +91,8 @@ def find_outside(text: Text) -> Outside:
     if not starts and not ends and not NAME.search(_head(text, 0)):
         return outside
     line = _take_header(text, 0, starts, outside)
+    if not outside.regions:
+        ends = [end for end in ends if not BRACKETED_END.match(text.lines[end])]
     used = set()
     while True:
         found = _next_footer(text, line, starts, ends)
@@ -128,14 +130,14 @@ def _candidates(text: Text) -> tuple[list[int], list[int]]:
             continue
         last = line
         for number in (line - 1, line):  # "End of the Project" may stand at a line's end, "Gutenberg" on the next
-            if number < 0 or number in starts[-2:] or number in ends[-2:]:
+            if number < 0 or number in starts[-2:] or number in ends[-2:] or not text.lines[number].strip():
                 continue
             joined = text.lines[number] if number == line else f"{text.lines[number]} {text.lines[line]}"
             if len(joined) > 400:
                 continue
             if _START.match(joined):
                 starts.append(number)
-            elif _STARRED_END.match(joined) or _END.match(joined):
+            elif _STARRED_END.match(joined) or _END.match(joined) or BRACKETED_END.match(joined):
                 ends.append(number)
     return starts, ends
 

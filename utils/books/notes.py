@@ -164,8 +164,7 @@ def find_front_notes(text: Text, first: int, past: int) -> Notes:
             if end is not None:
                 found = (paragraph.first, end)
             if found is None:
-                doubts.append(Doubt(text.starts[paragraph.first], text.starts[paragraph.past], UNSURE_TRANSCRIBERS))
-                continue
+                continue  # `find_back_notes`, which looks everywhere, says so
             edits.append(text.taken_out(*found, TRANSCRIBERS))
             done = found[1]
         elif (directly and names_producers(paragraph)) or (
