@@ -96,7 +96,8 @@ class PrepareOptions:
     similarity: float = 0.8
     """Share of common word 5-grams, of prompts word pairs, from which on --deduplicate near finds duplicates."""
     validation_share: float = 0.0
-    """Share of the training chats to hold out for validation; nearly equal prompts stay on one side."""
+    """Share of the training chats to hold out for validation; nearly equal prompts stay on one side. Without chats:
+    share of the *.txt files, such as books, of each dataset."""
     contamination: tuple[str, ...] = ()
     """Test files (*.jsonl, *.json, *.txt, each also packed): what has a run of their words is left out."""
     contamination_words: int = 13

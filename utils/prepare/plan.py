@@ -79,6 +79,11 @@ class PreparePlan:
     def parts_dir(self) -> Path:
         return self.data_dir / PARTS_FOLDER
 
+    @property
+    def divides_chats(self) -> bool:
+        """Whether chats that two splits share are to be divided among them."""
+        return any(source.shared for source in self.sources)
+
     def part_path(self, source: Source) -> Path:
         """What a split's shards hold and were made from."""
         return self.parts_dir / f"{source.name}.json"
@@ -103,7 +108,7 @@ def make_plan(options: PrepareOptions, parts_dir: Path) -> PreparePlan:
     if not options.check:  # which names all sources that lack one, beside a table of the others
         require_fields_of(sources)
         if options.validation_share:
-            sources = with_held_out(sources)
+            sources = with_held_out(sources, options.validation_share)
     tokenizer = Tokenizer(options.checkpoint_dir)
     added_tokens: list[str] = []
     if options.add_tokens:
