@@ -29,12 +29,13 @@ from utils.prepare.entry_sources import find_entry_sources, where_of
 from utils.prepare.file_formats import ARROW, CONVERSATIONS, LINES, PARQUET, PLAIN, RECORDS, CorpusFile, Unread
 from utils.prepare.gigatoken_proof import Proof, prove
 from utils.prepare.grown_tokenizer import grow_tokenizer
+from utils.prepare.held_out import with_held_out
 from utils.prepare.joined_rows import is_of_chunks
 from utils.prepare.metadata import DatasetFacts, facts_of, read_metadata
 from utils.prepare.options import MAIN_MEMORY, WORKER_MEMORY, PrepareOptions
 from utils.prepare.progress import say
 from utils.prepare.records import require_fields
-from utils.prepare.sources import Source, find_sources, with_held_out
+from utils.prepare.sources import Source, find_sources
 from utils.prepare.unpacking import PACKED
 from utils.prepare.work_pool import WorkPool, own_cpus
 from utils.prepare.worker import Worker

@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from threading import Event
 from typing import Any, NamedTuple
@@ -107,43 +106,6 @@ def _require_blob(path: Path, sha256: str) -> None:
     blob = path.resolve()
     if re.fullmatch("[0-9a-f]{64}", blob.name) and blob.name != sha256:
         raise DataError(f"{path} is not the file that the Hub lists; delete {blob} and run the same command again")
-
-
-def with_held_out(sources: list[Source], share: float) -> list[Source]:
-    """The sources, and for each of chats to train on one to validate, which shares its files; held-out files stay so.
-
-    Where there are no chats, each source of texts in files of their own, such as books, gives about `share` of its
-    files to validation. Raises a UserError if there is neither.
-    """
-    found = {(source.dataset, source.split): source for source in sources}
-    for source in sources:
-        chats = tuple(file for file in source.files if source.converter_of(file))
-        if source.split != TRAIN or not chats:
-            continue
-        test = found.get((source.dataset, TEST), replace(source, split=TEST, files=()))
-        files = test.files + chats
-        found[source.dataset, TEST] = replace(test, files=files, converter=source.converter, shared=len(chats))
-    if not any(source.shared for source in found.values()):
-        for source in sources:
-            if source.split == TRAIN and len(texts := [file for file in source.files if file.format == PLAIN]) > 1:
-                held = _held_out_texts(texts, share)
-                rest = tuple(file for file in source.files if file not in held)
-                test = found.get((source.dataset, TEST), replace(source, split=TEST, files=()))
-                found[source.dataset, TRAIN] = replace(source, files=rest)
-                found[source.dataset, TEST] = replace(test, files=(*test.files, *held))
-        if found == {(source.dataset, source.split): source for source in sources}:
-            raise UserError(
-                "--validation_share divides chats, and there are none to train on (--converter, --datasets), nor are "
-                "there several texts in files of their own"
-            )
-    return sorted(found.values(), key=lambda source: (source.dataset, source.split != TRAIN))
-
-
-def _held_out_texts(texts: list[CorpusFile], share: float) -> list[CorpusFile]:
-    """About `share` of the files, at least one and not all, by a hash of the name: other files change nothing."""
-    ranks = [int(sha256(file.path.name.encode()).hexdigest(), 16) / 2**256 for file in texts]
-    least, most = min(ranks), max(ranks)
-    return [text for text, rank in zip(texts, ranks, strict=True) if rank == least or share > rank != most]
 
 
 class _Folder(NamedTuple):

@@ -1,0 +1,46 @@
+"""What --validation_share takes from training: chats that two splits share, or whole files of text, such as books."""
+
+from dataclasses import replace
+from hashlib import sha256
+
+from lit_gpt.errors import UserError
+from utils.data.manifest import TEST, TRAIN
+from utils.prepare.file_formats import PLAIN, CorpusFile
+from utils.prepare.sources import Source
+
+
+def with_held_out(sources: list[Source], share: float) -> list[Source]:
+    """The sources, and for each of chats to train on one to validate, which shares its files; held-out files stay so.
+
+    Where there are no chats, each source of texts in files of their own, such as books, gives about `share` of its
+    files to validation. Raises a UserError if there is neither.
+    """
+    found = {(source.dataset, source.split): source for source in sources}
+    for source in sources:
+        chats = tuple(file for file in source.files if source.converter_of(file))
+        if source.split != TRAIN or not chats:
+            continue
+        test = found.get((source.dataset, TEST), replace(source, split=TEST, files=()))
+        files = test.files + chats
+        found[source.dataset, TEST] = replace(test, files=files, converter=source.converter, shared=len(chats))
+    if not any(source.shared for source in found.values()):
+        for source in sources:
+            if source.split == TRAIN and len(texts := [file for file in source.files if file.format == PLAIN]) > 1:
+                held = _held_out_texts(texts, share)
+                rest = tuple(file for file in source.files if file not in held)
+                test = found.get((source.dataset, TEST), replace(source, split=TEST, files=()))
+                found[source.dataset, TRAIN] = replace(source, files=rest)
+                found[source.dataset, TEST] = replace(test, files=(*test.files, *held))
+        if found == {(source.dataset, source.split): source for source in sources}:
+            raise UserError(
+                "--validation_share divides chats, and there are none to train on (--converter, --datasets), nor are "
+                "there several texts in files of their own"
+            )
+    return sorted(found.values(), key=lambda source: (source.dataset, source.split != TRAIN))
+
+
+def _held_out_texts(texts: list[CorpusFile], share: float) -> list[CorpusFile]:
+    """About `share` of the files, at least one and not all, by a hash of the name: other files change nothing."""
+    ranks = [int(sha256(file.path.name.encode()).hexdigest(), 16) / 2**256 for file in texts]
+    least, most = min(ranks), max(ranks)
+    return [text for text, rank in zip(texts, ranks, strict=True) if rank == least or share > rank != most]
