@@ -55,7 +55,7 @@ LINES = {
     "utils": 366,
     "utils/data": 1552,
     "utils/prepare/chat": 2135,
-    "utils/prepare": 7783,
+    "utils/prepare": 7785,
     "utils/run": 1489,
     "utils/train": 3381,
     "utils/export": 2303,

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +13,7 @@ from pyarrow import parquet
 
 from lit_gpt.errors import DataError, UserError
 from prepare_data import main
-from tests.conftest import ROOT, TOKENIZER, assert_error, run, run_command
+from tests.conftest import TOKENIZER, assert_error, run, run_command
 from utils import cli
 from utils.prepare.options import PrepareOptions
 
@@ -224,34 +221,25 @@ def test_a_part_of_a_file_is_checked_from_where_it_begins(tmp_path: Path, capsys
     assert (row["rows"], row["samples"], row["left out"]) == ("100", "10", "90")
 
 
-def test_a_million_rows_are_checked_in_seconds(tmp_path: Path):
-    line = json.dumps(ROW) + "\n"
-    with (tmp_path / "million.jsonl").open("w") as file:
-        for _ in range(100):
-            file.write(line * 10_000)
-    with gzip.open(tmp_path / "million.jsonl.gz", "wt", compresslevel=1) as file:
-        for _ in range(20):
-            file.write(line * 50_000)
-    numbers = pa.array(range(1_000_000)).cast("string")
-    parquet.write_table(pa.table({"instruction": numbers, "output": numbers}), tmp_path / "million.parquet")
-    entries = [
-        {"name": "lines", "path": str(tmp_path / "million.jsonl"), "converter": "messages"},
-        {"name": "packed", "path": str(tmp_path / "million.jsonl.gz"), "converter": "messages"},
-        {"name": "columns", "path": str(tmp_path / "million.parquet"), "converter": "instruction"},
-    ]
-    words = ["--checkpoint_dir", TOKENIZER, "--max_length", "200", "--template", "chatml", "--check", "true"]
-    begin = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "prepare_data.py", *words, "--datasets", json.dumps(entries)],
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-    )
-    seconds = time.monotonic() - begin
-    assert done.returncode == 0, done.stderr
-    assert {name: row["rows"] for name, row in table(done.stdout).items()} == dict.fromkeys(
-        ("columns train", "lines train", "packed train"), "100"
-    )
-    assert seconds < 15
+def bytes_read() -> int:
+    """By this process so far, from files and the system's memory of them."""
+    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(counts["rchar"])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_no_file_is_read_to_its_end(tmp_path: Path, capsys: pytest.CaptureFixture, kind: str):
+    texts = ["Bonjour", *(hashlib.shake_256(str(number).encode()).hexdigest(250) for number in range(20_000))]
+    rows = [{"instruction": text, "output": text} for text in texts]
+    for count in (200, 20_000):  # the first imports what reading needs
+        path = tmp_path / f"{count}.{kind}"
+        if kind == "parquet":
+            parquet.write_table(pa.Table.from_pylist(rows[:count]), path, row_group_size=1_000)
+        else:
+            with gzip.open(path, "wt", compresslevel=1) if kind == "jsonl.gz" else path.open("w") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows[:count])
+        before = bytes_read()
+        check({"name": "x", "path": str(path), "converter": "instruction"})
+        read = bytes_read() - before
+        assert table(capsys.readouterr().out)["x train"]["rows"] == "100"
+    assert path.stat().st_size > 6_000_000 and read < path.stat().st_size / 3

@@ -205,7 +205,9 @@ def _parquet_batches(path: Path, size: int, fields: Fields, way: str) -> Iterato
     import_pyarrow()
     from pyarrow import parquet  # an optional package
 
-    with arrow_errors(path, "Parquet"), parquet.ParquetFile(path, buffer_size=READ) as table:
+    # pyarrow 25 reads ahead unless told otherwise: tens of megabytes, whatever `buffer_size` says
+    settings = {"buffer_size": READ, "pre_buffer": False}
+    with arrow_errors(path, "Parquet"), parquet.ParquetFile(path, **settings) as table:
         columns = _columns(path, table.schema_arrow.names, fields, way)
         groups = [table.metadata.row_group(number) for number in range(table.num_row_groups)]
         total_bytes = sum(group.total_byte_size for group in groups)
