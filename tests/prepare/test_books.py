@@ -40,7 +40,8 @@ def books_of(lengths, seed=0):
 def clean(tmp_path):
     """A folder as data/clean_gutenberg.py leaves it."""
     folder = tmp_path / "corpus" / "books"
-    (folder / "reports").mkdir(parents=True)
+    (folder / "reports" / "records").mkdir(parents=True)
+    (folder / "reports" / "records" / "0123.jsonl").write_text('{"name": "own.txt"}\n')
     for name, text in books_of(LENGTHS).items():
         (folder / name).write_text(text, encoding="utf-8")
     listed = [Book(name, None, name, "", "fr", "", "", "utf-8", "0" * 64) for name in LENGTHS]

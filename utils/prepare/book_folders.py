@@ -16,5 +16,5 @@ def has_books(folder: Path) -> bool:
 
 
 def is_of_reports(folder: Path) -> bool:
-    """Whether a folder is that of the reports about the books of the folder it is in."""
-    return folder.name == REPORTS and has_books(folder.parent)
+    """Whether a folder is that of the reports about the books of the folder it is in, or in it."""
+    return any(path.name == REPORTS and has_books(path.parent) for path in (folder, *folder.parents))
