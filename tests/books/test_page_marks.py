@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+from tests.books.test_unwrap import SONNET
 from utils.books.edits import Text, applied
 from utils.books.page_marks import DOUBTFUL, HEAD, PAGE, find_page_marks
 
@@ -95,6 +96,7 @@ def test_numbers_of_the_work_stay() -> None:
     stays("\n\n".join(f"[{i}] {paragraph}" for i, paragraph in enumerate(paragraphs, 1)))
     stays("\n\n".join(f"CHAPTER {i}\n\n{paragraph}" for i, paragraph in enumerate(paragraphs, 1)))
     stays("\n".join(f"{i}\n{line}" for i, line in enumerate(BOOK, 1) if line))
+    stays("\n\n".join(f"{i}\n\n{SONNET}" for i in range(1, 155)))
     # years amid sentences, though they are even
     assert stays(paged("\n#\n", first=1812)) == [DOUBTFUL]
 

@@ -49,6 +49,7 @@ def test_italics_stand_beside_points_and_across_lines_and_in_words() -> None:
         "Monsieur_de_la_Vallée et Madame_la_Comtesse",
         "H_2 O and x_1 + y_1 = z_1; a_ and _b",
         'a = b = c; x=y=z; ?a=1&b=2; class="x" id="y"; if (a == b == c) return',
+        "The rule =if= a=1 b=2 c=3 d=4 or =else= a=5",
         "1 + 2 + 3 + 4; a+b+c; C++, A+ and B+; +49 89 1234 + 5",
         "He paid $5 and then $6, not $ 7 or US$8 for $9$ and $x^2$ or $\\alpha$.",
         "about ~5 and ~6 of ~/files/~user, ~",
@@ -97,3 +98,8 @@ def test_doubtful_illustrations_stay() -> None:
     assert [doubt.reason for doubt in doubts] == [AMID, UNCLOSED]
     notes = "[Footnote 3: See above.]\n\n[Sidenote: The house]\n\n[Picture to yourself a house.]\n\n[Illustrationen]\n"
     assert find_illustrations(Text(notes)) == ([], [])
+
+
+def test_control_characters_go() -> None:
+    assert cleaned("\ufeffThe end.\n\ufeffAgain\x08.\n\x1a") == "The end.\nAgain.\n"
+    assert cleaned("a\tb\fc\n") == "a\tb\fc\n"

@@ -123,9 +123,13 @@ def test_verse_keeps_its_lines(verse: str) -> None:
         "Flour     two pounds     1s. 4d.\nButter    one pound      1s. 2d.\nEggs      half a dozen      6d.",
         "12 + 7 = 19\n19 + 7 = 26\n26 + 7 = 33",
         "Chapter I. The House ........................ 1\nChapter II. The Garden ..................... 22",
+        "\n".join(f"{item:<40}{price:>28}" for item in ("Flour, sifted", "butter", "eggs") for price in ("1s.", "2d.")),
         "From: a@example.org\nTo: b@example.org\nSubject: the house at the end of the road\nDate: Mon, 3 May 1999",
         "def area(a, b):\n    if a < 0:\n        return 0\n    return a * b",
         "* * * * *",
+        "# a remark in a program that is as long as the page is wide here,\n# all of it, and that goes on here",
+        "> They said that nobody had lived in it for many years, and that it is\n> not locked, and never was.",
+        "X:1\nT:The House\nM:3/4\nK:G\n|:d2B G2B|d2B G2B|c2A A2A|c2A A2A|d2B G2B|d2B G2B|\n|:d2B G2B|d2B c2A|G6|]",
         "A | B | C\n--+---+--\n1 | 2 | 3",
         "He had carved in the wood of the door:\nJ. S. 1812",
     ],
@@ -139,11 +143,24 @@ def test_parts_of_two_widths_are_both_joined() -> None:
     assert unwrapped(text) == "\n\n".join([PLAIN] * 40)
 
 
+def test_lines_that_are_paragraphs_stay_beside_wrapped_ones() -> None:
+    lines = PLAIN.replace("\n\n", "\n")
+    assert unwrapped("\n\n".join([wrapped(PLAIN, 70)] * 5 + [lines])) == "\n\n".join([PLAIN] * 5 + [lines])
+
+
 def test_blank_lines_and_indented_paragraphs_stay() -> None:
     text = PLAIN.replace("\n\n", "\n\n\n\n")
     assert unwrapped(wrapped(text, 70)) == text
     indented = "".join(f"  {paragraph}\n" for paragraph in PLAIN.split("\n\n"))
     assert unwrapped(wrapped(indented, 70)) == indented
+
+
+def test_paragraphs_that_begin_with_blanks_and_end_with_full_lines_stay_apart() -> None:
+    maker = random.Random(1)
+    words = PLAIN.split()
+    paragraphs = ["  " + " ".join(maker.choices(words, k=maker.randint(20, 90))) for _ in range(300)]
+    text = "\n".join(paragraphs)
+    assert unwrapped(wrapped(text, 70)) == text
 
 
 def test_unwrapped_text_is_unchanged() -> None:

@@ -34,7 +34,9 @@ _KINDS = (
     _Kind("$", "marks of spaced type", 5, _LETTERS),
     _Kind("#", "marks of bold type", 5, _LETTERS),
 )
-ITALICS, TAGS = "marks of italics", "tags of typography"
+ITALICS, TAGS, CONTROLS = "marks of italics", "tags of typography", "control characters"
+_CONTROLS = re.compile("[\x01-\x08\x0e-\x1f\x7f\ufeff]+")
+"""Such as \x1a, which ended files of DOS, and byte order marks amid files that were put together."""
 _LONGEST = 5000
 """Characters between the two underscores of a pair: a page or two of a letter in italics."""
 _STRAY = 0.1
@@ -54,6 +56,7 @@ def find_typography_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
         if text.text.count(kind.mark) >= 2 * kind.least:
             edits += _pairs_of(text.text, kind)
     edits += _tags(text.text)
+    edits += [Edit(match.start(), match.end(), CONTROLS) for match in _CONTROLS.finditer(text.text)]
     return sorted(edits), doubts
 
 

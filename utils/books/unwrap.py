@@ -41,6 +41,8 @@ _QUOTES_OPEN, _QUOTES_CLOSED = tuple("\"“«„‘'「『"), tuple("\"”»’'
 _OPENERS = "_=*~+([{\"'“‘«„"
 _SPACED = frozenset('?!;:»”"')
 _DASHES = ("--", "—", "―")
+_PREFIXES = "#>|;/%*\\{}<"
+"""What begins each line of remarks in programs, of quotations in mails, of markup and of music."""
 _SUSPENDED = frozenset(["and", "or", "to", "und", "oder", "bis", "et", "ou", "y", "e", "o", "og", "och", "en"])
 
 
@@ -237,6 +239,8 @@ def _is_meant(lines: list[str], i: int, base: int, labels: frozenset[str]) -> bo
         return True
     before, after = before[indentation:], after[base:]
     if _is_row(before) or _is_row(after) or (before.isupper() and after.isupper()):
+        return True
+    if before[0] == after[0] and before[0] in _PREFIXES:
         return True
     if before[-1] not in _TERMINAL:
         return False
