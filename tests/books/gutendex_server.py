@@ -202,6 +202,17 @@ def cut(content):
     return send
 
 
+def drip(handler):
+    """A byte now and then, which no limit for silence ends."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(1000):
+        handler.wfile.write(b"x")
+        if handler.server.released.wait(0.01):
+            return
+
+
 def hang_up(handler):
     """Breaks the connection off before any answer."""
     handler.close_connection = True

@@ -186,11 +186,12 @@ def test_only_books_of_the_public_domain_are_taken_and_a_number_under_copyright_
     assert [server.asked_for(path) for path in paths] == [0, 0]
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "timeout", "cut", "hang up", "redirect"])
+@pytest.mark.parametrize("fault", ["429", "500", "timeout", "slow", "cut", "hang up", "redirect"])
 def test_what_goes_wrong_once_with_a_book_or_a_page_is_tried_again(
     server: Gutendex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
-    monkeypatch.setattr(polite_client, "TIMEOUT", 0.1)
+    monkeypatch.setattr(polite_client, "TIMEOUT", 0.2)
+    monkeypatch.setattr(polite_client, "MOST_SECONDS", 0.3)
     path = server.add(84, "Frankenstein")
     server.add(85, "Another")
     elsewhere = "/moved.txt"
@@ -199,6 +200,7 @@ def test_what_goes_wrong_once_with_a_book_or_a_page_is_tried_again(
         "429": faults.status(429, {"Retry-After": "0"}),
         "500": faults.status(500),
         "timeout": faults.silence(0.5),
+        "slow": faults.drip,
         "cut": faults.cut(b"It was a"),
         "hang up": faults.hang_up,
         "redirect": faults.redirect(elsewhere),
