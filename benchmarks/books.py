@@ -1,4 +1,4 @@
-"""Seconds and memory that cleaning and cutting books take, and what is lost beside the way it was done before.
+"""Seconds and memory that cleaning and cutting books take, what a way without care loses, and how chunks pack.
 
     python benchmarks/books.py [--books 2000 --workers 2 --rounds 1]
 
@@ -10,6 +10,8 @@
 3. On the same cleaned books, in this process: cutting as ours does and as `by_sentences` does, which joins sentences by
    spaces and drops what is below the minimum at a book's end. How many chunks have a good size, what text is lost, and
    how many paragraphs end in the result.
+4. Ten of the books of prose become rows of 2,048 tokens as whole books, as chunks, and as chunks that are joined: how
+   many rows, how much padding, how many end tokens.
 
 Prints a table and appends it to benchmarks/results.csv.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -39,8 +42,8 @@ PLAY_CHARACTERS = 1_000_000
 BOOK_CHARACTERS = 380_000
 """Of the work; header, licence and contents are another 20,000."""
 SIZES = Sizes(7000, 6000)
-COMPARED = 50
-"""Books that are cut in both ways."""
+COMPARED, PACKED = 50, 10
+"""Books that are cut in both ways, and books of prose that become rows."""
 
 
 def main() -> None:
@@ -48,6 +51,7 @@ def main() -> None:
     parser.add_argument("--books", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--tokenizer", default="mistral-7b-v0.1", help="a directory, or a name in ../shared/tokenizers")
     parser.add_argument("--work_dir", type=Path, help="keeps the books for the next call; default: a temporary folder")
     parser.add_argument("--no_record", action="store_true", help="leave results.csv as it is")
     arguments = parser.parse_args()
@@ -82,7 +86,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> list[Figure]:
             print(f"{who:14} {seconds:8.1f} s   {size / seconds / 1e6:6.1f} MB/s   {gib} GiB", flush=True)
             print(textwrap.indent(output.strip(), "    "), flush=True)
             figures.append(Figure(who, shape, f"{seconds:.1f}", "s", gib))
-    return figures + compare_cuts(clean)
+    return [
+        *figures,
+        *compare_cuts(clean),
+        *compare_packing(folder, clean, SHARED / "tokenizers" / arguments.tokenizer),
+    ]
 
 
 # The books
@@ -189,6 +197,35 @@ def by_sentences(text: str) -> list[str]:
         held = f"{held} {sentence.strip()}".strip()
     chunks.append(held)
     return [chunk for chunk in chunks if len(chunk) >= SIZES.least]
+
+
+# Rows
+
+
+def compare_packing(folder: Path, clean: Path, tokenizer: Path) -> list[Figure]:
+    prose = [path for path in clean.glob("*.txt") if int(path.name.partition(" ")[0]) % (1 + len(PLAYS)) == 0]
+    whole, chunks = folder / "prose", folder / "prose-chunks"
+    for path in (whole, chunks):
+        shutil.rmtree(path, ignore_errors=True)
+    whole.mkdir()
+    for path in sorted(prose, key=lambda path: int(path.name.partition(" ")[0]))[:PACKED]:
+        shutil.copy(path, whole)
+    measure([sys.executable, "data/chunk_books.py", "--input_dir", whole, "--output_dir", chunks])
+    ways = {"whole": (whole, ()), "chunks": (chunks, ()), "joined": (chunks, ("--join_field", "source"))}
+    figures = []
+    for who, (source, more) in ways.items():
+        target = folder / f"rows-{who}"
+        words = ["--source_path", source, "--checkpoint_dir", tokenizer, "--destination_path", target]
+        output = measure([sys.executable, "prepare_data.py", *words, "--max_length", "2048", *more])[2]
+        found = re.search(r"train: ([\d,]+) documents, ([\d,]+) tokens, ([\d,]+) rows, padding ([\d.]+) %", output)
+        assert found is not None, output
+        ends, tokens, rows, padding = found.groups()
+        print(f"{who:14} {rows} rows of 2,048 for {tokens} tokens, padding {padding} %, {ends} end tokens", flush=True)
+        shape = f"{tokens} tokens, {tokenizer.name}"
+        figures.append(Figure(f"rows: {who}", shape, rows.replace(",", ""), "rows of 2,048 tokens"))
+        figures.append(Figure(f"rows: {who}", shape, padding, "% padding"))
+        figures.append(Figure(f"rows: {who}", shape, ends.replace(",", ""), "end tokens"))
+    return figures
 
 
 if __name__ == "__main__":

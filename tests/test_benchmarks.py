@@ -105,6 +105,18 @@ def test_padding_shows_three_ways():
     assert float(rows["ours"][1][:-1]) < float(rows["per"][1][:-1])
 
 
+@pytest.mark.shared
+def test_books_are_cleaned_cut_and_packed(tmp_path):
+    more = ("--work_dir", tmp_path, "--tokenizer", TOKENIZER, "--no_record")
+    output = run("benchmarks/books.py", "--books", 3, "--workers", 1, *more).stdout
+    for name in ("clean", "chunk", "chunk again"):
+        assert re.search(rf"^{name} +[\d.]+ s +[\d.]+ MB/s +[\d.]+ GiB$", output, re.MULTILINE), output
+    assert "ours: 100.0% of" in output and " 0 of " in output
+    assert "is up to date" in output
+    rows = {who: figures(output, who) for who in ("whole", "chunks", "joined")}
+    assert rows["whole"][-1] == rows["joined"][-1] == 1 and rows["chunks"][-1] > 50
+
+
 # A training step
 
 
