@@ -111,15 +111,17 @@ def load_and_prepare(hub, tmp_path):
         text = "".join(row["text"] for row in loaded if row["source"] == f"{name}.txt")
         assert text == (tmp_path / "own" / f"{name}.txt").read_text()
 
-    (tmp_path / "recipe.yaml").write_text("datasets: [{name: books, hub: org/books, language: en}]\n")
-    arguments = ["--config", tmp_path / "recipe.yaml", "--checkpoint_dir", TOKENIZER, "--num_workers", 1]
-    arguments += ["--destination_path", tmp_path / "data", "--max_length", 64]
+    said = (back / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    for name, value in (("ORG/NAME", "org/books"), ("MODEL", TOKENIZER), ("DATA", tmp_path / "data")):
+        said = said.replace(name, str(value))
+    (tmp_path / "recipe.yaml").write_text(said)
+    arguments = ["--config", tmp_path / "recipe.yaml", "--num_workers", 1, "--max_length", 64]
     words = command_line("prepare_data.py", *arguments)
     environment = hub.environment(tmp_path / "home")
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=100)
     assert done.returncode == 0, done.stderr
     (split,) = json.loads((tmp_path / "data" / "manifest.json").read_text())["splits"]
-    assert (split["dataset"], split["documents"]) == ("books", len(loaded))
+    assert (split["dataset"], split["documents"]) == ("books", 2) and len(loaded) > 4, "books were not made whole"
 
 
 def test_killed_halfway_and_repeated(hub, tmp_path):

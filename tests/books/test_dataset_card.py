@@ -45,6 +45,8 @@ def test_counts_and_columns_are_those_of_the_files(tmp_path):
         (["cc-by-4.0"] * 2, None, ("cc-by-4.0", None)),
         (["", ""], "CC-BY-4.0", ("cc-by-4.0", None)),
         (["", ""], "My own licence, 2nd", ("other", "my-own-licence-2nd")),
+        (["", ""], "Свободно", ("other", None)),
+        (["", ""], " ", (None, None)),
         (["cc-by-4.0", ""], None, (None, None)),
         (["", ""], None, (None, None)),
         (["cc-by-4.0", "Public domain in the USA."], None, (None, None)),

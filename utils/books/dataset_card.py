@@ -49,13 +49,17 @@ from datasets import load_dataset
 chunks = load_dataset("ORG/NAME", split="train")  # this dataset's name; or a folder that holds its files
 ```
 
-Whole books train better than chunks: the chunks of a book, joined again by `source` in the order of `position`, are
-packed into windows, with an end token only where a book ends. Fabricant, which made this
-dataset, does that:
+Whole books train better than chunks: the chunks of a book, joined again, are packed into windows, with an end token
+only where a book ends. Fabricant, which made this dataset, does that in `prepare_data.py --config FILE`, with this
+file:
 
-```bash
-python prepare_data.py --source_path FOLDER --join_field source --checkpoint_dir MODEL --destination_path DATA
+```yaml
+datasets: [{name: books, hub: ORG/NAME, join_field: source}]
+checkpoint_dir: MODEL
+destination_path: DATA
 ```
+
+or, of a folder that holds the files, with `--source_path FOLDER --join_field source`.
 """
 
 
@@ -74,6 +78,7 @@ def dataset_card(
     Raises:
         DataError: if the Parquet files are damaged, or their sources are not the books.
     """
+    licence = (licence or "").strip() or None
     files = read_chunk_files(folder, chunk_file_names(folder))
     if problem := difference(files, books):
         raise DataError(f"{folder}: {problem}")
@@ -143,13 +148,14 @@ def dataset_info(files: ChunkFiles) -> dict[str, Any]:
 
 
 def _licence_metadata(licence: str | None) -> dict[str, str]:
-    name = re.sub("[^a-z0-9.]+", "-", (licence or "").lower()).strip("-.")
-    if not name:
+    if licence is None:
         return {}
+    name = re.sub("[^a-z0-9.]+", "-", licence.lower()).strip("-.")
     if name in _HUB_LICENCES:
         return {"license": name}
     link = {"license_link": _LINKS[name]} if name in _LINKS else {}
-    return {"license": "other", "license_name": name, **link}
+    named = {"license_name": name} if name else {}  # the Hub takes no other letters; the text has the whole name
+    return {"license": "other", **named, **link}
 
 
 def _codes(books: Sequence[Book]) -> list[str]:
