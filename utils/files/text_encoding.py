@@ -66,7 +66,7 @@ _FAMILIES = (
 """Encodings in the order in which they are preferred where they fit equally, and the alphabets written in them."""
 
 _OTHERS = ("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1255", "cp1256", "cp437", "mac_greek", "mac_latin2")
-_POINTS = frozenset("“”‘’„‚«»‹›—–…¡¿°£§·•½¼¾×©®™†‡№€´\xa0\xad")
+_POINTS = frozenset("“”‘’„‚«»‹›—–…¡¿°£§·•½¼¾×÷©®™†‡№€´\xa0\xad")
 _INSIDE_WORDS = frozenset("’‘—–·\xa0\xad•…")
 _SPOTS = re.compile(rb"[A-Za-z]?[\x80-\xff]+[A-Za-z]?")
 _CONTROLS = re.compile("[\x80-\x9f]")
@@ -74,7 +74,7 @@ _BINARY = bytes(i for i in range(32) if i not in b"\t\n\v\f\r\x1a\x1b")  # \x1a 
 _TWICE = re.compile("[ÃÂ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€[\x80-\xbf™œ˜“”¦]")
 _SAMPLE, _PIECES = 1 << 20, 64
 _FITS, _CONTRADICTS = 0.9, 0.6
-_SEVERAL = 0.93  # a text of one language is likelier than one that quotes several
+_SEVERAL = 0.93  # a text of one language is likelier than one that quotes several, as English ones do French and German
 
 
 def decode(data: bytes, declared: str | None = None, name: str = "the data") -> Decoded:
@@ -237,7 +237,8 @@ def _rival(ranked: list[tuple[str, float]], spots: Counter[bytes]) -> str:
     if 2 * letters < sum(character > "\x7f" for character in text):
         return ""  # quotes and dashes of Windows-1252 are accented letters of Mac Roman, which stand elsewhere
     for encoding, other in ranked[1:]:
-        if other > fit - 0.01 and b"".join(spots).decode(encoding) != text:
+        pairs = zip(text, b"".join(spots).decode(encoding), strict=True)
+        if other > fit - 0.01 and any(one != another and one.isalpha() for one, another in pairs):
             return encoding
     return ""
 
@@ -255,8 +256,9 @@ def _fit_of(encoding: str, spots: Counter[bytes]) -> float:
     if own:
         alphabets = own[0]
     of_one = max(_share_that_fits(places, frozenset(alphabet)) for alphabet in alphabets)
-    of_several = _share_that_fits(places, frozenset("".join(alphabets)))
-    return max(of_one, _SEVERAL * of_several)
+    if alphabets != _FAMILIES[0][1]:
+        return of_one
+    return max(of_one, _SEVERAL * _share_that_fits(places, frozenset("".join(alphabets))))
 
 
 def _share_that_fits(places: Counter[tuple[str, str, str]], alphabet: frozenset[str]) -> float:
