@@ -60,7 +60,8 @@ def find_page_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
     named = _in_text(text, _NAMED)
     marks = [mark for chain in _chains(named, longest_step=30) if len(chain) > 1 for mark in chain]
     # nobody but a transcriber writes "Pg"
-    marks += [mark for mark in named if mark not in set(marks) and "Pg" in text.text[mark.begin : mark.end]]
+    in_chains = set(marks)
+    marks += [mark for mark in named if mark not in in_chains and "Pg" in text.text[mark.begin : mark.end]]
     bare = [marks for marks in (_in_text(text, pattern) for pattern in _BARE) if not _are_notes(text, marks)]
     for found in (*bare, _lone(text), _headed(text)):
         for chain in _chains(found, _LONGEST_STEP):
