@@ -39,7 +39,9 @@ _MOST, _BREAKING = 0.75, 0.25
 """Shares of a chain: of distances that are even, and of numbers amid sentences."""
 _FRONT_MATTER = 60
 """Pages that a book may have had before its first number, which are not in the text."""
-_LEAST_HEADS = 5
+_LEAST_HEADS, _LINE = 5, 90
+_ABOUT = 12
+"""Lines on either side of a page's number in which its head is looked for."""
 
 
 class _Mark(NamedTuple):
@@ -86,7 +88,7 @@ def find_page_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
 def _recurring(text: Text) -> dict[str, list[int]]:
     """The places of lines that may be running heads."""
     counts = Counter(text.lines)
-    often = {line for line, count in counts.items() if count >= _LEAST_HEADS / 2 and 3 < len(line) < 90}
+    often = {line for line, count in counts.items() if count >= _LEAST_HEADS / 2 and 3 < len(line) < _LINE}
     places: dict[str, list[int]] = {}
     for i, line in enumerate(text.lines):
         if line in often or line.startswith("\f"):
@@ -101,7 +103,7 @@ def _in_text(text: Text, pattern: re.Pattern[str]) -> list[_Mark]:
     marks = []
     for match in pattern.finditer(text.text):
         line = text.line_at(match.start())
-        is_alone = text.lines[line].strip() == match[0].strip()
+        is_alone = len(text.lines[line]) < _LINE and text.lines[line].strip() == match[0].strip()
         number = int(match[1]) if match[1].isdigit() else _roman(match[1])
         marks.append(_Mark(match.start(), match.end(), number, line if is_alone else -1))
     return marks
@@ -121,7 +123,7 @@ def _roman(digits: str) -> int:
 def _lone(text: Text) -> list[_Mark]:
     marks = []
     for i, line in enumerate(text.lines):
-        if line and len(line) < 90 and (match := _LONE.fullmatch(line)):
+        if line and len(line) < _LINE and (match := _LONE.fullmatch(line)):
             marks.append(_Mark(text.starts[i], text.starts[i] + len(line), int(match[1]), i))
     return marks
 
@@ -184,11 +186,12 @@ def _is_amid(text: Text, mark: _Mark, skipped: Set[int]) -> bool:
 
 
 def _widened(text: Text, line: int, skipped: Set[int]) -> tuple[int, int]:
-    """The lines from the first to past the last of `skipped` and blank ones about a line."""
+    """The lines from the first to past the last of `skipped` and blank ones about a line, a few on either side."""
     first, past = line, line + 1
-    while first > 0 and (first - 1 in skipped or not text.lines[first - 1].strip()):
+    least, most = max(line - _ABOUT, 0), min(line + _ABOUT, len(text.lines))
+    while first > least and (first - 1 in skipped or not text.lines[first - 1].strip()):
         first -= 1
-    while past < len(text.lines) and (past in skipped or not text.lines[past].strip()):
+    while past < most and (past in skipped or not text.lines[past].strip()):
         past += 1
     return first, past
 
