@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 
 from utils.books.back_matter import find_advertisements, find_back_notes
-from utils.books.boilerplate import NAME
+from utils.books.boilerplate import named_lines
 from utils.books.contents import find_contents
 from utils.books.edits import Doubt, Edit, Text, applied
 from utils.books.header_fields import Fields, declared_encoding, read_fields
@@ -164,8 +164,8 @@ def clean_edges(passes: Passes, book: CleanedBook) -> None:
     header = "\n".join("\n".join(text.lines[first:past]) for first, past, reason in outside.regions if reason == HEADER)
     book.fields = read_fields(header)
     if not outside.regions:
-        if named := NAME.search(text.text):
-            passes.review(NOT_MARKED, text.starts[text.line_at(named.start())], named.end() + _SHOWN)
+        for line in named_lines(text)[:1]:
+            passes.review(NOT_MARKED, text.starts[line], text.starts[line] + _SHOWN)
         return
     passes.apply(outside.edits(text), outside.doubts)
     passes.apply(find_inner_licences(passes.text))
@@ -202,8 +202,7 @@ def _review_work(passes: Passes, book: CleanedBook) -> None:
         book.reviews.append(Review(NOTHING_LEFT, 1, ""))
         return
     if NOT_MARKED not in {review.reason for review in book.reviews}:
-        lines = {passes.text.line_at(match.start()) for match in NAME.finditer(book.text)}
-        for line in sorted(lines)[:_MOST_LEFTOVERS]:
+        for line in named_lines(passes.text)[:_MOST_LEFTOVERS]:
             passes.review(LEFTOVER, passes.text.starts[line], passes.text.starts[line + 1])
     if len(book.text) < _SHORT:
         passes.review(SHORT, 0, _SHOWN)

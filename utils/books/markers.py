@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from utils.books.boilerplate import BRACKETED_END, HEADER_BEGINS, NAME, Scan, is_broad, is_strict
+from utils.books.boilerplate import BRACKETED_END, HEADER_BEGINS, NAME, Scan, is_broad, is_strict, lines_with
 from utils.books.edits import Doubt, Edit, Text
 from utils.books.paragraphs import begins_at, paragraphs_from
 
@@ -47,9 +47,21 @@ _END = re.compile(
     | \W*this\s+site\s+is\s+full\s+of\s+free\s+ebooks""",
     re.IGNORECASE | re.VERBOSE,
 )
-_CANDIDATE = re.compile(
-    "gutenb[eu]rg|small print|file should be named|e-?text|e-?book|full licen|updated editions|end of"
+_SEEDS = (
+    "gutenberg",
+    "gutenburg",
+    "small print",
+    "file should be named",
+    "etext",
+    "e-text",
+    "ebook",
+    "e-book",
+    "updated editions",
+    "full license",
+    "general terms of use",
+    "end of",
 )
+"""What every marker has one of, in small letters."""
 _INNER, _LONGEST_INNER = "<<THIS ELECTRONIC VERSION OF", 16
 _OPENING_LINES = 12
 """Lines that are not blank, among which a header names itself."""
@@ -119,16 +131,9 @@ def find_outside(text: Text) -> Outside:
 
 def _candidates(text: Text) -> tuple[list[int], list[int]]:
     """Lines that look like start markers, and like end markers or a footer's first line."""
-    starts, ends = [], []
-    last = -1
-    lowered = text.text.lower()
-    if len(lowered) != len(text.text):  # some capitals become two characters
-        lowered = "\n".join(line.lower()[: len(line)].ljust(len(line)) for line in text.lines)
-    for match in _CANDIDATE.finditer(lowered):
-        line = text.line_at(match.start())
-        if line == last:
-            continue
-        last = line
+    starts: list[int] = []
+    ends: list[int] = []
+    for line in lines_with(text, _SEEDS):
         for number in (line - 1, line):  # "End of the Project" may stand at a line's end, "Gutenberg" on the next
             if number < 0 or number in starts[-2:] or number in ends[-2:] or not text.lines[number].strip():
                 continue
