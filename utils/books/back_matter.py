@@ -41,6 +41,7 @@ _OF_THE_WORK = re.compile(
 """Headings, and beginnings of notes, that belong to a work though they stand behind its end."""
 _BACK = 0.4
 """The share of a work that its advertisements have at most."""
+_LAST_LINES, _OFFERS = 200, 5
 
 
 def find_back_notes(text: Text, first: int, past: int) -> Notes:
@@ -93,7 +94,7 @@ def find_advertisements(text: Text, first: int, past: int) -> Notes:
     """A publisher's lists behind the last line `THE END`; the signs of it elsewhere are for a human's look."""
     number = _last_end(text, first, past)
     if number is None:
-        return Notes([], [])
+        return Notes([], _offers(text, first, past))
     rest = begins_at(text, number + 1)
     if rest >= past or not _signs(text, rest, past):
         return Notes([], [])
@@ -101,6 +102,15 @@ def find_advertisements(text: Text, first: int, past: int) -> Notes:
     if _is_advertisement(text, first, rest, past):
         return Notes([text.taken_out(rest, past, ADVERTISEMENTS)], [])
     return Notes([], [Doubt(place, text.starts[min(rest + 5, past)], UNSURE_ADVERTISEMENTS)])
+
+
+def _offers(text: Text, first: int, past: int) -> list[Doubt]:
+    """The first of several lines with prices or bindings at the end of a work that does not say where it ends."""
+    last = range(max(first, past - _LAST_LINES), past)
+    offers = [number for number in last if _PRICE.search(text.lines[number]) or _BINDING.search(text.lines[number])]
+    if len(offers) < _OFFERS or _signs(text, offers[0], past) < 3:
+        return []
+    return [Doubt(text.starts[offers[0]], text.starts[offers[0] + 1], UNSURE_ADVERTISEMENTS)]
 
 
 def _last_end(text: Text, first: int, past: int) -> int | None:

@@ -53,6 +53,7 @@ _PAGE_WORD = re.compile(
 _HEAD = re.compile(
     r"\W*((?:chapter|kapitel|chapitre|letter|book|part|act|canto|cap[ií]tulo|capitolo)\s+\w+)\b", re.IGNORECASE
 )
+_NUMBERED = re.compile(r"(\d{1,4}|[IVXLC]{1,8})[.)]\s+\S")
 _PICTURE = re.compile(r"\[(?:illustration|abbildung|gravure|figure)\S*\s*(.*?)\]?$", re.IGNORECASE)
 _PROSE = 240
 """Characters of a paragraph that is no entry and no heading."""
@@ -66,6 +67,8 @@ _FRONT = 0.25
 """The share of a work in which its contents may stand, and the least lines."""
 _FRONT_LINES = 800
 _SHORT_LINE = 100
+_MOST_HEADINGS, _GAP = 4, 3
+"""Headings that a work may begin with, as those of a book, a chapter and its title; the blank lines above them."""
 _TELLING = 7
 """Characters of a form that say which entry is meant, where only its beginning is there."""
 
@@ -147,6 +150,8 @@ class _List:
         """Line, form and page of each entry."""
         self._counts: Counter[str] = Counter()
         self._lines = 0
+        self._is_ended = False
+        """Whether the work's own headings were seen to begin."""
         self._read(heading)
         self._drop_headings()
         self.past = self._end() if self._is_sure(pictures) else None
@@ -160,6 +165,7 @@ class _List:
                 page = _page_of(line)
                 form = self._again(line, number)
                 if page is None and (self._restarts(line) or self._is_after_gap(number, line)):
+                    self._is_ended = True
                     return
                 if form or page is not None:
                     self._lines += between + 1
@@ -178,6 +184,8 @@ class _List:
         forms = [_form(line)]
         if page and page.start() > 1:
             forms.append(_form(line[: page.start()]))
+        if number_of_entry := _NUMBERED.match(line):
+            forms.append(_form(number_of_entry[1]))  # the heading may be `217.` alone
         for form in filter(None, forms):
             places = self._places.get(form, [])
             if len(places) - bisect_right(places, number) > self._counts[form]:
@@ -208,14 +216,25 @@ class _List:
         return number - 1 - above
 
     def _drop_headings(self) -> None:
-        """Takes the work's own first headings from the list's end: prose follows, or the other entries have pages."""
+        """Takes what may be the work's own first headings from the list's end: a line too much in it is no harm."""
         paged = sum(page is not None for *_, page in self._entries)
         while self._entries and paged > len(self._entries) / 2 and self._entries[-1][2] is None:
             self._entries.pop()
-        while self._entries and self._is_before_prose(self._entries[-1][0]) and self._is_earlier(-1):
+        if self._is_ended or paged > len(self._entries) / 2:
+            return
+        while self._entries and self._is_earlier(-1):
             self._entries.pop()
-            while self._entries and self._is_earlier(-1):
-                self._entries.pop()
+        for index in range(max(1, len(self._entries) - _MOST_HEADINGS), len(self._entries)):
+            if self._has_gap(self._entries[index - 1][0], self._entries[index][0]):
+                del self._entries[index:]
+                break
+        if self._entries and self._is_before_prose(self._entries[-1][0]):
+            self._entries.clear()
+
+    def _has_gap(self, first: int, past: int) -> bool:
+        """Whether several blank lines follow one another between two lines."""
+        blank = [not line.strip() for line in self._text.lines[first:past]]
+        return any(all(blank[i : i + _GAP]) for i in range(len(blank) - _GAP + 1))
 
     def _is_earlier(self, index: int) -> bool:
         form = self._entries[index][1]

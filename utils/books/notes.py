@@ -48,7 +48,7 @@ _ABOUT_TEXT = re.compile(
     |changed\s+to|has\s+been|have\s+been|moved|page\s+\d|pg\.?\s*\d|p\.\s*\d|line\s+\d|char(?:acter)?s?\b|accent|diacrit
     |orthograph|coquille|corrig|erreur|conserv|fehler|korrigiert|schreibweise|zeichensetzung|druckfehler|rechtschreib
     |gesperrt|kursiv|spelling|drukfout|errores|ortograf|corregid|correzion|refus[oi]|grafia|errata|for\s+[“"'].+read
-    |s(?:eite|\.)\s*\d|bl(?:ad|z)\.?\s*\d|transcri|digital|version|text\b|public\s+domain|cover""",
+    |s(?:eite|\.)\s*\d|bl(?:ad|z)\.?\s*\d|transcri|digital|version|unchanged|missing|invisible|full\s+stop|comma\b|period\b|text\b|public\s+domain|cover""",
     re.IGNORECASE | re.VERBOSE,
 )
 """What notes speak of; lines that none of it is in are no note's."""
