@@ -390,3 +390,48 @@ def test_any_composition(
     rule = "       *       *       *       *       *"
     assert [part for part in paragraphs(book.text) if part != rule] == work
     assert "gutenberg" not in book.text.lower()
+
+
+def make_parts(source: random.Random) -> tuple[list[str], list[str]]:
+    """A work of parts whose chapters are numbered or named alike, as letters to the same person, and its headings."""
+    named = source.choice(["CHAPTER {}", "{}.", "CHAPTER {}. The lamp", "To the Same", "Letter {}"])
+    romans = ["I", "II", "III", "IV", "V"]
+    listing, work = [], ["THE LAMP", "by Agnes Thorne"]
+    if source.random() < 0.4:
+        work += ["PREFACE", wrapped(" ".join(sentence(source) for _ in range(9)))]
+        listing.append("PREFACE")
+    split = len(work)
+    if source.random() < 0.3:
+        work.append("THE LAMP")
+    for part in range(source.randint(1, 4)):
+        if source.random() < 0.6:
+            listing.append(f"BOOK {romans[part]}")
+            work.append(listing[-1])
+        for number in range(source.randint(1, 5)):
+            heading = named.format(romans[number])
+            listing.append(heading)
+            work.append(source.choice([heading, heading.upper(), f"{heading}."]))
+            if source.random() < 0.3:
+                work.append(sentence(source).upper())
+            if source.random() < 0.3:
+                work.append("“Who is there?”")
+                work.append("“The miller.”")
+            for _ in range(source.randint(1, 4)):
+                work.append(wrapped(" ".join(sentence(source) for _ in range(source.randint(1, 9)))))
+    work.append(LAST)
+    listing = [heading for heading in listing if source.random() < 0.9]
+    if source.random() < 0.3:
+        listing = listing[: source.randint(1, len(listing) or 1)]
+    if source.random() < 0.3:
+        listing = [f"{heading}{' ' * 20}{7 + 12 * i}" for i, heading in enumerate(listing)]
+    gap = source.choice(["\n", "\n\n", "\n\n\n"])
+    return work, [*work[:split], "\n\n".join(["CONTENTS", gap.join(listing)]), *work[split:]]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from(["\n\n", "\n\n\n", "\n\n\n\n\n"]))
+def test_no_list_of_contents_takes_a_heading_with_it(seed: int, gap: str) -> None:
+    work, parts = make_parts(random.Random(seed))
+    book = kept(make_file(HEADERS["2008"], gap.join(parts), FOOTERS["2008"]))
+    left = iter(paragraphs(book.text))
+    assert all(part in left for part in work)

@@ -55,8 +55,8 @@ _HEAD = re.compile(
 )
 _NUMBERED = re.compile(r"(\d{1,4}|[IVXLC]{1,8})[.)]\s+\S")
 _PICTURE = re.compile(r"\[(?:illustration|abbildung|gravure|figure)\S*\s*(.*?)\]?$", re.IGNORECASE)
-_PROSE = 240
-"""Characters of a paragraph that is no entry and no heading."""
+_LONGEST_TITLE = 80
+"""Characters of a paragraph that may be a heading's."""
 _MOST_LINES = 1500
 _MOST_BETWEEN = 4
 """Lines between two entries that are none."""
@@ -193,11 +193,22 @@ class _List:
         return ""
 
     def _restarts(self, line: str) -> bool:
-        """Whether a line is the list's first entry again: so the work begins."""
-        if len(self._entries) < 2:
+        """Whether the work begins with a line: it is in the list, and not as a part's chapter that each part has."""
+        form = _form(line)
+        forms = [known for _, known, _ in self._entries]
+        if not forms:
             return False
-        form, first = _form(line), self._entries[0][1]
-        return form == first or (len(form) > _TELLING and first.startswith(form))
+        if form == forms[0] or (len(form) > _TELLING and forms[0].startswith(form)):
+            return True
+        if form not in forms:
+            return False
+        first = forms.index(form)
+        return self._word(first - 1) != self._word(-1)
+
+    def _word(self, index: int) -> str:
+        """The first word of an entry, which says what it is: a book, a chapter."""
+        words = re.findall(r"[^\W\d_]+", self._text.lines[self._entries[index][0]])
+        return words[0].casefold() if words else ""
 
     def _is_after_gap(self, number: int, line: str) -> bool:
         """Whether more blank lines than lie between entries come before a line that the list has already."""
@@ -228,7 +239,7 @@ class _List:
             if self._has_gap(self._entries[index - 1][0], self._entries[index][0]):
                 del self._entries[index:]
                 break
-        if self._entries and self._is_before_prose(self._entries[-1][0]):
+        if self._entries and self._is_before_text(self._entries[-1][0]):
             self._entries.clear()
 
     def _has_gap(self, first: int, past: int) -> bool:
@@ -240,13 +251,13 @@ class _List:
         form = self._entries[index][1]
         return any(form == other for _, other, _ in self._entries[:index])
 
-    def _is_before_prose(self, number: int) -> bool:
-        below = begins_at(self._text, number + 1)
-        size = 0
-        while below < self._limit and self._text.lines[below].strip():
-            size += len(self._text.lines[below])
-            below += 1
-        return size > _PROSE
+    def _is_before_text(self, number: int) -> bool:
+        """Whether no heading, but a sentence follows a line, of which it is the heading."""
+        below = past = begins_at(self._text, number + 1)
+        while past < self._limit and self._text.lines[past].strip():
+            past += 1
+        passage = " ".join(self._text.lines[below:past])
+        return len(passage) > _LONGEST_TITLE or bool(re.search('[,;!?“”"«»]', passage))
 
     def _is_sure(self, pictures: bool) -> bool:
         pages = [page for *_, page in self._entries if page]
