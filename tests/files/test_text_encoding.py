@@ -66,8 +66,20 @@ def test_a_declaration_counts_where_it_can_be_true() -> None:
     wrong = decode(FRENCH.encode("cp1252"), "UTF-8")
     assert (wrong.text, wrong.doubt) == (FRENCH, "declared as UTF-8, which it is not")
     assert decode(FRENCH.encode("cp1252"), "ISO-646-US (US-ASCII)").text == FRENCH
-    doubtful = decode(RUSSIAN.encode("koi8_r"), "iso-8859-1")
-    assert doubtful.doubt == "declared as iso-8859-1, but it reads like koi8-r"
+
+
+def test_a_declaration_that_the_letters_contradict_is_doubted_and_not_followed() -> None:
+    for encoding in ("koi8-r", "windows-1251", "iso-8859-5"):
+        found = decode(RUSSIAN.encode(encoding), "iso-8859-1")
+        assert (found.text, found.encoding) == (RUSSIAN, encoding)
+        assert found.doubt == "declared as iso-8859-1, which it is not"
+    turned = decode(RUSSIAN.encode("windows-1251"), "koi8-r")
+    assert (turned.text, turned.doubt) == (RUSSIAN, "declared as koi8-r, which it is not")
+
+
+@pytest.mark.parametrize("name", ["undefined", "unicode_escape", "rot13", "punycode", "base64", "idna", "no such", ""])
+def test_what_is_no_encoding_of_texts_cannot_be_declared(name: str) -> None:
+    assert decode(FRENCH.encode("cp1252"), name).text == FRENCH
 
 
 def test_doubts_are_named() -> None:

@@ -2,7 +2,7 @@
 
 1. A byte order mark says UTF-8, UTF-16 or UTF-32; NULs on every second byte say UTF-16 without one.
 2. Bytes that are valid UTF-8 are UTF-8: other encodings' accented letters hardly ever make valid sequences.
-3. The declared encoding counts where it decodes to no control characters.
+3. The declared encoding counts where it decodes to no control characters, and no other reads far better.
 4. Else each encoding of `_FAMILIES` is tried: it fits as far as its characters beyond ASCII are letters of one
    language, or punctuation, in places where those stand. charset-normalizer alone reads German in Mac Roman or Spanish
    of 100 characters as Windows-1250, so it decides only what no alphabet explains, such as Chinese and Japanese.
@@ -66,6 +66,8 @@ _FAMILIES = (
 """Encodings in the order in which they are preferred where they fit equally, and the alphabets written in them."""
 
 _OTHERS = ("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "cp1255", "cp1256", "cp437", "mac_greek", "mac_latin2")
+_OF_TEXTS = re.compile(r"utf-8|ascii|iso8859-\d+|cp\d+|koi8-.|mac-\w+|gb\w+|big5\w*|euc_\w+|shift_jis\w*|tis-620|hz")
+"""Python's names of encodings that a file may declare; `undefined` or `unicode_escape` are none of texts."""
 _POINTS = frozenset("“”‘’„‚«»‹›—–…¡¿°£§·•½¼¾×÷©®™†‡№€´\xa0\xad")
 _INSIDE_WORDS = frozenset("’‘—–·\xa0\xad•…")
 _SPOTS = re.compile(rb"[A-Za-z]?[\x80-\xff]+[A-Za-z]?")
@@ -74,6 +76,7 @@ _BINARY = bytes(i for i in range(32) if i not in b"\t\n\v\f\r\x1a\x1b")  # \x1a 
 _TWICE = re.compile("[ÃÂ][\x80-\xbf€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€[\x80-\xbf™œ˜“”¦]")
 _SAMPLE, _PIECES = 1 << 20, 64
 _FITS, _CONTRADICTS = 0.9, 0.6
+_LEAST_SPOTS = 10  # fewer contradict no declaration
 _SEVERAL = 0.93  # a text of one language is likelier than one that quotes several, as English ones do French and German
 
 
@@ -185,9 +188,9 @@ def _of_single_bytes(data: bytes, declared: str | None) -> Decoded:
     known = _known_name(declared) if declared else ""
     text = _decoded(data, known) if known else None
     if text is not None and not _CONTROLS.search(text):
-        is_contradicted = fit >= _FITS and _fit_of(known, spots) < _CONTRADICTS
-        doubt = f"declared as {known}, but it reads like {best}" if is_contradicted else ""
-        return Decoded(text, known, "it is declared so", doubt)
+        is_little = sum(spots.values()) < _LEAST_SPOTS
+        if is_little or fit < _FITS or _fit_of(known, spots) >= _CONTRADICTS:
+            return Decoded(text, known, "it is declared so")
     # who says Latin-1 or ASCII and writes curly quotes means Windows-1252, as browsers have it
     is_meant = not declared or (best == "windows-1252" and known in ("iso-8859-1", "ascii"))
     doubt = "" if is_meant else f"declared as {declared}, which it is not"
@@ -294,5 +297,6 @@ def _known_name(declared: str) -> str:
             name = codecs.lookup(word).name
         except LookupError:
             continue
-        return name.replace("iso8859", "iso-8859").replace("cp125", "windows-125")
+        if _OF_TEXTS.fullmatch(name):
+            return name.replace("iso8859", "iso-8859").replace("cp125", "windows-125")
     return ""
