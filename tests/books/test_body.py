@@ -22,7 +22,7 @@ def cleaned(text: str) -> str:
         edits, doubts = find(Text(text))
         assert not doubts, doubts
         text = applied(text, edits)
-    return applied(text, find_line_ends(Text(text)))
+    return applied(text, find_line_ends(Text(text))[0])
 
 
 def paragraphs_of(seed: int) -> list[str]:

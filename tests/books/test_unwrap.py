@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from utils.books.edits import Text, applied
-from utils.books.unwrap import find_line_ends
+from utils.books.unwrap import LEFT, PARTED, find_line_ends
 
 CORPORA = Path(__file__).resolve().parents[3] / "shared" / "data"
 FRANKENSTEIN = CORPORA / "gutenberg" / "Mary Shelley - Frankenstein.txt"
@@ -54,7 +54,7 @@ She called out, once, and listened to how the rooms took up her voice and gave i
 
 
 def unwrapped(text: str) -> str:
-    result = applied(text, find_line_ends(Text(text)))
+    result = applied(text, find_line_ends(Text(text))[0])
     assert "".join(result.split()) == "".join(text.split()), "more than white space was changed"
     return result
 
@@ -164,9 +164,9 @@ def test_paragraphs_that_begin_with_blanks_and_end_with_full_lines_stay_apart() 
 
 
 def test_unwrapped_text_is_unchanged() -> None:
-    assert find_line_ends(Text(PLAIN)) == []
-    assert find_line_ends(Text(PLAIN.replace("\n\n", "\n"))) == []
-    assert find_line_ends(Text("")) == []
+    assert find_line_ends(Text(PLAIN)) == ([], [])
+    assert find_line_ends(Text(PLAIN.replace("\n\n", "\n"))) == ([], [])
+    assert find_line_ends(Text("")) == ([], [])
 
 
 def broken_at(text: str, place: str) -> str:
@@ -186,13 +186,13 @@ def test_hyphens_at_line_ends() -> None:
     lines = broken_at(broken, "gar-den")
     assert unwrapped(lines) == broken  # no garden elsewhere
     lines += "\n\nThe garden."
-    assert applied(lines, find_line_ends(Text(lines))) == f"{PLAIN}\n\nThe garden."
+    assert applied(lines, find_line_ends(Text(lines))[0]) == f"{PLAIN}\n\nThe garden."
     lines += "\n\nThe gar-den, the gar-den."  # which the book writes oftener
     assert unwrapped(lines).startswith(broken)
     suspended = PLAIN.replace("apple trees", "two- and three-year-old apple trees")
     assert unwrapped(broken_at(suspended, "two- and")) == suspended
     soft = broken_at(broken, "gar-den").replace("gar-\n", "gar\xad\n")
-    assert applied(soft, find_line_ends(Text(soft))) == PLAIN
+    assert applied(soft, find_line_ends(Text(soft))[0]) == PLAIN
 
 
 def test_dashes_at_line_ends() -> None:
@@ -203,6 +203,18 @@ def test_dashes_at_line_ends() -> None:
             assert unwrapped(lines) == tight
     spaced = tight.replace("--", " — ")
     assert unwrapped(wrapped(spaced, 70)) == spaced
+
+
+def test_books_whose_sentences_are_still_broken_are_for_a_humans_look() -> None:
+    maker = random.Random(1)
+    ragged = "\n".join(" ".join(maker.choices(PLAIN.split(), k=maker.randint(3, 12))) for _ in range(200))
+    edits, doubts = find_line_ends(Text(ragged))
+    assert (edits, [doubt.reason for doubt in doubts]) == ([], [LEFT])
+    doubled = wrapped(PLAIN, 70).replace("\n", "\n\n") * 5
+    edits, doubts = find_line_ends(Text(doubled))
+    assert (edits, [doubt.reason for doubt in doubts]) == ([], [PARTED])
+    assert find_line_ends(Text(f"{SONNET}\n\n" * 50)) == ([], [])
+    assert find_line_ends(Text(wrapped(f"{PLAIN}\n\n" * 50, 70)))[1] == []
 
 
 def test_lines_of_chinese_are_joined_without_blanks() -> None:
@@ -239,7 +251,7 @@ def test_no_letter_is_lost_whatever_the_text() -> None:
     ]
     for _ in range(300):
         text = " ".join(maker.choices(pieces, k=400)) + "\n" + wrapped(" ".join(maker.choices(pieces[:6], k=300)), 60)
-        edits = find_line_ends(Text(text))
+        edits = find_line_ends(Text(text))[0]
         for edit in edits:
             assert not text[edit.begin : edit.end].strip(" \n\t-\xad"), text[edit.begin : edit.end]
         kept = "".join(applied(text, edits).split())

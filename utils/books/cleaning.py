@@ -179,7 +179,7 @@ def _clean_body(passes: Passes, unwrap: bool) -> None:
     for find in (find_page_marks, find_illustrations, find_typography_marks):
         passes.apply(*find(passes.text))
     if unwrap:
-        passes.apply(find_line_ends(passes.text))
+        passes.apply(*find_line_ends(passes.text))
 
 
 def _trim(passes: Passes) -> None:

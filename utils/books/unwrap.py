@@ -16,9 +16,10 @@ from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-from utils.books.edits import Edit, Text
+from utils.books.edits import Doubt, Edit, Text
 
 JOINED, SYLLABLE = "hard line breaks", "hyphens at line ends"
+LEFT, PARTED = "line breaks left amid sentences", "blank lines between the lines of paragraphs"
 
 _STRETCH = 120
 """Breaks by which a width is found: a few pages."""
@@ -27,6 +28,8 @@ _EXPLAINED = 0.75
 _NARROWEST, _WIDEST = 30, 200
 _SLACK = 3
 """Characters by which a typist's line may be too short for its break to be sure: wider words, two blanks, a dash."""
+_MANY, _SEVERAL, _DOUBLE = 0.05, 20, 0.15
+"""The share of breaks, and their number, that are many to be left amid sentences; the share of lines parted so."""
 _VARIES = 6
 """Columns by which a paragraph's width differs from its surroundings' where a text was corrected by hand."""
 _TERMINAL = frozenset(".!?:;…。！？»”\"’'」』)]")
@@ -60,19 +63,34 @@ class _Break(NamedTuple):
     """Whether the line before ends with punctuation."""
 
 
-def find_line_ends(text: Text) -> list[Edit]:
-    """The line ends to be joined."""
+def find_line_ends(text: Text) -> tuple[list[Edit], list[Doubt]]:
+    """The line ends to be joined, and a doubt where many sentences still go on in another line."""
     breaks = _breaks_of(text.lines)
     widths = _Widths(breaks)
-    if not widths.is_any:
-        return []
-    labels = _labels(text.lines)
+    labels = _labels(text.lines) if widths.is_any else frozenset()
     words = _Words(text.text)
-    edits = []
+    edits, left = [], []
     for block in _blocks(breaks):
-        joined = _joined_of(text.lines, block, widths.of(block), labels)
+        joined = _joined_of(text.lines, block, widths.of(block), labels) if widths.is_any else []
         edits += [_edit(text, found.line, words) for found in joined]
-    return edits
+        if len(joined) < len(block):
+            left += [found for found in set(block).difference(joined) if found.is_small and not found.is_pointed]
+    if len(left) > max(_MANY * len(breaks), _SEVERAL):
+        line = min(left).line
+        return edits, [Doubt(text.starts[line], text.starts[line + 2] - 1, LEFT)]
+    return edits, _double_spaced(text.lines, text.starts)
+
+
+def _double_spaced(lines: list[str], starts: list[int]) -> list[Doubt]:
+    """A doubt where blank lines part the lines of paragraphs, as after a wrong conversion of line ends."""
+    parted = []
+    for i in range(2, len(lines)):
+        before, line = lines[i - 2].rstrip(), lines[i].lstrip()
+        if line[:1].islower() and before and before[-1] not in _POINTS and not lines[i - 1].strip():
+            parted.append(i)
+    if len(parted) <= max(_DOUBLE * len(lines), _SEVERAL):
+        return []
+    return [Doubt(starts[parted[0] - 2], starts[parted[0] + 1] - 1, PARTED)]
 
 
 def _columns(line: str) -> int:
