@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import LLAMA_CPP, ROOT
+from tests.books.gutendex_server import Gutendex
+from tests.conftest import LLAMA_CPP, ROOT, SHARED
 from tests.formats.hf_models import make_hf, make_tokenizer
 from tests.formats.hub_server import TOKEN, Hub
+from tests.recipes.test_books import catalogue
 from utils.install_llama_cpp import STAMP
 
 # These are covered elsewhere: the two commands by themselves, sbatch in tests/slurm, litgpt's own in
@@ -39,7 +41,14 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
     server.close()
 
 
-def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
+@pytest.fixture
+def books() -> Iterator[Gutendex]:
+    server = catalogue()
+    yield server
+    server.close()
+
+
+def test_every_command_runs(tmp_path: Path, hub: Hub, books: Gutendex) -> None:
     copy = tmp_path / "checkout"
     # the caches of tools are written by the tests that run beside this one
     caches = ("__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache")
@@ -52,6 +61,8 @@ def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
         words = shlex.split(command)
         assert words[0] == "python", command
         small = ["--max_steps", "10", "--eval_samples", "8"] if words[1] == "pretrain.py" else []
+        if words[1] == "data/acquire_gutenberg.py":
+            small = ["--server", books.address, "--delay", "0"]
         if words[1] == "utils/quantize_gguf.py":
             if not (LLAMA_CPP / STAMP).is_file():
                 continue
@@ -65,11 +76,26 @@ def test_every_command_runs(tmp_path: Path, hub: Hub) -> None:
     assert len(set(ran)) >= 7, ran
     assert (copy / "out/readme/convergence.png").stat().st_size > 10_000
     assert (copy / "checkpoints/mistralai/Mistral-7B-v0.1/lit_model.pth").is_file()
+    assert {"README.md", "books.csv"} < hub.files("datasets/my-organisation/horror-books").keys()
     assert {"README.md", "handler.py", "model.safetensors"} < hub.files("my-organisation/my-model").keys()
     # every command had the token in its environment
     folders = (copy / "out", copy / "checkpoints", tmp_path / "home")
     written = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     assert written and not [path for path in written if TOKEN.encode() in path.read_bytes()]
+
+
+@pytest.mark.shared
+def test_the_commands_of_the_original_for_books_have_their_counterparts() -> None:
+    """Each program that its document calls, with each option, stands in the table."""
+    (document,) = (SHARED / "reference").glob("003_*.txt")
+    lines = re.findall(r"(?m)^`?((?:python|pip|ollama) [^`\n]*)", document.read_text(encoding="utf-8"))
+    lines += re.findall(r"`((?:python|ollama) [^`\n]*)`", document.read_text(encoding="utf-8"))
+    assert len(lines) >= 9
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("| there | here |")[2].partition("\n\n")[0]
+    theirs = [row.split("|")[1] for row in table.splitlines() if row.startswith("| ")]
+    for line in lines:
+        words = re.findall(r"step\d-\w+|ollama \w+|pip install|--\w+", line.replace("-convert-and-quant", "-convert"))
+        assert any(all(word in row for word in words) for row in theirs), line
 
 
 def test_the_picture_names_files_that_exist() -> None:
