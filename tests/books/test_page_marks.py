@@ -108,6 +108,14 @@ def test_references_to_notes_stay() -> None:
     stays(f"{text}\n\n" + "\n\n".join(f"[Footnote {i}: See the house.]" for i in range(1, 60)))
 
 
+def test_references_to_pages_of_other_books_stay() -> None:
+    maker = random.Random(2)
+    paragraphs = "\n".join(BOOK).split("\n\n")
+    cited = sorted(maker.sample(range(1, 400), 60))
+    stays("\n\n".join(f"{a} [Page {n}]" for a, n in zip(paragraphs, cited, strict=False)))
+    stays("\n\n".join(f"[p. {n}] As is said there, the house was old." for n in range(1, 60)))
+
+
 def test_arithmetic_tables_and_code_stay() -> None:
     maker = random.Random(3)
     sums = [f"{a} + {b} = {a + b}\n{a}\n{b}\n---\n{a + b}" for a, b in ((maker.randint(1, 99), i) for i in range(300))]

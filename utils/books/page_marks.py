@@ -2,7 +2,7 @@
 
 A number goes only as one of a chain of numbers in steps of one to three (pages with a picture have none), at distances
 of a page, in the middle of sentences for a good part of them. So years of a diary, sections, verses, stanzas, lines of
-tables, and references to footnotes stay. Only marks that say what they are, such as `[Pg 12]`, may be few.
+tables, and references to footnotes or to other books' pages stay. Only `[Pg 12]` may be few.
 """
 
 from __future__ import annotations
@@ -60,18 +60,17 @@ def find_page_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
     skipped = {i for places in recurring.values() for i in places}
     doubts: list[Doubt] = []
     named = _in_text(text, _NAMED)
-    marks = [mark for chain in _chains(named, longest_step=30) if len(chain) > 1 for mark in chain]
-    # nobody but a transcriber writes "Pg"
-    in_chains = set(marks)
-    marks += [mark for mark in named if mark not in in_chains and "Pg" in text.text[mark.begin : mark.end]]
+    # nobody but a transcriber writes "Pg"; a scholar may write "[Page 12]" of another book
+    marks = [mark for mark in named if "Pg" in text.text[mark.begin : mark.end]]
+    cited = [mark for mark in named if "Pg" not in text.text[mark.begin : mark.end]]
     bare = [marks for marks in (_in_text(text, pattern) for pattern in _BARE) if not _are_notes(text, marks)]
-    for found in (*bare, _lone(text), _headed(text)):
+    for found in (cited, *bare, _lone(text), _headed(text)):
         for chain in _chains(found, _LONGEST_STEP):
             page = _page_of(chain)
             amid = sum(_is_amid(text, mark, skipped) for mark in chain) if page else 0
             # a first number beyond all pages before it is a year's, or a journal's page
             is_possible = page and chain[0].number <= chain[0].begin / page + _FRONT_MATTER
-            if is_possible and amid >= _BREAKING * len(chain):
+            if is_possible and (amid >= _BREAKING * len(chain) or found is cited):
                 marks += chain
             elif amid:
                 doubts.append(Doubt(chain[0].begin, chain[-1].end, DOUBTFUL))
