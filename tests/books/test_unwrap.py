@@ -163,6 +163,11 @@ def test_paragraphs_that_begin_with_blanks_and_end_with_full_lines_stay_apart() 
     assert unwrapped(wrapped(text, 70)) == text
 
 
+def test_a_speech_ends_with_a_direction() -> None:
+    text = PLAIN.replace("and lower.", "and lower.    [Exit.")
+    assert unwrapped(wrapped(PLAIN, 70).replace("and lower.", "and lower.    [Exit.")) == text
+
+
 def test_unwrapped_text_is_unchanged() -> None:
     assert find_line_ends(Text(PLAIN)) == ([], [])
     assert find_line_ends(Text(PLAIN.replace("\n\n", "\n"))) == ([], [])

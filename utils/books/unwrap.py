@@ -273,6 +273,7 @@ def _is_meant(lines: list[str], i: int, base: int, labels: frozenset[str]) -> bo
 
 def _is_row(line: str) -> bool:
     """Whether a line is one of a table or of a list with leaders, or a rule."""
+    line = line.split("   [")[0].rstrip()  # a direction of a play, such as "[Exit.", stands apart at a speech's end
     if "   " in line or "\t" in line or "|" in line or "....." in line or ". . . ." in line:
         return True
     # points may stand alone in French, which writes blanks before them
