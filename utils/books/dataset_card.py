@@ -187,7 +187,7 @@ def _opening(files: ChunkFiles, books: Sequence[Book]) -> str:
 
 | Column | Meaning |
 | --- | --- |
-| `text` | A chunk of a book |
+| `text` | A chunk of a book, with the white space behind it: all of a book's, joined, are its text |
 | `source` | The book's file, as in [books.csv]({BOOKS}), which says where each book comes from |
 | `number` | Its number at Project Gutenberg; null for other books |
 | `position` | The chunk's place among those of its book |"""
