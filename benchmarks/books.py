@@ -30,8 +30,6 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import sentencex
-
 from benchmarks.prepare import SHARED, measure
 from benchmarks.results import Figure, record
 from utils.books.chunking import Sizes, cut
@@ -186,15 +184,18 @@ def ours(text: str) -> list[str]:
     return [chunk.text for chunk in cut(text, SIZES)]
 
 
+_SENTENCE = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’»)]))\s+")
+
+
 def by_sentences(text: str) -> list[str]:
     """Sentences joined by spaces up to the target; what is below the minimum then is dropped."""
     chunks: list[str] = []
     held = ""
-    for sentence in sentencex.segment("en", " ".join(text.split())):
+    for sentence in _SENTENCE.split(" ".join(text.split())):
         if held and len(held) + 1 + len(sentence) > SIZES.target:
             chunks.append(held)
             held = ""
-        held = f"{held} {sentence.strip()}".strip()
+        held = f"{held} {sentence}".strip()
     chunks.append(held)
     return [chunk for chunk in chunks if len(chunk) >= SIZES.least]
 

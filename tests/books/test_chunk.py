@@ -208,6 +208,24 @@ def test_sentences_of_a_language_that_is_not_known_are_split_too(language):
     assert sentence_ends("One is here. Two is not.\nThree", language) == [13, 25]
 
 
+@pytest.mark.parametrize(
+    "marks", ["“%s”", '"%s"', "«\u202f%s\u202f»", "‘%s’", "(%s)", "„%s“", "%s", "“%s” he said; and: “%s”"]
+)
+def test_a_long_speech_is_split_between_its_sentences_too(marks):
+    speech = " ".join(["Mr. Usher was here.", "“Was he?” I thought, and left.", "He was!"] * 30)
+    if marks.startswith("„"):  # “ closes here
+        speech = speech.translate({ord("“"): "‚", ord("”"): "‘"})
+    text = marks.replace("%s", speech)
+    ends = sentence_ends(text, "en")
+    assert len(ends) >= 3 * 30 - 1
+    for end in ends:
+        assert text[:end].rstrip().rstrip("”‘").endswith((".", "!", "?", "and:")) and text[end - 1].isspace(), text[
+            end - 20 : end + 20
+        ]
+        assert not text[:end].rstrip().endswith(("Mr.", " “"))
+    assert {part.end for part in cut(text, Sizes(500, 400))} <= {Border.SENTENCE, Border.PARAGRAPH}
+
+
 def test_a_text_of_quotation_marks_takes_no_longer_than_another():
     assert len(cut("“" * 200_000, Sizes(7000, 6000))) >= 200_000 // 9100  # it took minutes in one piece
 

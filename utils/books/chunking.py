@@ -154,10 +154,11 @@ def _cheapest(places: np.ndarray, costs: np.ndarray, sizes: Sizes) -> list[int]:
     of_length = _costs_of_lengths(sizes)
     totals = np.zeros(len(places), np.int64)
     before = [0] * len(places)
-    firsts = np.searchsorted(places, places - sizes.most)
+    most = sizes.most
+    firsts = np.searchsorted(places, places - most)
     for number in range(1, len(places)):
         first = min(int(firsts[number]), number - 1)
-        lengths = np.minimum(places[number] - places[first:number], sizes.most + 1)
+        lengths = np.minimum(places[number] - places[first:number], most + 1)
         candidates = totals[first:number] + of_length[lengths]
         best = int(candidates.argmin())
         totals[number] = candidates[best] + costs[number]

@@ -7,6 +7,9 @@ from lit_gpt.errors import UserError
 
 MOST = 10_000
 """Characters looked at together: the time of a text of nothing but quotation marks grows with its square."""
+LONG = 400
+"""Characters of a sentence that may be several between two marks."""
+_MARKS = str.maketrans(dict.fromkeys("\"'“”„‟‘’‚‛«»‹›()[]{}「」『』（）", " "))
 _LINE_ENDS = str.maketrans("\r\n", "  ")
 
 
@@ -23,17 +26,38 @@ def sentence_ends(text: str, language: str) -> list[int]:
 
     `language` is a two-letter code; one that sentencex has no rules for is split as English is.
     """
-    sentencex = import_sentencex()
     # line ends are white space like any other here: two of them would be taken for the end of a paragraph
     flat = text.translate(_LINE_ENDS)
     ends = []
     for begin, end in _pieces(flat):
         place = begin
-        for sentence in sentencex.segment(language, flat[begin:end]):
+        for sentence in _segments(flat[begin:end], language):
+            # nothing between two quotation marks or brackets is split, not even a speech of pages
+            if len(sentence) > LONG:
+                ends += [place + inner for inner in _ends_within(sentence, language)]
             place += len(sentence)
             if place < end:
                 ends.append(place)
-        assert place == end, (language, flat[begin:end])  # its segments joined are what it was given
+    return ends
+
+
+def _segments(text: str, language: str) -> list[str]:
+    found = import_sentencex().segment(language, text)
+    assert sum(map(len, found)) == len(text), (language, text)  # joined they are what it was given
+    return found
+
+
+def _ends_within(sentence: str, language: str) -> list[int]:
+    """The ends of sentences between quotation marks and brackets, each before the mark that opens the next."""
+    ends = []
+    place = 0
+    for part in _segments(sentence.translate(_MARKS), language)[:-1]:
+        place += len(part)
+        end = place
+        while end and ord(sentence[end - 1]) in _MARKS:
+            end -= 1
+        # white space before the mark says that it opens
+        ends.append(end if end and sentence[end - 1].isspace() else place)
     return ends
 
 
