@@ -240,6 +240,13 @@ def test_several_works_in_a_file() -> None:
     assert paragraphs(book.text) == [*one, *two]
 
 
+def test_a_licence_without_its_end_does_not_take_the_next_work() -> None:
+    one, two = make_work(12), make_work(13)
+    licence = FOOTERS["2008"].rpartition("This Web site")[0]
+    files = [make_file(HEADERS["2008"], "\n\n".join(one), licence), make_file(HEADERS["2008"], "\n\n".join(two))]
+    assert paragraphs(kept("\n\n".join(files)).text) == [*one, *two]
+
+
 PECULIAR = {
     "stars": ["***", "* * * * *", "*** THE MILL ***", "She cried: *** no more ***"],
     "contents": [
@@ -303,6 +310,22 @@ def test_markers_inside_a_work_are_for_review() -> None:
     work = [*plain[:9], *PECULIAR["markers"], *plain[9:]]
     book = kept(make_file(HEADERS["2008"], "\n\n".join(work), FOOTERS["2008"]))
     assert [review.reason for review in book.reviews if review.reason == "marker inside the text"]
+
+
+def test_a_quoted_marker_does_not_end_a_header_that_has_none() -> None:
+    plain = make_work(14, chapters=8)[3:]
+    work = [*plain[:29], *PECULIAR["markers"], *plain[29:]]
+    book = kept(make_file(HEADERS["without a marker"], "\n\n".join(work), FOOTERS["1996"]))
+    assert paragraphs(book.text) == work
+    assert "marker inside the text" in reasons(book)
+
+
+def test_a_credit_that_names_project_gutenberg_opens_no_second_header() -> None:
+    plain = make_work(14)[3:]
+    work = [*plain[:9], *PECULIAR["markers"], *plain[9:]]
+    credit = "This Project Gutenberg Etext was prepared by Ann Dee.\n"
+    book = kept(make_file(HEADERS["2008"], credit, "\n\n".join(work), FOOTERS["2008"]))
+    assert paragraphs(book.text) == work
 
 
 def test_an_own_book_is_kept_whole() -> None:
