@@ -306,6 +306,61 @@ The Project Gutenberg EBook of The Lamp in the Valley, by Agnes Thorne
 {_USE_2008}
 {_FIELDS}
 """,
+    "2002, small print behind the work": """\
+The Project Gutenberg Etext of The Lamp in the Valley, by Agnes Thorne
+#3 in our series by Agnes Thorne
+
+Copyright laws are changing all over the world, be sure to check
+the laws for your country before redistributing these files!!!
+
+Please take a look at the important information in this header.
+We encourage you to keep this file on your own disk, keeping an
+electronic path open for the next readers.
+
+Please do not remove this.
+
+This should be the first thing seen when anyone opens the book.
+Do not change or edit it without written permission.  The words
+are carefully chosen to provide users with the information they
+need about what they can legally do with the texts.
+
+
+**Welcome To The World of Free Plain Vanilla Electronic Texts**
+
+**Etexts Readable By Both Humans and By Computers, Since 1971**
+
+*These Etexts Are Prepared By Thousands of Volunteers!*
+
+Information on contacting Project Gutenberg to get Etexts, and
+further information is included below, including for donations.
+
+The Project Gutenberg Literary Archive Foundation is a 501(c)(3)
+organization with EIN [Employee Identification Number] 64-6221541
+
+
+Title:  The Lamp in the Valley
+
+Author:  Agnes Thorne
+
+Release Date:  April, 2002  [Etext #3171]
+
+The Project Gutenberg Etext of The Lamp in the Valley, by Agnes Thorne
+*****This file should be named lampv10.txt or lampv10.zip******
+
+Project Gutenberg Etexts are often created from several printed
+editions, all of which are confirmed as Public Domain in the US
+unless a copyright notice is included.
+
+The "legal small print" and other information about this book
+may now be found at the end of this file.  Please read this
+important information, as it gives you specific rights and
+tells you about restrictions in how the file may be used.
+""",
+    "Runeberg": """\
+Project Runeberg publishes The Lamp in the Valley, by Agnes Thorne
+
+This is Project Runeberg's electronic edition; see http://runeberg.org/lampan/
+""",
     "Australia": """\
 Project Gutenberg Australia
 

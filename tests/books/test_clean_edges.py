@@ -96,8 +96,8 @@ def test_header(header: str) -> None:
     book = kept(make_file(HEADERS[header], "\n\n\n\n".join(work), FOOTERS["2008"]))
     assert paragraphs(book.text) == work
     assert reasons(book) <= {"no start marker"}
-    assert book.fields.title or header.startswith(("1996", "1994"))
-    assert book.fields.number or header == "Australia"
+    assert book.fields.title or header in ("1996, small print", "1994, a copyrighted edition", "Runeberg")
+    assert book.fields.number or header in ("Australia", "Runeberg")
 
 
 @pytest.mark.parametrize("footer", FOOTERS)
@@ -352,7 +352,7 @@ def test_project_gutenberg_named_without_markers_is_for_review() -> None:
     assert reasons(book) == {"Project Gutenberg named, but not marked"}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     st.sampled_from(sorted(HEADERS)),
     st.sampled_from(sorted(CREDITS)),
@@ -451,7 +451,7 @@ def make_parts(source: random.Random) -> tuple[list[str], list[str]]:
     return work, [*work[:split], "\n\n".join(["CONTENTS", gap.join(listing)]), *work[split:]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**9), st.sampled_from(["\n\n", "\n\n\n", "\n\n\n\n\n"]))
 def test_no_list_of_contents_takes_a_heading_with_it(seed: int, gap: str) -> None:
     work, parts = make_parts(random.Random(seed))

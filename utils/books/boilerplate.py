@@ -36,7 +36,7 @@ FIELD = re.compile(
 _STRICT = re.compile(
     r"""this\s+(?:e-?text|e-?book|electronic\s+(?:text|edition))\b | almost\s+no\s+restrictions\s+whatsoever
     | \[\s*(?:e-?book|e-?text)\s*\#?\s*\d+ | small\s+print | plain\s+vanilla\s+(?:electronic\s+)?texts
-    | in\s+the\s+canadian\s+public\s+domain
+    | in\s+the\s+canadian\s+public\s+domain | first\s+thing\s+seen\s+when | 501\(c\)\(3\)
     | readable\s+by\s+both\s+humans | prepared\s+by\s+(?:hundreds|thousands)\s+of\s+volunteers
     | copyright\s+laws\s+are\s+changing\s+all\s+over | please\s+take\s+a\s+look\s+at\s+the\s+important
     | please\s+do\s+not\s+(?:remove|change\s+or\s+edit)\s+(?:it|this|the\s+header)

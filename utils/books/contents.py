@@ -60,13 +60,14 @@ _LONGEST_TITLE = 80
 _MOST_LINES = 1500
 _MOST_BETWEEN = 4
 """Lines between two entries that are none."""
-_LEAST, _LEAST_PAGES = 3, 5
-"""Entries that occur again, or that end in pages, at least."""
+_LEAST, _LEAST_PAGES, _MANY = 3, 5, 12
+"""Entries that occur again, or that end in pages, at least; more than a work's first headings can be."""
 _SHARE = 0.6
 _FRONT = 0.25
 """The share of a work in which its contents may stand, and the least lines."""
 _FRONT_LINES = 800
 _SHORT_LINE = 100
+_SPEECH = "“”\"«»„‘'—–"
 _MOST_HEADINGS, _GAP = 4, 3
 """Headings that a work may begin with, as those of a book, a chapter and its title; the blank lines above them."""
 _TELLING = 7
@@ -180,6 +181,8 @@ class _List:
 
     def _again(self, line: str, number: int) -> str:
         """The form by which a line occurs below, as often as the list has it; empty where it does not."""
+        if line[0] in _SPEECH:
+            return ""  # what is said twice is no heading
         page = _PAGE.search(line)
         forms = [_form(line)]
         if page and page.start() > 1:
@@ -239,7 +242,8 @@ class _List:
             if self._has_gap(self._entries[index - 1][0], self._entries[index][0]):
                 del self._entries[index:]
                 break
-        if self._entries and self._is_before_text(self._entries[-1][0]):
+        is_long = len(self._entries) > _MANY
+        if self._entries and (self._is_before_text(self._entries[-1][0]) or not (is_long or self._is_set_off())):
             self._entries.clear()
 
     def _has_gap(self, first: int, past: int) -> bool:
@@ -258,6 +262,11 @@ class _List:
             past += 1
         passage = " ".join(self._text.lines[below:past])
         return len(passage) > _LONGEST_TITLE or bool(re.search('[,;!?“”"«»]', passage))
+
+    def _is_set_off(self) -> bool:
+        """Whether more blank lines follow the list than lie between its entries."""
+        inside = max((self._blank_above(number) for number, *_ in self._entries[1:]), default=0)
+        return self._blank_above(begins_at(self._text, self._entries[-1][0] + 1)) > inside
 
     def _is_sure(self, pictures: bool) -> bool:
         pages = [page for *_, page in self._entries if page]

@@ -217,12 +217,13 @@ def _is_header(text: Text, line: int, marker: int) -> bool:
 
 
 def _strict_end(text: Text, line: int) -> int:
-    """The line after paragraphs that no author could have written, of which the first is near `line`."""
+    """The line after paragraphs that no author could have written, with those between them that a licence may have."""
     past = line
     for paragraph in paragraphs_from(text, line):
-        if not is_strict(paragraph):
-            return past
-        past = paragraph.past
+        if is_strict(paragraph):
+            past = paragraph.past
+        elif not is_broad(paragraph.joined):
+            break
     return past
 
 
