@@ -135,7 +135,7 @@ def asked(trained) -> dict[str, Any]:
     words = [sys.executable, "-c", ASK, trained.hf, json.dumps(CHAT), trained.place, *adapter]
     # the adapter's base is named `base`, which is a folder there, else the Hub would be asked
     where = {"cwd": trained.base.parent, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=300, **where)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=600, **where)
     assert done.returncode == 0, done.stderr
     return torch.load(trained.place / "answer.pt")
 

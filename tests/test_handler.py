@@ -173,5 +173,5 @@ def test_folder_needs_nothing_of_this_program(folder, tmp_path):
         f"answer = EndpointHandler({str(folder)!r})({{'inputs': 'Il', 'parameters': {{'max_new_tokens': 3}}}})\n"
         "assert answer[0]['generated_text'].startswith('Il')\n"
     )
-    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

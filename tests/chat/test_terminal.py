@@ -17,7 +17,7 @@ from tests.chat.known_answers import make_known_model
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.tmux
-SECONDS = 30  # until what is expected is on the screen, on a busy machine
+SECONDS = 600  # until what is expected is on the screen, on a busy machine
 ENDLESS = ("--max_new_tokens", "20000")
 
 

@@ -79,5 +79,5 @@ def test_two_tasks_meet_and_leave_no_file(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    assert [process.communicate(timeout=300)[0] for process in started] == ["[0, 1] 2\n"] * 2
+    assert [process.communicate(timeout=600)[0] for process in started] == ["[0, 1] 2\n"] * 2
     assert not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ sys.exit(cli.run(main, OPTIONS))
 def start(words: list[object], variables: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     words = [word if isinstance(word, bytes) else str(word) for word in words]
-    return subprocess.run([sys.executable, *words], env={**environment, **variables}, capture_output=True, timeout=300)
+    return subprocess.run([sys.executable, *words], env={**environment, **variables}, capture_output=True, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def piped(*words: object, into: str) -> tuple[int, str]:
     """The exit code of a command whose stdout goes `into` another, and what it says on stderr."""
     script = f'"$@" | {into}; exit "${{PIPESTATUS[0]}}"'
     command = ["bash", "-c", script, "bash", sys.executable, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     return done.returncode, done.stderr
 
 
@@ -134,5 +134,5 @@ def test_help_whose_reader_went_away_ends_quietly() -> None:
 
 def test_a_closed_stdout_is_no_place_to_print_to(data_dir: Path) -> None:
     script = f'"{sys.executable}" "{ROOT}/utils/inspect_data.py" "{data_dir}" --show 1 >&-'
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")

@@ -112,7 +112,7 @@ def asked(place) -> dict[Path, tuple[list[list[int]], list[int]]]:
     """What transformers, in a fresh process, sends for `CHATS`, and where it stops, by the folder that it reads."""
     folders = (place.published, place.adapter)
     words = [sys.executable, "-c", ASK, json.dumps(CHATS), *(json.dumps(str(folder)) for folder in folders)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return dict(zip(folders, map(json.loads, done.stdout.splitlines()), strict=True))
 

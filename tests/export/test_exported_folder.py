@@ -122,7 +122,7 @@ print(json.dumps({"alone": alone, "together": together, "cut": len(cut), "whole"
 
 def in_a_fresh_process(code, *arguments):
     words = [sys.executable, "-c", code, *map(str, arguments)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -27,7 +27,7 @@ def hub():
 
 def run_beside(hub, home, *words):
     environment = hub.environment(home)
-    done = subprocess.run(command_line(*words), capture_output=True, text=True, env=environment, timeout=200)
+    done = subprocess.run(command_line(*words), capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -101,7 +101,7 @@ def test_card_warns_of_load_adapter_where_it_loses_the_head(lora_run, foundation
     main(ConvertOptions(lora_run, tmp_path / "no head", as_adapter=True))
     ids = json.dumps(probe_sequences(500, 40)[-1])
     words = [sys.executable, "-c", LOADED, tmp_path / "base", ids, tmp_path / "head", tmp_path / "no head"]
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     lost, kept = map(float, done.stdout.splitlines()[-2:])
     assert lost > 1e-3 and kept < 1e-5

@@ -69,7 +69,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
 
 def answer(process: subprocess.Popen[str]) -> str:
-    return process.communicate("\n", timeout=120)[0].splitlines()[-1]
+    return process.communicate("\n", timeout=600)[0].splitlines()[-1]
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(
@@ -79,7 +79,7 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(
     assert first.stdout.readline() == "number 1\n"
     with pytest.raises(UserError, match=f"being written by Slurm job 417, process {first.pid} on "):
         FolderLock.acquire(tmp_path)
-    assert first.communicate("\n", timeout=120)[0] == ""
+    assert first.communicate("\n", timeout=600)[0] == ""
     request.getfixturevalue("no_wait")
     lock = FolderLock.acquire(tmp_path)
     assert lock.number == 2
@@ -149,8 +149,8 @@ def test_of_many_at_once_one_gets_it(tmp_path: Path, start: Callable) -> None:
     assert len(owners) == 1, said
     for process in processes:
         if process not in owners:
-            assert f"is being written by process {owners[0].pid} " in process.communicate(timeout=120)[0]
-    assert owners[0].communicate("\n", timeout=120)[0] == ""
+            assert f"is being written by process {owners[0].pid} " in process.communicate(timeout=600)[0]
+    assert owners[0].communicate("\n", timeout=600)[0] == ""
     assert [path.name for path in (tmp_path / LOCK).iterdir()] == ["000001.json"]
 
 

@@ -53,7 +53,7 @@ def hub(files):
 def download(hub, folder, *arguments, token=None, **environment):
     words = command_line("lit_gpt/scripts/download.py", "--checkpoint_dir", folder, "--verify", "none", *arguments)
     environment = {**hub.environment(folder / "home", token), **environment}
-    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=100, cwd=ROOT)
+    return subprocess.run(words, capture_output=True, text=True, env=environment, timeout=600, cwd=ROOT)
 
 
 def came(folder):

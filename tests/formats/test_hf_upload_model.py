@@ -57,7 +57,7 @@ def model(tmp_path_factory):
 def upload(hub, folder, *arguments, repo="org/name", token=TOKEN, **settings):
     words = command_line("utils/hf_upload_model.py", repo, "--input_dir", folder, *arguments)
     environment = hub.environment(folder.parent / "home", token)
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=100, **settings)
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600, **settings)
 
 
 def hashes(files):
@@ -126,7 +126,7 @@ def test_killed_halfway_and_repeated(hub, model, tmp_path):
     assert hashes_here(model, sent) == {name: hashes(hub.files("org/name"))[name] for name in sent}
 
     words = command_line("lit_gpt/scripts/download.py", "--repo_id", "org/name", "--checkpoint_dir", tmp_path / "back")
-    back = subprocess.run(words, capture_output=True, text=True, env=hub.environment(tmp_path / "home"), timeout=100)
+    back = subprocess.run(words, capture_output=True, text=True, env=hub.environment(tmp_path / "home"), timeout=600)
     assert back.returncode == 0, back.stderr
     folder = tmp_path / "back" / "org" / "name"
     came = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name in sent)
@@ -147,14 +147,14 @@ def test_interrupted_from_the_keyboard(hub, model, tmp_path):
     assert hub.halted.wait(60)
     process.send_signal(signal.SIGINT)
     hub.released.set()
-    _, error = process.communicate(timeout=120)
+    _, error = process.communicate(timeout=600)
     assert (process.returncode, error) == (75, "error: interrupted from the keyboard\n")
 
 
 def test_options_from_a_file(hub, model, tmp_path):
     (tmp_path / "upload.yaml").write_text(f"input_dir: {model}\ndry_run: true\n")
     words = command_line("utils/hf_upload_model.py", "org/name", "--config", tmp_path / "upload.yaml")
-    done = subprocess.run(words, capture_output=True, text=True, env=hub.environment(tmp_path / "home"), timeout=100)
+    done = subprocess.run(words, capture_output=True, text=True, env=hub.environment(tmp_path / "home"), timeout=600)
     assert done.returncode == 0 and "would be sent to org/name: a model" in done.stdout, done.stderr
 
 
@@ -212,7 +212,7 @@ def test_token_is_seen_nowhere(hub, model, tmp_path):
     for arguments, repo in (((), "org/name"), (("--debug", "true"), "others/name"), (("--debug", "true"), "org/x/y")):
         words = command_line("utils/hf_upload_model.py", repo, "--input_dir", model, *arguments)
         environment = {**hub.environment(tmp_path / "home"), "PYTHONPATH": str(site), "HF_DEBUG": "1"}
-        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=100)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
         printed += seen.read_text() + done.stdout + done.stderr
     assert "Traceback" in printed
     assert f"Bearer {TOKEN}" in hub.authorizations
@@ -244,7 +244,7 @@ def test_unreachable_hub(model, tmp_path):
     assert_error(upload(hub, model), 74, "cannot be reached")
     environment = {**hub.environment(tmp_path), "HF_HUB_OFFLINE": "1"}
     words = command_line("utils/hf_upload_model.py", "org/name", "--input_dir", model)
-    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=100)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=600)
     assert_error(done, 74, "cannot be reached")
 
 

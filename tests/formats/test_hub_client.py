@@ -30,7 +30,7 @@ def commands(folder: Path) -> list[list[str]]:
 
 def end(command: list[str], folder: Path, hub: Hub, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**hub.environment(folder), **variables}
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("kind", TOKENS)

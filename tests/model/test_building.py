@@ -56,7 +56,7 @@ def folder(weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFa
     path = write_litgpt_directory(folder / "large", LARGE, zeros, [])
     del zeros
     worker = [sys.executable, "-m", "tests.model.loading_worker", str(folder)]
-    done = subprocess.run(worker, cwd=ROOT, timeout=300, capture_output=True, text=True)
+    done = subprocess.run(worker, cwd=ROOT, timeout=600, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     yield folder
     path.unlink()

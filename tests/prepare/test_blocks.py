@@ -225,7 +225,7 @@ def subprocess_peak(code: str, result: str, megabytes: int = 200) -> str:
         f"print({result})\n"
         "print(re.search(r'VmHWM:\\s*([0-9]+)', Path('/proc/self/status').read_text())[1])"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     *lines, peak = done.stdout.splitlines()
     assert int(peak) < megabytes * 1024, f"{int(peak) // 1024} MB"

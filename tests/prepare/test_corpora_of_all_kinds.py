@@ -95,7 +95,7 @@ def test_every_file_is_read_or_named(corpus, tmp_path, capsys):
 def test_the_number_of_processes_makes_no_difference_to_any_format(corpus, tmp_path):
     for workers in (1, 3):
         given = arguments(corpus, tmp_path / str(workers), "--num_workers", workers, "--deduplicate", "exact")
-        subprocess.run(with_small_blocks(500, *given), cwd=ROOT, check=True, timeout=120, capture_output=True)
+        subprocess.run(with_small_blocks(500, *given), cwd=ROOT, check=True, timeout=600, capture_output=True)
     assert content_of(tmp_path / "1") == content_of(tmp_path / "3")
 
 
@@ -181,7 +181,7 @@ def saved(tmp_path_factory) -> tuple[Path, dict[str, dict[str, list[str]]]]:
     folder = tmp_path_factory.mktemp("saved")
     env = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("home")), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", SAVE, folder], env=env, capture_output=True, text=True, timeout=300, cwd=folder
+        [sys.executable, "-c", SAVE, folder], env=env, capture_output=True, text=True, timeout=600, cwd=folder
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, json.loads(done.stdout)

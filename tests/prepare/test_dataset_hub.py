@@ -58,7 +58,7 @@ def find(hub: Hub, home: Path, *cases: dict, **environment: str) -> list[dict]:
         capture_output=True,
         text=True,
         env=env,
-        timeout=100,
+        timeout=600,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
@@ -205,7 +205,7 @@ def test_the_manifest_says_which_commit(hub: Hub, tmp_path: Path):
             capture_output=True,
             text=True,
             cwd=ROOT,
-            timeout=100,
+            timeout=600,
         )
 
     done = prepare()

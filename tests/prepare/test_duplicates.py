@@ -256,7 +256,7 @@ def test_near_duplicates_need_rensa(tmp_path):
     given = arguments(tmp_path / "source", tmp_path / "data", "--deduplicate", "near")
     command = with_small_blocks(9000, *given)
     command[2] = "import sys; sys.modules['rensa'] = None; " + command[2]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 2 and "needs rensa: pip install rensa" in done.stderr, done.stderr
 
 

@@ -146,7 +146,7 @@ def loaded(tmp_path_factory) -> tuple[Path, dict[str, dict[str, list[str]]]]:
     home = tmp_path_factory.mktemp("home")
     env = {**os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, "-c", LOAD, corpus / "jobs.json"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=home)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, cwd=home)
     assert done.returncode == 0, done.stderr[-3000:]
     return corpus, dict(map(json.loads, done.stdout.splitlines()))
 

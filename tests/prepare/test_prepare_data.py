@@ -434,7 +434,7 @@ def mixed(tmp_path_factory) -> tuple[Path, Path, Path]:
     folder = tmp_path_factory.mktemp("mixed")
     source, metadata = mixed_corpus(folder)
     given = arguments(source, folder / "data", "--metadata", metadata, *OF_MIXED)
-    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=120, capture_output=True)
+    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=600, capture_output=True)
     return source, metadata, folder / "data"
 
 
@@ -487,7 +487,7 @@ def test_a_mixed_corpus_adds_up(mixed):
 def test_a_mixed_corpus_comes_out_the_same_from_any_number_of_processes(mixed, tmp_path, workers):
     source, metadata, data = mixed
     given = arguments(source, tmp_path, "--metadata", metadata, *OF_MIXED, "--num_workers", workers)
-    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=120, capture_output=True)
+    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=600, capture_output=True)
     assert content_of(tmp_path) == content_of(data)
 
 
@@ -503,7 +503,7 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def wait_until(condition, seconds: float = 120) -> None:
+def wait_until(condition, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come about"
@@ -563,7 +563,7 @@ def test_killed_at_random(mixed, tmp_path):
             assert content_of(data).items() <= content_of(made).items()
             shutil.rmtree(made)
             complete = {}
-    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=120, capture_output=True)
+    subprocess.run(with_small_blocks(10_000, *given), cwd=ROOT, check=True, timeout=600, capture_output=True)
     assert content_of(made) == content_of(data)
 
 
@@ -735,7 +735,7 @@ except SystemExit as e:
     heavy = {{"torch", "lightning", "litgpt", "transformers", "pandas"}} & sys.modules.keys()
     sys.exit(e.code or " ".join(heavy) or 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert Manifest.load(tmp_path)
 
@@ -1001,7 +1001,7 @@ def test_a_directory_without_permission(tmp_path):
     locked = write(tmp_path / "source", "FR/B/train.txt").parent
     given = command_line("prepare_data.py", *arguments(tmp_path / "source", tmp_path / "data"))
     locked.chmod(0)
-    done = subprocess.run(given, capture_output=True, text=True, timeout=60, cwd=ROOT, preexec_fn=let_permissions_hold)
+    done = subprocess.run(given, capture_output=True, text=True, timeout=600, cwd=ROOT, preexec_fn=let_permissions_hold)
     locked.chmod(0o755)
     assert_error(done, 74, "Permission denied", str(locked))
     assert not files_in(tmp_path / "data")

@@ -190,7 +190,7 @@ def test_flipped_bits_in_nested_columns_end_no_process(tmp_path, kind):
         with new(path, table.schema) as file:
             file.write_table(table, max_chunksize=20)
     command = [sys.executable, "-c", FLIP, path, "parquet" if kind == "parquet" else "arrow"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, (done.returncode, done.stderr)
     assert int(done.stdout) > 10
 

@@ -80,7 +80,7 @@ def test_merge_lora_makes_a_directory_that_litgpt_runs(lora_run: Path, tmp_path:
         [*litgpt_command, "--prompt", "[speaker001:] Good", "--max_new_tokens", "5", "--num_samples", "1"],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0 and "[speaker001:] Good" in done.stdout, done.stdout + done.stderr
     again = run("utils/merge_lora.py", "--lora_path", lora_run, "--save_path", save_path, check=False)

@@ -267,5 +267,5 @@ def test_an_option_in_the_arguments_is_found(arguments: tuple[str, ...], value: 
     script = 'source slurm/env.sh; option out_dir "default value" "$@"'
     environment = {"PATH": os.environ["PATH"], "VENV": "", "SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "1"}
     command = ["bash", "-euo", "pipefail", "-c", script, "job", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=True)
     assert done.stdout == value + "\n"

@@ -136,7 +136,7 @@ def test_litgpts_own_chat_on_an_exported_model(tmp_path):
 
     settings = ("--precision", "32-true", "--top_k", "1", "--max_new_tokens", "60")
     words = [str(Path(sysconfig.get_path("scripts"), "litgpt")), "chat", str(exported), *settings]
-    done = subprocess.run(words, input="Il était une fois\n\n", capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, input="Il était une fois\n\n", capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     reply = done.stdout.partition(">> Reply: ")[2].partition(">> Prompt")[0]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")

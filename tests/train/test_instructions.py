@@ -287,7 +287,7 @@ def test_transformers_answers_alike_and_stops(instructions, right_run, published
     """In a fresh process that is told nothing: the folder says where an answer ends."""
     held_out = instructions[:HELD_OUT]
     words = [sys.executable, "-c", GENERATE, published, json.dumps([asked for asked, _ in held_out]), str(LONGEST)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     answers = [(text, ended) for text, ended in json.loads(done.stdout)]
     assert_alike(measured(answers, held_out), figures(right_run, held_out, monkeypatch))
