@@ -198,6 +198,14 @@ def test_a_cut_is_where_it_hurts_least():
     assert all(400 <= len(part.text) <= 650 for part in found)
 
 
+@pytest.mark.parametrize("heading", ["CHAPTER XI.", "The House of Usher", "XI", "Chapter 11. Of ravens", "* * *"])
+def test_no_chunk_ends_with_a_heading(heading):
+    parts = [f"{heading}\n\n\n" if number % 5 == 0 else "“Nevermore,” it said. " * 7 + "\n\n" for number in range(300)]
+    chunks = cut("".join(parts), Sizes(700, 500))
+    assert len(chunks) > 40 and {part.end for part in chunks} == {Border.PARAGRAPH}
+    assert not any(part.text.rstrip().endswith(heading) for part in chunks)
+
+
 def test_an_indented_line_keeps_its_indentation():
     stanza = "".join(f"    line {number} of a stanza\n" for number in range(8)) + "\n"
     assert all(part.text.startswith("    line 0") for part in cut(stanza * 30, Sizes(500, 300)))

@@ -20,12 +20,16 @@ from utils.books.sentences import sentence_ends
 
 PARAGRAPH_END = re.compile(r"(?:\r\n?|\n)(?:[^\S\r\n]*(?:\r\n?|\n))+")
 _WORD_END = re.compile(r"\s+")
+_HEADING = re.compile(r"\s*(?:[^a-z]*|[^.!?…:;,—\"”’»]*\w|(?i:chapter|book|part|act|scene|kapitel|chapitre)\b.*)\s*")
+"""A paragraph without small letters, one that ends with a letter or digit, or one that names itself a chapter."""
+LONGEST_HEADING = 80
 
 
 class Border(IntEnum):
     """What ends at a border; the value is the cost of a cut there. A deviation from the target costs up to 1,000."""
 
     PARAGRAPH = 0
+    HEADING = 2_000
     SENTENCE_AND_LINE = 4_000
     SENTENCE = 5_000
     LINE = 10_000
@@ -90,7 +94,8 @@ def _borders(text: str, sizes: Sizes, language: str) -> Iterator[tuple[int, Bord
             continue
         if end - begin > long:
             yield from _within_paragraph(text, begin, match.start(), sizes, language)
-        yield end, Border.PARAGRAPH
+        is_heading = end - begin <= LONGEST_HEADING and _HEADING.fullmatch(text, begin, end)
+        yield end, Border.HEADING if is_heading else Border.PARAGRAPH
         begin = end
     if last - begin > long:
         yield from _within_paragraph(text, begin, last, sizes, language)
