@@ -141,6 +141,20 @@ def test_note_behind_the_work(note: str) -> None:
     assert not reasons(book)
 
 
+def test_a_note_that_is_fiction_stays() -> None:
+    note = [
+        "TRANSCRIBER'S NOTE",
+        "I found these leaves in the mill, and have been asked what has been heard of Agnes since.",
+        "I do not know. Those who moved to the valley in that period cover their lamps.",
+    ]
+    for place in (3, 20, 99):
+        plain = make_work(17)
+        work = [*plain[:place], *note, *plain[place:]]
+        book = kept(make_file(HEADERS["2008"], "\n\n".join(work), FOOTERS["2008"]))
+        assert paragraphs(book.text) == work
+        assert reasons(book) == {"transcriber's note unsure"}
+
+
 def headings(work: list[str]) -> list[tuple[str, str]]:
     return [(part, work[i + 1]) for i, part in enumerate(work) if part.startswith("CHAPTER")]
 
@@ -266,6 +280,7 @@ PECULIAR = {
         "Produced by the frost, strange flowers covered the window.",
         "Prepared by a long winter, she said nothing.",
         "Edited by no one, the letters were sent at once.",
+        "EDITED BY CHARLES WARREN",
     ],
     "transcriber": [
         "Transcribers of old songs came to the valley.",

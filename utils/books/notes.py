@@ -15,7 +15,7 @@ UNSURE_PRODUCERS, UNSURE_TRANSCRIBERS = "producers' note unsure", "transcriber's
 _CREDIT = re.compile(
     r"""\W*(?:(?:this|the)\s+(?:e-?text|e-?book|file|text|electronic\s+\w+|project\s+gutenberg\s+\S+)\s+(?:was|is)\s+)?
     (?:first\s+)?(?:produced|prepared|transcribed|scanned|digiti[sz]ed|proof-?read|typed|keyed|entered|converted|created
-    |html\s+version|updated|corrected|formatted|edited|e-?text\s+(?:prepared|produced|scanned)|etext\s+by
+    |html\s+updated|corrected|formatted|e-?text\s+(?:prepared|produced|scanned)|etext\s+by
     |produit|produziert|erstellt|prodotto|producido|produzido|geproduceerd|tuottaneet|tuottanut)
     (?:\s+(?:and|&|,)\s*\w+)*(?:\s+(?:and|&)\s+\w+)?\s*(?:by|par|von|da|por|door)?:?\s""",
     re.IGNORECASE | re.VERBOSE,
@@ -44,11 +44,11 @@ _NOTE = re.compile(
 )
 _ABOUT_TEXT = re.compile(
     r"""spelling|hyphenat|typograph|typo\b|typos|errors?|corrected|correction|retained|preserved|original|printed|edition
-    |scan|footnotes?\b|italic|underscor|illustrat|punctuation|inconsisten|e-?text|e-?book|html|utf-8|unicode|latin-1|ascii
-    |changed\s+to|has\s+been|have\s+been|moved|page\s+\d|pg\.?\s*\d|p\.\s*\d|line\s+\d|char(?:acter)?s?\b|accent|diacrit
+    |\bscan(?:s|ned|ning|nos?)?\b|footnotes?\b|italic|underscor|illustrat|punctuation|inconsisten|e-?text|e-?book|html|utf-8|unicode|latin-1|ascii
+    |changed\s+to|page\s+\d|pg\.?\s*\d|p\.\s*\d|line\s+\d|accented|diacrit
     |orthograph|coquille|corrig|erreur|conserv|fehler|korrigiert|schreibweise|zeichensetzung|druckfehler|rechtschreib
     |gesperrt|kursiv|spelling|drukfout|errores|ortograf|corregid|correzion|refus[oi]|grafia|errata|for\s+[“"'].+read
-    |s(?:eite|\.)\s*\d|bl(?:ad|z)\.?\s*\d|transcri|digital|version|unchanged|missing|invisible|full\s+stop|comma\b|period\b|text\b|public\s+domain|cover""",
+    |s(?:eite|\.)\s*\d|bl(?:ad|z)\.?\s*\d|transcri|digital|version|unchanged|missing|invisible|full\s+stop|comma\b|text\b|public\s+domain""",
     re.IGNORECASE | re.VERBOSE,
 )
 """What notes speak of; lines that none of it is in are no note's."""
@@ -132,7 +132,8 @@ def open_note_end(text: Text, paragraph: Paragraph, limit: int) -> int | None:
     """
     past = paragraph.past
     has_text = len(paragraph.lines) > 1 or bool(re.search(r":\s+\w+\s+\w+", paragraph.joined))
-    if has_text and _ABOUT_TEXT.search(paragraph.joined[30:]):
+    said = {match.lower() for match in _ABOUT_TEXT.findall(paragraph.joined[20:])}
+    if has_text and len(said) > 1:
         return past  # what follows without a heading of its own may be the work's
     speaks = False
     for number, part in enumerate(paragraphs_from(text, paragraph.first)):
