@@ -9,7 +9,7 @@ import pytest
 from tests.books.test_unwrap import PLAIN
 from utils.books.edits import Text, applied
 from utils.books.illustrations import AMID, UNCLOSED, find_illustrations
-from utils.books.typography_marks import AMBIGUOUS, find_typography_marks
+from utils.books.typography_marks import AMBIGUOUS, find_control_characters, find_typography_marks
 
 LONG = "\n\n".join([PLAIN] * 5)
 
@@ -101,5 +101,6 @@ def test_doubtful_illustrations_stay() -> None:
 
 
 def test_control_characters_go() -> None:
-    assert cleaned("\ufeffThe end.\n\ufeffAgain\x08.\n\x1a") == "The end.\nAgain.\n"
-    assert cleaned("a\tb\fc\n") == "a\tb\fc\n"
+    text = "\ufeffThe end.\n\ufeffAgain\x08.\n\x1a"
+    assert applied(text, find_control_characters(Text(text))) == "The end.\nAgain.\n"
+    assert find_control_characters(Text("a\tb\fc\n")) == []

@@ -35,10 +35,12 @@ FIELD = re.compile(
 
 _STRICT = re.compile(
     r"""this\s+(?:e-?text|e-?book|electronic\s+(?:text|edition))\b | almost\s+no\s+restrictions\s+whatsoever
-    | \[\s*(?:e-?book|e-?text)\s*\#?\s*\d+ | small\s+print | plain\s+vanilla\s+(?:electronic\s+)?texts
+    | \[\s*(?:e-?book|e-?text)\s*\#?\s*\d+ | legal\s+small\s+print | small\s+print(?:!|["”]\s+v\.)
+    | plain\s+vanilla\s+(?:electronic\s+)?texts
     | in\s+the\s+canadian\s+public\s+domain | first\s+thing\s+seen\s+when | 501\(c\)\(3\)
     | readable\s+by\s+both\s+humans | prepared\s+by\s+(?:hundreds|thousands)\s+of\s+volunteers
-    | copyright\s+laws\s+are\s+changing\s+all\s+over | please\s+take\s+a\s+look\s+at\s+the\s+important
+    | copyright\s+laws\s+are\s+changing\s+all\s+over\s+the\s+world\W+(?:please\s+)?be\s+sure
+    | please\s+take\s+a\s+look\s+at\s+the\s+important
     | please\s+do\s+not\s+(?:remove|change\s+or\s+edit)\s+(?:it|this|the\s+header)
     | (?:e-?text|e-?book)s?\s+(?:was\s+|were\s+)?(?:prepared|produced|scanned|created|transcribed|converted|edited)
     | (?:html|epub)\s+(?:version|edition)\s+(?:produced\s+|prepared\s+)?by | character\s+set\s+encoding""",
@@ -64,10 +66,10 @@ HEADER_TITLE = re.compile(_TITLES, re.IGNORECASE | re.VERBOSE)
 """How a header begins that names its book."""
 HEADER_BEGINS = re.compile(
     _TITLES
-    + r"""| .{0,200}\bthis\s+e-?(?:book|text)\s+is\s+for\s+the\s+use\s+of\s+anyone
+    + r"""| .{0,200}\bthis\s+e-?(?:book|text)\s+is\s+for\s+the\s+use\s+of\s+anyone\s+anywhere
     | .{0,200}\bthis\s+e-?book\s+is\s+made\s+available\s+at\s+no\s+cost
     | \W*welcome\s+to\s+the\s+world\s+of\s+free\s+plain\s+vanilla
-    | \W*copyright\s+laws\s+are\s+changing\s+all\s+over
+    | \W*copyright\s+laws\s+are\s+changing\s+all\s+over\s+the\s+world\W+(?:please\s+)?be\s+sure
     | \W*this\s+is\s+the\s+\w+\s+e-?text\s+file\s+presented\s+by\s+project\s+gutenberg
     | \*+\s*start\**\s*the\s+small\s+print""",
     re.IGNORECASE | re.VERBOSE,

@@ -1,6 +1,6 @@
 """One book cleaned: its bytes in, its work out, with each edit and what needs a human's look.
 
-1. Decoded (`utils/files/text_encoding.py`), and lines end in `\\n`.
+1. Decoded (`utils/files/text_encoding.py`); lines end in `\\n`, and control characters go.
 2. Edges: all before the work's first and after its last line (`markers.py`, `front_matter.py`, `back_matter.py`).
 3. Body: page numbers, running heads, marks, hard line breaks.
 
@@ -25,7 +25,7 @@ from utils.books.markers import FOOTER, HEADER, find_inner_licences, find_outsid
 from utils.books.notes import find_front_notes
 from utils.books.page_marks import find_page_marks
 from utils.books.paragraphs import begins_at
-from utils.books.typography_marks import find_typography_marks
+from utils.books.typography_marks import find_control_characters, find_typography_marks
 from utils.books.unwrap import find_line_ends
 from utils.files.text_encoding import decode
 
@@ -90,6 +90,7 @@ class Passes:
         self._book = book
         self._source = self.text
         self._shifts: list[tuple[list[int], list[int]]] = []
+        self._reviewed: set[Review] = set()
 
     def apply(self, edits: Sequence[Edit], doubts: Sequence[Doubt] = ()) -> None:
         """Reports edits, which are in order and apart from each other, and makes the next text of them."""
@@ -121,7 +122,8 @@ class Passes:
     def review(self, reason: str, begin: int, end: int) -> None:
         passage = self.text.text[begin : min(end, begin + _SHOWN)].strip()
         review = Review(reason, self.source_line(begin), passage)
-        if review not in self._book.reviews:
+        if review not in self._reviewed:
+            self._reviewed.add(review)
             self._book.reviews.append(review)
 
     def source_line(self, place: int) -> int:
@@ -149,6 +151,7 @@ def clean(data: bytes, name: str, unwrap: bool) -> CleanedBook:
     passes = Passes(text, book)
     if decoded.doubt:
         book.reviews.append(Review(ENCODING, 1, f"{decoded.encoding}: {decoded.doubt}"))
+    passes.apply(find_control_characters(passes.text))
     clean_edges(passes, book)
     _clean_body(passes, unwrap)
     _trim(passes)

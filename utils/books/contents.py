@@ -54,6 +54,7 @@ _HEAD = re.compile(
     r"\W*((?:chapter|kapitel|chapitre|letter|book|part|act|canto|cap[ií]tulo|capitolo)\s+\w+)\b", re.IGNORECASE
 )
 _NUMBERED = re.compile(r"(\d{1,4}|[IVXLC]{1,8})[.)]\s+\S")
+_ENTRY_NUMBER = re.compile(r"\W*(?:\d{1,3}|[ivxlc]{1,8})[.:)]\s+", re.IGNORECASE)
 _PICTURE = re.compile(r"\[(?:illustration|abbildung|gravure|figure)\S*\s*(.*?)\]?$", re.IGNORECASE)
 _LONGEST_TITLE = 80
 """Characters of a paragraph that may be a heading's."""
@@ -186,7 +187,9 @@ class _List:
         page = _PAGE.search(line)
         forms = [_form(line)]
         if page and page.start() > 1:
-            forms.append(_form(line[: page.start()]))
+            titled = line[: page.start()]
+            # the heading below may have its number on a line of its own: `CHAPTER I`
+            forms += [_form(titled), _form(_ENTRY_NUMBER.sub("", titled))]
         if number_of_entry := _NUMBERED.match(line):
             forms.append(_form(number_of_entry[1]))  # the heading may be `217.` alone
         for form in filter(None, forms):

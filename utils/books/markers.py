@@ -23,15 +23,15 @@ AFTER_END = "text after the end marker"
 
 _GUTENBERG = r"(?:project|projekt|projet|proyecto|projecto|progetto)\s+gutenb[eu]rg"
 _START = re.compile(
-    rf"""\W*\**\s*start\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}
-    | \W*\*+\s*end\s*\*{{0,2}}\s*the\s+small\s+print | \*{{3,}}\s*small\s+print!\s+for\s
-    | \W*(?:\*+\s*)?(?:inizio\s+d\w+|beginn|anfang|d[ée]but)\s.{{0,20}}{_GUTENBERG}
+    rf"""\W*start\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}
+    | \W*\*\s*end\s*\*{{0,2}}\s*the\s+small\s+print | \*{{3,}}\s*small\s+print!\s+for\s
+    | \W*(?:inizio\s+d\w+|beginn|anfang|d[ée]but)\s.{{0,20}}{_GUTENBERG}
     | \W*(?:beginning|here\s+begins)\s+(?:of\s+)?(?:th(?:e|is)\s+)?{_GUTENBERG}""",
     re.IGNORECASE | re.VERBOSE,
 )
 _SMALL_PRINT = re.compile(r"small\s+print", re.IGNORECASE)
 _STARRED_END = re.compile(
-    rf"\W*\*+\s*end\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}", re.IGNORECASE | re.VERBOSE
+    rf"\W*\*\s*end\s+of\s+(?:th(?:e|is)\s+)?(?:copyrighted\s+)?{_GUTENBERG}", re.IGNORECASE | re.VERBOSE
 )
 _END = re.compile(
     rf"""\W*(?:this\s+is\s+)?(?:the\s+|here\s+)?(?:ends?|ende|eind|einde|fin|fine|fim|slut|slutet|loppu)\s+
@@ -40,10 +40,11 @@ _END = re.compile(
     | \W*ende\s+dieses\s+e-?(?:textes|books)\b | \W*use\s+of\s+the\s+{_GUTENBERG}\s+trademark\s+requires
     | \W*{_GUTENBERG}\S*\s.{{0,100}}\bloppu\b
     | \W*{_GUTENBERG}\s+(?:of\s+)?(?:australia|canada)\W*$
-    | \W*\*+\s*this\s+file\s+should\s+be\s+named
-    | \W*\*+\s*start:\s+full\s+licen[sc]e | \W*the\s+full\s+{_GUTENBERG}\s+licen[sc]e
-    | \W*updated\s+editions\s+will\s+replace\s+the\s+previous | \W*section\s+1\.\s+general\s+terms\s+of\s+use
-    | \W*\*+\s*start\**\s*the\s+small\s+print | \W*\**this\s+is\s+a\s+copyrighted\s+{_GUTENBERG}
+    | \W*\*\s*this\s+file\s+should\s+be\s+named | \W*\*\s*the\s+{_GUTENBERG}\s+e-?text\s.{{3,200}}\*\s*$
+    | \W*\*\s*start:\s+full\s+licen[sc]e | \W*the\s+full\s+{_GUTENBERG}\s+licen[sc]e
+    | \W*updated\s+editions\s+will\s+replace\s+the\s+previous
+    | \W*section\s+1\.\s+general\s+terms\s+of\s+use\s+and\s+redis
+    | \W*\*\s*start\**\s*the\s+small\s+print | \W*this\s+is\s+a\s+copyrighted\s+{_GUTENBERG}
     | \W*this\s+site\s+is\s+full\s+of\s+free\s+ebooks""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -198,8 +199,8 @@ def _opens(text: Text, line: int, starts: list[int]) -> bool:
     for _ in range(_OPENING_LINES):
         end = begins_at(text, end) + 1
     for paragraph in paragraphs_from(text, line):
-        if paragraph.first >= end:
-            return False
+        if paragraph.first >= end or _STARRED_END.match(paragraph.lines[0]):
+            return False  # behind a short poem its own footer may be near
         if paragraph.first in starts or HEADER_BEGINS.match(paragraph.joined):
             return True
     return False
@@ -211,6 +212,8 @@ def _is_header(text: Text, line: int, marker: int) -> bool:
     for paragraph in paragraphs_from(text, line):
         if paragraph.past > marker:
             return strange <= _MOST_STRANGE
+        if _STARRED_END.match(paragraph.lines[0]):
+            return False
         if not is_strict(paragraph) and not is_broad(paragraph.joined):
             strange += len(paragraph.joined)
     return False

@@ -50,13 +50,17 @@ _MANY = 40
 _CODE = re.compile(r"_(?<=[^\W_]_)[^\W_]")
 
 
+def find_control_characters(text: Text) -> list[Edit]:
+    """Control characters, which hide a file's last line, and its markers, from who looks for them."""
+    return [Edit(match.start(), match.end(), CONTROLS) for match in _CONTROLS.finditer(text.text)]
+
+
 def find_typography_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
     edits, doubts = _underscores(text.text)
     for kind in _KINDS:
         if text.text.count(kind.mark) >= 2 * kind.least:
             edits += _pairs_of(text.text, kind)
     edits += _tags(text.text)
-    edits += [Edit(match.start(), match.end(), CONTROLS) for match in _CONTROLS.finditer(text.text)]
     return sorted(edits), doubts
 
 
@@ -82,7 +86,7 @@ def _italics(text: str, skipped: set[int]) -> list[int]:
         before, after = text[place - 1 : place] or "\n", text[place + 1 : place + 2] or "\n"
         can_open = not before.isalnum() and not after.isspace()
         can_close = not before.isspace() and not after.isalnum()
-        if can_close and opened >= 0 and _is_italic(text[opened + 1 : place]):
+        if can_close and opened >= 0 and _is_italic(text, opened + 1, place):
             places += [opened, place]
             opened = -1
         elif can_open:
@@ -92,8 +96,8 @@ def _italics(text: str, skipped: set[int]) -> list[int]:
     return places
 
 
-def _is_italic(content: str) -> bool:
-    return len(content) <= _LONGEST and any(map(str.isalnum, content))
+def _is_italic(text: str, begin: int, end: int) -> bool:
+    return end - begin <= _LONGEST and any(map(str.isalnum, text[begin:end]))
 
 
 def _pairs_of(text: str, kind: _Kind) -> list[Edit]:
