@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -79,6 +80,21 @@ def test_a_hugging_face_folder_answers_as_transformers_does(theirs, hf_folder, t
     assert [answer for answer, _ in answers(tmp_path, "--checkpoint_dir", theirs[0])] == found
 
 
+def test_a_text_is_gone_on_with_as_transformers_does(theirs, tmp_path, capsys):
+    """Blanks of the continuation are part of the text, and nothing is put around the prompt."""
+    from sentencepiece import SentencePieceProcessor
+
+    folder, model = theirs
+    tokenizer = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    found = [answer for answer, _ in answers(tmp_path, "--model", folder, "--template", "text")]
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        ids = [1, *tokenizer.encode(prompt)]
+        made = model.generate(torch.tensor([ids]), max_new_tokens=16, do_sample=False, pad_token_id=0)[0].tolist()
+        assert prompt + answer == tokenizer.decode(made)
+    assert run_command(ChatOptions, main, ["--model", str(folder), "--template", "text", "--system", "Be brief."]) == 2
+    assert "--system needs a chat template" in capsys.readouterr().err
+
+
 def test_an_adapter_of_peft_answers_merged_on_its_base(theirs, tmp_path):
     folder, model = theirs
     generator = torch.Generator().manual_seed(0)
@@ -116,6 +132,10 @@ def test_a_gguf_file_answers_as_the_folder_it_was_made_of(theirs, hf_folder, tmp
     words = ("--compare", gguf, hf_folder, "--llama_cpp_dir", LLAMA_CPP)
     found = answers(tmp_path, *words, "--repetition_penalty", 1.3)
     assert found[0::2] == found[1::2] and all(answer for answer, _ in found)
+    windowed = ("--template", "text", "--repetition_penalty", 1.5, "--repetition_window", 2)
+    # of bytes that are no text llama.cpp's program and our decoding show more or fewer signs
+    texts = [re.sub("\ufffd+", "\ufffd", answer) for answer, _ in answers(tmp_path, *words, *windowed)]
+    assert texts[0::2] == texts[1::2]
     (tmp_path / "SHA256SUMS").touch()  # as a folder of quantised files has it
     assert (
         answers(tmp_path, "--model", tmp_path, "--llama_cpp_dir", LLAMA_CPP, "--repetition_penalty", 1.3) == found[0::2]
