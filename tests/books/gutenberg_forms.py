@@ -530,6 +530,8 @@ FRONT_NOTES = {
     "none": "",
     "brackets": "[Transcriber's Note: The spelling of the original is retained.\n"
     "Footnotes [1] and [2] were moved to the end.]\n",
+    "of an encoding": "[This text uses UTF-8 (Unicode) file encoding. If the apostrophes\n"
+    "appear as garbage, use the Latin-1 version.\n\nIn the original, pages were numbered.]\n",
     "frame": "+------------------------------------------------------------+\n"
     "| Transcriber's Note:                                        |\n"
     "|                                                            |\n"

@@ -120,7 +120,7 @@ class Passes:
             self.text = Text(applied(text, edits))
 
     def review(self, reason: str, begin: int, end: int) -> None:
-        passage = self.text.text[begin : min(end, begin + _SHOWN)].strip()
+        passage = " ".join(self.text.text[begin : min(end, begin + _SHOWN)].split())
         review = Review(reason, self.source_line(begin), passage)
         if review not in self._reviewed:
             self._reviewed.add(review)

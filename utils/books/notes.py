@@ -39,6 +39,7 @@ _NOTE = re.compile(
     | notes?\s+(?:du|de\s+la|sur\s+la)\s+transcri\w+ | notes?\s+au\s+lecteur\s+de\s+ce\s+fichier
     | anmerkung(?:en)?\s+(?:zur|des|der)\s+(?:transkri\w+|bearbeit\w+) | zur\s+transkription
     | opmerkingen\s+van\s+de\s+bewerker | notas?\s+d(?:el|o|e)\s+(?:transcri\w+) | nota\s+del\s+trascrittore
+    | \[this\s+(?:e-?text|text|file)\s+(?:uses|is\s+(?:intended|encoded|in)|comes\s+in)\s | \[note\s+project\s+gutenberg
     | note\s+del\s+trascrittore | notas?\s+de\s+transcri\w+ | anmärkningar?\s+(?:av|från)\s+utskriv\w+)""",
     re.IGNORECASE | re.VERBOSE,
 )
