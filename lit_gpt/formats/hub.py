@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import httpx
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo, errors
-from huggingface_hub.hf_api import RepoSibling, SpaceInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, errors
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, get_token
 from safetensors import SafetensorError, safe_open
 
@@ -44,7 +44,6 @@ SENT_OF_FOLDERS = (  # also of folders in the folder
     *("*.gguf", "Modelfile*", "*.md", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "*.png", "*.jpg", "*.jpeg", "*.svg"),
 )
 WEIGHTS = (*SAFETENSORS_LAYOUT, ADAPTER_WEIGHTS, "*.gguf")
-ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 PICKLES = ("pytorch_model*.bin", "adapter_model.bin")  # they run code when they are loaded
 
 
@@ -140,10 +139,6 @@ class Kind:
     """Whether a file on the Hub is of what is replaced as a whole: the commit removes those that are not sent anew."""
 
 
-def is_of_model_or_adapter(name: str) -> bool:
-    return is_of_model(name) or name in ADAPTER
-
-
 def holds_model(folder: Path, names: Sequence[str]) -> bool:
     """Whether a model or an adapter is among the files to send; an error says what of it is missing or twice, or is no
     longer as the folder's list of checksums has it."""
@@ -180,7 +175,7 @@ MODEL = Kind(
     needed_in_words="(config.json, model.safetensors)",
     is_whole=holds_model,
     # transformers loads an adapter, where there is one, before a model
-    is_replaced=is_of_model_or_adapter,
+    is_replaced=lambda name: is_of_model(name) or name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS),
 )
 
 
@@ -289,7 +284,7 @@ def upload(
         deletions = [CommitOperationDelete(name) for name in replaced]
         commit = api.create_commit(repo_id, [*additions, *deletions], commit_message=message, repo_type=repo_type)
         info = api.repo_info(repo_id, repo_type=repo_type, revision=commit.oid, files_metadata=True)
-    _check_hashes(folder, additions, info)
+    _check_hashes(folder, additions, info.siblings or [])
     if private and not info.private:
         say(f"warning: {repo_id} existed and is public")
     return commit.commit_url
@@ -311,10 +306,8 @@ def _listed(api: HfApi, repo_id: str, kind: Kind) -> list[str]:
         return []
 
 
-def _check_hashes(
-    folder: Path, operations: Sequence[CommitOperationAdd], info: ModelInfo | DatasetInfo | SpaceInfo
-) -> None:
-    listed = {file.rfilename: file for file in info.siblings or []}
+def _check_hashes(folder: Path, operations: Sequence[CommitOperationAdd], files: Sequence[RepoSibling]) -> None:
+    listed = {file.rfilename: file for file in files}
     for operation in operations:
         name = operation.path_in_repo
         if name not in listed or not is_same(folder / name, listed[name], operation.upload_info.sha256.hex()):

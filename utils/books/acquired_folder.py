@@ -6,7 +6,6 @@ finds equal to what it downloads, and lists.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -52,8 +51,7 @@ class AcquiredFolder:
     def add(self, book: Book, content: bytes) -> bool:
         """Writes a book and its line; False, and nothing is done, where another file has the book's name."""
         path = self._folder / book.file
-        digest = hashlib.sha256(content).hexdigest()
-        if path.exists() and (not path.is_file() or file_sha256(path) != digest):
+        if path.exists() and (not path.is_file() or file_sha256(path) != book.sha256):
             return False
         self._lock.check()
         if not path.exists():

@@ -120,13 +120,12 @@ def read_page(answer: Answer) -> Page:
         start = on_one_line(answer.content[:80].decode(errors="replace"))
         raise DataError(f"{answer.address} answers with what is no JSON, as a Gutendex server would: {start}") from None
     try:
-        page = Page(_checked(value, "count", int), [_book(book) for book in _checked(value, "results", list)], None)
-        following = value.get("next")
-        if not isinstance(following, str | None):
+        count, results = _checked(value, "count", int), _checked(value, "results", list)
+        if not isinstance(value.get("next"), str | None):
             raise _Foreign("next is neither an address nor null")
+        return Page(count, list(map(_book, results)), value.get("next"))
     except _Foreign as e:
         raise DataError(f"{answer.address} does not answer as a Gutendex server: {e}") from None
-    return Page(page.count, page.books, following)
 
 
 class _Foreign(Exception):

@@ -89,11 +89,6 @@ def read_fields(header: str) -> Fields:
 
 
 def declared_encoding(data: bytes) -> str | None:
-    """The encoding that a header names, as Python knows it; None where there is none that it knows."""
-    match = _ENCODING.search(data[:_HEAD_BYTES])
-    if not match:
-        return None
-    name = match[1].decode("ascii").strip().lower()
-    known = {"iso latin-1": "iso-8859-1", "iso-latin-1": "iso-8859-1", "latin1": "iso-8859-1", "utf8": "utf-8"}
-    name = known.get(name, name)
-    return name if re.fullmatch(r"[a-z0-9_-]+", name) else None
+    """The encoding that a header names, in its words; None where it names none."""
+    match = _ENCODING.search(data, 0, _HEAD_BYTES)
+    return match[1].decode("ascii").strip() if match else None

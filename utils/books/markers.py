@@ -85,17 +85,6 @@ class Outside:
     def edits(self, text: Text) -> list[Edit]:
         return [text.taken_out(first, past, reason) for first, past, reason in self.regions if past > first]
 
-    def works(self, text: Text) -> list[tuple[int, int]]:
-        """Lines [first, past) of each work."""
-        works, place = [], 0
-        for first, past, _ in self.regions:
-            if begins_at(text, place) < first:
-                works.append((place, first))
-            place = past
-        if begins_at(text, place) < len(text.lines):
-            works.append((place, len(text.lines)))
-        return works
-
 
 def find_outside(text: Text) -> Outside:
     """Headers and footers of a text of one or several works; nothing where Project Gutenberg is not named."""

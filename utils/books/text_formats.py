@@ -9,16 +9,9 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from lit_gpt.errors import DataError
+from utils.books.header_fields import declared_encoding
 from utils.files.text_encoding import Decoded, decode
 
-HEADER_BYTES = 20_000
-_DECLARED = re.compile(rb"Character set encoding:[ \t]*([\w.:-]+)", re.IGNORECASE)
-_CHARSETS = re.compile(
-    r"utf-?(8|16)|(us-)?ascii|iso-?8859-\d+|(iso )?latin-?\d+|windows-\d+|cp-?\d+|koi8-[ru]|mac\w*|big5|gb\w+|euc-\w+"
-    r"|shift[-_]jis",
-    re.IGNORECASE,
-)
-"""Names of encodings that are believed: Python has others, such as unicode_escape, that are none of texts."""
 SCRIPTS = {
     **dict.fromkeys(("be", "bg", "mk", "ru", "uk"), "CYRILLIC"),
     **{"el": "GREEK", "he": "HEBREW", "ar": "ARABIC", "fa": "ARABIC", "zh": "CJK", "ko": "HANGUL", "ja": "HIRAGANA"},
@@ -75,9 +68,7 @@ def book_text(data: bytes, charset: str, languages: list[str], name: str) -> Dec
     """
     if _PAGE.match(data):
         raise DataError(f"{name} is a page of the web")
-    says = _DECLARED.search(data, 0, HEADER_BYTES)
-    declared = says[1].decode("ascii") if says else charset
-    decoded = decode(data, declared if _CHARSETS.fullmatch(declared) else None, name)
+    decoded = decode(data, declared_encoding(data) or charset, name)
     missing = _lacks_letters(decoded.text, languages)
     if decoded.doubt or missing:
         by_bytes = decode(data, None, name)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from charset_normalizer import from_bytes
 
-from lit_gpt.errors import DataError, UserError
+from lit_gpt.errors import DataError
 
 
 class Decoded(NamedTuple):
@@ -87,9 +87,10 @@ def decode(data: bytes, declared: str | None = None, name: str = "the data") -> 
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
-            return _with_doubts(decode_as(data, encoding, name), encoding, "its byte order mark")
+            text = _strictly(data.removeprefix(mark), encoding, name)
+            return _with_doubts(text, encoding, "its byte order mark")
     if wide := _wide_encoding(data):
-        return _with_doubts(decode_as(data, wide, name), wide, "a NUL in every second byte")
+        return _with_doubts(_strictly(data, wide, name), wide, "a NUL in every second byte")
     _refuse_binary(data, name)
     if data.isascii():
         return Decoded(data.decode("ascii"), "utf-8", "it is all ASCII")
@@ -101,17 +102,9 @@ def decode(data: bytes, declared: str | None = None, name: str = "the data") -> 
     return _of_single_bytes(data, declared)
 
 
-def decode_as(data: bytes, encoding: str, name: str = "the data") -> str:
-    """Decodes text of the encoding that a user names; raises a UserError or DataError where that cannot be."""
-    known = encoding.lower()
-    for mark, marked in _MARKS:
-        if data.startswith(mark) and known in (marked, marked.removesuffix("-le").removesuffix("-be")):
-            data, known = data.removeprefix(mark), marked
-            break
+def _strictly(data: bytes, encoding: str, name: str) -> str:
     try:
-        return data.decode(known)
-    except LookupError:
-        raise UserError(f"unknown encoding {encoding}; known are utf-8, iso-8859-1, windows-1252, koi8-r …") from None
+        return data.decode(encoding)
     except UnicodeDecodeError as e:
         line = data.count(b"\n", 0, e.start) + 1
         found = data[e.start : e.start + 4].hex(" ")
@@ -292,7 +285,7 @@ def _by_content(data: bytes, encoding: str) -> str:
 def _known_name(declared: str) -> str:
     """The name that Python knows in what a file says of itself, such as "ISO Latin-1" or "iso-8859-1 (Latin-1)"."""
     words = re.findall(r"[\w.:-]+", declared)
-    for word in ["-".join(words), *words]:
+    for word in ["-".join(words), *words, declared.lower().removeprefix("iso-")]:
         try:
             name = codecs.lookup(word).name
         except LookupError:
