@@ -61,7 +61,7 @@ LINES = {
     "utils/export": 2303,
     "utils/report": 807,
     "commands": 1870,
-    "utils/stages": 1105,
+    "utils/stages": 1109,
     "utils/books": 4653,
     "utils/chat": 1313,
 }

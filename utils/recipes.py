@@ -100,17 +100,17 @@ def check(options: RecipesOptions, path: Path) -> None:
 
 def run(options: RecipesOptions, path: Path) -> None:
     """Runs the recipe's stages, or says which it would run, as Slurm jobs."""
-    signals = Signals()
-    # jobs are lines that slurm/recipe.slurm evaluates: what else is said, with names of files in it, is no such line
-    with redirect_stdout(sys.stderr if options.action == "jobs" else sys.stdout):
-        recipe, names = read(options, path)
-        to_do = stages_to_run(recipe, names, options.from_stage)
-        if to_do:
-            say_problems(path, check_recipe(recipe, to_do, options.gpu_memory, show=False))
-    if options.action == "jobs":
-        print("\n".join(job_lines(recipe, to_do)))
-        return
-    run_stages(recipe, names, options.from_stage, signals, shlex.split(options.launcher or ""))
+    with Signals() as signals:
+        # jobs are lines that slurm/recipe.slurm evaluates; what else is said, with names of files in it, is none
+        with redirect_stdout(sys.stderr if options.action == "jobs" else sys.stdout):
+            recipe, names = read(options, path)
+            to_do = stages_to_run(recipe, names, options.from_stage)
+            if to_do:
+                say_problems(path, check_recipe(recipe, to_do, options.gpu_memory, show=False))
+        if options.action == "jobs":
+            print("\n".join(job_lines(recipe, to_do)))
+            return
+        run_stages(recipe, names, options.from_stage, signals, shlex.split(options.launcher or ""))
 
 
 def read(options: RecipesOptions, path: Path) -> tuple[Recipe, list[str]]:

@@ -138,7 +138,8 @@ class Stages:
         path = write_recipe(self.folder / "recipe.yaml", self.content)
         recipe = read_recipe(path)
         self.started = []
-        run_stages(recipe, stages.chosen_stages(recipe, first, last), first, Signals())
+        with Signals() as signals:
+            run_stages(recipe, stages.chosen_stages(recipe, first, last), first, signals)
         return self.started
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -52,15 +52,19 @@ class Row(NamedTuple):
     time: str
 
 
-class Signals:
-    """Hands SIGTERM and SIGUSR1 to the stage that is running, and keeps that they came. Ctrl-C is its own: the terminal
-    has sent it to the stage, too."""
+class Signals(AbstractContextManager["Signals"]):
+    """Within, hands SIGTERM and SIGUSR1 to the stage that is running, and keeps that they came. Ctrl-C is its own: the
+    terminal has sent it to the stage, too."""
 
     def __init__(self) -> None:
         self.received = False
         self.process: subprocess.Popen[bytes] | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._on_signal) for number in handled}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.received = True
