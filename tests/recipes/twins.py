@@ -278,7 +278,7 @@ def write_twin(path: Path, folder: Path) -> Path:
     if "tools" in prepare.get("template", "") and pretrain.get("use_lora"):  # a call is an answer of many tokens
         pretrain["max_steps"] = 240
     if is_books:
-        pretrain |= {"max_steps": 60, "learning_rate": 1e-2, "sample_tokens": 4}
+        pretrain |= {"max_steps": 40, "learning_rate": 1e-2, "sample_tokens": 4}
     if repo_id.startswith("yandex/"):  # its adapters are small, and leave keys and feed-forward matrices alone
         pretrain |= {"learning_rate": 1e-2, "max_steps": 240}
     del sections["plot"]
