@@ -9,7 +9,7 @@ import pytest
 
 from tests.books.test_unwrap import SONNET
 from utils.books.edits import Text, applied
-from utils.books.page_marks import DOUBTFUL, HEAD, PAGE, find_page_marks
+from utils.books.page_marks import DOUBTFUL, PAGE, find_page_marks
 
 TEXT = (
     "the house stood at the end of a road where fields began and nobody had lived in it for years but people of "
@@ -140,4 +140,3 @@ def test_a_book_without_marks_is_unchanged() -> None:
 def test_few_marks_that_say_what_they_are_go() -> None:
     edits, _ = find_page_marks(Text("It was [Pg 12] late.\n\n[Blank Page]\n\nHe saw [12] and [Page 3] of it.\n"))
     assert [edit.reason for edit in edits] == [PAGE, PAGE]
-    assert HEAD != PAGE

@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 import re
 import textwrap
-from pathlib import Path
 
 import pytest
 
+from tests.conftest import SHARED
 from utils.books.edits import Text, applied
 from utils.books.unwrap import LEFT, PARTED, find_line_ends
 
-CORPORA = Path(__file__).resolve().parents[3] / "shared" / "data"
-FRANKENSTEIN = CORPORA / "gutenberg" / "Mary Shelley - Frankenstein.txt"
-SPEECHES = CORPORA / "claire" / "FR" / "TheatreMoliere" / "test.txt"
+FRANKENSTEIN = SHARED / "data" / "gutenberg" / "Mary Shelley - Frankenstein.txt"
+SPEECHES = SHARED / "data" / "claire" / "FR" / "TheatreMoliere" / "test.txt"
 
 SONNET = """Let me not to the marriage of true minds
 Admit impediments. Love is not love
@@ -76,21 +75,21 @@ def test_prose_is_as_before_it_was_wrapped(width: int) -> None:
 
 
 @pytest.mark.parametrize("width", [65, 70, 75])
-@pytest.mark.skipif(not SPEECHES.is_file(), reason="needs the corpora of ../shared")
+@pytest.mark.shared
 def test_long_speeches_are_as_before_they_were_wrapped(width: int) -> None:
     speeches = [re.sub(r"^\[.*?:\] ", "", line) for line in SPEECHES.read_text(encoding="utf-8").split("\n")]
     text = "\n\n".join(speech for speech in speeches if speech)
     assert unwrapped(wrapped(text, width)) == text
 
 
-@pytest.mark.skipif(not SPEECHES.is_file(), reason="needs the corpora of ../shared")
+@pytest.mark.shared
 def test_speeches_without_blank_lines_keep_apart() -> None:
     lines = SPEECHES.read_text(encoding="utf-8").split("\n")[:600]
     text = "\n".join(line for line in lines if 0 < line.find(":]") < 60)
     assert unwrapped(wrapped(text, 70)) == text
 
 
-@pytest.mark.skipif(not FRANKENSTEIN.is_file(), reason="needs the corpora of ../shared")
+@pytest.mark.shared
 def test_a_real_book_has_paragraphs() -> None:
     text = FRANKENSTEIN.read_text(encoding="utf-8-sig").replace("\r\n", "\n")
     text = text[text.index("Letter 1\n\n_To Mrs") : text.index("End of the Project")]

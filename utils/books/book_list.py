@@ -12,8 +12,7 @@ from pathlib import Path
 
 from lit_gpt.errors import DataError
 from utils.files.atomic import write_atomically
-
-BOOKS = "books.csv"
+from utils.prepare.book_folders import BOOKS
 
 
 @dataclass(frozen=True)
@@ -22,19 +21,19 @@ class Book:
 
     file: str
     """Name of the book's file in the folder."""
-    number: int | None
+    number: int | None = None
     """The book's number at Project Gutenberg."""
-    title: str
-    authors: str
+    title: str = ""
+    authors: str = ""
     """Names, separated by `; `."""
-    language: str
+    language: str = ""
     """Two-letter codes, separated by `; `."""
-    licence: str
-    address: str
+    licence: str = ""
+    address: str = ""
     """Where the text was downloaded."""
-    encoding: str
+    encoding: str = ""
     """The encoding that the text came in, such as utf-8 or iso-8859-1; the file itself is UTF-8."""
-    sha256: str
+    sha256: str = ""
     """SHA-256 of the file in this folder."""
 
 

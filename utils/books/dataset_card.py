@@ -7,7 +7,7 @@ or the time: the same books make the same card.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,14 +82,13 @@ def dataset_card(
     files = read_chunk_files(folder, chunk_file_names(folder))
     if problem := difference(files, books):
         raise DataError(f"{folder}: {problem}")
-    languages = _by_language(files, books)
     front = _front_matter(files, books, licence or common_licence(books))
     metadata = yaml.safe_dump(front, sort_keys=False, allow_unicode=True, width=1000).strip()
     sections = [
         f"---\n{metadata}\n---",
         f"# {_name(books)}",
         _opening(files, books),
-        f"## Counts\n\n{_counts_table(languages)}",
+        f"## Counts\n\n{_counts_table(files, books)}",
         f"## Use\n{_USE.rstrip()}",
         f"## How it was made\n\n{_made(made)}",
         f"## Licences\n\n{_licences(books, licence)}",
@@ -160,10 +159,9 @@ def _licence_metadata(licence: str | None) -> dict[str, str]:
 
 def _codes(books: Sequence[Book]) -> list[str]:
     """The languages of all books, those of most books first."""
-    books_of: dict[str, int] = defaultdict(int)
+    books_of: Counter[str] = Counter()
     for book in books:
-        for code in {language_of_code(word.strip()) for word in book.language.split(";")} - {""}:
-            books_of[code] += 1
+        books_of.update({language_of_code(word.strip()) for word in book.language.split(";")} - {""})
     return sorted(books_of, key=lambda code: (-books_of[code], code))
 
 
@@ -171,10 +169,6 @@ def _name(books: Sequence[Book]) -> str:
     codes = _codes(books)
     languages = f" ({', '.join(codes[:5])}{', …' if len(codes) > 5 else ''})" if codes else ""
     return f"{_number(len(books), 'book')}{languages}"
-
-
-def _of_gutenberg(books: Sequence[Book]) -> bool:
-    return any(book.number is not None for book in books)
 
 
 # ---------------------------------------------------------------------------------------------------------------- text
@@ -193,26 +187,17 @@ def _opening(files: ChunkFiles, books: Sequence[Book]) -> str:
 | `position` | The chunk's place among those of its book |"""
 
 
-def _by_language(files: ChunkFiles, books: Sequence[Book]) -> dict[str, tuple[int, Counts]]:
-    """Books, chunks and characters of each language, as books.csv names it."""
-    found: dict[str, tuple[int, Counts]] = {}
-    for book in sorted(books, key=lambda book: book.language):
-        number, counts = found.get(book.language, (0, Counts(0, 0)))
-        found[book.language] = (number + 1, counts.plus(files.by_source[book.file]))
-    return found
-
-
-def _counts_table(languages: Mapping[str, tuple[int, Counts]]) -> str:
-    rows = [_counts_row(shown(name) or "not known", *counts) for name, counts in languages.items()]
-    total = Counts(0, 0)
-    for _, counts in languages.values():
-        total = total.plus(counts)
-    rows.append(_counts_row("all", sum(number for number, _ in languages.values()), total))
+def _counts_table(files: ChunkFiles, books: Sequence[Book]) -> str:
+    """Books, chunks and characters of each language, as books.csv names it, and of all."""
+    by_language: dict[str, list[Counts]] = defaultdict(list)
+    for book in books:
+        by_language[book.language].append(files.by_source[book.file])
+    rows = []
+    for language, counts in sorted(by_language.items()):
+        chunks, characters = map(sum, zip(*counts, strict=True))
+        rows.append((shown(language) or "not known", f"{len(counts):,}", f"{chunks:,}", f"{characters:,}"))
+    rows.append(("all", f"{len(books):,}", f"{files.chunks:,}", f"{files.characters:,}"))
     return _table(("Language", "Books", "Chunks", "Characters"), rows)
-
-
-def _counts_row(name: str, books: int, counts: Counts) -> tuple[str, ...]:
-    return (name, f"{books:,}", f"{counts.chunks:,}", f"{counts.characters:,}")
 
 
 def counts_of_all(card: str) -> tuple[int, int, int] | None:
@@ -233,14 +218,13 @@ def _made(made: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
 
 
 def _licences(books: Sequence[Book], licence: str | None) -> str:
-    number_of: dict[str, int] = defaultdict(int)
-    for book in books:
-        number_of[book.licence.strip()] += 1
+    number_of = Counter(book.licence.strip() for book in books)
     rows = [(shown(name) or "not known", f"{number:,}") for name, number in sorted(number_of.items())]
     text = _table(("Licence, as the source says it", "Books"), rows)
     if licence:
         text = f"The dataset is published under this licence: {shown(licence).rstrip('.')}.\n\n{text}"
-    return f"{text}\n{_GUTENBERG.rstrip()}" if _of_gutenberg(books) else text
+    is_of_gutenberg = any(book.number is not None for book in books)
+    return f"{text}\n{_GUTENBERG.rstrip()}" if is_of_gutenberg else text
 
 
 def _works(books: Sequence[Book], files: ChunkFiles) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from typing import NoReturn
 
 from lit_gpt.errors import DataError, Interrupted, UserError, raise_problems
@@ -47,7 +48,7 @@ def acquire(options: AcquireOptions) -> None:
     progress = ProgressLine("downloaded", 1, "books")
     with (
         locked(options.output_dir, lambda take: take(), leave=False) as lock,
-        PoliteClient(options.delay, progress.line) as client,
+        closing(PoliteClient(options.delay, progress.line)) as client,
     ):
         assert lock is not None
         _Acquisition(options, client, AcquiredFolder(options.output_dir, lock), progress).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from utils.books.edits import Edit, Text
+from utils.books.paragraphs import begins_at, line_before
 
 _ENDINGS = frozenset(".!?:;…。！？\"”»’')]_*")
 
@@ -15,7 +16,7 @@ _DEEP = 12
 def is_amid_sentence(text: Text, first: int, past: int) -> bool:
     """Whether the lines [first, past) stand amid a sentence: a full line without an end is before them, and a
     small letter after."""
-    before, after = _line_before(text, first), _line_after(text, past)
+    before, after = line_before(text, first), begins_at(text, past)
     if before < 0 or after == len(text.lines):
         return False
     if len(text.lines[before].strip()) < _FULL or text.lines[before][:_DEEP].isspace():
@@ -28,7 +29,7 @@ def is_amid_sentence(text: Text, first: int, past: int) -> bool:
 
 def closed(text: Text, first: int, past: int, reason: str) -> Edit:
     """Takes out the lines [first, past) and the blank lines beside them that are there for them."""
-    before, after = _line_before(text, first), _line_after(text, past)
+    before, after = line_before(text, first), begins_at(text, past)
     if is_amid_sentence(text, first, past):
         end_before = text.starts[before] + len(text.lines[before].rstrip())
         return Edit(end_before, text.starts[after], reason, "\n")
@@ -49,18 +50,3 @@ def removed_inline(text: str, begin: int, end: int, reason: str) -> Edit:
     if begin and text[begin - 1] == " " and text[end : end + 1] in ("", "\n"):
         return Edit(begin - 1, end, reason)
     return Edit(begin, end, reason)
-
-
-def _line_before(text: Text, i: int) -> int:
-    """The last line before line `i` that is not blank; -1 if none is."""
-    i -= 1
-    while i >= 0 and not text.lines[i].strip():
-        i -= 1
-    return i
-
-
-def _line_after(text: Text, i: int) -> int:
-    """The first line from line `i` on that is not blank; the number of lines if none is."""
-    while i < len(text.lines) and not text.lines[i].strip():
-        i += 1
-    return i

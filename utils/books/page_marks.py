@@ -23,7 +23,7 @@ DOUBTFUL = "numbers that may be pages'"
 _NAMED = re.compile(
     r"[\[{] ?(?:Pg|Page|PAGE|page|pg\.?|p\.|Seite|S\.|pag\.|página|pagina|стр\.)[ _]?(\d{1,4}|[ivxlcIVXLC]{1,8}) ?[\]}]"
 )
-_BARE = (re.compile(r"\[(\d{1,4})\]"), re.compile(r"\{(\d{1,4})\}"), re.compile(r"\|(\d{1,4})\|"))
+_BARE = (re.compile(r"\[(\d{1,4})\]"), re.compile(r"\{(\d{1,4})\}"))
 _LONE = re.compile(
     r"\s*(?:[-–—*~•] ?)?(?:(?:Page|page|PAGE|p\.|pg\.) ?|[\[({] ?)?(\d{1,4})\.?(?: ?[\])}])?(?: ?[-–—*~•])?\s*"
 )

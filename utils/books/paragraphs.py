@@ -23,12 +23,8 @@ class Paragraph:
 def paragraphs_from(text: Text, line: int) -> Iterator[Paragraph]:
     """The paragraphs from a line on, one by one; the first is cut off at that line."""
     lines, count = text.lines, len(text.lines)
-    while True:
-        while line < count and not lines[line].strip():
-            line += 1
-        if line == count:
-            return
-        first = line
+    while (first := begins_at(text, line)) < count:
+        line = first
         while line < count and lines[line].strip():
             line += 1
         yield Paragraph(text, first, line)
@@ -38,4 +34,12 @@ def begins_at(text: Text, line: int) -> int:
     """The first line that is not blank, from `line` on; the number of lines where there is none."""
     while line < len(text.lines) and not text.lines[line].strip():
         line += 1
+    return line
+
+
+def line_before(text: Text, line: int) -> int:
+    """The last line before `line` that is not blank; -1 where there is none."""
+    line -= 1
+    while line >= 0 and not text.lines[line].strip():
+        line -= 1
     return line

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from types import TracebackType
 from typing import NamedTuple
 
 import httpx
@@ -80,6 +79,7 @@ class PoliteClient:
         """Whether any server has answered yet."""
         self._delay, self._say = delay, say
         self._last = -delay
+        """When the last request ended."""
         try:
             self._client = httpx.Client(timeout=TIMEOUT, headers=HEADERS)
         except ImportError:
@@ -89,10 +89,7 @@ class PoliteClient:
         except (ValueError, httpx.InvalidURL):  # whose message may hold the proxy's password
             raise UserError("HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY cannot be read: mend or unset it") from None
 
-    def __enter__(self) -> PoliteClient:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
         self._client.close()
 
     def get(self, address: str, most_bytes: int) -> Answer:
@@ -121,25 +118,17 @@ class PoliteClient:
         """One try, and a request for each redirect."""
         url = web_address(address)
         for _ in range(MOST_REDIRECTS + 1):
-            self._pause()
-            with self._resting(), _tries(), self._client.stream("GET", url) as response:
-                self.reached = True
-                if response.next_request is None:
-                    _check_status(response)
-                    return Answer(str(url), _content(response, most_bytes), _media_type(response.headers))
-                url = web_address(str(response.next_request.url))
+            time.sleep(max(0.0, self._last + self._delay - time.monotonic()))
+            try:
+                with _tries(), self._client.stream("GET", url) as response:
+                    self.reached = True
+                    if response.next_request is None:
+                        _check_status(response)
+                        return Answer(str(url), _content(response, most_bytes), _media_type(response.headers))
+                    url = web_address(str(response.next_request.url))
+            finally:
+                self._last = time.monotonic()
         raise Unavailable(f"redirects {MOST_REDIRECTS + 1} times")
-
-    def _pause(self) -> None:
-        time.sleep(max(0.0, self._last + self._delay - time.monotonic()))
-
-    @contextmanager
-    def _resting(self) -> Iterator[None]:
-        """Lets the pause until the next request begin at this one's end."""
-        try:
-            yield
-        finally:
-            self._last = time.monotonic()
 
 
 @contextmanager

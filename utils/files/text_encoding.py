@@ -186,21 +186,21 @@ def _of_single_bytes(data: bytes, declared: str | None) -> Decoded:
             return Decoded(text, known, "it is declared so")
     # who says Latin-1 or ASCII and writes curly quotes means Windows-1252, as browsers have it
     is_meant = not declared or (best == "windows-1252" and known in ("iso-8859-1", "ascii"))
-    doubt = "" if is_meant else f"declared as {declared}, which it is not"
+    doubts = [] if is_meant else [f"declared as {declared}, which it is not"]
     text = _decoded(data, best)
     if fit >= _FITS and text is not None:
         reason = f"{fit:.0%} of its characters beyond ASCII are such as that encoding's languages write"
         if rival := _rival(ranked, spots):
-            doubt = "; ".join([*([doubt] if doubt else []), f"{rival} fits as well"])
-        return Decoded(text, _by_content(data, best), reason, doubt)
+            doubts.append(f"{rival} fits as well")
+        return Decoded(text, _by_content(data, best), reason, "; ".join(doubts))
     guess = from_bytes(_sample(data), cp_isolation=[*_OTHERS, *dict(ranked)], preemptive_behaviour=False).best()
     text = _decoded(data, guess.encoding) if guess else None
     if text is not None and guess.encoding in _OTHERS:
-        return Decoded(text, _known_name(guess.encoding), "charset-normalizer finds it the likeliest", doubt)
+        reason = "charset-normalizer finds it the likeliest"
+        return Decoded(text, _known_name(guess.encoding), reason, "; ".join(doubts))
     best = best or "latin-1"
-    text = data.decode(best)
-    doubt = "; ".join([*([doubt] if doubt else []), f"no encoding fits well; {best} fits best, by {fit:.0%}"])
-    return Decoded(text, _by_content(data, best), "it fits best", doubt)
+    doubts.append(f"no encoding fits well; {best} fits best, by {fit:.0%}")
+    return Decoded(data.decode(best), _by_content(data, best), "it fits best", "; ".join(doubts))
 
 
 def _sample(data: bytes) -> bytes:
