@@ -22,15 +22,18 @@ from utils.books.options import ChunkOptions
 if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(ChunkOptions)  # --help and mistakes are answered before the imports below
 
-from lit_gpt.errors import DataError
+from lit_gpt.errors import DataError, UserError
+from lit_gpt.formats.hf_files import matches
 from utils.books.book_list import Book, write_books
+from utils.books.chunk_files import CHUNK_FILES
 from utils.books.chunk_work import ChunkCounts, Cutter, books_to_cut, digest
 from utils.books.chunk_writer import CARD, ChunkWriter, is_made_from, list_sums
 from utils.books.chunking import Sizes
 from utils.books.cleaned_folder import settings_of
 from utils.books.dataset_card import dataset_card
+from utils.books.dataset_folder import SENT
 from utils.books.sentences import import_sentencex
-from utils.files.staged_folder import check_replaceable, recover, staged
+from utils.files.staged_folder import carry_over, check_replaceable, recover, staged
 from utils.prepare.progress import ProgressLine, say
 from utils.prepare.unpacking import import_pyarrow
 from utils.prepare.work_pool import WorkPool, own_cpus
@@ -39,8 +42,7 @@ from utils.prepare.work_pool import WorkPool, own_cpus
 def main(options: ChunkOptions) -> None:
     import_pyarrow()
     import_sentencex()
-    check_replaceable(options.output_dir)
-    recover(options.output_dir)
+    check_output_dir(options)
     books = books_to_cut(options.input_dir, say)
     made_from = digest(books, options)
     if is_made_from(options.output_dir, made_from):
@@ -55,7 +57,27 @@ def main(options: ChunkOptions) -> None:
         card = dataset_card(stage, kept, made, options.licence)
         (stage / CARD).write_text(card, encoding="utf-8")
         list_sums(stage)
+        earlier = {path.name for path in options.output_dir.glob(CHUNK_FILES)}
+        carry_over(options.output_dir, stage, gone=earlier)
     say(f"wrote {options.output_dir}")
+
+
+def check_output_dir(options: ChunkOptions) -> None:
+    """Raises a UserError if the folder, which is replaced, has files of others, or what is to be read."""
+    folder = options.output_dir
+    check_replaceable(folder)
+    if options.input_dir.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"--input_dir {options.input_dir} lies in --output_dir {folder}, which is replaced")
+    recover(folder)  # before it is looked into
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    # hidden files, such as those of git, stay as licences do
+    foreign = [name for name in names if not matches(name, (*SENT, ".*"))]
+    if foreign:
+        more = ", …" if len(foreign) > 3 else ""
+        raise UserError(
+            f"--output_dir {folder} holds something else ({', '.join(foreign[:3])}{more});"
+            " give a folder that is new or empty"
+        )
 
 
 def write_chunks(folder: Path, books: Sequence[Book], options: ChunkOptions, made_from: str) -> list[Book]:

@@ -60,7 +60,7 @@ LINES = {
     "utils/train": 3381,
     "utils/export": 2303,
     "utils/report": 807,
-    "commands": 1870,
+    "commands": 1892,
     "utils/stages": 1109,
     "utils/books": 4616,
     "utils/chat": 1313,

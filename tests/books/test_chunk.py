@@ -320,3 +320,26 @@ def test_what_cannot_be_cut_is_named_and_nothing_is_written(folder, monkeypatch,
     monkeypatch.setitem(sys.modules, "sentencex", None)
     refused(2, "needs sentencex: pip install sentencex")
     assert not (folder / "out").exists() and not list(folder.glob(".out*"))
+
+
+def test_a_folder_with_files_of_others_is_not_replaced(folder, capsys):
+    clean = content(folder / "clean" / "reports")
+    for out, words in [("clean", "lies in --output_dir"), (".", "lies in --output_dir")]:
+        chunk(folder, "--output_dir", folder / out, code=2)
+        assert words in capsys.readouterr().err
+    books = folder / "books"
+    books.mkdir()
+    (books / "mine.txt").write_text("Mine.")
+    (books / "books.csv").write_text("file\n")
+    chunk(folder, "--output_dir", books, code=2)
+    assert "books holds something else (mine.txt)" in capsys.readouterr().err
+    assert (books / "mine.txt").read_text() == "Mine." and content(folder / "clean" / "reports") == clean
+
+
+def test_a_licence_stays_beside_new_chunks(folder):
+    out = chunk(folder)
+    (out / "LICENCE.txt").write_text("As you like.")
+    (out / "data-00007-of-00008.parquet").write_bytes(b"of an earlier version")
+    chunk(folder, "--chunk_min", 5000)
+    assert (out / "LICENCE.txt").read_text() == "As you like."
+    assert [path.name for path in out.glob("*.parquet")] == ["data-00000-of-00001.parquet"]
