@@ -74,6 +74,8 @@ def test_entries_with_a_number_and_one_blank_before_the_page() -> None:
 SLOW = {
     "stars": "*" * 20_000,
     "marks without an end": "[Illustration: a\n" * 6000,
+    "notes": "Transcriber's Note:\n\n" * 3000,
+    "notes in a paragraph": "a Transcriber\n" * 8000,
     "underscores": "_" + "a" * 6000 + "b_ " * 30_000,
 }
 

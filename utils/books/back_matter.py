@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
+from itertools import accumulate
 
 from utils.books.edits import Doubt, Edit, Text
 from utils.books.notes import TRANSCRIBERS, UNSURE_TRANSCRIBERS, Notes, is_note, note_end, speaks_of_text
@@ -49,12 +51,14 @@ def find_back_notes(text: Text, first: int, past: int) -> Notes:
     edits: list[Edit] = []
     doubts: list[Doubt] = []
     done = first
-    for number in _note_lines(text, first, past):
+    lines = _note_lines(text, first, past)
+    ending = _Ending(text, lines[0], past) if lines else None
+    for number in lines:
         if number < done:
             continue
         paragraph = next(paragraphs_from(text, number))
         found = note_end(text, paragraph, past)
-        if found is None and _is_last(text, paragraph, past):
+        if found is None and ending and ending.is_note(paragraph):
             found = (number, past)
         if found is None or found[0] < done:
             doubts.append(Doubt(text.starts[number], text.starts[paragraph.past], UNSURE_TRANSCRIBERS))
@@ -67,27 +71,45 @@ def find_back_notes(text: Text, first: int, past: int) -> Notes:
 def _note_lines(text: Text, first: int, past: int) -> list[int]:
     """The lines at which transcribers' notes begin paragraphs."""
     lines = []
+    begin, last = first - 1, first - 1
     for match in re.finditer("ranscri|RANSCRI|bewerker|Transkri|trascri", text.text):
-        number = text.line_at(match.start())
-        while number > first and text.lines[number - 1].strip():
+        number = seen = text.line_at(match.start())
+        while number > first and number > last and text.lines[number - 1].strip():
             number -= 1
-        if number in lines[-1:] or number >= past:
+        is_same = number <= last  # the paragraph of the match before
+        last = seen
+        if is_same or number == begin or number >= past:
             continue
+        begin = number
         if is_note(next(paragraphs_from(text, number))):
             lines.append(number)
     return lines
 
 
-def _is_last(text: Text, paragraph: Paragraph, past: int) -> bool:
-    """Whether nothing but a note comes from a paragraph on: most of what it has speaks of the text."""
-    parts = list(paragraphs_from(text, paragraph.first))
-    rest = [part for part in parts if part.first < past]
-    if text.starts[past] - text.starts[paragraph.first] > max(0.1 * len(text.text), 3000):
-        return False
-    speaking = [part for part in rest[1:] if speaks_of_text(part)]
-    is_alone = len(rest) == 1 and len(paragraph.lines) > 1 and speaks_of_text(paragraph)
-    # an index or an advertisement behind the note would be long lines of something else
-    return is_alone or (len(speaking) >= 0.6 * (len(rest) - 1) > 0 and speaks_of_text(rest[1]))
+class _Ending:
+    """A text's last paragraphs, among which notes without brackets may stand; each is looked at once."""
+
+    def __init__(self, text: Text, first: int, past: int) -> None:
+        size = max(0.1 * len(text.text), 3000)
+        begin = bisect_left(text.starts, text.starts[past] - size, first, past)
+        if begin > first and text.lines[begin - 1].strip():  # within a paragraph, which begins too early
+            begin = next((i for i in range(begin, past) if not text.lines[i].strip()), past)
+        self._parts = [part for part in paragraphs_from(text, begin) if part.first < past]
+        self._numbers = {part.first: i for i, part in enumerate(self._parts)}
+        self._speaks = [speaks_of_text(part) for part in self._parts]
+        self._speaking = [0, *accumulate(self._speaks)]
+
+    def is_note(self, paragraph: Paragraph) -> bool:
+        """Whether nothing but a note comes from a paragraph on: most of what it has speaks of the text."""
+        number = self._numbers.get(paragraph.first)
+        if number is None:
+            return False
+        rest = len(self._parts) - number - 1
+        if not rest:
+            return len(paragraph.lines) > 1 and self._speaks[number]
+        speaking = self._speaking[-1] - self._speaking[number + 1]
+        # an index or an advertisement behind the note would be long lines of something else
+        return speaking >= 0.6 * rest and self._speaks[number + 1]
 
 
 def find_advertisements(text: Text, first: int, past: int) -> Notes:
