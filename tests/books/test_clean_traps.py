@@ -36,6 +36,7 @@ def test_a_short_poem_is_no_part_of_its_footer(header: str, footer: str) -> None
         '"Read the small print," said the lawyer.',
         "Edited by time alone, the story has lost its middle.",
         "Copyright laws are changing all over the world, said the lawyer in 1909.",
+        "[End of the second letter by the miller.]",
         "Section 1. General terms of use are given in the deed.",
     ],
 )
@@ -76,6 +77,7 @@ SLOW = {
     "marks without an end": "[Illustration: a\n" * 6000,
     "notes": "Transcriber's Note:\n\n" * 3000,
     "notes in a paragraph": "a Transcriber\n" * 8000,
+    "start markers": "*** START OF THIS PROJECT GUTENBERG EBOOK ***\n\n" * 600,
     "underscores": "_" + "a" * 6000 + "b_ " * 30_000,
 }
 

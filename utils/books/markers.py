@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass, field
 
 from utils.books.boilerplate import BRACKETED_END, HEADER_BEGINS, NAME, Scan, is_broad, is_strict, lines_with
@@ -66,6 +67,7 @@ _SEEDS = (
 _INNER, _LONGEST_INNER = "<<THIS ELECTRONIC VERSION OF", 16
 _OPENING_LINES = 12
 """Lines that are not blank, among which a header names itself."""
+_MOST_HEADERS = 5
 _LONGEST_HEADER = 1500
 """Lines of a header: those with the small print have 400."""
 _MOST_STRANGE = 2000
@@ -93,8 +95,8 @@ def find_outside(text: Text) -> Outside:
     if not starts and not ends and not NAME.search(_head(text, 0)):
         return outside
     line = _take_header(text, 0, starts, outside)
-    if not outside.regions:
-        ends = [end for end in ends if not BRACKETED_END.match(text.lines[end])]
+    header = set(re.findall(r"\w+", "\n".join(text.lines[:line]).casefold()))
+    ends = [end for end in ends if not BRACKETED_END.match(text.lines[end]) or _names_author(text, end, header)]
     used = set()
     while True:
         found = _next_footer(text, line, starts, ends)
@@ -137,6 +139,11 @@ def _candidates(text: Text) -> tuple[list[int], list[int]]:
     return starts, ends
 
 
+def _names_author(text: Text, line: int, header: set[str]) -> bool:
+    """Whether `[End of TITLE by AUTHOR]` names who the header names: a letter in the work may end so, too."""
+    return re.findall(r"[^\W_]+", text.lines[line].casefold())[-1] in header
+
+
 def _is_named_end(text: Text, line: int) -> bool:
     joined = " ".join(text.lines[line : line + 2])
     return bool(_STARRED_END.match(joined) or (_END.match(joined) and NAME.search(joined)))
@@ -161,9 +168,10 @@ def _take_header(text: Text, line: int, starts: list[int], outside: Outside) -> 
     Files of the 1990s that were issued again have their old header below the new one.
     """
     past = line
-    while _opens(text, past, starts):
-        near = [start for start in starts if past <= start < past + _LONGEST_HEADER]
-        markers = [start for start in near if _is_header(text, past, start)]
+    for _ in range(_MOST_HEADERS):
+        if not _opens(text, past, starts):
+            break
+        markers = _header_markers(text, past, starts)
         if not markers:
             break
         past = _marker_end(text, _last_of_header(text, markers))
@@ -195,17 +203,19 @@ def _opens(text: Text, line: int, starts: list[int]) -> bool:
     return False
 
 
-def _is_header(text: Text, line: int, marker: int) -> bool:
-    """Whether what stands between a header's beginning and a marker is a header's: a work may quote a marker."""
-    strange = 0
+def _header_markers(text: Text, line: int, starts: list[int]) -> list[int]:
+    """The start markers from a line on before which nothing but a header stands: a work may quote a marker."""
+    near = starts[bisect_left(starts, line) : bisect_left(starts, line + _LONGEST_HEADER)]
+    strange, count = 0, 0
     for paragraph in paragraphs_from(text, line):
-        if paragraph.past > marker:
-            return strange <= _MOST_STRANGE
-        if _STARRED_END.match(paragraph.lines[0]):
-            return False
+        count = bisect_left(near, paragraph.past)
+        if count == len(near) or _STARRED_END.match(paragraph.lines[0]):
+            break
         if not is_strict(paragraph) and not is_broad(paragraph.joined):
             strange += len(paragraph.joined)
-    return False
+            if strange > _MOST_STRANGE:
+                break
+    return near[:count]
 
 
 def _strict_end(text: Text, line: int) -> int:
