@@ -49,6 +49,8 @@ def main(options: ChunkOptions) -> None:
         say(f"{options.output_dir} is up to date: made from these {len(books):,} books with these options")
         return
     cleaned = settings_of(options.input_dir, books)
+    if not cleaned:
+        say(f"{options.input_dir} has no record of a cleaning: its texts are cut as they are, with any licence in them")
     made: list[tuple[str, dict[str, Any]]] = [("data/clean_gutenberg.py", cleaned)] if cleaned else []
     made.append(("data/chunk_books.py", {"chunk_target": options.chunk_target, "chunk_min": options.chunk_min}))
     with staged(options.output_dir) as stage:

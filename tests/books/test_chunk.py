@@ -343,3 +343,10 @@ def test_a_licence_stays_beside_new_chunks(folder):
     chunk(folder, "--chunk_min", 5000)
     assert (out / "LICENCE.txt").read_text() == "As you like."
     assert [path.name for path in out.glob("*.parquet")] == ["data-00000-of-00001.parquet"]
+
+
+def test_a_book_is_cut_whatever_the_case_of_its_ending(folder, capsys):
+    (folder / "clean" / "own.txt").rename(folder / "clean" / "own.TXT")
+    books = read_books(chunk(folder))
+    assert [(book.file, book.title) for book in books][2] == ("own.TXT", "own")
+    assert "clean has no record of a cleaning: its texts are cut as they are" in capsys.readouterr().out

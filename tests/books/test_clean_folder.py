@@ -343,3 +343,21 @@ def test_wrong_folders(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty" / "none.txt").write_text("")
     assert clean(tmp_path / "empty", tmp_path / "out") == 65
+
+
+def test_swapped_folders_change_nothing(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert clean(source, tmp_path / "out") == 0
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    assert clean(tmp_path / "out", source) == 2
+    assert "has books that are cleaned, see its reports/: is it the --output_dir?" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+def test_books_in_folders_are_counted(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (source / "sub" / "deep").mkdir(parents=True)
+    (source / "sub" / "deep" / "Un.TXT").write_text("Un livre.")
+    (source / "none").mkdir()
+    assert clean(source, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "1 books lie in folders of" in said and "(sub): put them beside the others" in said
+    assert "are no *.txt files and are left out: none" in said

@@ -37,6 +37,11 @@ class Book:
     """SHA-256 of the file in this folder."""
 
 
+def is_book(path: Path) -> bool:
+    """Whether an entry of a folder is a book's text: *.txt, or *.TXT as other systems have it, and not hidden."""
+    return path.suffix.lower() == ".txt" and not path.name.startswith(".") and path.is_file()
+
+
 NAMES = [field.name for field in fields(Book)]
 
 

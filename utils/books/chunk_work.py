@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError, naming
-from utils.books.book_list import BOOKS, Book, read_books
+from utils.books.book_list import BOOKS, Book, is_book, read_books
 from utils.books.chunking import Border, Chunk, Sizes, cut
 from utils.books.options import ChunkOptions
 
@@ -28,7 +28,7 @@ def books_to_cut(folder: Path, say: Callable[[str], None]) -> list[Book]:
     """
     if not folder.is_dir():
         raise UserError(f"--input_dir {folder} is no folder")
-    files = sorted(path for path in folder.glob("*.txt") if not path.name.startswith("."))
+    files = sorted(path for path in folder.iterdir() if is_book(path))
     if not files:
         raise UserError(f"--input_dir {folder} has no *.txt file; data/clean_gutenberg.py makes such a folder")
     listed = {book.file: book for book in read_books(folder)} if (folder / BOOKS).is_file() else {}
@@ -48,7 +48,7 @@ def books_to_cut(folder: Path, say: Callable[[str], None]) -> list[Book]:
 
 def _own_book(file: str) -> Book:
     """The line of a book that books.csv does not know."""
-    return Book(file, None, file.removesuffix(".txt"), "", "", "", "", "utf-8", "")
+    return Book(file, None, Path(file).stem, "", "", "", "", "utf-8", "")
 
 
 def _say_names(say: Callable[[str], None], names: list[str], what: str) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_gpt.errors import DataError, UserError
-from utils.books.book_list import BOOKS, Book, read_books, write_books
+from utils.books.book_list import BOOKS, Book, is_book, read_books, write_books
 from utils.books.cleaning import CleanedBook, Review, clean
 from utils.books.options import CleanOptions
 from utils.books.reports import REPORTS, Reported, write_reports
@@ -100,11 +100,23 @@ def _find_books(options: CleanOptions) -> list[str]:
         raise UserError(f"--output_dir {options.output_dir} is no folder")
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"--output_dir {options.output_dir} and --input_dir {options.input_dir} must lie apart")
+    if (source / REPORTS / RECORDS).is_dir():
+        raise UserError(
+            f"--input_dir {options.input_dir} has books that are cleaned, see its {REPORTS}/: is it the --output_dir?"
+        )
     entries = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
-    books = [path.name for path in entries if path.suffix.lower() == ".txt" and path.is_file()]
+    books = [path.name for path in entries if is_book(path)]
+    folders = [path for path in entries if path.is_dir() and any(map(is_book, path.rglob("*")))]
+    if folders:
+        count = sum(is_book(path) for folder in folders for path in folder.rglob("*"))
+        names = [path.name for path in folders]
+        say(
+            f"{count} books lie in folders of {options.input_dir} and are not read ({_listing(names)}):"
+            " put them beside the others, or clean each folder by itself"
+        )
+    others = [path.name for path in entries if path.name not in {BOOKS, *books} and path not in folders]
     if not books:
         raise UserError(f"--input_dir {options.input_dir} has no *.txt files")
-    others = [path.name for path in entries if path.name not in {BOOKS, *books}]
     if others:
         say(f"{len(others)} entries of {options.input_dir} are no *.txt files and are left out: {_listing(others)}")
     return books
@@ -273,7 +285,7 @@ def _remove_stale(output_dir: Path, names: list[str]) -> None:
             removed.append(name)
         else:
             kept.append(name)
-    strange = [path.name for path in sorted(output_dir.glob("*.txt")) if path.name not in present | known]
+    strange = [path.name for path in sorted(output_dir.iterdir()) if is_book(path) and path.name not in present | known]
     if removed:
         say(f"{len(removed)} books have left the input and are removed: {_listing(removed)}")
     if kept:
