@@ -67,7 +67,8 @@ _SHARE = 0.6
 _FRONT = 0.25
 """The share of a work in which its contents may stand, and the least lines."""
 _FRONT_LINES = 800
-_SHORT_LINE = 100
+_SHORT_LINE, _LONGEST_LINE = 100, 300
+"""Characters of a heading's line, and of one in a list."""
 _SPEECH = "“”\"«»„‘'—–"
 _MOST_HEADINGS, _GAP = 4, 3
 """Headings that a work may begin with, as those of a book, a chapter and its title; the blank lines above them."""
@@ -163,6 +164,8 @@ class _List:
         number = begins_at(self._text, heading + 1)
         while number < min(self._limit, heading + _MOST_LINES):
             line = self._text.lines[number].strip()
+            if len(line) > _LONGEST_LINE:
+                return
             if not _PAGE_WORD.fullmatch(line):
                 page = _page_of(line)
                 form = self._again(line, number)

@@ -36,7 +36,7 @@ _STARRED_END = re.compile(
 )
 _END = re.compile(
     rf"""\W*(?:this\s+is\s+)?(?:the\s+|here\s+)?(?:ends?|ende|eind|einde|fin|fine|fim|slut|slutet|loppu)\s+
-    (?:\w+'?\s*){{0,5}}?{_GUTENBERG}
+    (?:[\w'’]+\s+){{0,5}}?{_GUTENBERG}
     | \W*(?:this\s+is\s+)?(?:the\s+)?end\s+of\s+(?:th(?:e|is)\s+)(?:copyrighted\s+)?(?:e-?text|e-?book)\b
     | \W*ende\s+dieses\s+e-?(?:textes|books)\b | \W*use\s+of\s+the\s+{_GUTENBERG}\s+trademark\s+requires
     | \W*{_GUTENBERG}\S*\s.{{0,100}}\bloppu\b
