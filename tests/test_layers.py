@@ -49,7 +49,7 @@ LINES = {
     "lit_gpt/tokenizer": 1605,
     "lit_gpt/formats": 3580,
     "lit_gpt/inference": 454,
-    "utils/files": 677,
+    "utils/files": 681,
     "utils/cluster": 677,
     "utils/recipe": 186,
     "utils": 366,

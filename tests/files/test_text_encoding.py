@@ -51,6 +51,12 @@ def test_text_of_each_encoding_is_read_as_it_was_written(text: str, encoding: st
         assert data.decode(found.encoding) == found.text  # the name is one that Python knows
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "mac_roman"])
+@pytest.mark.parametrize("text", ["GRÖSSE ÜBER ALLES", "SCÈNE PREMIÈRE. HARPAGON, VALÈRE, ÉLISE"])
+def test_text_of_capitals_is_read_as_it_was_written(text: str, encoding: str) -> None:
+    assert decode(text.encode(encoding)).text == text
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_unicode_is_known_by_its_marks_its_nuls_or_its_validity(encoding: str) -> None:
     found = decode((ENGLISH + FRENCH).encode(encoding), declared="iso-8859-1")

@@ -259,21 +259,25 @@ def _fit_of(encoding: str, spots: Counter[bytes]) -> float:
 
 def _share_that_fits(places: Counter[tuple[str, str, str]], alphabet: frozenset[str]) -> float:
     is_latin = min(alphabet) < "Ͱ"
-    lower = upper = points = total = 0
+    lower = upper = capitals = points = total = 0
     for (before, character, after), count in places.items():
         total += count
         if character in alphabet or character.lower() in alphabet:  # İ has no lower case of one character
             if not is_latin and (before + after).isascii() and before + after:
                 continue  # words of Greek and Cyrillic letters hold no others
+            beside = before + after
             if character in alphabet:
-                lower += count
+                lower += 0 if after.isascii() and after.isupper() else count
+            elif beside.isascii() and beside.isupper():
+                capitals += count
             elif not before.islower():  # capitals do not follow small letters
                 upper += count
         elif character in _POINTS:
             is_inside = before.isalpha() and after.isalpha()
-            points += 0 if is_inside and character not in _INSIDE_WORDS else count
-    # capitals are rare: KOI8-R read as Windows-1251 has all letters' cases turned round
-    return (lower + min(upper, lower) + points) / total if total else 0.0
+            is_among_capitals = is_inside and (before + after).isupper() and character != "’"
+            points += 0 if is_among_capitals or (is_inside and character not in _INSIDE_WORDS) else count
+    # capitals beside no others are rare: KOI8-R read as Windows-1251 has all letters' cases turned round
+    return (lower + min(upper, lower) + capitals + points) / total if total else 0.0
 
 
 def _by_content(data: bytes, encoding: str) -> str:
