@@ -22,18 +22,20 @@ from utils.books.options import ChunkOptions
 if __name__ == "__main__":
     OPTIONS = cli.parse_or_exit(ChunkOptions)  # --help and mistakes are answered before the imports below
 
+from lit_gpt.checksums import file_sha256, write_sums
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_files import matches
 from utils.books.book_list import Book, write_books
 from utils.books.chunk_files import CHUNK_FILES
 from utils.books.chunk_work import ChunkCounts, Cutter, books_to_cut, digest
-from utils.books.chunk_writer import CARD, ChunkWriter, is_made_from, list_sums
+from utils.books.chunk_writer import ChunkWriter, is_made_from
 from utils.books.chunking import Sizes
 from utils.books.cleaned_folder import settings_of
 from utils.books.dataset_card import dataset_card
 from utils.books.dataset_folder import SENT
 from utils.books.sentences import import_sentencex
 from utils.files.staged_folder import carry_over, check_replaceable, recover, staged
+from utils.prepare.dataset_cards import CARD
 from utils.prepare.progress import ProgressLine, say
 from utils.prepare.unpacking import import_pyarrow
 from utils.prepare.work_pool import WorkPool, own_cpus
@@ -58,7 +60,7 @@ def main(options: ChunkOptions) -> None:
         write_books(stage, kept)
         card = dataset_card(stage, kept, made, options.licence)
         (stage / CARD).write_text(card, encoding="utf-8")
-        list_sums(stage)
+        write_sums(stage, {path.name: file_sha256(path) for path in sorted(stage.iterdir())})
         earlier = {path.name for path in options.output_dir.glob(CHUNK_FILES)}
         carry_over(options.output_dir, stage, gone=earlier)
     say(f"wrote {options.output_dir}")

@@ -21,7 +21,8 @@ from collections import Counter
 
 from lit_gpt.errors import DataError
 from utils.books.cleaned_folder import CLEANED, EDITED, EMPTY, REFUSED, clean_folder
-from utils.books.reports import REPORTS, REVIEW
+from utils.books.reports import REVIEW
+from utils.prepare.book_folders import REPORTS
 from utils.prepare.progress import say
 
 

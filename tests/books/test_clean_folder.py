@@ -340,6 +340,7 @@ def test_wrong_folders(source: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         error = capsys.readouterr().err
         assert words in error
         assert error.count("\n") == 1
+    assert clean(source, tmp_path / "out", "--num_workers", -1) == 2
     assert not (tmp_path / "out").exists()
     (tmp_path / "empty" / "none.txt").write_text("")
     assert clean(tmp_path / "empty", tmp_path / "out") == 65

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError
-from utils.books.book_list import BOOKS, Book, read_books, write_books
+from utils.books.book_list import BOOKS, Book, listed_books, write_books
 from utils.files.atomic import write_atomically
 from utils.files.folder_lock import FolderLock
 
@@ -24,15 +24,15 @@ class AcquiredFolder:
 
     def __init__(self, folder: Path, lock: FolderLock) -> None:
         self._folder, self._lock = folder, lock
-        books = read_books(folder) if (folder / BOOKS).exists() else []
-        self._others = [book for book in books if book.number is None]
         self._books: dict[int, Book] = {}
-        for book in books:
+        self._others: list[Book] = []
+        for book in listed_books(folder).values():
             if book.number is None:
-                continue
-            if book.number in self._books:
+                self._others.append(book)
+            elif book.number in self._books:
                 raise DataError(f"{folder / BOOKS} has book {book.number} twice: take out one of the lines")
-            self._books[book.number] = book
+            else:
+                self._books[book.number] = book
         for path in folder.iterdir():
             if re.fullmatch(r"\.(\d+( - .*)?\.txt|books\.csv)\.tmp", path.name):
                 path.unlink()  # what a killed process was writing

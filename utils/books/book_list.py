@@ -86,6 +86,11 @@ def read_books(folder: Path) -> list[Book]:
     return books
 
 
+def listed_books(folder: Path) -> dict[str, Book]:
+    """The books of a folder's books.csv by their files; none where it has no list."""
+    return {book.file: book for book in read_books(folder)} if (folder / BOOKS).exists() else {}
+
+
 def _rows(path: Path) -> list[tuple[int, list[str]]]:
     """The lines below the header, each with the number of its first line in the file."""
     try:

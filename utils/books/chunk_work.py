@@ -13,8 +13,9 @@ from pathlib import Path
 
 from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError, naming
-from utils.books.book_list import BOOKS, Book, is_book, read_books
+from utils.books.book_list import BOOKS, Book, is_book, listed_books
 from utils.books.chunking import Border, Chunk, Sizes, cut
+from utils.books.file_names import listing
 from utils.books.options import ChunkOptions
 
 VERSION = 1
@@ -31,13 +32,13 @@ def books_to_cut(folder: Path, say: Callable[[str], None]) -> list[Book]:
     files = sorted(path for path in folder.iterdir() if is_book(path))
     if not files:
         raise UserError(f"--input_dir {folder} has no *.txt file; data/clean_gutenberg.py makes such a folder")
-    listed = {book.file: book for book in read_books(folder)} if (folder / BOOKS).is_file() else {}
+    listed = listed_books(folder)
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
         sums = list(pool.map(file_sha256, files))
     books = []
     changed = []
     for path, sha256 in zip(files, sums, strict=True):
-        book = listed.pop(path.name, None) or _own_book(path.name)
+        book = listed.pop(path.name, None) or Book(path.name, title=path.stem, encoding="utf-8")
         if book.sha256 not in ("", sha256):
             changed.append(path.name)
         books.append(replace(book, sha256=sha256))
@@ -46,15 +47,9 @@ def books_to_cut(folder: Path, say: Callable[[str], None]) -> list[Book]:
     return books
 
 
-def _own_book(file: str) -> Book:
-    """The line of a book that books.csv does not know."""
-    return Book(file, None, Path(file).stem, "", "", "", "", "utf-8", "")
-
-
 def _say_names(say: Callable[[str], None], names: list[str], what: str) -> None:
     if names:
-        more = ", …" if len(names) > 3 else ""
-        say(f"{len(names):,} {'book is' if len(names) == 1 else 'books are'} {what}: {', '.join(names[:3])}{more}")
+        say(f"{len(names):,} {'book is' if len(names) == 1 else 'books are'} {what}: {listing(names)}")
 
 
 def digest(books: Sequence[Book], options: ChunkOptions) -> str:

@@ -7,15 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lit_gpt.checksums import file_sha256, find_difference, read_sums, write_sums
+from lit_gpt.checksums import find_difference, read_sums
 from lit_gpt.errors import DataError
 from utils.books.chunk_files import COLUMNS, chunk_file_names
+from utils.prepare.dataset_cards import CARD
 from utils.prepare.joined_rows import WHITE_SPACE_KEPT
 from utils.prepare.unpacking import import_pyarrow
 
 MADE_FROM = b"made_from"
 """Key of the SHA-256 of what the chunks were made from, in each file's metadata."""
-CARD = "README.md"
 FILE_CHARACTERS, GROUP_CHARACTERS = 400_000_000, 8_000_000
 """Characters of a file and of a row group, from which on the next begins behind a whole book."""
 
@@ -99,8 +99,3 @@ def is_made_from(folder: Path, made_from: str) -> bool:
     except ArrowException:
         return False
     return found == {made_from.encode()} and (folder / CARD).is_file()
-
-
-def list_sums(folder: Path) -> None:
-    """Writes the list of checksums of all files of a folder."""
-    write_sums(folder, {path.name: file_sha256(path) for path in sorted(folder.iterdir())})

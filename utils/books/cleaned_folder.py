@@ -15,13 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
-from utils.books.book_list import BOOKS, Book, is_book, read_books, write_books
+from utils.books.book_list import BOOKS, Book, is_book, listed_books, write_books
 from utils.books.cleaning import CleanedBook, Review, clean
+from utils.books.file_names import listing, printable
 from utils.books.options import CleanOptions
-from utils.books.reports import REPORTS, Reported, write_reports
+from utils.books.reports import Reported, write_reports
 from utils.files.atomic import write_atomically
 from utils.files.folder_lock import locked
+from utils.prepare.book_folders import REPORTS
 from utils.prepare.progress import ProgressLine, say
 from utils.prepare.work_pool import WorkPool, own_cpus
 
@@ -47,8 +50,6 @@ RULES = (
     "utils/files/text_encoding.py",
 )
 """What decides how books are cleaned: when one of these files changes, all books are cleaned anew."""
-_NAMED = 5
-"""So many files are named in a line."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Outcome:
 def clean_folder(options: CleanOptions) -> list[Outcome]:
     """Cleans what is new or changed, and writes the folder's reports and its books.csv."""
     names = _find_books(options)
-    listed = _listed_books(options.input_dir)
+    listed = listed_books(options.input_dir)
     cleaner = Cleaner(options.input_dir, options.output_dir, options.unwrap, _rules_version())
     with locked(options.output_dir, lambda take: take(), leave=False) as lock:
         (options.output_dir / REPORTS / RECORDS).mkdir(parents=True, exist_ok=True)
@@ -106,37 +107,19 @@ def _find_books(options: CleanOptions) -> list[str]:
         )
     entries = [path for path in sorted(source.iterdir()) if not path.name.startswith(".")]
     books = [path.name for path in entries if is_book(path)]
-    folders = [path for path in entries if path.is_dir() and any(map(is_book, path.rglob("*")))]
+    counts = {path.name: sum(map(is_book, path.rglob("*"))) for path in entries if path.is_dir()}
+    folders = [name for name, count in counts.items() if count]
     if folders:
-        count = sum(is_book(path) for folder in folders for path in folder.rglob("*"))
-        names = [path.name for path in folders]
         say(
-            f"{count} books lie in folders of {options.input_dir} and are not read ({_listing(names)}):"
+            f"{sum(counts.values())} books lie in folders of {options.input_dir} and are not read ({listing(folders)}):"
             " put them beside the others, or clean each folder by itself"
         )
-    others = [path.name for path in entries if path.name not in {BOOKS, *books} and path not in folders]
+    others = [path.name for path in entries if path.name not in {BOOKS, *books, *folders}]
     if not books:
         raise UserError(f"--input_dir {options.input_dir} has no *.txt files")
     if others:
-        say(f"{len(others)} entries of {options.input_dir} are no *.txt files and are left out: {_listing(others)}")
+        say(f"{len(others)} entries of {options.input_dir} are no *.txt files and are left out: {listing(others)}")
     return books
-
-
-def _listing(names: list[str]) -> str:
-    shown = ", ".join(map(printable, names[:_NAMED]))
-    return f"{shown}, …" if len(names) > _NAMED else shown
-
-
-def printable(name: str) -> str:
-    """A file's name on one line."""
-    return name if name.isprintable() else repr(name)
-
-
-def _listed_books(input_dir: Path) -> dict[str, Book]:
-    try:
-        return {book.file: book for book in read_books(input_dir)}
-    except FileNotFoundError:
-        return {}
 
 
 def _rules_version() -> str:
@@ -190,9 +173,8 @@ def _problem_of_name(name: str) -> str:
         size = len(name.encode())
     except UnicodeEncodeError:
         return "its name is not Unicode"
-    return (
-        f"its name has {size} bytes; at most {LONGEST_NAME} leave room for what is added" if size > LONGEST_NAME else ""
-    )
+    is_long = size > LONGEST_NAME
+    return f"its name has {size} bytes; at most {LONGEST_NAME} leave room for what is added" if is_long else ""
 
 
 def _cleaned(data: bytes, name: str, unwrap: bool) -> tuple[str, str, CleanedBook]:
@@ -207,10 +189,7 @@ def _cleaned(data: bytes, name: str, unwrap: bool) -> tuple[str, str, CleanedBoo
 
 
 def _sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return None
+    return file_sha256(path) if path.exists() else None
 
 
 def record_path(output_dir: Path, name: str) -> Path:
@@ -287,11 +266,11 @@ def _remove_stale(output_dir: Path, names: list[str]) -> None:
             kept.append(name)
     strange = [path.name for path in sorted(output_dir.iterdir()) if is_book(path) and path.name not in present | known]
     if removed:
-        say(f"{len(removed)} books have left the input and are removed: {_listing(removed)}")
+        say(f"{len(removed)} books have left the input and are removed: {listing(removed)}")
     if kept:
-        say(f"{len(kept)} books have left the input, but were changed by hand and are kept: {_listing(kept)}")
+        say(f"{len(kept)} books have left the input, but were changed by hand and are kept: {listing(kept)}")
     if strange:
-        say(f"{len(strange)} files of {output_dir} are no books of the input and are left alone: {_listing(strange)}")
+        say(f"{len(strange)} files of {output_dir} are no books of the input and are left alone: {listing(strange)}")
 
 
 def _write_lists(output_dir: Path, outcomes: list[Outcome], listed: dict[str, Book]) -> None:
@@ -315,15 +294,11 @@ def _own_book(name: str, record: dict[str, Any]) -> Book:
     """A line of books.csv by the book's header, or its file's name, such as `Author - Title.txt`."""
     fields = record.get("fields", {})
     parts = Path(name).stem.split(" - ")
-    authors = parts[-2] if len(parts) > 1 else ""
     return Book(
         name,
         fields.get("number"),
         fields.get("title") or parts[-1],
-        fields.get("authors") or authors,
+        fields.get("authors") or "".join(parts[-2:-1]),
         fields.get("language", ""),
-        "",
-        "",
-        record.get("encoding", ""),
-        "",
+        encoding=record.get("encoding", ""),
     )

@@ -2,10 +2,13 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 MAX_BYTES = 120
 """UTF-8 bytes of a file's name: file systems take 255, paths of Windows 260 characters in all."""
 AUTHOR_BYTES = 40
+MOST_LISTED = 5
+"""Files' names in a line."""
 SEPARATORS = r'[<>:"/\\|?*]'
 """What no file's name has on one of the systems. Names here begin with a number: none is a device's, or hidden."""
 
@@ -37,3 +40,13 @@ def _part(text: str, most_bytes: int) -> str:
         while end and unicodedata.combining(text[end]):
             end -= 1
     return text[:end].strip(" .-")
+
+
+def printable(name: str) -> str:
+    """A file's name on one line."""
+    return name if name.isprintable() else repr(name)
+
+
+def listing(names: Sequence[str]) -> str:
+    """The first of several files' names."""
+    return ", ".join([*map(printable, names[:MOST_LISTED]), *["…"] * (len(names) > MOST_LISTED)])

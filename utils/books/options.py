@@ -86,6 +86,13 @@ class CleanOptions:
     debug: bool = False
     """Show tracebacks."""
 
+    def __post_init__(self) -> None:
+        raise_problems(_problems_of_workers(self.num_workers))
+
+
+def _problems_of_workers(number: int | None) -> list[str]:
+    return [] if number is None or number > 0 else [f"--num_workers must be at least 1, not {number}"]
+
 
 @dataclass(frozen=True)
 class ChunkOptions:
@@ -114,6 +121,4 @@ class ChunkOptions:
             problems.append(f"--chunk_target must be from 1 to {MAX_CHUNK:,} characters, not {self.chunk_target}")
         elif not 0 < self.chunk_min <= self.chunk_target:
             problems.append(f"--chunk_min {self.chunk_min} must be from 1 to --chunk_target {self.chunk_target}")
-        if self.num_workers is not None and self.num_workers < 1:
-            problems.append(f"--num_workers must be at least 1, not {self.num_workers}")
-        raise_problems(problems)
+        raise_problems(problems + _problems_of_workers(self.num_workers))

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lit_gpt.errors import naming
 from utils.books.book_list import csv_line
 from utils.books.cleaning import Review
-from utils.files.atomic import staged_path, write_atomically
+from utils.files.atomic import atomic_file, write_atomically
+from utils.prepare.book_folders import REPORTS
 
-REPORTS = "reports"
 REMOVED, CLEANED, REVIEW = "removed.jsonl", "cleaned.csv", "review.csv"
 
 
@@ -43,15 +41,12 @@ def _encoded(text: str) -> bytes:
 
 def _write_removed(path: Path, books: list[Reported]) -> None:
     """Copies the records' lines: all books' together may be more than fits in memory."""
-    with naming(path), staged_path(path).open("wb") as file:
+    with atomic_file(path) as file:
         for book in books:
             if book.path:
                 with book.path.open("rb") as record:
                     record.readline()
                     shutil.copyfileobj(record, file)
-        file.flush()
-        os.fsync(file.fileno())
-    staged_path(path).replace(path)
 
 
 def _cleaned_csv(books: list[Reported]) -> str:

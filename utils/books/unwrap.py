@@ -222,14 +222,9 @@ def _joined_of(lines: list[str], block: list[_Break], width: int, labels: frozen
     # text corrected by hand is filled unevenly: its sentences go on, in lines that are long all the same
     mean = sum(found.length for found in open_breaks) / len(open_breaks)
     if small < 0.4 * len(open_breaks) or mean < 0.8 * width:
-        return forced if _is_prose(open_breaks, forced, small) else []
+        return []
     going_on = {found for found in open_breaks if _goes_on(found, width)}.union(forced)
     return [found for found in open_breaks if found in going_on]
-
-
-def _is_prose(breaks: list[_Break], forced: list[_Break], small: int) -> bool:
-    """Whether filled lines of prose stand beside others in one block; the breaks of verse are forced by chance."""
-    return small * 5 > len(breaks) and len(forced) * 4 > 3 * len(breaks)
 
 
 def _goes_on(found: _Break, width: int) -> bool:
@@ -294,12 +289,6 @@ class _Words:
     def _hyphenated(self) -> Counter[str]:
         return Counter(re.findall(r"(?<![^\W\d_])(?=([^\W\d_]+-[^\W\d_]+))", self._text.lower()))
 
-    @cached_property
-    def after_dashes(self) -> str:
-        """What the book writes between a word's dash and the next word: nothing or a blank."""
-        tight = len(re.findall(r"[^\s—-](?:--|—)[^\s—-]", self._text))
-        return "" if tight >= len(re.findall(r"[^\s—-](?:--|—) [^\s—-]", self._text)) else " "
-
     def is_one(self, first: str, second: str) -> bool:
         """Whether the parts of a word that a hyphen breaks are known as one word without it."""
         first, second = first.lower(), second.lower()
@@ -316,7 +305,7 @@ def _edit(text: Text, i: int, words: _Words) -> Edit:
     if before[-1] == "\xad":
         return Edit(begin - 1, end, SYLLABLE)
     if before.endswith(_DASHES) and not before.endswith((" --", " —")):
-        return Edit(begin, end, JOINED, words.after_dashes)
+        return Edit(begin, end, JOINED)
     if after.startswith(_DASHES) and not after.startswith(("-- ", "— ")):
         return Edit(begin, end, JOINED, "" if before[-1] not in _TERMINAL else " ")
     parts = re.search(r"([^\W\d_]+)-$", before[-40:]), re.match(r"[^\W\d_]+", after)

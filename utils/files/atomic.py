@@ -1,7 +1,8 @@
 """Files that appear under their name when they are whole, or not at all."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -11,14 +12,21 @@ from lit_gpt.errors import naming
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes `content` beside `path`, syncs it to the disk and renames it: the old or the new file, never a part.
+    """Writes `content` as `atomic_file` does."""
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write beside `path`, synced to the disk and renamed at the end: the old or the new one, never a part.
 
     An `OSError`, for instance of a full disk, names `path`; what was written of it is removed.
     """
     try:
         with naming(path):
             with staged_path(path).open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             staged_path(path).replace(path)
