@@ -362,3 +362,25 @@ def test_books_in_folders_are_counted(source: Path, tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "1 books lie in folders of" in said and "(sub): put them beside the others" in said
     assert "are no *.txt files and are left out: none" in said
+
+
+def test_the_edges_of_own_books_stay_and_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    story = "".join(f"Chapitre {number}\r\n\r\n{'Elle attendait la nuit. ' * 40}\r\n\r\n" for number in range(1, 6))
+    contents = "".join(f"Chapitre {number} ....... {number * 11}\r\n" for number in range(1, 6))
+    front = "L'AUBE\r\n\r\n© Éditions du Lac, 1998\r\nTous droits réservés.\r\n\r\n"
+    front += f"TABLE DES MATIÈRES\r\n\r\n{contents}\r\n"
+    back = "FIN\r\n\r\nAchevé d'imprimer en mars 1998\r\n"
+    (tmp_path / "in" / "L'Aube.TXT").write_bytes((front + story + back).encode("cp1252"))
+    (tmp_path / "in" / "plain.txt").write_bytes(story.encode("cp1252"))
+    assert clean(tmp_path / "in", tmp_path / "out") == 0
+    listed = [(row["file"], row["reason"], row["text"]) for row in rows(tmp_path / "out" / "reports" / "review.csv")]
+    listed = [line for line in listed if line[1] != "encoding"]  # a short text's is a guess
+    assert [(file, reason) for file, reason, _ in listed] == [
+        ("L'Aube.TXT", "contents left in"),
+        ("L'Aube.TXT", "publisher's page left in"),
+        ("L'Aube.TXT", "publisher's page left in"),
+    ]
+    assert listed[1][2] == "© Éditions du Lac, 1998 Tous droits réservés." and "Achevé d'imprimer" in listed[2][2]
+    text = (tmp_path / "out" / "L'Aube.TXT").read_text(encoding="utf-8")
+    assert "Tous droits réservés." in text and "Chapitre 5 ....... 55" in text

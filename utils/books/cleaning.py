@@ -9,6 +9,7 @@ Each step's edits are applied before the next looks. Characters in = kept + take
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -33,6 +34,16 @@ LINE_ENDS, BLANK_LINES = "line ends", "blank lines"
 NOT_MARKED = "Project Gutenberg named, but not marked"
 LEFTOVER = "Project Gutenberg named in the work"
 MUCH_REMOVED, SHORT, NOTHING_LEFT, ENCODING = "much taken out", "very short", "nothing left", "encoding"
+CONTENTS_LEFT, PUBLISHERS = "contents left in", "publisher's page left in"
+_PUBLISHERS = re.compile(
+    r"\bISBN\b|©|\ball rights reserved|\btous droits r[eé]serv[eé]s"
+    r"|\balle rechte vorbehalten|\balle rechten voorbehouden"
+    r"|\b(?:todos los derechos|todos os direitos) reservados|\btutti i diritti (?:sono )?riservati|\bprinted in [A-Z]"
+    r"|\bd[eé]p[oô]t l[eé]gal\b|\bachev[eé] d.imprimer\b|\bimprim[eé] en [A-Z]",
+    re.IGNORECASE,
+)
+_FRONT_LINES, _BACK_LINES = 200, 60
+"""Lines at the edges of a book of one's own in which a publisher's page is looked for."""
 _MUCH, _LEAST, _MOST_AROUND = 0.3, 3000, 60_000
 """The share of a work, and its characters, that are much to be taken out; the longest header and footer together."""
 _SHORT = 500
@@ -169,6 +180,7 @@ def clean_edges(passes: Passes, book: CleanedBook) -> None:
     if not outside.regions:
         for line in named_lines(text)[:1]:
             passes.review(NOT_MARKED, text.starts[line], text.starts[line] + _SHOWN)
+        _review_edges(passes)
         return
     passes.apply(outside.edits(text), outside.doubts)
     passes.apply(find_inner_licences(passes.text))
@@ -176,6 +188,20 @@ def clean_edges(passes: Passes, book: CleanedBook) -> None:
         text = passes.text
         found = find(text, 0, len(text.lines))
         passes.apply(found.edits, found.doubts)
+
+
+def _review_edges(passes: Passes) -> None:
+    """Lists what one's own books may have at their edges, contents and publishers' pages, which stay in them."""
+    text = passes.text
+    count = len(text.lines)
+    found = find_contents(text, 0, count)
+    for begin, end in [(part.begin, part.end) for part in (*found.edits, *found.doubts)]:
+        passes.review(CONTENTS_LEFT, begin, end)
+    front = min(_FRONT_LINES, count // 2)
+    for first, past in ((0, front), (max(front, count - _BACK_LINES), count)):
+        lines = [line for line in range(first, past) if _PUBLISHERS.search(text.lines[line])]
+        if lines:
+            passes.review(PUBLISHERS, text.starts[lines[0]], text.starts[lines[-1]] + len(text.lines[lines[-1]]))
 
 
 def _clean_body(passes: Passes, unwrap: bool) -> None:
