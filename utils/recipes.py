@@ -115,6 +115,9 @@ def run(options: RecipesOptions, path: Path) -> None:
 
 def read(options: RecipesOptions, path: Path) -> tuple[Recipe, list[str]]:
     """The recipe and the stages that are asked for, whose options are sound and whose paths are there."""
+    if not path.exists():
+        known = f": it is shipped, and `recipes.py cp {path} FILE` copies it" if str(path) in shipped_recipes() else ""
+        raise UserError(f"FILE {path} is not there{known}")
     recipe, problems = check_sections(path)
     say_problems(path, problems)
     names = chosen_stages(recipe, options.from_stage, options.until)

@@ -889,6 +889,13 @@ BAD = {
 }
 
 
+def test_a_text_in_another_encoding_says_what_reads_it(tmp_path, capsys):
+    write(tmp_path / "source", "été.txt", "L'été".encode("cp1252"))
+    assert prepare(tmp_path / "source", tmp_path / "data") == 65
+    words = "no valid UTF-8 at byte offset 2; data/clean_gutenberg.py makes UTF-8 of other encodings"
+    assert words in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_documents_are_an_error_or_skipped_and_named(tmp_path, capsys, kind):
     make, content, offset, words = BAD[kind]

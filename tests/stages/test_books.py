@@ -109,3 +109,10 @@ def test_books_of_ones_own_are_cleaned_without_a_catalogue(
     del content["chunk"], content["clean"]["input_dir"]
     code, out, _ = checked(tmp_path, content, capsys)
     assert code == 2 and "clean: input_dir is missing, and so is the section acquire to take it from" in out
+
+
+def test_a_shipped_recipe_is_copied_before_it_is_run(capsys: pytest.CaptureFixture) -> None:
+    assert run_command(RecipesOptions, main, ["run", "books/small"]) == 2
+    assert "books/small is not there: it is shipped, and `recipes.py cp books/small FILE`" in capsys.readouterr().err
+    assert run_command(RecipesOptions, main, ["check", "nothing.yaml"]) == 2
+    assert capsys.readouterr().err == "error: FILE nothing.yaml is not there\n"

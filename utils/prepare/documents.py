@@ -185,4 +185,6 @@ def _first_broken(content: bytes) -> int:
 
 def problem_message(file: CorpusFile, bad: Bad) -> str:
     position = f"in row {bad.at}" if file.format in ROWS else f"at byte offset {bad.at}"
-    return f"{file.path}: {bad.problem} {position}"
+    is_encoded = bad.reason == "not_utf8" and file.format == PLAIN
+    way_out = "; data/clean_gutenberg.py makes UTF-8 of other encodings" if is_encoded else ""
+    return f"{file.path}: {bad.problem} {position}{way_out}"
