@@ -49,7 +49,7 @@ LINES = {
     "lit_gpt/tokenizer": 1605,
     "lit_gpt/formats": 3580,
     "lit_gpt/inference": 454,
-    "utils/files": 689,
+    "utils/files": 691,
     "utils/cluster": 677,
     "utils/recipe": 186,
     "utils": 366,
@@ -62,7 +62,7 @@ LINES = {
     "utils/report": 807,
     "commands": 1900,
     "utils/stages": 1109,
-    "utils/books": 4666,
+    "utils/books": 4674,
     "utils/chat": 1313,
 }
 """The most lines a room may have, docstrings and blank lines included: as many as it has. Who needs more says why."""

@@ -51,6 +51,9 @@ def test_a_sentence_that_speaks_of_such_things_stays(first: str) -> None:
         "The End of the Project Gutenberg Etext of A Poem\n\n\x1a",
         "End of Project Gutenberg's A Poem, by A. Poet\x1a\x1a\x1a\n",
         "***The Project Gutenberg Etext of A Poem by Poet***\n\n",
+        "End of Etext\n",
+        "End of the Etext of A Poem\n",
+        "*** End of the E-text ***\n",
     ],
 )
 def test_a_last_line(last: str) -> None:
@@ -88,3 +91,14 @@ def test_time_grows_with_the_length_alone(text: str, header: str) -> None:
     begin = time.process_time()
     cleaned(f"{header}{POEM}\n\n{text}\n\n{POEM}{FOOTER if header else ''}")
     assert time.process_time() - begin < 5  # all took 10 to 100 times as long when it grew with the square
+
+
+def test_a_guess_from_few_characters_is_for_review() -> None:
+    book = clean("The end é ü Müller.\n".encode() + b"\xc3\n", "book.txt", unwrap=True)
+    assert "encoding" in {review.reason for review in book.reviews}
+
+
+def test_an_end_marker_behind_the_last_sentence() -> None:
+    assert cleaned(f"{HEADER}{POEM}He died. {FOOTER.lstrip()}") == f"{POEM}He died.\n"
+    quoted = f"{POEM}\nHe read *** END OF THE PROJECT GUTENBERG EBOOK *** aloud.\n\n{'He wept. ' * 500}\n"
+    assert cleaned(f"{HEADER}{quoted}{FOOTER}").split() == quoted.split()

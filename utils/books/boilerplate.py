@@ -36,7 +36,7 @@ FIELD = re.compile(
 _STRICT = re.compile(
     r"""this\s+(?:e-?text|e-?book|electronic\s+(?:text|edition))\b | almost\s+no\s+restrictions\s+whatsoever
     | \[\s*(?:e-?book|e-?text)\s*\#?\s*\d+ | legal\s+small\s+print | small\s+print(?:!|["”]\s+v\.)
-    | plain\s+vanilla\s+(?:electronic\s+)?texts
+    | plain\s+vanilla\s+(?:electronic\s+)?texts | \bend\s+of\s+(?:the\s+)?e-?text\b
     | in\s+the\s+canadian\s+public\s+domain | first\s+thing\s+seen\s+when | 501\(c\)\(3\)
     | readable\s+by\s+both\s+humans | prepared\s+by\s+(?:hundreds|thousands)\s+of\s+volunteers
     | copyright\s+laws\s+are\s+changing\s+all\s+over\s+the\s+world\W+(?:please\s+)?be\s+sure

@@ -22,7 +22,7 @@ from utils.books.contents import find_contents
 from utils.books.edits import Doubt, Edit, Text, applied
 from utils.books.header_fields import Fields, declared_encoding, read_fields
 from utils.books.illustrations import find_illustrations
-from utils.books.markers import FOOTER, HEADER, find_inner_licences, find_outside
+from utils.books.markers import FOOTER, HEADER, find_glued_markers, find_inner_licences, find_outside
 from utils.books.notes import find_front_notes
 from utils.books.page_marks import find_page_marks
 from utils.books.paragraphs import begins_at
@@ -163,6 +163,7 @@ def clean(data: bytes, name: str, unwrap: bool) -> CleanedBook:
     if decoded.doubt:
         book.reviews.append(Review(ENCODING, 1, f"{decoded.encoding}: {decoded.doubt}"))
     passes.apply(find_control_characters(passes.text))
+    passes.apply(find_glued_markers(passes.text))
     clean_edges(passes, book)
     _clean_body(passes, unwrap)
     _trim(passes)

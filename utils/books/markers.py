@@ -17,7 +17,7 @@ from utils.books.boilerplate import BRACKETED_END, HEADER_BEGINS, NAME, Scan, is
 from utils.books.edits import Doubt, Edit, Text
 from utils.books.paragraphs import begins_at, paragraphs_from
 
-HEADER, FOOTER, INNER = "header", "footer", "licence inside"
+HEADER, FOOTER, INNER, GLUED = "header", "footer", "licence inside", "blanks before an end marker"
 NO_START, NO_END = "no start marker", "no end marker"
 QUOTED = "marker inside the text"
 AFTER_END = "text after the end marker"
@@ -37,6 +37,7 @@ _STARRED_END = re.compile(
 _END = re.compile(
     rf"""\W*(?:this\s+is\s+)?(?:the\s+|here\s+)?(?:ends?|ende|eind|einde|fin|fine|fim|slut|slutet|loppu)\s+
     (?:[\w'’]+\s+){{0,5}}?{_GUTENBERG}
+    | \W*(?:this\s+is\s+)?(?:the\s+)?end\s+of\s+e-?text\b
     | \W*(?:this\s+is\s+)?(?:the\s+)?end\s+of\s+(?:th(?:e|is)\s+)(?:copyrighted\s+)?(?:e-?text|e-?book)\b
     | \W*ende\s+dieses\s+e-?(?:textes|books)\b | \W*use\s+of\s+the\s+{_GUTENBERG}\s+trademark\s+requires
     | \W*{_GUTENBERG}\S*\s.{{0,100}}\bloppu\b
@@ -65,6 +66,7 @@ _SEEDS = (
 )
 """What every marker has one of, in small letters."""
 _INNER, _LONGEST_INNER = "<<THIS ELECTRONIC VERSION OF", 16
+_GLUED = re.compile(r"(?<=[^\s*])[ \t]{0,20}(?=\*{3} ?END OF TH(?:E|IS) PROJECT GUTENBERG E)")
 _OPENING_LINES = 12
 """Lines that are not blank, among which a header names itself."""
 _MOST_HEADERS = 5
@@ -261,6 +263,11 @@ def _cut_bare_marker(text: Text, line: int, ends: list[int], outside: Outside) -
     past = _marker_end(text, starred[-1])
     outside.regions.append((starred[-1], past, FOOTER))
     outside.doubts.append(_doubt(text, begins_at(text, past) % len(text.lines), AFTER_END))
+
+
+def find_glued_markers(text: Text) -> list[Edit]:
+    """Puts a starred end marker that stands behind a sentence on a line of its own."""
+    return [Edit(match.start(), match.end(), GLUED, "\n\n") for match in _GLUED.finditer(text.text)]
 
 
 def find_inner_licences(text: Text) -> list[Edit]:

@@ -197,6 +197,8 @@ def _of_single_bytes(data: bytes, declared: str | None) -> Decoded:
     text = _decoded(data, guess.encoding) if guess else None
     if text is not None and guess.encoding in _OTHERS:
         reason = "charset-normalizer finds it the likeliest"
+        if sum(spots.values()) < _LEAST_SPOTS:
+            doubts.append("guessed from few characters beyond ASCII")
         return Decoded(text, _known_name(guess.encoding), reason, "; ".join(doubts))
     best = best or "latin-1"
     doubts.append(f"no encoding fits well; {best} fits best, by {fit:.0%}")
