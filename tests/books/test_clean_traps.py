@@ -102,3 +102,11 @@ def test_an_end_marker_behind_the_last_sentence() -> None:
     assert cleaned(f"{HEADER}{POEM}He died. {FOOTER.lstrip()}") == f"{POEM}He died.\n"
     quoted = f"{POEM}\nHe read *** END OF THE PROJECT GUTENBERG EBOOK *** aloud.\n\n{'He wept. ' * 500}\n"
     assert cleaned(f"{HEADER}{quoted}{FOOTER}").split() == quoted.split()
+
+
+def test_a_marker_with_the_work_behind_it_is_no_end() -> None:
+    history = f"{POEM}\nEnd of Project Gutenberg's first decade: ten books.\n\nSuch was the age of type.\n\nHe slept.\n"
+    licence = (
+        "\n*** START: FULL LICENSE ***\n\nTHE FULL PROJECT GUTENBERG LICENSE\n\nsubscribe to our email newsletter\n"
+    )
+    assert cleaned(f"{HEADER}{history}{FOOTER}{licence}").split() == history.split()

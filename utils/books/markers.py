@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from utils.books.boilerplate import BRACKETED_END, HEADER_BEGINS, NAME, Scan, is_broad, is_strict, lines_with
 from utils.books.edits import Doubt, Edit, Text
@@ -249,9 +250,17 @@ def _next_footer(text: Text, line: int, starts: list[int], ends: list[int]) -> t
         scan = Scan(text, end)
         rest = begins_at(text, scan.past)
         at_end = rest == len(text.lines) or _opens(text, rest, starts)
-        if scan.past > end and (at_end or scan.has_licence):
+        if scan.past > end and (at_end or scan.has_licence) and not _is_work_between(text, end, scan.past, ends):
             return end, scan.past
     return None
+
+
+def _is_work_between(text: Text, end: int, past: int, ends: list[int]) -> bool:
+    """Whether paragraphs of a work stand between a marker and the next starred one, which then is the first."""
+    near = ends[bisect_right(ends, end) : bisect_left(ends, past)]
+    starred = next((line for line in near if _STARRED_END.match(text.lines[line])), end)
+    between = takewhile(lambda paragraph: paragraph.first < starred, paragraphs_from(text, end))
+    return any(not is_strict(paragraph) and not is_broad(paragraph.joined) for paragraph in between)
 
 
 def _cut_bare_marker(text: Text, line: int, ends: list[int], outside: Outside) -> None:
