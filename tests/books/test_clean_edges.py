@@ -473,3 +473,39 @@ def test_no_list_of_contents_takes_a_heading_with_it(seed: int, gap: str) -> Non
     book = kept(make_file(HEADERS["2008"], gap.join(parts), FOOTERS["2008"]))
     left = iter(paragraphs(book.text))
     assert all(part in left for part in work)
+
+
+def test_a_licence_between_acts_goes() -> None:
+    work = make_work(17)
+    licence = "<<THIS ELECTRONIC VERSION OF THE COMPLETE WORKS IS COPYRIGHT\nAND IS PROVIDED WITH PERMISSION.>>"
+    book = kept(make_file(HEADERS["2008"], "\n\n".join([*work[:6], licence, *work[6:]]), FOOTERS["2008"]))
+    assert paragraphs(book.text) == work
+
+
+OFFERS = ADVERTISEMENTS.replace("_", "") * 3
+BRACKETED = "[Transcriber's note: these spellings are retained:\n" + "\n".join(["the lamp, the valey"] * 140) + "]"
+
+
+@pytest.mark.parametrize(
+    ("behind", "footer", "reason", "left"),
+    [
+        (OFFERS, FOOTERS["2008"], "advertisements unsure", paragraphs(OFFERS)),
+        ("Produced by the frost, strange flowers.", FOOTERS["2008"], "", ["Produced by the frost, strange flowers."]),
+        ("", "*** END OF THE PROJECT GUTENBERG EBOOK ***\n\nNo more.", "text after the end marker", ["No more."]),
+        (BRACKETED + "\n" + BRACKETED, FOOTERS["2008"], "much taken out", []),
+    ],
+)
+def test_what_is_not_sure_behind_a_work_stays_and_much_that_goes_is_for_review(
+    behind: str, footer: str, reason: str, left: list[str]
+) -> None:
+    work = make_work(18)
+    book = kept(make_file(HEADERS["2008"], "\n\n".join([*work, behind]), footer))
+    assert paragraphs(book.text) == [*work, *left]
+    assert reasons(book) == {reason} - {""}
+
+
+def test_what_begins_like_a_credit_is_for_review() -> None:
+    work = ["Produced by the frost, strange flowers covered the window.", *make_work(19)]
+    book = kept(make_file(HEADERS["2008"], "\n\n".join(work), FOOTERS["2008"]))
+    assert paragraphs(book.text) == work
+    assert reasons(book) == {"producers' note unsure"}

@@ -260,3 +260,10 @@ def test_no_letter_is_lost_whatever_the_text() -> None:
             assert not text[edit.begin : edit.end].strip(" \n\t-\xad"), text[edit.begin : edit.end]
         kept = "".join(applied(text, edits).split())
         assert kept.replace("-", "").replace("\xad", "") == "".join(text.split()).replace("-", "").replace("\xad", "")
+
+
+def test_a_quotation_in_shorter_lines_is_as_before_it_was_wrapped() -> None:
+    first = PLAIN.split("\n\n")[0]
+    around = wrapped("\n\n".join([PLAIN] * 4), 72)
+    text = unwrapped(f"{around}\n\n{wrapped(first, 50)}\n\n{around}")
+    assert text.split("\n\n").count(first) == 9

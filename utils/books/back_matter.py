@@ -6,8 +6,8 @@ import re
 from bisect import bisect_left
 from itertools import accumulate
 
-from utils.books.edits import Doubt, Edit, Text
-from utils.books.notes import TRANSCRIBERS, UNSURE_TRANSCRIBERS, Notes, is_note, note_end, speaks_of_text
+from utils.books.edits import Doubt, Edit, Found, Text
+from utils.books.notes import TRANSCRIBERS, UNSURE_TRANSCRIBERS, is_note, note_end, speaks_of_text
 from utils.books.paragraphs import Paragraph, begins_at, paragraphs_from
 
 ADVERTISEMENTS = "advertisements"
@@ -46,39 +46,39 @@ _BACK = 0.4
 _LAST_LINES, _OFFERS = 200, 5
 
 
-def find_back_notes(text: Text, first: int, past: int) -> Notes:
+def find_back_notes(text: Text) -> Found:
     """The transcriber's notes at a work's end, and those in brackets or a frame wherever they stand."""
     edits: list[Edit] = []
     doubts: list[Doubt] = []
-    done = first
-    lines = _note_lines(text, first, past)
-    ending = _Ending(text, lines[0], past) if lines else None
+    done = 0
+    lines = _note_lines(text)
+    ending = _Ending(text, lines[0]) if lines else None
     for number in lines:
         if number < done:
             continue
         paragraph = next(paragraphs_from(text, number))
-        found = note_end(text, paragraph, past)
+        found = note_end(text, paragraph)
         if found is None and ending and ending.is_note(paragraph):
-            found = (number, past)
+            found = (number, len(text.lines))
         if found is None or found[0] < done:
-            doubts.append(Doubt(text.starts[number], text.starts[paragraph.past], UNSURE_TRANSCRIBERS))
+            doubts.append(text.doubtful(number, paragraph.past, UNSURE_TRANSCRIBERS))
             continue
         edits.append(text.taken_out(*found, TRANSCRIBERS))
         done = found[1]
-    return Notes(edits, doubts)
+    return edits, doubts
 
 
-def _note_lines(text: Text, first: int, past: int) -> list[int]:
+def _note_lines(text: Text) -> list[int]:
     """The lines at which transcribers' notes begin paragraphs."""
     lines = []
-    begin, last = first - 1, first - 1
+    begin = last = -1
     for match in re.finditer("ranscri|RANSCRI|bewerker|Transkri|trascri", text.text):
         number = seen = text.line_at(match.start())
-        while number > first and number > last and text.lines[number - 1].strip():
+        while number > max(last, 0) and text.lines[number - 1].strip():
             number -= 1
         is_same = number <= last  # the paragraph of the match before
         last = seen
-        if is_same or number == begin or number >= past:
+        if is_same or number == begin:
             continue
         begin = number
         if is_note(next(paragraphs_from(text, number))):
@@ -89,12 +89,13 @@ def _note_lines(text: Text, first: int, past: int) -> list[int]:
 class _Ending:
     """A text's last paragraphs, among which notes without brackets may stand; each is looked at once."""
 
-    def __init__(self, text: Text, first: int, past: int) -> None:
+    def __init__(self, text: Text, first: int) -> None:
+        past = len(text.lines)
         size = max(0.1 * len(text.text), 3000)
         begin = bisect_left(text.starts, text.starts[past] - size, first, past)
         if begin > first and text.lines[begin - 1].strip():  # within a paragraph, which begins too early
             begin = next((i for i in range(begin, past) if not text.lines[i].strip()), past)
-        self._parts = [part for part in paragraphs_from(text, begin) if part.first < past]
+        self._parts = list(paragraphs_from(text, begin))
         self._numbers = {part.first: i for i, part in enumerate(self._parts)}
         self._speaks = [speaks_of_text(part) for part in self._parts]
         self._speaking = [0, *accumulate(self._speaks)]
@@ -112,49 +113,47 @@ class _Ending:
         return speaking >= 0.6 * rest and self._speaks[number + 1]
 
 
-def find_advertisements(text: Text, first: int, past: int) -> Notes:
+def find_advertisements(text: Text) -> Found:
     """A publisher's lists behind the last line `THE END`; the signs of it elsewhere are for a human's look."""
-    number = _last_end(text, first, past)
+    number = _last_end(text)
     if number is None:
-        return Notes([], _offers(text, first, past))
+        return [], _offers(text)
     rest = begins_at(text, number + 1)
-    if rest >= past or not _signs(text, rest, past):
-        return Notes([], [])
-    place = text.starts[rest]
-    if _is_advertisement(text, first, rest, past):
-        return Notes([text.taken_out(rest, past, ADVERTISEMENTS)], [])
-    return Notes([], [Doubt(place, text.starts[min(rest + 5, past)], UNSURE_ADVERTISEMENTS)])
+    if not _signs(text, rest):
+        return [], []
+    if _is_advertisement(text, rest):
+        return [text.taken_out(rest, len(text.lines), ADVERTISEMENTS)], []
+    return [], [text.doubtful(rest, rest + 5, UNSURE_ADVERTISEMENTS)]
 
 
-def _offers(text: Text, first: int, past: int) -> list[Doubt]:
+def _offers(text: Text) -> list[Doubt]:
     """The first of several lines with prices or bindings at the end of a work that does not say where it ends."""
-    last = range(max(first, past - _LAST_LINES), past)
+    last = range(max(0, len(text.lines) - _LAST_LINES), len(text.lines))
     offers = [number for number in last if _PRICE.search(text.lines[number]) or _BINDING.search(text.lines[number])]
-    if len(offers) < _OFFERS or _signs(text, offers[0], past) < 3:
+    if len(offers) < _OFFERS or _signs(text, offers[0]) < 3:
         return []
-    return [Doubt(text.starts[offers[0]], text.starts[offers[0] + 1], UNSURE_ADVERTISEMENTS)]
+    return [text.doubtful(offers[0], offers[0] + 1, UNSURE_ADVERTISEMENTS)]
 
 
-def _last_end(text: Text, first: int, past: int) -> int | None:
-    for number in range(past - 1, first - 1, -1):
+def _last_end(text: Text) -> int | None:
+    for number in range(len(text.lines) - 1, -1, -1):
         if len(text.lines[number]) < 80 and _THE_END.fullmatch(text.lines[number]):
             return number
     return None
 
 
-def _signs(text: Text, rest: int, past: int) -> int:
+def _signs(text: Text, rest: int) -> int:
     """How many of the kinds of signs an advertisement has: prices, bindings, publishers."""
-    passage = "\n".join(text.lines[rest:past])
+    passage = "\n".join(text.lines[rest:])
     return sum(bool(kind.search(passage)) for kind in (_PRICE, _BINDING, _SELLS))
 
 
-def _is_advertisement(text: Text, first: int, rest: int, past: int) -> bool:
-    size = text.starts[past] - text.starts[rest]
-    if size > _BACK * (text.starts[past] - text.starts[first]):
+def _is_advertisement(text: Text, rest: int) -> bool:
+    if len(text.text) - text.starts[rest] > _BACK * len(text.text):
         return False
-    if any(_OF_THE_WORK.match(text.lines[number]) for number in range(rest, past)):
+    lines = [line for line in text.lines[rest:] if line.strip()]
+    if any(map(_OF_THE_WORK.match, lines)):
         return False
-    lines = [line for line in text.lines[rest:past] if line.strip()]
     offered = sum(bool(_PRICE.search(line) or _BINDING.search(line)) for line in lines)
     selling = sum(bool(_PRICE.search(line) or _BINDING.search(line) or _SELLS.search(line)) for line in lines)
-    return _signs(text, rest, past) == 3 and offered > 1 and selling > 3 and selling >= 0.1 * len(lines)
+    return _signs(text, rest) == 3 and offered > 1 and selling > 3 and selling >= 0.1 * len(lines)

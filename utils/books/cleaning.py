@@ -120,14 +120,9 @@ class Passes:
                 removed = Removed(edit.reason, line, len(passage), passage, before, after, edit.replacement)
                 self._book.removed.append(removed)
         if edits:
-            gained = accumulate(edit.end - edit.begin - len(edit.replacement) for edit in edits)
-            total = list(gained)
-            shifts = [0, *total[:-1]]
-            ends = [edit.end - shift for edit, shift in zip(edits, shifts, strict=True)]
-            ends = [
-                end - (edit.end - edit.begin - len(edit.replacement)) for edit, end in zip(edits, ends, strict=True)
-            ]
-            self._shifts.append((ends, total))
+            gone = list(accumulate(edit.end - edit.begin - len(edit.replacement) for edit in edits))
+            ends = [edit.end - count for edit, count in zip(edits, gone, strict=True)]
+            self._shifts.append((ends, gone))
             self.text = Text(applied(text, edits))
 
     def review(self, reason: str, begin: int, end: int) -> None:
@@ -186,18 +181,16 @@ def clean_edges(passes: Passes, book: CleanedBook) -> None:
     passes.apply(outside.edits(text), outside.doubts)
     passes.apply(find_inner_licences(passes.text))
     for find in (find_front_notes, find_contents, find_back_notes, find_advertisements):
-        text = passes.text
-        found = find(text, 0, len(text.lines))
-        passes.apply(found.edits, found.doubts)
+        passes.apply(*find(passes.text))
 
 
 def _review_edges(passes: Passes) -> None:
     """Lists what one's own books may have at their edges, contents and publishers' pages, which stay in them."""
     text = passes.text
     count = len(text.lines)
-    found = find_contents(text, 0, count)
-    for begin, end in [(part.begin, part.end) for part in (*found.edits, *found.doubts)]:
-        passes.review(CONTENTS_LEFT, begin, end)
+    edits, doubts = find_contents(text)
+    for part in (*edits, *doubts):
+        passes.review(CONTENTS_LEFT, part.begin, part.end)
     front = min(_FRONT_LINES, count // 2)
     for first, past in ((0, front), (max(front, count - _BACK_LINES), count)):
         lines = [line for line in range(first, past) if _PUBLISHERS.search(text.lines[line])]

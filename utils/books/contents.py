@@ -12,11 +12,10 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from itertools import pairwise
 
-from utils.books.edits import Doubt, Edit, Text
-from utils.books.paragraphs import begins_at
+from utils.books.edits import Doubt, Edit, Found, Text
+from utils.books.paragraphs import begins_at, line_before
 
 CONTENTS, ILLUSTRATIONS = "contents", "list of illustrations"
 UNSURE = "contents unsure"
@@ -76,33 +75,28 @@ _TELLING = 7
 """Characters of a form that say which entry is meant, where only its beginning is there."""
 
 
-@dataclass
-class Found:
-    edits: list[Edit] = field(default_factory=list)
-    doubts: list[Doubt] = field(default_factory=list)
-
-
-def find_contents(text: Text, first: int, past: int) -> Found:
-    """The contents pages and lists of illustrations at the front of the work in the lines [first, past)."""
-    found = Found()
-    front = first + max(int(_FRONT * (past - first)), min(_FRONT_LINES, past - first))
-    headings = [number for number in range(first, front) if _is_heading(text, number)]
+def find_contents(text: Text) -> Found:
+    """The contents pages and lists of illustrations at the front of the work."""
+    edits: list[Edit] = []
+    doubts: list[Doubt] = []
+    front = min(max(int(_FRONT * len(text.lines)), _FRONT_LINES), len(text.lines))
+    headings = [number for number in range(front) if _is_heading(text, number)]
     if not headings:
-        return found
-    places = _places_of_forms(text, headings[0], past)
-    done = first
+        return edits, doubts
+    places = _places_of_forms(text, headings[0])
+    done = 0
     for number in headings:
         if number < done:
             continue
         match = _HEADING.fullmatch(text.lines[number].strip())
         assert match is not None
-        end = _List(text, number, past, places, bool(match["pictures"])).past
+        end = _List(text, number, places, bool(match["pictures"])).past
         if end is None:
-            found.doubts.append(Doubt(text.starts[number], text.starts[min(number + 12, past)], UNSURE))
+            doubts.append(text.doubtful(number, number + 12, UNSURE))
             continue
-        found.edits.append(text.taken_out(number, end, ILLUSTRATIONS if match["pictures"] else CONTENTS))
+        edits.append(text.taken_out(number, end, ILLUSTRATIONS if match["pictures"] else CONTENTS))
         done = end
-    return found
+    return edits, doubts
 
 
 def _is_heading(text: Text, number: int) -> bool:
@@ -122,11 +116,11 @@ def _form(line: str) -> str:
     return "".join(filter(str.isalnum, line.casefold()))
 
 
-def _places_of_forms(text: Text, first: int, past: int) -> dict[str, list[int]]:
+def _places_of_forms(text: Text, first: int) -> dict[str, list[int]]:
     """Where the work's headings may be: a form → the lines at which paragraphs begin that have it."""
     places: dict[str, list[int]] = defaultdict(list)
     before = True
-    for number in range(first, past):
+    for number in range(first, len(text.lines)):
         line = text.lines[number]
         is_blank = not line or line.isspace()
         if before and not is_blank and len(line) < _SHORT_LINE:
@@ -134,7 +128,7 @@ def _places_of_forms(text: Text, first: int, past: int) -> dict[str, list[int]]:
             forms = {form}
             # a heading of two lines, as `CHAPTER I` and its title, may be one line of the list
             below = begins_at(text, number + 1)
-            if below < past and len(text.lines[below]) < _SHORT_LINE:
+            if below < len(text.lines) and len(text.lines[below]) < _SHORT_LINE:
                 forms.add(form + _form(text.lines[below]))
             if head := _HEAD.match(line):
                 forms.add(_form(head[1]))
@@ -147,8 +141,8 @@ def _places_of_forms(text: Text, first: int, past: int) -> dict[str, list[int]]:
 class _List:
     """The list below a heading. `past` is the line after it; None where it is not sure to be a list."""
 
-    def __init__(self, text: Text, heading: int, past: int, places: dict[str, list[int]], pictures: bool) -> None:
-        self._text, self._limit, self._places = text, past, places
+    def __init__(self, text: Text, heading: int, places: dict[str, list[int]], pictures: bool) -> None:
+        self._text, self._limit, self._places = text, len(text.lines), places
         self._entries: list[tuple[int, str, int | None]] = []
         """Line, form and page of each entry."""
         self._counts: Counter[str] = Counter()
@@ -230,10 +224,7 @@ class _List:
         return known and self._blank_above(number) > max(widest, 2)
 
     def _blank_above(self, number: int) -> int:
-        above = number - 1
-        while above >= 0 and not self._text.lines[above].strip():
-            above -= 1
-        return number - 1 - above
+        return number - 1 - line_before(self._text, number)
 
     def _drop_headings(self) -> None:
         """Takes what may be the work's own first headings from the list's end: a line too much in it is no harm."""

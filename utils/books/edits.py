@@ -29,6 +29,10 @@ class Doubt(NamedTuple):
     reason: str
 
 
+Found = tuple[list[Edit], list[Doubt]]
+"""What a finder returns: both in order, the edits apart from each other."""
+
+
 class Text:
     """A book's text with `\\n` at the ends of its lines, and its lines."""
 
@@ -45,6 +49,10 @@ class Text:
     def taken_out(self, first: int, past: int, reason: str) -> Edit:
         """Takes out the lines [first, past), with their ends."""
         return Edit(self.starts[first], min(self.starts[past], len(self.text)), reason)
+
+    def doubtful(self, first: int, past: int, reason: str) -> Doubt:
+        """Leaves the lines [first, past), or those of them that there are."""
+        return Doubt(self.starts[first], min(self.starts[min(past, len(self.lines))], len(self.text)), reason)
 
 
 def applied(text: str, edits: Sequence[Edit]) -> str:

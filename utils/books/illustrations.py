@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from utils.books.edits import Doubt, Edit, Text
+from utils.books.edits import Doubt, Edit, Found, Text
 from utils.books.gaps import closed
 
 ILLUSTRATION = "illustrations"
@@ -24,7 +24,7 @@ _LONGEST = 3000
 """Characters of a caption; a bracket that is open longer is one that was forgotten to be closed."""
 
 
-def find_illustrations(text: Text) -> tuple[list[Edit], list[Doubt]]:
+def find_illustrations(text: Text) -> Found:
     edits: list[Edit] = []
     doubts, amid = [], []
     for match in _BEGIN.finditer(text.text):

@@ -153,7 +153,7 @@ def _is_named_end(text: Text, line: int) -> bool:
 
 
 def _doubt(text: Text, line: int, reason: str) -> Doubt:
-    return Doubt(text.starts[line], min(text.starts[line + 1], len(text.text)), reason)
+    return text.doubtful(line, line + 1, reason)
 
 
 def _head(text: Text, line: int) -> str:

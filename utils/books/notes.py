@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from utils.books.boilerplate import names_producers
-from utils.books.edits import Doubt, Edit, Text
-from utils.books.paragraphs import Paragraph, begins_at, paragraphs_from
+from utils.books.edits import Doubt, Edit, Found, Text
+from utils.books.paragraphs import Paragraph, begins_at, line_before, paragraphs_from
 
 PRODUCERS, TRANSCRIBERS = "producers' note", "transcriber's note"
 UNSURE_PRODUCERS, UNSURE_TRANSCRIBERS = "producers' note unsure", "transcriber's note unsure"
@@ -60,11 +59,6 @@ _FRONT_LINES = 400
 """Lines in which notes without brackets or frame may stand before the work."""
 
 
-class Notes(NamedTuple):
-    edits: list[Edit]
-    doubts: list[Doubt]
-
-
 def is_credit(paragraph: Paragraph) -> bool:
     """Whether a paragraph right below a header says who made the electronic text, in names and a credit's words."""
     joined = paragraph.joined
@@ -79,12 +73,12 @@ def begins_like_credit(paragraph: Paragraph) -> bool:
     return bool(_CREDIT.match(paragraph.joined))
 
 
-def note_end(text: Text, paragraph: Paragraph, limit: int) -> tuple[int, int] | None:
+def note_end(text: Text, paragraph: Paragraph) -> tuple[int, int] | None:
     """The lines [first, past) of the transcriber's note that begins with a paragraph; None if its end is not sure."""
     opening = text.lines[paragraph.first].lstrip()
     if opening.startswith("["):
-        return _bracketed(text, paragraph.first, limit)
-    return _framed(text, paragraph.first, limit)
+        return _bracketed(text, paragraph.first)
+    return _framed(text, paragraph.first)
 
 
 def is_note(paragraph: Paragraph) -> bool:
@@ -98,10 +92,10 @@ def speaks_of_text(paragraph: Paragraph) -> bool:
     return bool(_ABOUT_TEXT.search(paragraph.joined))
 
 
-def _bracketed(text: Text, first: int, limit: int) -> tuple[int, int] | None:
+def _bracketed(text: Text, first: int) -> tuple[int, int] | None:
     """A note in brackets, which may have others in it; it ends at a line's end."""
     depth = 0
-    for number in range(first, min(first + _LONGEST, limit)):
+    for number in range(first, min(first + _LONGEST, len(text.lines))):
         line = text.lines[number]
         depth += line.count("[") - line.count("]")
         if depth <= 0:
@@ -109,24 +103,22 @@ def _bracketed(text: Text, first: int, limit: int) -> tuple[int, int] | None:
     return None
 
 
-def _framed(text: Text, first: int, limit: int) -> tuple[int, int] | None:
+def _framed(text: Text, first: int) -> tuple[int, int] | None:
     """A note between two rules, of lines such as `+-----+`, or one whose lines all begin with `|`."""
     above = first
     if not _RULE.fullmatch(text.lines[first]):
-        above = first - 1
-        while above >= 0 and not text.lines[above].strip():
-            above -= 1
+        above = line_before(text, first)
         if above < 0 or first - above > 3 or not _RULE.fullmatch(text.lines[above]):
             return None
     start = begins_at(text, above + 1)
-    for number in range(start + 1, min(start + _LONGEST, limit)):
+    for number in range(start + 1, min(start + _LONGEST, len(text.lines))):
         if _RULE.fullmatch(text.lines[number]):
             speaks = sum(bool(_ABOUT_TEXT.search(line)) for line in text.lines[start:number])
             return (above, number + 1) if speaks else None
     return None
 
 
-def open_note_end(text: Text, paragraph: Paragraph, limit: int) -> int | None:
+def open_note_end(text: Text, paragraph: Paragraph) -> int | None:
     """The line after a note without brackets or frame: its paragraphs speak of the text, until three blank lines.
 
     One that begins with its heading, in the same paragraph, ends with that. None where the end is not sure.
@@ -138,7 +130,7 @@ def open_note_end(text: Text, paragraph: Paragraph, limit: int) -> int | None:
         return past  # what follows without a heading of its own may be the work's
     speaks = False
     for number, part in enumerate(paragraphs_from(text, paragraph.first)):
-        if part.first >= limit or part.first - past > 2 or part.past - paragraph.first > _LONGEST:
+        if part.first - past > 2 or part.past - paragraph.first > _LONGEST:
             break
         about = bool(_ABOUT_TEXT.search(part.joined))
         if number > 0 and not about:
@@ -146,23 +138,23 @@ def open_note_end(text: Text, paragraph: Paragraph, limit: int) -> int | None:
         speaks = speaks or (about and (number > 0 or len(part.lines) > 1))
         past = part.past
     gap = begins_at(text, past) - past
-    return past if speaks and (gap > 2 or past >= limit) else None
+    return past if speaks and (gap > 2 or past >= len(text.lines)) else None
 
 
-def find_front_notes(text: Text, first: int, past: int) -> Notes:
-    """Credits and notes before a work, whose lines are [first, past); a title page may stand among them."""
+def find_front_notes(text: Text) -> Found:
+    """Credits and notes before a work; a title page may stand among them."""
     edits: list[Edit] = []
     doubts: list[Doubt] = []
     directly = True
-    done = first
-    for paragraph in paragraphs_from(text, first):
-        if paragraph.first >= min(first + _FRONT_LINES, past):
+    done = 0
+    for paragraph in paragraphs_from(text, 0):
+        if paragraph.first >= _FRONT_LINES:
             break
         if paragraph.first < done:
             continue
         if is_note(paragraph):
-            found = note_end(text, paragraph, past)
-            end = open_note_end(text, paragraph, past) if found is None else None
+            found = note_end(text, paragraph)
+            end = open_note_end(text, paragraph) if found is None else None
             if end is not None:
                 found = (paragraph.first, end)
             if found is None:
@@ -175,6 +167,6 @@ def find_front_notes(text: Text, first: int, past: int) -> Notes:
             edits.append(text.taken_out(paragraph.first, paragraph.past, PRODUCERS))
         elif not _RULE.fullmatch(paragraph.joined):
             if directly and begins_like_credit(paragraph):
-                doubts.append(Doubt(text.starts[paragraph.first], text.starts[paragraph.past], UNSURE_PRODUCERS))
+                doubts.append(text.doubtful(paragraph.first, paragraph.past, UNSURE_PRODUCERS))
             directly = False
-    return Notes(edits, doubts)
+    return edits, doubts

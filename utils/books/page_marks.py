@@ -14,7 +14,7 @@ from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
-from utils.books.edits import Doubt, Edit, Text
+from utils.books.edits import Doubt, Edit, Found, Text
 from utils.books.gaps import closed, is_amid_sentence, removed_inline
 
 PAGE, HEAD, FEED = "page numbers", "running heads", "form feeds"
@@ -53,7 +53,7 @@ class _Mark(NamedTuple):
     head: str = ""
 
 
-def find_page_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
+def find_page_marks(text: Text) -> Found:
     """Page numbers and running heads, and numbers that follow in order but may be the work's."""
     recurring = _recurring(text)
     feeds = {i for i, line in enumerate(text.lines) if line.startswith("\f")} if "\f" in text.text else set()

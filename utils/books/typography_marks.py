@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from utils.books.edits import Doubt, Edit, Text
+from utils.books.edits import Doubt, Edit, Found, Text
 
 AMBIGUOUS = "marks that may be of typography"
 
@@ -55,7 +55,7 @@ def find_control_characters(text: Text) -> list[Edit]:
     return [Edit(match.start(), match.end(), CONTROLS) for match in _CONTROLS.finditer(text.text)]
 
 
-def find_typography_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
+def find_typography_marks(text: Text) -> Found:
     edits, doubts = _underscores(text.text)
     for kind in _KINDS:
         if text.text.count(kind.mark) >= 2 * kind.least:
@@ -64,7 +64,7 @@ def find_typography_marks(text: Text) -> tuple[list[Edit], list[Doubt]]:
     return sorted(edits), doubts
 
 
-def _underscores(text: str) -> tuple[list[Edit], list[Doubt]]:
+def _underscores(text: str) -> Found:
     places = _italics(text, set())
     within = len(_CODE.findall(text))
     if within * 4 > len(places) > 0:  # a text about programs: `_name_` may be a name there

@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-from utils.books.edits import Doubt, Edit, Text
+from utils.books.edits import Doubt, Edit, Found, Text
 
 JOINED, SYLLABLE = "hard line breaks", "hyphens at line ends"
 LEFT, PARTED = "line breaks left amid sentences", "blank lines between the lines of paragraphs"
@@ -63,7 +63,7 @@ class _Break(NamedTuple):
     """Whether the line before ends with punctuation."""
 
 
-def find_line_ends(text: Text) -> tuple[list[Edit], list[Doubt]]:
+def find_line_ends(text: Text) -> Found:
     """The line ends to be joined, and a doubt where many sentences still go on in another line."""
     breaks = _breaks_of(text.lines)
     widths = _Widths(breaks)
