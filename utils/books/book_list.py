@@ -34,7 +34,7 @@ class Book:
     encoding: str = ""
     """The encoding that the text came in, such as utf-8 or iso-8859-1; the file itself is UTF-8."""
     sha256: str = ""
-    """SHA-256 of the file in this folder."""
+    """SHA-256 of the file in this folder; empty in a list that a person wrote."""
 
 
 def is_book(path: Path) -> bool:
@@ -115,6 +115,6 @@ def _book(values: dict[str, str], where: str) -> Book:
         raise DataError(f"{where}: {file!r} is no name of a file in this folder")
     if not re.fullmatch("([1-9][0-9]{0,8})?", number):
         raise DataError(f"{where}: {number!r} is no number of a book")
-    if not re.fullmatch("[0-9a-f]{64}", values["sha256"]):
+    if not re.fullmatch("([0-9a-f]{64})?", values["sha256"]):
         raise DataError(f"{where}: {values['sha256']!r} is no SHA-256")
     return Book(**{**values, "number": int(number) if number else None})  # type: ignore[arg-type]

@@ -112,7 +112,7 @@ def _find_books(options: CleanOptions) -> list[str]:
     if folders:
         say(
             f"{sum(counts.values())} books lie in folders of {options.input_dir} and are not read ({listing(folders)}):"
-            " put them beside the others, or clean each folder by itself"
+            " put them beside the others"
         )
     others = [path.name for path in entries if path.name not in {BOOKS, *books, *folders}]
     if not books:
@@ -281,7 +281,8 @@ def _write_lists(output_dir: Path, outcomes: list[Outcome], listed: dict[str, Bo
         record = read_record(path) or {}
         if outcome.sha256:
             book = listed.get(outcome.name) or _own_book(outcome.name, record)
-            books.append(replace(book, sha256=outcome.sha256))
+            encoding = book.encoding or record.get("encoding", "")
+            books.append(replace(book, encoding=encoding, sha256=outcome.sha256))
         own = [] if outcome.kind != EDITED else [Review(EDITED, 1, outcome.why)]
         if outcome.kind == REFUSED and not record:
             own = [Review(REFUSED, 1, outcome.why)]
