@@ -388,9 +388,9 @@ def test_the_edges_of_own_books_stay_and_are_listed(tmp_path: Path) -> None:
 
 def test_a_list_that_a_person_wrote_says_language_and_licence(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "Größe.txt").write_bytes(("Es war kalt; die Straße glänzte.\r\n\r\n" * 60).encode("cp1252"))
+    (tmp_path / "in" / "Größe.txt").write_bytes(("Es war kalt; die Straße glänzte.\r\n\r\n" * 60).encode("latin-1"))
     columns = "file,number,title,authors,language,licence,address,encoding,sha256\r\n"
     (tmp_path / "in" / "books.csv").write_text(f"\ufeff{columns}Größe.txt,,Größe,Vidal,de,cc-by-4.0,,,\r\n", "utf-8")
     assert clean(tmp_path / "in", tmp_path / "out") == 0
     (book,) = read_books(tmp_path / "out")
-    assert (book.language, book.licence, book.encoding) == ("de", "cc-by-4.0", "windows-1252")
+    assert (book.language, book.licence, book.encoding) == ("de", "cc-by-4.0", "iso-8859-1")
