@@ -26,13 +26,12 @@ from lit_gpt.checksums import file_sha256, write_sums
 from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_files import matches
 from utils.books.book_list import Book, write_books
-from utils.books.chunk_files import CHUNK_FILES
+from utils.books.chunk_files import CHUNK_FILES, SENT
 from utils.books.chunk_work import ChunkCounts, Cutter, books_to_cut, digest
 from utils.books.chunk_writer import ChunkWriter, is_made_from
 from utils.books.chunking import Sizes
 from utils.books.cleaned_folder import settings_of
 from utils.books.dataset_card import dataset_card
-from utils.books.dataset_folder import SENT
 from utils.books.sentences import import_sentencex
 from utils.files.staged_folder import carry_over, check_replaceable, recover, staged
 from utils.prepare.dataset_cards import CARD

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+NO_SOCKS = "a SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY), which needs a package: pip install socksio; or unset it"
+"""What httpx's ImportError means to a user."""
+
 
 class UserError(ValueError):
     """The command line, the configuration or a path is wrong (exit code 2)."""

@@ -21,7 +21,7 @@ from huggingface_hub.utils import get_session, get_token
 from safetensors import SafetensorError, safe_open
 
 from lit_gpt.checksums import Check, expected, file_sha256
-from lit_gpt.errors import DataError, Interrupted, UserError
+from lit_gpt.errors import NO_SOCKS, DataError, Interrupted, UserError
 from lit_gpt.formats.hf_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -58,9 +58,7 @@ def hub_errors(repo_id: str, revision: str = "") -> Iterator[None]:
     except ImportError as e:
         if "SOCKS" not in str(e):
             raise
-        raise UserError(
-            "a SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY), which needs a package: pip install socksio; or unset it"
-        ) from None
+        raise UserError(NO_SOCKS) from None
     except errors.GatedRepoError:
         page = f"https://huggingface.co/{repo_id}"
         raise UserError(

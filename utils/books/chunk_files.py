@@ -9,11 +9,18 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lit_gpt.checksums import SUMS
 from lit_gpt.errors import DataError, UserError
+from utils.prepare.book_folders import BOOKS
+from utils.prepare.dataset_cards import CARD
 from utils.prepare.rows import arrow_errors
 from utils.prepare.unpacking import import_pyarrow
 
 CHUNK_FILES = "data-*.parquet"
+NEEDED = (CHUNK_FILES, CARD, BOOKS, SUMS)
+"""Files of a whole folder of chunks."""
+SENT = (*NEEDED, "LICENSE*", "LICENCE*", "NOTICE*")
+"""What of it goes to the Hub."""
 COLUMNS = {
     "text": ("string", "large_string"),
     "source": ("string", "large_string"),

@@ -12,12 +12,10 @@ from lit_gpt.errors import DataError, UserError
 from lit_gpt.formats.hf_files import matches
 from lit_gpt.formats.hub import Kind
 from utils.books.book_list import BOOKS, Book, read_books
-from utils.books.chunk_files import CHUNK_FILES, ChunkFiles, read_chunk_files
+from utils.books.chunk_files import CHUNK_FILES, NEEDED, SENT, ChunkFiles, read_chunk_files
 from utils.books.dataset_card import counts_of_all, dataset_info, difference
 from utils.prepare.dataset_cards import CARD, configs_of, read_metadata, splits_of_subset
 
-NEEDED = (CHUNK_FILES, CARD, BOOKS, SUMS)
-SENT = (*NEEDED, "LICENSE*", "LICENCE*", "NOTICE*")
 _UNFILLED = "[More Information Needed]"  # what the Hub's own template for cards has where something is to be said
 _AGAIN = "data/chunk_books.py writes it anew"
 

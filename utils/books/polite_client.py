@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import httpx
 
-from lit_gpt.errors import UserError
+from lit_gpt.errors import NO_SOCKS, UserError
 from utils.books.file_names import on_one_line
 
 BACK_OFF = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -83,9 +83,7 @@ class PoliteClient:
         try:
             self._client = httpx.Client(timeout=TIMEOUT, headers=HEADERS)
         except ImportError:
-            raise UserError(
-                "a SOCKS proxy is set (ALL_PROXY, HTTPS_PROXY), which needs a package: pip install socksio; or unset it"
-            ) from None
+            raise UserError(NO_SOCKS) from None
         except (ValueError, httpx.InvalidURL):  # whose message may hold the proxy's password
             raise UserError("HTTP_PROXY, HTTPS_PROXY, ALL_PROXY or NO_PROXY cannot be read: mend or unset it") from None
 

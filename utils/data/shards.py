@@ -37,7 +37,8 @@ from lit_gpt.checksums import ListedFile, file_sha256, find_difference
 from lit_gpt.errors import DataError, naming
 from utils.data.manifest import DatasetSplit, Shard, split_name
 from utils.data.parts import TARGET, Runs, find_problem, predicted, sums_between, to_runs
-from utils.files.atomic import staged_path, write_array
+from utils.files.arrays import write_array
+from utils.files.atomic import staged_path
 
 
 @dataclass(frozen=True)

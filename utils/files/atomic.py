@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
 from lit_gpt.errors import naming
 
 
@@ -45,10 +43,3 @@ def sync(paths: Iterable[Path]) -> None:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)
-
-
-def write_array(file: IO[bytes], values: np.ndarray) -> None:
-    """Writes all of `values`, which an unbuffered file may take in several turns."""
-    rest = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
-    while len(rest):
-        rest = rest[file.write(rest) :]

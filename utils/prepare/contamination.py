@@ -20,7 +20,8 @@ import numpy as np
 
 from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import naming
-from utils.files.atomic import write_array, write_atomically
+from utils.files.arrays import write_array
+from utils.files.atomic import write_atomically
 from utils.prepare.chat.conversation import Conversation, LeftOut
 from utils.prepare.contamination_files import read_texts, require_readable
 from utils.prepare.documents import Document

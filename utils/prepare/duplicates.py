@@ -18,7 +18,8 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from lit_gpt.errors import naming
-from utils.files.atomic import write_array, write_atomically
+from utils.files.arrays import write_array
+from utils.files.atomic import write_atomically
 from utils.prepare.block_rows import Work, length_problem
 from utils.prepare.chat.converters import identity_of
 from utils.prepare.chat.texts import beginning, content_of, printable, prompt_of, texts_of

@@ -10,7 +10,7 @@ import numpy as np
 
 from lit_gpt.errors import naming
 from utils.data.manifest import TEST, TRAIN
-from utils.files.atomic import write_array
+from utils.files.arrays import write_array
 from utils.prepare.duplicates import PLACE, signatures_folder
 from utils.prepare.plan import Sifted
 from utils.prepare.prompts import Prompts
