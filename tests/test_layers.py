@@ -51,7 +51,7 @@ LINES = {
     "lit_gpt/inference": 454,
     "utils/files": 694,
     "utils/cluster": 677,
-    "utils/recipe": 186,
+    "utils/recipe": 187,
     "utils": 366,
     "utils/data": 1553,
     "utils/prepare/chat": 2135,

@@ -11,7 +11,7 @@ from utils.books.cleaning import Review
 from utils.files.atomic import atomic_file, write_atomically
 from utils.prepare.book_folders import REPORTS
 
-REMOVED, CLEANED, REVIEW = "removed.jsonl", "cleaned.csv", "review.csv"
+REMOVED, COUNTS, REVIEW = "removed.jsonl", "cleaned.csv", "review.csv"
 
 
 class Reported(NamedTuple):
@@ -30,7 +30,7 @@ def write_reports(output_dir: Path, books: list[Reported]) -> None:
     """Writes the three reports, their lines in the order of the books."""
     folder = output_dir / REPORTS
     _write_removed(folder / REMOVED, books)
-    write_atomically(folder / CLEANED, _encoded(_cleaned_csv(books)))
+    write_atomically(folder / COUNTS, _encoded(_cleaned_csv(books)))
     write_atomically(folder / REVIEW, _encoded(_review_csv(books)))
 
 

@@ -44,6 +44,7 @@ class Section(NamedTuple):
     """An option → `section.option`s; the first that is there is the value where the section leaves the option out."""
 
 
+BOOK_STAGES = ("acquire", "clean", "chunk")
 _ANSWERS = {name: (f"chat.{name}",) for name in SERVED}
 SECTIONS = {
     "acquire": Section("data/acquire_gutenberg.py", "output_dir", {}),

@@ -23,7 +23,7 @@ from lit_gpt.tokenizer.tokenizer import Tokenizer
 from utils.data.manifest import MANIFEST, TOKENIZER, Manifest
 from utils.prepare.check import errors_of, look, say_found
 from utils.prepare.options import PrepareOptions
-from utils.recipe.sections import Recipe, read_all_sections
+from utils.recipe.sections import BOOK_STAGES, Recipe, read_all_sections
 from utils.run.record import RUN
 from utils.stages.digests import is_pattern, matching, result_digest
 from utils.stages.options import named_paths, section_options
@@ -32,7 +32,7 @@ from utils.stages.records import expected_record, is_own_result, is_unfinished, 
 from utils.stages.run import why_run
 from utils.stages.slurm import resource_problems
 
-OF_THEIR_OWN = ("acquire", "clean", "chunk", "prepare", "pretrain", "merge", "convert", "quantize")
+OF_THEIR_OWN = (*BOOK_STAGES, "prepare", "pretrain", "merge", "convert", "quantize")
 """Stages whose result is a folder or file of their own."""
 TRAIN_ON = ("max_steps", "num_epochs", "resume_from")
 """Options by which a training that has ended goes on."""
@@ -137,7 +137,7 @@ def _look_at_data(
 
 def _unmade_books(recipe: Recipe, options: PrepareOptions) -> Path | None:
     """What a preparation reads of books that are still to be acquired, cleaned or cut."""
-    for name in ("acquire", "clean", "chunk"):
+    for name in BOOK_STAGES:
         made = recipe.result(name)
         if made is None or not is_unfinished(recipe, name):
             continue

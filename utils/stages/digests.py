@@ -17,7 +17,7 @@ from lit_gpt.formats.hf_files import CONFIG, WEIGHTS
 from lit_gpt.tokenizer.tokenizer_config import TOKENIZER_CONFIG
 from utils.books.book_list import BOOKS, read_books
 from utils.data.manifest import MANIFEST, TOKENIZER
-from utils.recipe.sections import Recipe
+from utils.recipe.sections import BOOK_STAGES, Recipe
 from utils.run.checkpoint_folders import list_checkpoints
 from utils.run.csv_log import VALIDATION, read_csv
 from utils.run.progress import STATE
@@ -105,7 +105,7 @@ def result_digest(recipe: Recipe, name: str) -> str | None:
     path = recipe.result(name)
     if path is None or not path.exists():
         return None
-    if name in ("acquire", "clean", "chunk"):
+    if name in BOOK_STAGES:
         return _of_books(path)
     if name == "prepare":
         return _of_data(path)
