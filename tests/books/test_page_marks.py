@@ -9,7 +9,7 @@ import pytest
 
 from tests.books.test_unwrap import SONNET
 from utils.books.edits import Text, applied
-from utils.books.page_marks import DOUBTFUL, PAGE, find_page_marks
+from utils.books.page_marks import DOUBTFUL, PAGE, UNSURE, find_page_marks
 
 TEXT = (
     "the house stood at the end of a road where fields began and nobody had lived in it for years but people of "
@@ -140,3 +140,10 @@ def test_a_book_without_marks_is_unchanged() -> None:
 def test_few_marks_that_say_what_they_are_go() -> None:
     edits, _ = find_page_marks(Text("It was [Pg 12] late.\n\n[Blank Page]\n\nHe saw [12] and [Page 3] of it.\n"))
     assert [edit.reason for edit in edits] == [PAGE, PAGE]
+
+
+def test_heads_of_pages_that_nothing_else_ends_are_listed() -> None:
+    stanza = "the wind is over the harbour and the gulls\ncry to the old bell under the white water\n" * 6
+    edits, doubts = find_page_marks(Text((stanza + "Blow ye winds\n" + stanza) * 12))
+    assert len(edits) >= 11  # as heads of pages, from which this verse differs in nothing
+    assert [doubt.reason for doubt in doubts] == [UNSURE]

@@ -18,7 +18,7 @@ from utils.books.edits import Doubt, Edit, Found, Text
 from utils.books.gaps import closed, is_amid_sentence, removed_inline
 
 PAGE, HEAD, FEED = "page numbers", "running heads", "form feeds"
-DOUBTFUL = "numbers that may be pages'"
+DOUBTFUL, UNSURE = "numbers that may be pages'", "lines taken for running heads"
 
 _NAMED = re.compile(
     r"[\[{] ?(?:Pg|Page|PAGE|page|pg\.?|p\.|Seite|S\.|pag\.|página|pagina|стр\.)[ _]?(\d{1,4}|[ivxlcIVXLC]{1,8}) ?[\]}]"
@@ -77,7 +77,7 @@ def find_page_marks(text: Text) -> Found:
     lines = {mark.line: HEAD if mark.head else PAGE for mark in marks if mark.line >= 0}
     lines |= {i: PAGE for i, line in enumerate(text.lines) if "[" in line and _BLANK.fullmatch(line)}
     lines |= {i: FEED for i in feeds if not text.lines[i].strip()}
-    lines |= _heads_without_numbers(text, recurring, lines.keys() | feeds)
+    lines |= _heads_without_numbers(text, recurring, lines.keys() | feeds, doubts)
     edits = _of_lines(text, lines)
     edits += [removed_inline(text.text, mark.begin, mark.end, PAGE) for mark in marks if mark.line < 0]
     edits += [Edit(text.starts[i], text.starts[i] + 1, FEED) for i in feeds if i not in lines]
@@ -195,8 +195,13 @@ def _widened(text: Text, line: int, skipped: Set[int]) -> tuple[int, int]:
     return first, past
 
 
-def _heads_without_numbers(text: Text, recurring: dict[str, list[int]], marks: Set[int]) -> dict[int, str]:
-    """Lines that recur at pages' distances, amid sentences or beside what is known to end a page."""
+def _heads_without_numbers(
+    text: Text, recurring: dict[str, list[int]], marks: Set[int], doubts: list[Doubt]
+) -> dict[int, str]:
+    """Lines that recur at pages' distances, amid sentences or beside what is known to end a page.
+
+    Where no page's end is known, a refrain of unpunctuated verse looks the same: that is a doubt.
+    """
     heads = {}
     for places in recurring.values():
         places = [i for i in places if i not in marks or text.lines[i].startswith("\f")]
@@ -206,13 +211,20 @@ def _heads_without_numbers(text: Text, recurring: dict[str, list[int]], marks: S
         least, most = _EVEN[0] * median(distances), _EVEN[1] * median(distances)
         is_even = [least <= distance <= most for distance in distances]
         at_breaks = []
+        is_marked = False
         for i in places:
             first, past = _widened(text, i, marks)
-            if any(j in marks for j in range(first, past)) or is_amid_sentence(text, first, past):
+            has_mark = any(j in marks for j in range(first, past))
+            is_marked = is_marked or has_mark
+            if has_mark or is_amid_sentence(text, first, past):
                 at_breaks.append(i)
         if sum(is_even) >= 0.6 * len(distances) and len(at_breaks) >= 0.4 * len(places):
             a_page_on = [i for i, is_page in zip(places[1:], is_even, strict=True) if is_page]
             heads |= dict.fromkeys([*at_breaks, *a_page_on], HEAD)
+            if not is_marked:
+                doubts.append(
+                    Doubt(text.starts[places[0]], text.starts[places[0]] + len(text.lines[places[0]]), UNSURE)
+                )
     return heads
 
 
