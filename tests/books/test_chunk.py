@@ -157,8 +157,10 @@ def test_sizes_are_kept_wherever_a_book_is_long_enough(paragraphs, seed, longest
     lengths = [len(part.text) for part in cut(text, sizes)]
     if len(text) <= sizes.most:
         assert len(lengths) == 1
-    # a border may be a sentence, 200 characters, away: between two numbers of chunks not every length can be had
-    can = [200 * (n - 1) + n * sizes.least <= len(text) <= n * sizes.most - 200 * (n - 1) for n in range(2, 6)]
+    # a border may be a paragraph away that is too short to be split: between two numbers of chunks not every length
+    # can be had
+    away = (sizes.most - sizes.least) // 2
+    can = [away * (n - 1) + n * sizes.least <= len(text) <= n * sizes.most - away * (n - 1) for n in range(2, 6)]
     if any(can) or len(text) > 8000:
         assert all(sizes.least <= length <= sizes.most for length in lengths), lengths
 
