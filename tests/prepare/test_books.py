@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pyarrow
@@ -92,6 +93,14 @@ def test_a_folder_of_books_has_a_document_for_each_and_no_other(clean, tmp_path,
     said = capsys.readouterr().out
     assert "books.csv lists the books" in said and "not read:" not in said and "held out" not in said
     assert not (tmp_path / "data" / "reports").exists()
+
+
+def test_books_that_were_not_cleaned_are_said_to_be(clean, tmp_path, capsys):
+    assert prepare(clean, tmp_path / "cleaned") == 0
+    assert "were not cleaned" not in capsys.readouterr().out
+    shutil.rmtree(clean / "reports")
+    assert prepare(clean, tmp_path / "acquired") == 0
+    assert f"{clean} has books that were not cleaned" in capsys.readouterr().out
 
 
 def test_a_pattern_of_books_is_taken_as_the_folder_is(clean, tmp_path):

@@ -18,7 +18,7 @@ from utils.books.edits import Doubt, Edit, Found, Text
 from utils.books.gaps import closed, is_amid_sentence, removed_inline
 
 PAGE, HEAD, FEED = "page numbers", "running heads", "form feeds"
-DOUBTFUL, UNSURE = "numbers that may be pages'", "lines taken for running heads"
+DOUBTFUL, UNSURE = "numbers that may be pages'", "lines that may be running heads"
 
 _NAMED = re.compile(
     r"[\[{] ?(?:Pg|Page|PAGE|page|pg\.?|p\.|Seite|S\.|pag\.|página|pagina|стр\.)[ _]?(\d{1,4}|[ivxlcIVXLC]{1,8}) ?[\]}]"
@@ -200,10 +200,11 @@ def _heads_without_numbers(
 ) -> dict[int, str]:
     """Lines that recur at pages' distances, amid sentences or beside what is known to end a page.
 
-    Where no page's end is known, a refrain of unpunctuated verse looks the same: that is a doubt.
+    Where no page's end is known, a refrain of unpunctuated verse looks the same: it stays, with a doubt, unless it is
+    all capitals.
     """
     heads = {}
-    for places in recurring.values():
+    for line, places in recurring.items():
         places = [i for i in places if i not in marks or text.lines[i].startswith("\f")]
         distances = [text.starts[after] - text.starts[before] for before, after in pairwise(places)]
         if len(places) < _LEAST_HEADS or median(distances) < _SHORTEST_PAGE:
@@ -218,13 +219,14 @@ def _heads_without_numbers(
             is_marked = is_marked or has_mark
             if has_mark or is_amid_sentence(text, first, past):
                 at_breaks.append(i)
-        if sum(is_even) >= 0.6 * len(distances) and len(at_breaks) >= 0.4 * len(places):
+        if sum(is_even) < 0.6 * len(distances) or len(at_breaks) < 0.4 * len(places):
+            continue
+        if is_marked or line.isupper():
             a_page_on = [i for i, is_page in zip(places[1:], is_even, strict=True) if is_page]
             heads |= dict.fromkeys([*at_breaks, *a_page_on], HEAD)
-            if not is_marked:
-                doubts.append(
-                    Doubt(text.starts[places[0]], text.starts[places[0]] + len(text.lines[places[0]]), UNSURE)
-                )
+        else:
+            first = text.starts[places[0]]
+            doubts.append(Doubt(first, first + len(text.lines[places[0]]), UNSURE))
     return heads
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 BOOKS, REPORTS = "books.csv", "reports"
 FIRST_LINE = b"file,number,title,authors,language,licence,address,encoding,sha256\n"
 NOT_BOOKS = "books.csv lists the books, and reports/ says what cleaning took out of them: neither is read as text"
+UNCLEANED = "has books that were not cleaned: data/clean_gutenberg.py takes out the licences, which would be trained on"
 
 
 def has_books(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from lit_gpt.checksums import file_sha256
 from lit_gpt.errors import DataError, UserError
 from utils.data.manifest import TEST, TRAIN, split_name
 from utils.data.shards import shard_name
-from utils.prepare.book_folders import BOOKS, NOT_BOOKS, has_books, is_of_reports
+from utils.prepare.book_folders import BOOKS, NOT_BOOKS, REPORTS, UNCLEANED, has_books, is_of_reports
 from utils.prepare.chat.conversation import Converter
 from utils.prepare.dataset_cards import CARD, files_held_out
 from utils.prepare.dataset_entries import DatasetEntry
@@ -189,6 +189,10 @@ def _without_book_lists(folders: list[_Folder], log: Callable[[str], None]) -> l
     of_books = {folder.path for folder in read if has_books(folder.path)}
     if of_books:
         log(NOT_BOOKS)
+    for folder in read:
+        has_texts = folder.path in of_books and any(name.endswith(".txt") for name in folder.names)
+        if has_texts and not (folder.path / REPORTS).is_dir():
+            log(f"{folder.path} {UNCLEANED}")
     without_lists = (folder._replace(names=folder.names - {BOOKS}, has_books=True) for folder in read)
     return [new if new.path in of_books else old for old, new in zip(read, without_lists, strict=True)]
 
