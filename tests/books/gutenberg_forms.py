@@ -513,6 +513,11 @@ Money should be paid to the:
 
 CREDITS = {
     "none": "",
+    "pages": "E-text prepared by Ann Dee\n\n\n\nNote: Images of the original pages are available through\n"
+    "      Internet Archive. See\n      https://archive.org/details/mill00field\n",
+    "gallica": "Produced by Ann Dee\n\n(This file was produced from images generously made\n"
+    "available by the Bibliothèque nationale de France)\n",
+    "a page's mark": "<pre>\n\n</pre>\n",
     "produced by": "Produced by Ann Dee, Robert Fisk and the Online Distributed\n"
     "Proofreading Team at http://www.pgdp.net (This file was\nproduced from images generously made available by The\n"
     "Internet Archive)\n",
@@ -528,6 +533,10 @@ CREDITS = {
 
 FRONT_NOTES = {
     "none": "",
+    "printed first": "Transcriber's Note:\n\n    This etext was produced from _Stories_ May 1955. Extensive\n"
+    "    research did not uncover any evidence that the U.S. copyright on this publication\n    was renewed.\n",
+    "printed first, and more": "Transcriber's Note:\n\n    This etext was produced from _Stories_ May 1955.\n\n"
+    "    Minor spelling and typographical errors have been corrected.\n\n\n",
     "brackets": "[Transcriber's Note: The spelling of the original is retained.\n"
     "Footnotes [1] and [2] were moved to the end.]\n",
     "of an encoding": "[This text uses UTF-8 (Unicode) file encoding. If the apostrophes\n"

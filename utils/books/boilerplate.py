@@ -43,6 +43,8 @@ _STRICT = re.compile(
     | please\s+take\s+a\s+look\s+at\s+the\s+important
     | please\s+do\s+not\s+(?:remove|change\s+or\s+edit)\s+(?:it|this|the\s+header)
     | (?:e-?text|e-?book)s?\s+(?:was\s+|were\s+)?(?:prepared|produced|scanned|created|transcribed|converted|edited)
+    | this\s+file\s+was\s+(?:first\s+)?(?:produced|made)\s+from\s+(?:page\s+)?(?:images|scans)
+    | images\s+of\s+the\s+original\s+pages\s+are\s+available | \A\s*</?pre>(?:\s*</?pre>)*\s*\Z
     | (?:html|epub)\s+(?:version|edition)\s+(?:produced\s+|prepared\s+)?by | character\s+set\s+encoding""",
     re.IGNORECASE | re.VERBOSE,
 )

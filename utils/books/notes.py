@@ -141,6 +141,16 @@ def open_note_end(text: Text, paragraph: Paragraph) -> int | None:
     return past if speaks and (gap > 2 or past >= len(text.lines)) else None
 
 
+def _printed_first(text: Text, heading: Paragraph) -> int | None:
+    """The line after a note's heading and a paragraph that only a producer writes, as where a story was first printed.
+
+    None for any other note.
+    """
+    below = next(paragraphs_from(text, heading.past), None)
+    is_note = below and len(heading.lines) == 1 and below.first - heading.past <= 2 and names_producers(below)
+    return below.past if below and is_note else None
+
+
 def find_front_notes(text: Text) -> Found:
     """Credits and notes before a work; a title page may stand among them."""
     edits: list[Edit] = []
@@ -154,7 +164,7 @@ def find_front_notes(text: Text) -> Found:
             continue
         if is_note(paragraph):
             found = note_end(text, paragraph)
-            end = open_note_end(text, paragraph) if found is None else None
+            end = open_note_end(text, paragraph) or _printed_first(text, paragraph) if found is None else None
             if end is not None:
                 found = (paragraph.first, end)
             if found is None:
