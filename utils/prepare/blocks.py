@@ -8,7 +8,8 @@ depends on the file and the block size alone.
 
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import IO, Any, NamedTuple
 
 from utils.prepare.chat.conversation import Fields
@@ -207,32 +208,28 @@ def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
 
 def _row_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
     """The rows of a table in blocks of at least `size` bytes of text, but for the last one."""
-    values: list[Any] = []
     begin = file.span[0] if file.span else 0
-    held = 0
-    for value in row_values(file, size, text_field):
-        values.append(value)
-        held += _size(value)
-        if held >= size:
-            yield TextBlock(file, begin, begin, begin + len(values), True, values)
-            values, begin, held = [], begin + len(values), 0
-    if values:
-        yield TextBlock(file, begin, begin, begin + len(values), True, values)
+    return _blocks_of(file, size, zip(row_values(file, size, text_field), count(begin + 1)))
 
 
 def _joined_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
     """As `_row_blocks`, of rows that are joined: a document of over two blocks comes in parts."""
-    values: list[JoinedText] = []
-    begin = file.span[0] if file.span else 0
+    return _blocks_of(file, size, ((text, text.row + 1) for text in joined_texts(file, size, text_field)))
+
+
+def _blocks_of(file: CorpusFile, size: int, rows: Iterable[tuple[Any, int]]) -> Iterator[TextBlock]:
+    """Blocks of values, each of which comes with the number of the row after it."""
+    values: list[Any] = []
+    begin = past = file.span[0] if file.span else 0
     held = 0
-    for value in joined_texts(file, size, text_field):
+    for value, past in rows:
         values.append(value)
         held += _size(value)
         if held >= size:
-            yield TextBlock(file, begin, begin, value.row + 1, True, values)
-            values, begin, held = [], value.row + 1, 0
+            yield TextBlock(file, begin, begin, past, True, values)
+            values, begin, held = [], past, 0
     if values:
-        yield TextBlock(file, begin, begin, values[-1].row + 1, True, values)
+        yield TextBlock(file, begin, begin, past, True, values)
 
 
 def _record_blocks(file: CorpusFile, size: int, fields: Fields) -> Iterator[TextBlock]:
