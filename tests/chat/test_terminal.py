@@ -50,6 +50,19 @@ class Terminal:
         self.tmux("load-buffer", "-", text=text)
         self.tmux("paste-buffer", "-p")
 
+    def resize(self, width: int) -> None:
+        """Makes the window so wide; tmux tells the program a quarter of a second after an earlier change."""
+        self.tmux("resize-window", "-x", width)
+        device = self.tmux("display-message", "-p", "#{pane_tty}").strip()
+        deadline = time.monotonic() + SECONDS
+        terminal = os.open(device, os.O_RDONLY | os.O_NOCTTY)
+        try:
+            while os.get_terminal_size(terminal).columns != width:
+                assert time.monotonic() < deadline, f"the terminal is not {width} wide"
+                time.sleep(0.05)
+        finally:
+            os.close(terminal)
+
     def screen(self) -> str:
         """What is on the screen, without the lines before the first prompt and without blank ends."""
         lines = [line.rstrip() for line in self.tmux("capture-pane", "-p").splitlines()]
@@ -146,7 +159,7 @@ def test_a_conversation(terminals):
     screen = terminal.wait("stopped\n>")
     assert re.search(r"ab\n(ab|a|)\^C\n  [\d,]+ of 32,768 tokens; stopped\n>$", screen), screen
 
-    terminal.tmux("resize-window", "-x", 40)
+    terminal.resize(40)
     terminal.keys("A question that is longer than forty cells, is it?", "Enter")
     assert RESIZED in terminal.wait("is it.\n.+\n.+tokens\n>")
 
@@ -168,7 +181,7 @@ def test_two_answers_stand_side_by_side(terminals):
 
     terminal.keys("Go!", "Enter")
     terminal.wait("ja\n")
-    terminal.tmux("resize-window", "-x", 104)
+    terminal.resize(104)
     terminal.wait(f"\nab {{{49}}}│")
     terminal.keys("C-c")
     screen = terminal.wait("after: .+stopped\n>")
@@ -176,6 +189,6 @@ def test_two_answers_stand_side_by_side(terminals):
     rows = terminal.raw.read_text(encoding="utf-8").splitlines()
     assert {row.index("│") for row in rows if row.startswith("ab ")} == {54, 51}
 
-    terminal.tmux("resize-window", "-x", 60)
+    terminal.resize(60)
     terminal.keys("Short?", "Enter")
     assert ONE_UNDER_THE_OTHER in terminal.wait("bon.\n.+tokens\n.+tokens\n>")
