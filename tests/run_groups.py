@@ -21,7 +21,7 @@ from typing import IO, NoReturn
 TESTS = Path(__file__).resolve().parent
 ALONE = ("slurm",)
 # What comes before a training and after it; takes about as long as all that is left.
-BEFORE_AND_AFTER = ("export", "formats", "inference", "model", "prepare")
+BEFORE_AND_AFTER = ("books", "chat", "export", "formats", "inference", "model", "prepare", "report")
 PYTEST = (sys.executable, "-m", "pytest")
 GROUPS: dict[str, list[str]] = {
     "slurm": [*PYTEST, *(str(TESTS / folder) for folder in ALONE)],
