@@ -10,37 +10,25 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlencode, urlsplit
+
+from tests.local_server import LocalServer
 
 BLOCK = 2**12
 
 
-class Gutendex(ThreadingHTTPServer):
+class Gutendex(LocalServer):
     """`books[number]` is a book as the API has it, `files[path]` the bytes at an address."""
 
-    daemon_threads = True
-
     def __init__(self, page_size=32):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(Handler)
         self.page_size = page_size
         self.books, self.files = {}, {}
         self.faults = {}  # path → faults, which are taken one by one; each is a function of the handler
         self.requests, self.times = [], []
         self.stop_after, self.sent = None, 0
-        self.halted, self.released = threading.Event(), threading.Event()
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    def handle_error(self, request, client_address):
-        pass  # clients are killed here
-
-    def close(self):
-        self.released.set()
-        self.shutdown()
-        self.server_close()
 
     def add(self, number, title, text=b"It was a dark night.\r\n", **values):
         """A book with one file, in UTF-8 unless `formats` says otherwise; values are those of the API."""

@@ -12,11 +12,12 @@ import hashlib
 import json
 import os
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import unquote, urlsplit
 
 import yaml
+
+from tests.local_server import LocalServer
 
 TOKEN = "hf_TheTokenThatNobodyMaySee"
 LARGE = (".safetensors", ".bin", ".png", ".gguf", ".model", ".parquet", ".arrow")
@@ -31,17 +32,14 @@ def git_hash(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(LocalServer):
     """`repositories[ORG/NAME]` is a dictionary: private, and commits, the newest last, as (id, name → content).
 
     A dataset's is `repositories["datasets/ORG/NAME"]`.
     """
 
-    daemon_threads = True
-
     def __init__(self, part_size=None):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(Handler)
         self.part_size = part_size
         self.repositories, self.objects, self.parts = {}, {}, {}
         self.faults = {}  # repository → status and headers of every answer about it
@@ -50,16 +48,6 @@ class Hub(ThreadingHTTPServer):
         self.stop_after = None
         self.received, self.sent = {}, {}  # bytes of each large file
         self.starts = {}  # name → where each of its downloads began
-        self.halted, self.released = threading.Event(), threading.Event()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def handle_error(self, request, client_address):
-        pass  # clients are killed here
-
-    def close(self):
-        self.released.set()
-        self.shutdown()
-        self.server_close()
 
     def environment(self, home, token=TOKEN):
         """What a client's process needs; nothing of this machine's own Hub settings."""
