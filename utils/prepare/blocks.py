@@ -69,8 +69,8 @@ def read_blocks(file: CorpusFile, size: int, fields: str | Fields) -> Iterator[T
     packed = packing_of(file.path) != ""
     with unpacked(file.path) as stream:
         begin, head = 0, stream.read(len(BOM_UTF8))
-        if file.span is not None and file.span[0]:
-            begin, head = file.span[0], head[file.span[0] :]
+        if file.begin:
+            begin, head = file.begin, head[file.begin :]
             skip(stream, begin - len(BOM_UTF8), packed)
         elif head == BOM_UTF8:
             begin, head = len(BOM_UTF8), b""
@@ -208,8 +208,7 @@ def _read_to(stream: IO[bytes], buffer: bytes, size: int) -> bytes:
 
 def _row_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
     """The rows of a table in blocks of at least `size` bytes of text, but for the last one."""
-    begin = file.span[0] if file.span else 0
-    return _blocks_of(file, size, zip(row_values(file, size, text_field), count(begin + 1)))
+    return _blocks_of(file, size, zip(row_values(file, size, text_field), count(file.begin + 1)))
 
 
 def _joined_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[TextBlock]:
@@ -220,7 +219,7 @@ def _joined_blocks(file: CorpusFile, size: int, text_field: str) -> Iterator[Tex
 def _blocks_of(file: CorpusFile, size: int, rows: Iterable[tuple[Any, int]]) -> Iterator[TextBlock]:
     """Blocks of values, each of which comes with the number of the row after it."""
     values: list[Any] = []
-    begin = past = file.span[0] if file.span else 0
+    begin = past = file.begin
     held = 0
     for value, past in rows:
         values.append(value)
@@ -233,7 +232,7 @@ def _blocks_of(file: CorpusFile, size: int, rows: Iterable[tuple[Any, int]]) -> 
 
 
 def _record_blocks(file: CorpusFile, size: int, fields: Fields) -> Iterator[TextBlock]:
-    begin = file.span[0] if file.span else 0
+    begin = file.begin
     for payload, rows in row_records(file, size, fields):
         yield TextBlock(file, begin, begin, begin + rows, True, payload)
         begin += rows

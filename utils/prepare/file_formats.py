@@ -51,6 +51,11 @@ class CorpusFile:
     join_field: str = ""  # of its records of text: consecutive ones with the same value in it are one document
 
     @property
+    def begin(self) -> int:
+        """The first row or byte that is read."""
+        return self.span[0] if self.span else 0
+
+    @property
     def unit(self) -> str:
         return "row" if self.format in ROWS else "byte"
 

@@ -51,9 +51,7 @@ def joined_texts(file: CorpusFile, size: int, text_field: str) -> Iterator[Joine
     is_exact = order is not None and WHITE_SPACE_KEPT.items() <= (table_schema(file).metadata or {}).items()
     text, context, begin = bytearray(), 0, -1
     last_key = None
-    for row, (value, key, position) in enumerate(
-        joined_values(file, size, text_field), start=file.span[0] if file.span else 0
-    ):
+    for row, (value, key, position) in enumerate(joined_values(file, size, text_field), start=file.begin):
         is_next = begin >= 0 and key is not None and key == last_key
         if order is not None:
             is_next = order.is_next(row, is_next, position)
