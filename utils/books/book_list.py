@@ -117,4 +117,5 @@ def _book(values: dict[str, str], where: str) -> Book:
         raise DataError(f"{where}: {number!r} is no number of a book")
     if not re.fullmatch("([0-9a-f]{64})?", values["sha256"]):
         raise DataError(f"{where}: {values['sha256']!r} is no SHA-256")
-    return Book(**{**values, "number": int(number) if number else None})  # type: ignore[arg-type]
+    texts = {name: value for name, value in values.items() if name != "number"}
+    return Book(number=int(number) if number else None, **texts)

@@ -250,21 +250,21 @@ def _remove_stale(output_dir: Path, names: list[str]) -> None:
     records = output_dir / REPORTS / RECORDS
     for path in (*output_dir.glob(".*.tmp"), *records.glob(".*.tmp"), *records.parent.glob(".*.tmp")):
         path.unlink()
-    present, known = set(names), set()
+    present = set(names)
     removed, kept = [], []
-    for path in sorted(records.glob("*.jsonl")):
+    for path in sorted(set(records.glob("*.jsonl")) - {record_path(output_dir, name) for name in names}):
         record = read_record(path)
-        name = (record or {}).get("name", "")
-        known.add(name)
-        if record is None or name in present:
+        if record is None:
             continue
+        name = record["name"]
         if _sha256(output_dir / name) in (record["sha256"], None):
             (output_dir / name).unlink(missing_ok=True)
             path.unlink()
             removed.append(name)
         else:
             kept.append(name)
-    strange = [path.name for path in sorted(output_dir.iterdir()) if is_book(path) and path.name not in present | known]
+    known = present.union(kept)
+    strange = [path.name for path in sorted(output_dir.iterdir()) if is_book(path) and path.name not in known]
     if removed:
         say(f"{len(removed)} books have left the input and are removed: {listing(removed)}")
     if kept:

@@ -147,8 +147,9 @@ def _printed_first(text: Text, heading: Paragraph) -> int | None:
     None for any other note.
     """
     below = next(paragraphs_from(text, heading.past), None)
-    is_note = below and len(heading.lines) == 1 and below.first - heading.past <= 2 and names_producers(below)
-    return below.past if below and is_note else None
+    if below is None or len(heading.lines) > 1 or below.first - heading.past > 2:
+        return None
+    return below.past if names_producers(below) else None
 
 
 def find_front_notes(text: Text) -> Found:
@@ -164,8 +165,7 @@ def find_front_notes(text: Text) -> Found:
             continue
         if is_note(paragraph):
             found = note_end(text, paragraph)
-            end = open_note_end(text, paragraph) or _printed_first(text, paragraph) if found is None else None
-            if end is not None:
+            if found is None and (end := open_note_end(text, paragraph) or _printed_first(text, paragraph)):
                 found = (paragraph.first, end)
             if found is None:
                 continue  # `find_back_notes`, which looks everywhere, says so

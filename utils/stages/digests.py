@@ -140,7 +140,7 @@ def _of_books(folder: Path) -> str | None:
         return None
     if not names or not all((folder / name).is_file() for name in (BOOKS, *names)):
         return None
-    files = [file for file in folder.iterdir() if file.suffix in OF_BOOKS and not file.name.startswith(".")]
+    files = [file for file in folder.iterdir() if file.suffix.lower() in OF_BOOKS and not file.name.startswith(".")]
     return _digest(folder, [file for file in files if file.is_file()])
 
 
