@@ -61,7 +61,7 @@ LINES = {
     "utils/export": 2303,
     "utils/report": 807,
     "commands": 1899,
-    "utils/stages": 1109,
+    "utils/stages": 1116,
     "utils/books": 4697,
     "utils/chat": 1313,
 }

@@ -162,6 +162,15 @@ def test_what_is_complete_and_unchanged_is_skipped(small: Stages, capsys: pytest
     assert [line.split()[0] for line in lines if line.endswith("  skipped")] == ALL_STAGES
 
 
+def test_a_lock_of_a_start_that_was_killed_when_all_was_done_is_removed(small: Stages) -> None:
+    small.run()
+    (made,) = [path for path in small.folder.glob(".*.plot.json")]
+    left = made.with_suffix(".lock")
+    left.touch()
+    small.run()
+    assert not left.exists()
+
+
 def edit_input(small: Stages) -> None:
     (small.folder / "run" / "model").write_text("trained further")
 

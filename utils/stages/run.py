@@ -120,6 +120,9 @@ def run_stages(
         if reason is not None:
             with _alone(recipe, name) as lock:
                 _run_stage(recipe, name, expected, reason, signals, lock, launcher)
+        elif (left := _lock_path(recipe, name)) and left.exists():
+            with _alone(recipe, name):
+                pass  # a start that was killed after its stage was complete has left it: it is removed
         seconds = f"{time.monotonic() - began:.1f} s"
         rows.append(Row(name, _shown_result(recipe, name), "skipped" if reason is None else seconds))
     print("", *aligned([("stage", "result", "time"), *rows], left=2), "", sep="\n")
@@ -218,12 +221,11 @@ def _alone(recipe: Recipe, name: str) -> Iterator[int | None]:
 
     Where the file system knows no locks there is none.
     """
-    record = record_path(recipe, name)
-    if record is None:
+    path = _lock_path(recipe, name)
+    if path is None:
         yield None
         return
-    record.parent.mkdir(parents=True, exist_ok=True)
-    path = record.with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _take(path)
     if descriptor is None:
         raise UserError(f"the stage {name} of {recipe.path} is still being run by another process")
@@ -232,6 +234,11 @@ def _alone(recipe: Recipe, name: str) -> Iterator[int | None]:
     finally:
         path.unlink(missing_ok=True)  # while it is locked: who waits for it sees that it is gone
         os.close(descriptor)
+
+
+def _lock_path(recipe: Recipe, name: str) -> Path | None:
+    record = record_path(recipe, name)
+    return record and record.with_suffix(".lock")
 
 
 def _take(path: Path) -> int | None:
