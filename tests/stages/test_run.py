@@ -164,7 +164,7 @@ def test_what_is_complete_and_unchanged_is_skipped(small: Stages, capsys: pytest
 
 def test_a_lock_of_a_start_that_was_killed_when_all_was_done_is_removed(small: Stages) -> None:
     small.run()
-    (made,) = [path for path in small.folder.glob(".*.plot.json")]
+    (made,) = small.folder.glob(".*.plot.json")
     left = made.with_suffix(".lock")
     left.touch()
     small.run()
