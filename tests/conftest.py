@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,8 @@ os.environ["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache" / "user")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell ignores SIGINT in what it starts behind `&`, and every process of a test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI") and not SHARED.is_dir():
         pytest.exit("the tests that read ../shared cannot run: it is missing", returncode=1)
     if os.environ.get("CI") and not (LLAMA_CPP / STAMP).is_file():
